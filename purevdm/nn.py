@@ -1,0 +1,238 @@
+"""Layers as functions of a dict of parameters, one example at a time, and their initialisers.
+
+Each layer is a pair: ``LAYER_init(key, ...)`` makes its parameters (float32), ``LAYER(params, x, ...)`` applies it to one
+example, channels first, without a batch axis; ``torch.func.vmap`` batches it. Defaults are Flax's: LeCun-normal kernels,
+zero biases, group norms with epsilon 1e-6.
+
+>>> from purevdm import nn, random
+>>> params = nn.dense_init(random.key(0), 3, 5)
+>>> nn.dense(params, random.normal(random.key(1), (3,))).shape
+torch.Size([5])
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purevdm import _checks, random
+
+__all__ = [
+    "attention",
+    "constant",
+    "conv",
+    "conv_init",
+    "dense",
+    "dense_init",
+    "dropout",
+    "fourier_features",
+    "group_norm",
+    "group_norm_init",
+    "lecun_normal",
+    "normal",
+    "pointwise",
+    "timestep_embedding",
+    "zeros",
+]
+
+Params = dict[str, Any]
+"""Nested dicts of tensors."""
+
+Initialiser = Callable[[Tensor, Sequence[int], int], Tensor]
+"""``(key, shape, fan_in) -> kernel``, float32 on the key's device."""
+
+
+# Initialisers
+
+
+def lecun_normal(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+    """Normal of variance 1 / fan_in, truncated at two standard deviations of the normal before truncation."""
+    # 0.8796... is the standard deviation of a standard normal truncated to (-2, 2).
+    scale = 1.0 / math.sqrt(fan_in) / 0.87962566103423978
+    return random.truncated_normal(key, -2.0, 2.0, shape) * scale
+
+
+def zeros(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+    """All zeros."""
+    return torch.zeros(tuple(shape), device=key.device)
+
+
+def constant(value: float) -> Initialiser:
+    """An initialiser: everywhere this value."""
+
+    def init(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+        return torch.full(tuple(shape), value, device=key.device)
+
+    return init
+
+
+def normal(stddev: float = 1e-2) -> Initialiser:
+    """An initialiser: normal with mean 0 and this standard deviation."""
+
+    def init(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+        return random.normal(key, shape) * stddev
+
+    return init
+
+
+# Dense and convolution
+
+
+def dense_init(
+    key: Tensor, n_in: int, n_out: int, bias: bool = True, kernel_init: Initialiser = lecun_normal
+) -> Params:
+    """``{"kernel": (n_in, n_out), "bias": (n_out,)}``, the bias zero.
+
+    Raises:
+        TypeError, ValueError: a key of the wrong form, or a size below 1.
+    """
+    _checks.key("key", key)
+    n_in, n_out = _checks.integer("n_in", n_in, 1), _checks.integer("n_out", n_out, 1)
+    return _with_bias(key, kernel_init(key, (n_in, n_out), n_in), n_out, bias)
+
+
+def _with_bias(key: Tensor, kernel: Tensor, n_out: int, bias: bool) -> Params:
+    return {"kernel": kernel} | ({"bias": torch.zeros(n_out, device=key.device)} if bias else {})
+
+
+def dense(params: Params, x: Tensor) -> Tensor:
+    """An affine map of the last axis: (..., n_in) to (..., n_out)."""
+    y = x @ params["kernel"]
+    return y + params["bias"] if "bias" in params else y
+
+
+def pointwise(params: Params, x: Tensor) -> Tensor:
+    """:func:`dense` along the first axis, at each place of a feature map: (n_in, *space) to (n_out, *space)."""
+    y = (params["kernel"].mT @ x.flatten(1)).unflatten(1, x.shape[1:])
+    return y + _over_space(params["bias"], y) if "bias" in params else y
+
+
+def _over_space(per_channel: Tensor, x: Tensor) -> Tensor:
+    return per_channel.reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+def conv_init(
+    key: Tensor,
+    n_in: int,
+    n_out: int,
+    kernel_size: Sequence[int] = (3, 3),
+    bias: bool = True,
+    kernel_init: Initialiser = lecun_normal,
+) -> Params:
+    """``{"kernel": (n_out, n_in, *kernel_size), "bias": (n_out,)}``, the bias zero.
+
+    Raises:
+        TypeError, ValueError: a key of the wrong form, a size below 1, a kernel that is not of 1 to 3 odd sizes.
+    """
+    _checks.key("key", key)
+    n_in, n_out = _checks.integer("n_in", n_in, 1), _checks.integer("n_out", n_out, 1)
+    size = _checks.shape("kernel_size", kernel_size)
+    if not 1 <= len(size) <= 3 or any(s % 2 == 0 for s in size):
+        raise ValueError(f"kernel_size: expected one to three odd integers, got {size}")
+    return _with_bias(key, kernel_init(key, (n_out, n_in, *size), n_in * math.prod(size)), n_out, bias)
+
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def conv(params: Params, x: Tensor) -> Tensor:
+    """A convolution with zero padding that keeps the size: (n_in, *space) to (n_out, *space), space of rank 1 to 3."""
+    kernel = params["kernel"]
+    padding = tuple(size // 2 for size in kernel.shape[2:])
+    return _CONVOLUTIONS[kernel.ndim - 2](x, kernel, params.get("bias"), padding=padding)  # type: ignore[operator]
+
+
+# Normalisation, attention, dropout
+
+
+def group_norm_init(key: Tensor, channels: int) -> Params:
+    """``{"scale": ones (channels,), "bias": zeros (channels,)}``.
+
+    Raises:
+        TypeError, ValueError: a key of the wrong form, or no channels.
+    """
+    _checks.key("key", key)
+    channels = _checks.integer("channels", channels, 1)
+    return {"scale": torch.ones(channels, device=key.device), "bias": torch.zeros(channels, device=key.device)}
+
+
+def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -> Tensor:
+    """Normalises each group of channels of one feature map (channels, *space) over its channels and places.
+
+    Raises:
+        ValueError: the channels do not divide into the groups.
+    """
+    if x.shape[0] % groups:
+        raise ValueError(f"groups: expected a divisor of the {x.shape[0]} channels, got {groups}")
+    return F.group_norm(x[None], groups, params["scale"], params["bias"], eps)[0]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
+    """Scaled dot-product attention, softmax(q k^T / sqrt(dim / heads)) v, each head with its part of the channels.
+
+    Args:
+        q: queries, (tokens, dim).
+        k, v: keys and values, (other tokens, dim).
+        heads: how many heads.
+
+    Returns:
+        (tokens, dim).
+
+    Raises:
+        ValueError: the channels do not divide into the heads.
+    """
+    if q.shape[-1] % heads:
+        raise ValueError(f"heads: expected a divisor of the {q.shape[-1]} channels, got {heads}")
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
+    # Written out, as F.scaled_dot_product_attention has no batching rule on the CPU: vmap would loop over the examples.
+    weights = torch.softmax(q / math.sqrt(q.shape[-1]) @ k.mT, dim=-1)
+    return (weights @ v).transpose(0, 1).flatten(1)
+
+
+def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:
+    """Zeroes x where the mask ``keep`` is false and scales the rest by 1 / (1 - rate), so that the mean stays.
+
+    The mask is drawn by whoever holds the key: ``random.bernoulli(key, 1 - rate, x.shape)``. One draw for all the layers
+    of a network costs less to compile than one for each.
+    """
+    return torch.where(keep, x / (1.0 - rate), 0.0)
+
+
+# Features of a number
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoids of one number at ``dim // 2`` frequencies from 1 down to 1 / 10000, sines then cosines.
+
+    Args:
+        t: shape (); networks of the paper give 1000 times the normalised gamma.
+        dim: how many features; an odd one is filled with a zero.
+
+    Returns:
+        (dim,).
+
+    Raises:
+        ValueError: fewer than 4 features.
+    """
+    half = _checks.integer("dim", dim, 4) // 2
+    frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10000.0) / (half - 1)))
+    angles = t * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, dim % 2))
+
+
+def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
+    """Base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (App. C of the paper).
+
+    Args:
+        x: (channels, *space).
+        exponents: the n's.
+
+    Returns:
+        (2 * channels * len(exponents), *space): all sines, then all cosines; within each, channel by channel.
+    """
+    scales = torch.tensor([2.0**n * 2.0 * math.pi for n in exponents], dtype=x.dtype, device=x.device)
+    angles = (x.unsqueeze(1) * scales.reshape(-1, *(1 for _ in x.shape[1:]))).flatten(0, 1)
+    return torch.cat([angles.sin(), angles.cos()])

@@ -1,0 +1,114 @@
+"""The way back: from noise at time 1 to data at time 0 by steps of the generative model (App. A.4, eq. 34)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, process
+
+__all__ = ["Denoised", "ancestral_step", "run"]
+
+Bounds = tuple[Tensor, Tensor]
+
+
+class Denoised(NamedTuple):
+    """A step's result: the next latent, and the x_hat that it was made from (both of z's shape)."""
+
+    z: Tensor
+    x_hat: Tensor
+
+
+def ancestral_step(
+    z_t: Tensor, eps_hat: Tensor, gamma_s: Tensor, gamma_t: Tensor, eps: Tensor, clip: Bounds | None = None
+) -> Denoised:
+    """A draw of p(z_s given z_t) = q(z_s given z_t, x = x_hat) (eq. 34), elementwise.
+
+    Args:
+        z_t: the latent at the later time t.
+        eps_hat: the noise that the network sees in it.
+        gamma_s, gamma_t: gamma at s < t; they broadcast.
+        eps: standard normal noise, of z_t's shape.
+        clip: bounds (low, high) to clamp x_hat to, or None.
+
+    Returns:
+        z_s and x_hat.
+    """
+    x_hat = process.x_from_eps(z_t, eps_hat, gamma_t)
+    if clip is None:
+        q = process.posterior_from_eps(z_t, eps_hat, gamma_s, gamma_t)
+    else:
+        x_hat = torch.clamp(x_hat, *clip)
+        q = process.posterior(z_t, x_hat, gamma_s, gamma_t)
+    return Denoised(q.mean + q.std * eps, x_hat)
+
+
+def run(
+    step: Callable[[Tensor, Tensor], Tensor],
+    z: Tensor,
+    steps: int | Tensor,
+    *,
+    trajectory: bool = False,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Applies ``z = step(i, z)`` for i = 0, ..., steps - 1.
+
+    In eager this is a Python loop. Under ``torch.compile`` it is one ``torch.while_loop``, whose graph does not depend on
+    the number of steps where that is a tensor.
+
+    Args:
+        step: ``step(i, z) -> z``, with i an int32 tensor of shape () on z's device.
+        z: the start.
+        steps: how many, an integer >= 1, or an integer tensor of shape () (on the CPU: a loop's end is tested there).
+        trajectory: whether to return all latents, from the start on, stacked: (steps + 1, *z.shape). Takes an integer.
+        callback: in eager, ``callback(i, z)`` after each step, for a progress bar.
+
+    Raises:
+        TypeError, ValueError: steps below 1 or of the wrong form; a trajectory of a tensor of steps; a callback under
+            compile.
+    """
+    if isinstance(steps, Tensor):
+        _checks.shaped("steps", steps, ())
+        if steps.is_floating_point() or steps.dtype == torch.bool:
+            raise TypeError(f"steps: expected an integer tensor, got {_checks.describe(steps)}")
+        if trajectory:
+            raise TypeError("steps: a trajectory has as many latents as steps; give a Python integer, not a tensor")
+        _checks.within("steps", steps, 1, 2**31 - 1)
+    else:
+        steps = _checks.integer("steps", steps, 1)
+    if torch.compiler.is_compiling():
+        if callback is not None:
+            raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager")
+        return _compiled(step, z, steps, trajectory)
+
+    latents = [z]
+    for i in range(int(steps)):
+        z = step(torch.tensor(i, dtype=torch.int32, device=z.device), z)
+        if trajectory:
+            latents.append(z)
+        if callback is not None:
+            callback(i, z)
+    return torch.stack(latents) if trajectory else z
+
+
+def _compiled(step: Callable[[Tensor, Tensor], Tensor], z: Tensor, steps: int | Tensor, trajectory: bool) -> Tensor:
+    # Two counters: the loop's end is tested on the CPU without waiting for the device, the step counts on z's device.
+    end = torch.as_tensor(steps, dtype=torch.int32)
+    host = torch.zeros((), dtype=torch.int32)
+    here = torch.zeros((), dtype=torch.int32, device=z.device)
+
+    def unfinished(host: Tensor, here: Tensor, *state: Tensor) -> Tensor:
+        return host < end
+
+    def body(host: Tensor, here: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        return host + 1, here + 1, step(here, z)
+
+    def recording(host: Tensor, here: Tensor, z: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+        z = step(here, z)
+        return host + 1, here + 1, z, latents.index_copy(0, (here + 1).to(torch.int64)[None], z[None])
+
+    if not trajectory:
+        return torch.while_loop(unfinished, body, (host, here, z))[-1]
+    latents = torch.cat([z[None], z.new_zeros((steps, *z.shape))])
+    return torch.while_loop(unfinished, recording, (host, here, z, latents))[-1]

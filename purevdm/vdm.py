@@ -1,0 +1,247 @@
+"""A model: a network, a schedule and a decoder bound into pure functions of parameters and keys."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, elbo, process, random, sampling
+from purevdm.decoder import Decoder, discrete, integers
+from purevdm.elbo import ELBO, Noise
+from purevdm.networks import Network
+from purevdm.nn import Params
+from purevdm.schedules import Schedule
+
+__all__ = ["VDM", "Sample", "vdm"]
+
+
+class Sample(NamedTuple):
+    """What sampling gives when the trajectory is asked for.
+
+    Attributes:
+        x: integers, (n, *event_shape), int64.
+        z: the latents from time 1 to time 0, (steps + 1, n, *event_shape).
+    """
+
+    x: Tensor
+    z: Tensor
+
+
+class VDM(NamedTuple):
+    """A variational diffusion model. Every function is pure; B is the batch size.
+
+    Attributes:
+        init: ``init(key) -> params``, nested dicts of tensors: ``{"network": ..., "schedule": ...}``.
+        loss_fn: ``loss_fn(params, x, key, cond=None, *, train=True)``: the bound's Monte Carlo estimate, the mean over the
+            batch, in bits per dimension, shape (). x holds integers (B, *event_shape). ``train=False`` switches
+            dropout off.
+        loss_and_stats: like ``loss_fn``, but ``(loss, stats)`` for ``has_aux=True``: a dict of the parts ``recon``,
+            ``prior`` and ``diffusion`` (bits/dim, they sum to the loss) and the ends ``gamma_0`` and ``gamma_1``.
+        elbo: ``elbo(params, x, key, cond=None, *, train=False) -> ELBO``: the three terms, each (B,), nats.
+        elbo_core: ``elbo_core(params, x, noise, cond=None) -> ELBO``: one example with explicit noise, each (), nats.
+        draw: ``draw(key, n, *, train=True) -> Noise``: the noise that ``elbo`` draws for a batch of n.
+        sample: ``sample(params, key, n, *, steps=1000, cond=None, decode="argmax", clip=False, trajectory=False,
+            callback=None)``: n samples, int64 (n, *event_shape); see :func:`vdm`.
+        eps_hat: ``eps_hat(params, z, gamma, cond=None)``: the predicted noise in a batch of latents, gamma of shape (B,).
+        gamma: ``gamma(params, t)``: the schedule, elementwise.
+        network, schedule, decoder, event_shape, timesteps, dtype: what the model was made of.
+    """
+
+    init: Callable[[Tensor], Params]
+    loss_fn: Callable[..., Tensor]
+    loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    elbo: Callable[..., ELBO]
+    elbo_core: Callable[..., ELBO]
+    draw: Callable[..., Noise]
+    sample: Callable[..., Any]
+    eps_hat: Callable[..., Tensor]
+    gamma: Callable[[Params, Tensor], Tensor]
+    network: Network
+    schedule: Schedule
+    decoder: Decoder
+    event_shape: tuple[int, ...]
+    timesteps: int
+    dtype: torch.dtype
+
+
+def vdm(
+    network: Network,
+    schedule: Schedule,
+    event_shape: Sequence[int],
+    vocab_size: int | None = None,
+    *,
+    decoder: Decoder | None = None,
+    timesteps: int | None = 0,
+    antithetic: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> VDM:
+    """Binds a network, a schedule and a decoder into a variational diffusion model.
+
+    Args:
+        network: predicts the noise; see :mod:`purevdm.networks`.
+        schedule: gamma(t); see :mod:`purevdm.schedules`.
+        event_shape: the shape of one example, of any rank: (3, 32, 32) for images, (2,) for points, (length,) for series.
+        vocab_size: how many values the data take, 256 unless a decoder is given.
+        decoder: another decoder than ``purevdm.decoder.discrete(vocab_size)``.
+        timesteps: T, the number of steps of the discrete-time bound (eq. 14), or 0 or None for continuous time (eq. 17).
+        antithetic: whether a batch's times are spread evenly (App. I.1) or independent.
+        dtype: of parameters, latents and losses: float32, or float64 for proofs.
+
+    Sampling (``model.sample``) walks back from noise in ``steps`` ancestral steps (eq. 34). Step i draws from
+    ``fold_in(k, i)``, k being the second of the three keys that the sampling key is split into; the first draws z_1, the
+    third decodes. ``decode`` is "argmax" or "sample" (draw from p(x given z_0)); ``clip=True`` clamps every x_hat to the
+    data's range; ``trajectory=True`` returns a :class:`Sample` with all latents; ``callback(i, z)`` follows the steps in
+    eager. ``steps`` may be an integer tensor of shape (): then one compiled graph serves every number of steps. Sampling
+    builds no autograd graph.
+
+    Returns:
+        A :class:`VDM`.
+
+    Raises:
+        TypeError, ValueError: here, arguments out of range; in the model's functions, floats or out-of-range integers as
+            x, a wrong event shape, an empty batch, a key of the wrong form, steps < 1, NaN in the parameters (the leaf is
+            named). Values are looked at in eager only; no check breaks a compiled graph.
+
+    >>> import torch, purevdm
+    >>> from purevdm import random
+    >>> model = purevdm.vdm(purevdm.networks.mlp(hidden=32), purevdm.schedules.learned_linear(), event_shape=(2,))
+    >>> params = model.init(random.key(0))
+    >>> x = random.randint(random.key(1), (16, 2), 0, 256)
+    >>> grads, loss = torch.func.grad_and_value(model.loss_fn)(params, x, random.key(2))
+    >>> model.sample(params, random.key(3), 5, steps=10).shape
+    torch.Size([5, 2])
+    """
+    for name, part, form in (("network", network, ("init", "apply")), ("schedule", schedule, ("init", "gamma"))):
+        if not all(callable(getattr(part, f, None)) for f in form):
+            raise TypeError(f"{name}: expected a NamedTuple with {' and '.join(form)}, got {_checks.describe(part)}")
+    event_shape = _checks.shape("event_shape", event_shape)
+    if 0 in event_shape:
+        raise ValueError(f"event_shape: expected sizes of at least 1, got {event_shape}")
+    if decoder is not None and vocab_size is not None:
+        raise ValueError(f"vocab_size: the decoder has its own, {decoder.vocab_size}; leave this one out")
+    decoder = discrete(256 if vocab_size is None else vocab_size) if decoder is None else decoder
+    timesteps = 0 if timesteps is None else _checks.integer("timesteps", timesteps, 0)
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    nats_to_bits_per_dim = 1.0 / (math.prod(event_shape) * math.log(2.0))
+
+    def init(key: Tensor) -> Params:
+        k_network, k_schedule = random.split(_checks.key("key", key)).unbind(0)
+        params = {"network": network.init(k_network, event_shape), "schedule": schedule.init(k_schedule)}
+        return optree.tree_map(lambda leaf: leaf.to(dtype), params)  # type: ignore[arg-type, return-value]
+
+    def check_batch(x: Tensor) -> int:
+        integers(x)
+        if x.ndim == 0 or tuple(x.shape[1:]) != event_shape:
+            raise ValueError(f"x: expected shape (B, {', '.join(map(str, event_shape))}), got {_checks.describe(x)}")
+        if x.shape[0] == 0:
+            raise ValueError(f"x: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
+        _checks.within("x", x, 0, decoder.vocab_size - 1)
+        return x.shape[0]
+
+    def draw(key: Tensor, n: int, *, train: bool = True) -> Noise:
+        return elbo.draw(key, n, event_shape, antithetic=antithetic, timesteps=timesteps, dtype=dtype, train=train)
+
+    def elbo_core(params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
+        _checks.params("params", params)
+        _checks.shaped("x", integers(x), event_shape)
+        _checks.within("x", x, 0, decoder.vocab_size - 1)
+        _checks.shaped("noise.t", noise.t, ())
+        _checks.shaped("noise.eps_0", noise.eps_0, event_shape)
+        _checks.shaped("noise.eps", noise.eps, event_shape)
+        return elbo.elbo(network, schedule, decoder, timesteps, params, x, noise, cond)
+
+    def batch_elbo(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = False) -> ELBO:
+        _checks.params("params", params)
+        n = check_batch(x)
+        noise = draw(key, n, train=train)
+
+        def one(x: Tensor, noise: Noise, cond: Any) -> ELBO:
+            return elbo.elbo(network, schedule, decoder, timesteps, params, x, noise, cond)
+
+        return torch.func.vmap(one, in_dims=(0, elbo.axes(train), None if cond is None else 0))(x, noise, cond)
+
+    def loss_and_stats(
+        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = batch_elbo(params, x, key, cond, train=train)
+        stats = {name: term.mean() * nats_to_bits_per_dim for name, term in terms._asdict().items()}
+        loss = stats["recon"] + stats["prior"] + stats["diffusion"]
+        ends = schedule.gamma(params["schedule"], torch.tensor([0.0, 1.0], dtype=dtype, device=x.device))
+        return loss, stats | {"gamma_0": ends[0], "gamma_1": ends[1]}
+
+    def loss_fn(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True) -> Tensor:
+        return loss_and_stats(params, x, key, cond, train=train)[0]
+
+    def gamma(params: Params, t: Tensor) -> Tensor:
+        return schedule.gamma(params["schedule"], t)
+
+    def eps_hat(params: Params, z: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:
+        _checks.floating("z", z)
+        _checks.shaped("z", z, (*z.shape[:1], *event_shape))
+        _checks.shaped("gamma", gamma, z.shape[:1])
+
+        def one(z: Tensor, gamma: Tensor, cond: Any) -> Tensor:
+            return network.apply(params["network"], z, gamma, cond=cond)
+
+        return torch.func.vmap(one, in_dims=(0, 0, None if cond is None else 0))(z, gamma, cond)
+
+    @torch.no_grad()
+    def sample(
+        params: Params,
+        key: Tensor,
+        n: int,
+        *,
+        steps: int | Tensor = 1000,
+        cond: Any = None,
+        decode: str = "argmax",
+        clip: bool = False,
+        trajectory: bool = False,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Any:
+        _checks.params("params", params)
+        k_z, k_steps, k_decode = random.split(_checks.key("key", key), 3).unbind(0)
+        n = _checks.integer("n", n, 1)
+        _checks.choice("decode", decode, ("argmax", "sample"))
+        total = torch.as_tensor(steps, device=key.device).to(dtype)
+        bounds = None
+        if clip:
+            ends = torch.tensor([0, decoder.vocab_size - 1], device=key.device)
+            low, high = (decoder.encode(end.expand(event_shape), dtype) for end in ends)
+            bounds = (low, high)
+
+        def step(i: Tensor, z: Tensor) -> Tensor:
+            eps = random.normal(random.fold_in(k_steps, i), z.shape, dtype)
+            gamma_t = gamma(params, (total - i) / total)
+            gamma_s = gamma(params, (total - i - 1) / total)
+            predicted = eps_hat(params, z, gamma_t.expand(n), cond)
+            return sampling.ancestral_step(z, predicted, gamma_s, gamma_t, eps, bounds).z
+
+        z_1 = random.normal(k_z, (n, *event_shape), dtype)
+        latents = sampling.run(step, z_1, steps, trajectory=trajectory, callback=callback)
+        z_0 = latents[-1] if trajectory else latents
+        gamma_0 = gamma(params, torch.zeros((), dtype=dtype, device=key.device))
+        rescaled = z_0 / process.alpha(gamma_0)
+        x = decoder.mode(rescaled) if decode == "argmax" else decoder.sample(k_decode, rescaled, gamma_0)
+        return Sample(x, latents) if trajectory else x
+
+    return VDM(
+        init=init,
+        loss_fn=loss_fn,
+        loss_and_stats=loss_and_stats,
+        elbo=batch_elbo,
+        elbo_core=elbo_core,
+        draw=draw,
+        sample=sample,
+        eps_hat=eps_hat,
+        gamma=gamma,
+        network=network,
+        schedule=schedule,
+        decoder=decoder,
+        event_shape=event_shape,
+        timesteps=timesteps,
+        dtype=dtype,
+    )
