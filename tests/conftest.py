@@ -1,0 +1,16 @@
+"""What the tests share: fresh compilers, Hypothesis profiles, tiny models."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("purevdm", deadline=None, max_examples=30, derandomize=True, database=None)
+settings.load_profile("purevdm")
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Each test counts its own graphs."""
+    torch._dynamo.reset()
+    yield

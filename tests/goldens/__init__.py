@@ -1,0 +1,83 @@
+"""The official numbers, as computed by google-research/vdm and by jax.random (see README.md beside this file)."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import purevdm
+from purevdm import Noise, elbo, interop, networks, schedules
+
+HERE = Path(__file__).parent
+
+
+class Case(NamedTuple):
+    """One official run, its arrays channels first, and the same model here."""
+
+    arrays: dict[str, np.ndarray]
+    model: purevdm.VDM
+    params: Any
+    grads: Any
+    x: torch.Tensor
+    cond: torch.Tensor
+    noise: Noise
+
+
+CASES = {
+    "scalar_t0": dict(schedule=schedules.learned_linear, timesteps=0),
+    "fixed_t0": dict(schedule=schedules.fixed_linear, timesteps=0, fourier=()),
+    "nnet_t0_attn": dict(schedule=schedules.monotone_mlp, timesteps=0, attention=True),
+    "scalar_t10": dict(schedule=schedules.learned_linear, timesteps=10),
+    "nnet_t10_naive_time": dict(schedule=schedules.monotone_mlp, timesteps=10, antithetic=False),
+}
+
+
+def nchw(array: np.ndarray) -> torch.Tensor:
+    return torch.tensor(array).permute(0, 3, 1, 2).contiguous()
+
+
+def tree(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """The nested dict under a prefix."""
+    out: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if name.startswith(prefix + "/"):
+            branch, (*path, leaf) = out, name.split("/")[1:]
+            for part in path:
+                branch = branch.setdefault(part, {})
+            branch[leaf] = array
+    return out
+
+
+@cache
+def random_arrays() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / "jax_random.npz"))
+
+
+@cache
+def case(name: str, dtype: torch.dtype = torch.float32) -> Case:
+    arrays = dict(np.load(HERE / f"{name}.npz"))
+    setting = dict(CASES[name])
+    schedule, timesteps = setting.pop("schedule"), setting.pop("timesteps")
+    antithetic = setting.pop("antithetic", True)
+    network = networks.vdm_unet(32, 2, cond_dim=1, dropout=0.0, **setting)
+    model = purevdm.vdm(network, schedule(), (3, 8, 8), timesteps=timesteps, antithetic=antithetic, dtype=dtype)
+    t = torch.tensor(arrays["draw/t_raw"])
+    if antithetic:
+        t = (t + torch.arange(4) / 4) % 1.0
+    noise = Noise(elbo.discretise(t, timesteps), nchw(arrays["draw/eps_0"]), nchw(arrays["draw/eps"]))
+    noise = noise._replace(t=noise.t.to(dtype), eps_0=noise.eps_0.to(dtype), eps=noise.eps.to(dtype))
+
+    def params(prefix: str) -> Any:
+        return torch.utils._pytree.tree_map(lambda leaf: leaf.to(dtype), interop.from_flax(tree(arrays, prefix)))
+
+    return Case(
+        arrays,
+        model,
+        params("params"),
+        params("grad"),
+        nchw(arrays["images"]),
+        torch.tensor(arrays["conditioning"]),
+        noise,
+    )

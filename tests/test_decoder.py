@@ -1,0 +1,148 @@
+"""The discrete decoder: a distribution, peaked at what was encoded, exact in float32."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from goldens import CASES, case
+from hypothesis import given
+
+from purevdm import decoder, process, random
+
+vocab = st.integers(2, 300)
+gammas = st.floats(-30, 30)
+
+
+def official_log_probs(z, gamma_0, values):
+    """The official form: a log-softmax of squared distances."""
+    return torch.log_softmax(-0.5 * ((z[..., None] - values) * torch.exp(-0.5 * gamma_0)) ** 2, -1)
+
+
+@given(vocab, st.integers(0, 10**6))
+def test_encoding_returns(v, i):
+    d = decoder.discrete(v)
+    x = torch.tensor(i % v)
+    f = d.encode(x)
+    assert -1 < f < 1
+    assert d.mode(f) == x
+    torch.testing.assert_close(f.double(), 2 * ((x.double() + 0.5) / v) - 1, rtol=1e-6, atol=1e-7)
+
+
+@given(vocab, gammas, st.floats(-1.5, 1.5))
+def test_probabilities_sum_to_one(v, gamma, z):
+    log_p = decoder.discrete(v).log_probs(torch.tensor([z]), torch.tensor(gamma))
+    assert log_p.shape == (1, v)
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(1), rtol=0, atol=2e-5)
+
+
+@given(vocab, gammas, st.integers(0, 10**6))
+def test_probability_peaks_at_the_encoded_value(v, gamma, i):
+    d, x = decoder.discrete(v), torch.tensor([i % v])
+    log_p = d.log_probs(d.encode(x), torch.tensor(gamma))[0]
+    assert log_p[x] == log_p.max()
+    if gamma < 10:
+        assert log_p.argmax() == x
+
+
+@given(vocab, gammas, st.integers(0, 2**31), st.floats(0.0, 6.0))
+def test_float32_is_accurate(v, gamma, seed, reach):
+    """Reconstruction from the noise, against the official form in float64."""
+    k1, k2 = random.split(random.key(seed))
+    d = decoder.discrete(v)
+    x, eps = random.randint(k1, (6,), 0, v), random.normal(k2, (6,)) * reach / 2
+    gamma = torch.tensor(gamma)
+    f, g = d.encode(x, torch.float64), gamma.double()
+    values = d.encode(torch.arange(v), torch.float64)
+    z = f + torch.exp(0.5 * g) * eps.double()
+    want = -official_log_probs(z, g, values).gather(-1, x.long()[:, None])[:, 0]
+    got = d.reconstruction(x, eps, gamma)
+    # conditioned like the exponent of the largest term, of order eps**2 + log v
+    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-6 * (1 + reach**2))
+
+
+@given(vocab, st.floats(-12, 12), st.integers(0, 2**31))
+def test_log_prob_picks_from_log_probs(v, gamma, seed):
+    k1, k2 = random.split(random.key(seed))
+    d, g = decoder.discrete(v), torch.tensor(gamma, dtype=torch.float64)
+    x = random.randint(k1, (2, 3), 0, v)
+    z = random.normal(k2, (2, 3), torch.float64)
+    want = d.log_probs(z, g).gather(-1, x.long()[..., None])[..., 0]
+    torch.testing.assert_close(d.log_prob(x, z, g), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_generation_is_the_official_one(name):
+    c = case(name)
+    z = torch.tensor(c.arrays["score/z"]) / process.alpha(c.model.gamma(c.params, torch.tensor(0.0)))
+    np.testing.assert_array_equal(c.model.decoder.mode(z), c.arrays["generate/x"])
+
+
+def test_gradients_are_those_of_the_official_form():
+    d = decoder.discrete(17)
+    x, eps = torch.arange(17), random.normal(random.key(0), (17,), torch.float64)
+    values = d.encode(torch.arange(17), torch.float64)
+
+    def official(g, e):
+        z = d.encode(x, torch.float64) + torch.exp(0.5 * g) * e
+        return -official_log_probs(z, g, values).gather(-1, x[:, None]).sum()
+
+    def ours(g, e):
+        return d.reconstruction(x, e, g).sum()
+
+    for gamma in (-8.0, -4.0, 0.0, 3.0):
+        g = torch.tensor(gamma, dtype=torch.float64)
+        for a, b in zip(torch.func.grad(ours, (0, 1))(g, eps), torch.func.grad(official, (0, 1))(g, eps), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_far_noise_keeps_its_probability():
+    """40 standard deviations off, where exponentials relative to the true value would overflow or vanish."""
+    d = decoder.discrete(256)
+    x, eps = torch.tensor([3, 128]), torch.tensor([-40.0, 40.0])
+    values = d.encode(torch.arange(256), torch.float64)
+    for gamma in (-20.0, -9.0, -5.0):
+        g = torch.tensor(gamma)
+        z = d.encode(x, torch.float64) + torch.exp(0.5 * g.double()) * eps
+        want = -official_log_probs(z, g.double(), values).gather(-1, x[:, None])[:, 0]
+        torch.testing.assert_close(d.reconstruction(x, eps, g).double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_follow_the_probabilities():
+    d, g = decoder.discrete(5), torch.tensor(-2.0)
+    z = torch.tensor(0.13)
+    x = d.sample(random.key(0), z.expand(100_000), g)
+    frequencies = x.bincount(minlength=5) / len(x)
+    assert (frequencies - d.log_probs(z, g).exp()).abs().max() < 6 * 0.5 / len(x) ** 0.5
+
+
+@given(st.integers(0, 2**31))
+def test_standardised_values(seed):
+    """loc and scale per dimension, as the 2D example standardises."""
+    d = decoder.discrete(256, loc=[0.1, -0.2], scale=[0.5, 0.25])
+    x = random.randint(random.key(seed), (7, 2), 0, 256)
+    u = 2 * ((x + 0.5) / 256) - 1
+    f = d.encode(x)
+    torch.testing.assert_close(f, (u - torch.tensor([0.1, -0.2])) / torch.tensor([0.5, 0.25]))
+    assert torch.equal(d.mode(f), x.long())
+    g = torch.tensor(-5.0)
+    values = torch.stack([d.encode(torch.full((2,), v), torch.float64) for v in range(256)], -1)
+    want = -official_log_probs(f.double() + 0.05, g.double(), values).gather(-1, x.long()[..., None])[..., 0]
+    torch.testing.assert_close(-d.log_prob(x, f.double() + 0.05, g.double()), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "word"),
+    [
+        (lambda: decoder.discrete(1), ValueError, "vocab_size"),
+        (lambda: decoder.discrete(2.5), TypeError, "vocab_size"),
+        (lambda: decoder.discrete(8, scale=0.0), ValueError, "scale"),
+        (lambda: decoder.discrete(8, scale=[1.0, -1.0]), ValueError, "scale"),
+        (lambda: decoder.discrete(8).encode(torch.zeros(3)), TypeError, "x: expected"),
+        (lambda: decoder.discrete(8).encode(torch.tensor([True])), TypeError, "x: expected"),
+        (lambda: decoder.discrete(8).log_prob(torch.tensor([8]), torch.zeros(1), torch.tensor(0.0)), ValueError, "from 8"),
+        (lambda: decoder.discrete(8).mode(torch.tensor([8])), TypeError, "z"),
+    ],
+)
+def test_bad_input_is_named(call, error, word):
+    with pytest.raises(error, match=word):
+        call()

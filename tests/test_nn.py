@@ -1,0 +1,123 @@
+"""Layers against torch's own, and initialisers against what they promise."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+
+from purevdm import nn, random
+
+seeds = st.integers(0, 2**31)
+sizes = st.integers(1, 6)
+
+
+def draw(seed, *shape):
+    return random.normal(random.key(seed), shape, torch.float64)
+
+
+@given(seeds, sizes, sizes, st.booleans())
+def test_dense_is_affine(seed, n_in, n_out, bias):
+    params = nn.dense_init(random.key(seed), n_in, n_out, bias=bias)
+    assert set(params) == {"kernel", "bias"} if bias else {"kernel"}
+    x, y = draw(seed, 3, n_in).float(), draw(seed + 1, 3, n_in).float()
+    b = params.get("bias", torch.zeros(n_out))
+    torch.testing.assert_close(nn.dense(params, x + y) + b, nn.dense(params, x) + nn.dense(params, y), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(nn.dense(params, x), F.linear(x, params["kernel"].T, b), atol=1e-5, rtol=1e-5)
+
+
+@given(seeds, sizes, sizes, sizes, sizes)
+def test_pointwise_is_dense_at_each_place(seed, n_in, n_out, h, w):
+    params = nn.dense_init(random.key(seed), n_in, n_out) | {"bias": draw(seed, n_out).float()}
+    x = draw(seed, n_in, h, w).float()
+    torch.testing.assert_close(nn.pointwise(params, x), nn.dense(params, x.movedim(0, -1)).movedim(-1, 0), atol=1e-5, rtol=1e-5)
+
+
+@given(seeds, sizes, sizes, st.integers(1, 3), st.sampled_from([1, 3, 5]))
+def test_conv_keeps_the_size_and_matches_torch(seed, n_in, n_out, rank, size):
+    params = nn.conv_init(random.key(seed), n_in, n_out, (size,) * rank)
+    x = draw(seed, n_in, *range(3, 3 + rank)).float()
+    y = nn.conv(params, x)
+    assert y.shape == (n_out, *x.shape[1:])
+    reference = (F.conv1d, F.conv2d, F.conv3d)[rank - 1](x, params["kernel"], padding="same")
+    torch.testing.assert_close(y, reference, atol=1e-5, rtol=1e-5)
+
+
+@given(seeds, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
+def test_group_norm_normalises(seed, groups, per_group):
+    params = nn.group_norm_init(random.key(0), groups * per_group)
+    x = 3 + 2 * draw(seed, groups * per_group, 5, 7)
+    y = nn.group_norm({k: v.double() for k, v in params.items()}, x, groups).reshape(groups, -1)
+    torch.testing.assert_close(y.mean(1), torch.zeros(groups, dtype=torch.float64), atol=1e-10, rtol=0)
+    torch.testing.assert_close(y.var(1, correction=0), torch.ones(groups, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+@given(seeds, sizes, sizes, st.sampled_from([1, 2, 3]))
+def test_attention_is_torchs(seed, tokens, others, heads):
+    q, k, v = (draw(seed + i, n, 6) for i, n in enumerate((tokens, others, others)))
+    split = [x.unflatten(-1, (heads, -1)).transpose(0, 1)[None] for x in (q, k, v)]
+    want = F.scaled_dot_product_attention(*split)[0].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(nn.attention(q, k, v, heads), want)
+
+
+@given(seeds, st.floats(0.0, 0.9))
+def test_dropout_zeroes_or_scales(seed, rate):
+    x = draw(seed, 50)
+    keep = random.bernoulli(random.key(seed), 1 - rate, (50,))
+    y = nn.dropout(keep, x, rate)
+    assert torch.equal(y == 0, ~keep | (x == 0))
+    torch.testing.assert_close(y[keep], x[keep] / (1 - rate))
+
+
+@given(st.floats(0, 1000), st.integers(4, 33))
+def test_timestep_embedding(t, dim):
+    e = nn.timestep_embedding(torch.tensor(t, dtype=torch.float64), dim)
+    half = dim // 2
+    assert e.shape == (dim,)
+    torch.testing.assert_close(e[:half] ** 2 + e[half : 2 * half] ** 2, torch.ones(half, dtype=torch.float64))
+    assert math.isclose(e[0], math.sin(t), abs_tol=1e-9)
+    assert math.isclose(e[half - 1], math.sin(t / 10000), abs_tol=1e-9)
+    assert dim % 2 == 0 or e[-1] == 0
+
+
+@given(seeds, st.lists(st.integers(-2, 8), min_size=1, max_size=4), sizes)
+def test_fourier_features_are_channel_major(seed, exponents, channels):
+    x = draw(seed, channels, 2, 3)
+    y = nn.fourier_features(x, exponents)
+    n = len(exponents)
+    assert y.shape == (2 * channels * n, 2, 3)
+    for c in range(channels):
+        for j, e in enumerate(exponents):
+            angle = 2 * math.pi * 2.0**e * x[c]
+            torch.testing.assert_close(y[c * n + j], angle.sin())
+            torch.testing.assert_close(y[(channels + c) * n + j], angle.cos())
+
+
+def test_initialisers():
+    k = random.key(0)
+    kernel = nn.lecun_normal(k, (400, 500), 400)
+    assert abs(kernel.std() * 20 - 1) < 0.01
+    assert kernel.abs().max() <= 2 / 20 / 0.8796 + 1e-6
+    assert nn.zeros(k, (3,), 1).eq(0).all()
+    assert nn.constant(2.5)(k, (3,), 1).eq(2.5).all()
+    assert abs(nn.normal(0.1)(k, (10_000,), 1).std() * 10 - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "word"),
+    [
+        (lambda: nn.dense_init(0, 1, 1), TypeError, "key"),
+        (lambda: nn.dense_init(random.key(0), 0, 1), ValueError, "n_in"),
+        (lambda: nn.conv_init(random.key(0), 1, 1, (2, 3)), ValueError, "kernel_size"),
+        (lambda: nn.conv_init(random.key(0), 1, 1, (3,) * 4), ValueError, "kernel_size"),
+        (lambda: nn.group_norm_init(random.key(0), 0), ValueError, "channels"),
+        (lambda: nn.group_norm(nn.group_norm_init(random.key(0), 6), torch.zeros(6, 2), 4), ValueError, "groups"),
+        (lambda: nn.attention(torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(2, 5), 2), ValueError, "heads"),
+        (lambda: nn.timestep_embedding(torch.tensor(0.0), 3), ValueError, "dim"),
+    ],
+)
+def test_bad_input_is_named(call, error, word):
+    with pytest.raises(error, match=word):
+        call()

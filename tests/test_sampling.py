@@ -1,0 +1,130 @@
+"""The way back: official steps, exact chains on a known source, one graph for any number of steps."""
+
+import math
+
+import numpy as np
+import pytest
+import sources
+import torch
+from goldens import CASES, case, nchw
+from torch._dynamo.utils import counters
+
+import purevdm
+from purevdm import networks, random, sampling, schedules
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_the_official_ones(name):
+    c = case(name)
+    z = nchw(c.arrays["score/z"])
+    for i in (0, 5, 9):
+        gamma_s, gamma_t = (c.model.gamma(c.params, torch.tensor(t)) for t in ((9 - i) / 10, (10 - i) / 10))
+        eps_hat = c.model.eps_hat(c.params, z, gamma_t.expand(4), c.cond)
+        got = sampling.ancestral_step(z, eps_hat, gamma_s, gamma_t, nchw(c.arrays[f"sample/{i}/eps"])).z
+        want = nchw(c.arrays[f"sample/{i}/z_s"])
+        assert (got - want).norm() <= 1e-5 * want.norm()
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
+
+
+def test_the_loop_is_the_steps():
+    """Sampling by hand, with the documented keys."""
+    model = purevdm.vdm(sources.gaussian(0.3), schedules.fixed_linear(-8.0, 6.0), (3,), 64, dtype=torch.float64)
+    params, steps = {"network": {}, "schedule": {}}, 7
+    k_z, k_steps, _ = random.split(random.key(4), 3)
+    z = random.normal(k_z, (5, 3), torch.float64)
+    latents = [z]
+    for i in range(steps):
+        s, t = (torch.tensor(v / steps, dtype=torch.float64) for v in (steps - i - 1, steps - i))
+        gamma_s, gamma_t = model.gamma(params, s), model.gamma(params, t)
+        eps = random.normal(random.fold_in(k_steps, i), z.shape, torch.float64)
+        z = sampling.ancestral_step(z, model.eps_hat(params, z, gamma_t.expand(5)), gamma_s, gamma_t, eps).z
+        latents.append(z)
+    seen = []
+    x, z = model.sample(
+        params, random.key(4), 5, steps=steps, trajectory=True, callback=lambda i, z: seen.append((i, z.shape))
+    )
+    torch.testing.assert_close(z, torch.stack(latents))
+    assert seen == [(i, (5, 3)) for i in range(steps)]
+    assert torch.equal(x, model.sample(params, random.key(4), 5, steps=steps))
+    assert x.dtype == torch.int64
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("decode", ["argmax", "sample"])
+def test_samples_follow_the_source(decode, clip):
+    p = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)
+    model = purevdm.vdm(sources.categorical(p), schedules.fixed_linear(-10.0, 10.0), (50,), 4, dtype=torch.float64)
+    x = model.sample({"network": {}, "schedule": {}}, random.key(0), 400, steps=150, decode=decode, clip=clip)
+    frequencies = x.flatten().bincount(minlength=4) / x.numel()
+    # 20,000 pixels: four standard errors, and the bias of 150 steps
+    assert (frequencies - p).abs().max() < 4 * 0.5 / math.sqrt(20_000) + 0.01
+
+
+def test_gaussian_variance_of_many_steps():
+    std = 0.4
+    model = purevdm.vdm(sources.gaussian(std), schedules.fixed_linear(-9.0, 9.0), (200,), 256, dtype=torch.float64)
+    _, z = model.sample({"network": {}, "schedule": {}}, random.key(1), 100, steps=300, trajectory=True)
+    assert abs(z[-1].std() / std - 1) < 0.03
+
+
+def test_one_graph_serves_any_number_of_steps():
+    model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(), (2,))
+    params = model.init(random.key(0))
+    counters.clear()
+    compiled = torch.compile(model.sample, fullgraph=True)
+    for steps in (1, 5, 40):
+        got = compiled(params, random.key(steps), 3, steps=torch.tensor(steps))
+        assert torch.equal(got, model.sample(params, random.key(steps), 3, steps=steps))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_compiled_trajectory_is_the_eager_one():
+    model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(), (2,))
+    params = model.init(random.key(0))
+    sample = torch.compile(model.sample, fullgraph=True)
+    got = sample(params, random.key(1), 3, steps=6, trajectory=True, clip=True, decode="sample")
+    want = model.sample(params, random.key(1), 3, steps=6, trajectory=True, clip=True, decode="sample")
+    torch.testing.assert_close(got.z, want.z, rtol=5e-6, atol=5e-6)
+    assert torch.equal(got.x, want.x)
+
+
+def test_more_samples_begin_with_fewer():
+    model = purevdm.vdm(sources.gaussian(0.3), schedules.fixed_linear(), (2, 2))
+    params = {"network": {}, "schedule": {}}
+    few, many = (model.sample(params, random.key(0), n, steps=9) for n in (3, 8))
+    assert torch.equal(few, many[:3])
+
+
+def test_sampling_builds_no_graph():
+    model = purevdm.vdm(networks.mlp(8), schedules.learned_linear(), (2,))
+    params = torch.utils._pytree.tree_map(lambda leaf: leaf.requires_grad_(), model.init(random.key(0)))
+    assert not model.sample(params, random.key(0), 2, steps=3, trajectory=True).z.requires_grad
+
+
+def model_and_params():
+    model = purevdm.vdm(sources.gaussian(0.3), schedules.fixed_linear(), (2,))
+    return model, {"network": {}, "schedule": {}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "word"),
+    [
+        (dict(steps=0), ValueError, "steps"),
+        (dict(steps=2.0), TypeError, "steps"),
+        (dict(steps=torch.tensor(0)), ValueError, "steps"),
+        (dict(steps=torch.tensor(2.0)), TypeError, "steps"),
+        (dict(steps=torch.tensor([2])), ValueError, "steps"),
+        (dict(steps=torch.tensor(2), trajectory=True), TypeError, "steps"),
+        (dict(n=0), ValueError, "n: expected"),
+        (dict(decode="mean"), ValueError, "decode"),
+        (dict(key=torch.zeros(2)), TypeError, "key"),
+        (dict(key=random.split(random.key(0), 3)), ValueError, "key"),
+        (dict(params={"network": {"w": torch.tensor(math.nan)}, "schedule": {}}), ValueError, "params/network/w"),
+    ],
+)
+def test_bad_input_is_named(arguments, error, word):
+    model, params = model_and_params()
+    call = dict(params=params, key=random.key(0), n=2, steps=3) | arguments
+    with pytest.raises(error, match=word):
+        model.sample(call.pop("params"), call.pop("key"), call.pop("n"), **call)

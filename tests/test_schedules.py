@@ -1,0 +1,100 @@
+"""Schedules: the official numbers, monotone for any parameters, ends that stay."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from goldens import CASES, case
+from hypothesis import given
+
+from purevdm import random, schedules
+
+MAKERS = {
+    "fixed_linear": schedules.fixed_linear,
+    "learned_linear": schedules.learned_linear,
+    "monotone_mlp": schedules.monotone_mlp,
+    "pinned": lambda *ends, **kw: schedules.monotone_mlp(*ends, pin_ends=True, **kw),
+}
+seeds = st.integers(0, 2**32 - 1)
+
+
+def scrambled(schedule, seed, scale):
+    """Parameters far from any initialisation: every leaf normal, of this scale."""
+    params = schedule.init(random.key(0))
+    leaves, spec = torch.utils._pytree.tree_flatten(params)
+    keys = random.split(random.key(seed), max(1, len(leaves)))
+    new = [(random.normal(k, leaf.shape) * scale).double() for k, leaf in zip(keys, leaves, strict=False)]
+    return torch.utils._pytree.tree_unflatten(new, spec)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gamma_and_its_derivative_are_the_official_ones(name):
+    c = case(name)
+    t = torch.tensor(c.arrays["gamma/t"])
+    gamma, slope = torch.func.jvp(lambda t: c.model.gamma(c.params, t), (t,), (torch.ones_like(t),))
+    np.testing.assert_allclose(gamma, c.arrays["gamma/g"].reshape(-1), rtol=1e-6)
+    np.testing.assert_allclose(slope, c.arrays["gamma/dg"].reshape(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@given(seed=seeds, scale=st.floats(0.05, 5))
+def test_strictly_increasing_for_any_parameters(name, seed, scale):
+    schedule = MAKERS[name]()
+    params = scrambled(schedule, seed, scale)
+    t = torch.linspace(0, 1, 33, dtype=torch.float64)
+    gamma, slope = torch.func.jvp(lambda t: schedule.gamma(params, t), (t,), (torch.ones_like(t),))
+    assert (gamma.diff() > 0).all()
+    assert (slope > 0).all()
+
+
+@pytest.mark.parametrize("name", ["fixed_linear", "learned_linear", "pinned"])
+@given(low=st.floats(-30, 0), width=st.floats(0.5, 30))
+def test_ends_are_the_given_ones(name, low, width):
+    schedule = MAKERS[name](low, low + width)
+    gamma = schedule.gamma(schedule.init(random.key(0)), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(gamma, torch.tensor([low, low + width]), rtol=1e-6, atol=1e-5)
+
+
+@given(seeds, st.floats(0.1, 3))
+def test_pinned_ends_are_two_parameters_to_the_bit(seed, scale):
+    schedule = schedules.monotone_mlp(hidden=64, pin_ends=True)
+    params = torch.utils._pytree.tree_map(lambda leaf: leaf.float(), scrambled(schedule, seed, scale))
+    b, w = params["l1"]["bias"][0], params["l1"]["kernel"][0, 0].abs()
+    assert torch.equal(schedule.gamma(params, torch.tensor([0.0, 1.0])), torch.stack([b, b + w]))
+
+
+def test_official_ends_drift():
+    schedule = schedules.monotone_mlp()
+    params = scrambled(schedule, 1, 1.0)
+    b = params["l1"]["bias"][0]
+    assert abs(schedule.gamma(params, torch.zeros((), dtype=torch.float64)) - b) > 1e-3
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_gamma_is_elementwise_and_keeps_shape_and_dtype(name):
+    schedule = MAKERS[name]()
+    params = scrambled(schedule, 3, 1.0)
+    t = random.uniform(random.key(1), (4, 5), torch.float64)
+    whole = schedule.gamma(params, t)
+    assert whole.shape == t.shape
+    assert whole.dtype == t.dtype
+    single = torch.func.vmap(torch.func.vmap(lambda t: schedule.gamma(params, t)))(t)
+    torch.testing.assert_close(whole, single)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("ends", "error"), [((5.0, 5.0), ValueError), ((5.0, -5.0), ValueError), ((float("nan"), 1.0), ValueError), (("a", 1.0), TypeError)]
+)
+def test_bad_ends_are_refused(name, ends, error):
+    with pytest.raises(error, match="gamma_min"):
+        MAKERS[name](*ends)
+
+
+def test_other_bad_input():
+    with pytest.raises(ValueError, match="hidden"):
+        schedules.monotone_mlp(hidden=0)
+    with pytest.raises(TypeError, match="key"):
+        schedules.fixed_linear().init(0)
+    with pytest.raises(TypeError, match="t: expected"):
+        schedules.learned_linear().gamma({"w": torch.ones(()), "b": torch.ones(())}, torch.tensor(1))
