@@ -1,0 +1,280 @@
+"""The assembled model: composition through torch.func, compiled graphs, bad input at the door."""
+
+import math
+import resource
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch._dynamo.utils import counters
+
+import purevdm
+from purevdm import decoder, networks, nn, random, schedules
+
+seeds = st.integers(0, 2**31)
+tree_map = torch.utils._pytree.tree_map
+tree_leaves = torch.utils._pytree.tree_leaves
+
+
+def perturbed(model, seed=0):
+    """Parameters without a zero layer to hide behind."""
+    leaves, spec = torch.utils._pytree.tree_flatten(model.init(random.key(seed)))
+    keys = random.split(random.key(seed + 1), len(leaves))
+    moved = [leaf + 0.05 * random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return torch.utils._pytree.tree_unflatten(moved, spec)
+
+
+def points(**options):
+    return purevdm.vdm(networks.mlp(16, fourier=(0,)), schedules.learned_linear(), (2,), **options)
+
+
+def images():
+    network = networks.vdm_unet(8, 1, groups=4, dropout=0.1, fourier=(0,), cond_dim=1)
+    return purevdm.vdm(network, schedules.learned_linear(), (1, 4, 4), 16)
+
+
+def close(a, b, tolerance=1e-5):
+    for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True):
+        assert (x - y).norm() <= tolerance * (y.norm() + 1e-3), (x, y)
+
+
+@settings(max_examples=8)
+@given(seeds, st.integers(1, 5))
+def test_the_loss_is_the_mean_bound_in_bits(seed, n):
+    model = points()
+    params, x = perturbed(model), random.randint(random.key(seed), (n, 2), 0, 256)
+    loss, stats = model.loss_and_stats(params, x, random.key(seed))
+    terms = model.elbo(params, x, random.key(seed))
+    torch.testing.assert_close(loss, terms.total.mean() / (2 * math.log(2)))
+    torch.testing.assert_close(loss, stats["recon"] + stats["prior"] + stats["diffusion"])
+    assert torch.equal(loss, model.loss_fn(params, x, random.key(seed)))
+    assert terms.recon.shape == terms.prior.shape == terms.diffusion.shape == (n,)
+    torch.testing.assert_close(stats["gamma_1"] - stats["gamma_0"], params["schedule"]["w"].abs())
+    assert (terms.recon >= 0).all()
+    assert (terms.prior >= 0).all()
+
+
+@pytest.mark.parametrize("make", [points, images], ids=["points", "images"])
+def test_batch_is_a_loop_over_examples(make):
+    model = make()
+    params, n = perturbed(model), 3
+    x = random.randint(random.key(1), (n, *model.event_shape), 0, model.decoder.vocab_size)
+    cond = torch.tensor([0.0, 1.0, 2.0]) if make is images else None
+    noise = model.draw(random.key(2), n)
+    batch = model.elbo(params, x, random.key(2), cond, train=True)
+    for i in range(n):
+        one = model.elbo_core(params, x[i], type(noise)(*(f[i] for f in noise)), None if cond is None else cond[i])
+        close(one, tree_map(lambda term, i=i: term[i], batch), 1e-4)
+
+
+def test_per_example_gradients_sum_to_the_batch_gradient():
+    model = points()
+    params, n = perturbed(model), 4
+    x, noise = random.randint(random.key(1), (n, 2), 0, 256), model.draw(random.key(2), n)
+
+    def one(params, x, noise):
+        return model.elbo_core(params, x, noise).total
+
+    each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))(params, x, noise)
+    whole = torch.func.grad(lambda p: torch.func.vmap(one, in_dims=(None, 0, 0))(p, x, noise).sum())(params)
+    close(tree_map(lambda g: g.sum(0), each), whole)
+    # and through the loss itself, by the same keys: the mean in bits
+    batch = torch.func.grad(model.loss_fn)(params, x, random.key(2))
+    close(tree_map(lambda g: g.mean(0) / (2 * math.log(2)), each), batch)
+
+
+def test_vmap_over_keys_and_batches():
+    """A loss under vmap over examples, each with its key: values are still checked, and named."""
+    model = points()
+    params, keys = perturbed(model), random.split(random.key(0), 4)
+    x = random.randint(random.key(1), (4, 1, 2), 0, 256)
+    mapped = torch.func.vmap(model.loss_fn, in_dims=(None, 0, 0))(params, x, keys)
+    looped = torch.stack([model.loss_fn(params, a, k) for a, k in zip(x, keys, strict=True)])
+    torch.testing.assert_close(mapped, looped)
+    with pytest.raises(ValueError, match=r"x: .*300"):
+        torch.func.vmap(model.loss_fn, in_dims=(None, 0, 0))(params, x * 0 + 300, keys)
+
+
+def test_the_compiled_step_is_the_eager_one():
+    """The paper's network with dropout and a condition, one graph for every key and batch."""
+    model = images()
+    params = perturbed(model)
+    eager = torch.func.grad_and_value(model.loss_fn)
+    counters.clear()
+    step = torch.compile(eager, fullgraph=True)
+    cond = torch.tensor([0.0, 1.0])
+    for i in range(3):
+        x = random.randint(random.key(i), (2, 1, 4, 4), 0, 16)
+        got, want = step(params, x, random.key(9 + i), cond), eager(params, x, random.key(9 + i), cond)
+        close(got, want, 1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_compiled_evaluation_in_discrete_time():
+    model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.monotone_mlp(hidden=8), (2,), timesteps=10)
+    params = perturbed(model)
+    x = random.randint(random.key(0), (3, 2), 0, 256)
+    close(torch.compile(model.elbo, fullgraph=True)(params, x, random.key(1)), model.elbo(params, x, random.key(1)))
+
+
+def test_compiled_reconstruction_never_holds_the_vocabulary():
+    """4096 pixels of 65536 values: an axis of values would take a gibibyte for each intermediate."""
+    d = decoder.discrete(65536)
+    x, eps = random.randint(random.key(0), (4096,), 0, 65536), random.normal(random.key(1), (4096,))
+
+    @torch.compile(fullgraph=True)
+    def step(x, eps, gamma_0):
+        return torch.func.grad_and_value(lambda g: d.reconstruction(x, eps, g).sum())(gamma_0)
+
+    step(x, eps, torch.tensor(-20.0))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # of kibibytes: with torch, far below that
+    grad, _ = step(x, eps, torch.tensor(-20.0))
+    few = slice(0, 64)
+    want = torch.func.grad(lambda g: d.reconstruction(x[few], eps[few], g).sum())(torch.tensor(-20.0))
+    got = torch.func.grad(lambda g: sum(d.reconstruction(x[i : i + 1], eps[i : i + 1], g).sum() for i in range(64)))
+    torch.testing.assert_close(got(torch.tensor(-20.0)), want, rtol=1e-4, atol=1e-4)
+    assert grad.isfinite()
+
+
+def test_gradients_check_in_float64():
+    model = points(dtype=torch.float64)
+    params = tree_map(lambda leaf: leaf.double(), perturbed(model))
+    x, key = random.randint(random.key(1), (3, 2), 0, 256), random.key(2)
+    grads = torch.func.grad(model.loss_fn)(params, x, key)
+    for leaf in ("w", "b"):
+        moved = [
+            model.loss_fn(params | {"schedule": params["schedule"] | {leaf: params["schedule"][leaf] + d}}, x, key)
+            for d in (1e-5, -1e-5)
+        ]
+        torch.testing.assert_close(grads["schedule"][leaf], (moved[0] - moved[1]) / 2e-5, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3), (2, 2, 2, 2)])
+def test_events_of_any_rank(shape):
+    model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(), shape, 5)
+    params = model.init(random.key(0))
+    x = random.randint(random.key(1), (3, *shape), 0, 5, torch.uint8)
+    assert model.loss_fn(params, x, random.key(2)).isfinite()
+    samples = model.sample(params, random.key(3), 2, steps=3)
+    assert samples.shape == (2, *shape)
+    assert ((samples >= 0) & (samples < 5)).all()
+
+
+def test_a_network_of_ones_own_and_a_module():
+    """The two of the documentation of purevdm.networks."""
+
+    def linear_network():
+        def init(key, event_shape):
+            return nn.dense_init(key, event_shape[0] + 1, event_shape[0])
+
+        def apply(params, z, gamma, cond=None, key=None):
+            return nn.dense(params, torch.cat([z, gamma[None]]))
+
+        return networks.Network(init, apply)
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+
+        def forward(self, z, gamma):
+            return self.layer(torch.cat([z, gamma[:, None]], 1))
+
+    module = Module()
+
+    def module_network(module):
+        def init(key, event_shape):
+            return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+        def apply(params, z, gamma, cond=None, key=None):
+            return torch.func.functional_call(module, params, (z[None], gamma[None]))[0]
+
+        return networks.Network(init, apply)
+
+    x = random.randint(random.key(1), (4, 2), 0, 256)
+    for network in (linear_network(), module_network(module)):
+        model = purevdm.vdm(network, schedules.learned_linear(), (2,))
+        grads = torch.func.grad(model.loss_fn)(model.init(random.key(0)), x, random.key(2))
+        assert all(leaf.isfinite().all() for leaf in tree_leaves(grads))
+        assert any(leaf.norm() > 0 for leaf in tree_leaves(grads["network"]))
+
+
+def test_import_has_no_side_effects():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch; s = torch.random.get_rng_state(); before = set(sys.modules); import purevdm; "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}; "
+        "assert torch.equal(s, torch.random.get_rng_state()); assert torch.get_default_dtype() == torch.float32; "
+        "assert 'torch._inductor' not in sys.modules and 'msgpack' not in sys.modules; "
+        "assert not new & {'sklearn', 'matplotlib', 'hypothesis', 'pytest'}, new"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+MODEL = points()
+PARAMS = MODEL.init(random.key(0))
+X = torch.zeros(3, 2, dtype=torch.int64)
+KEY = random.key(1)
+NAN = tree_map(torch.clone, PARAMS)
+NAN["network"]["dense2"]["kernel"][0, 0] = math.nan
+
+
+@pytest.mark.parametrize("door", ["loss_fn", "loss_and_stats", "elbo"])
+@pytest.mark.parametrize(
+    ("params", "x", "key", "error", "word"),
+    [
+        (PARAMS, X.float(), KEY, TypeError, "x: expected a tensor of integers, got a float32"),
+        (PARAMS, X + 256, KEY, ValueError, r"x: expected integers in \[0, 255\], got values from 256"),
+        (PARAMS, X - 1, KEY, ValueError, "x: expected integers"),
+        (PARAMS, X[:, :1], KEY, ValueError, r"x: expected shape \(B, 2\)"),
+        (PARAMS, X[0], KEY, ValueError, "x: expected shape"),
+        (PARAMS, X[:0], KEY, ValueError, "x: expected at least one example"),
+        (PARAMS, X, torch.zeros(3, dtype=torch.int32), ValueError, "key: "),
+        (PARAMS, X, torch.zeros(2), TypeError, "key: "),
+        (PARAMS, X, 0, TypeError, r"key: .*random\.key\(0\)"),
+        (NAN, X, KEY, ValueError, "params/network/dense2/kernel: expected numbers, got NaN"),
+        ({"network": {"w": 3.0}}, X, KEY, TypeError, "params/network/w"),
+    ],
+)
+def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
+    with pytest.raises(error, match=word):
+        getattr(MODEL, door)(params, x, key)
+    if params is NAN:  # under grad, too
+        with pytest.raises(error, match=word):
+            torch.func.grad(lambda p: getattr(MODEL, "loss_fn")(p, x, key))(params)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "word"),
+    [
+        (lambda: purevdm.vdm(None, schedules.fixed_linear(), (2,)), TypeError, "network"),
+        (lambda: purevdm.vdm(networks.mlp(), networks.mlp(), (2,)), TypeError, "schedule"),
+        (lambda: points(vocab_size=1), ValueError, "vocab_size"),
+        (lambda: points(vocab_size=4, decoder=decoder.discrete(4)), ValueError, "vocab_size"),
+        (lambda: points(timesteps=-1), ValueError, "timesteps"),
+        (lambda: points(timesteps=1.5), TypeError, "timesteps"),
+        (lambda: points(dtype=torch.float16), TypeError, "dtype"),
+        (lambda: purevdm.vdm(networks.mlp(), schedules.fixed_linear(), (0,)), ValueError, "event_shape"),
+        (lambda: purevdm.vdm(networks.mlp(), schedules.fixed_linear(), 2), TypeError, "event_shape"),
+        (lambda: MODEL.init(0), TypeError, "key"),
+        (lambda: MODEL.draw(KEY, 0), ValueError, "n: expected"),
+        (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 4), torch.zeros(3)), ValueError, "z: expected shape"),
+        (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 2), torch.zeros(())), ValueError, "gamma: expected shape"),
+        (lambda: MODEL.elbo_core(PARAMS, X, MODEL.draw(KEY, 3)), ValueError, "x: expected shape"),
+        (lambda: MODEL.elbo_core(PARAMS, X[0], MODEL.draw(KEY, 3)), ValueError, r"noise\.t"),
+        (
+            lambda: purevdm.vdm(
+                networks.Network(lambda k, s: {}, lambda *a, **k: torch.zeros(7)), schedules.fixed_linear(), (2,)
+            ).loss_fn({"network": {}, "schedule": {}}, X, KEY),
+            ValueError,
+            "network: expected eps_hat",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, word):
+    with pytest.raises(error, match=word):
+        call()
