@@ -134,12 +134,15 @@ def params(name: str, tree: object) -> None:
     """A pytree of tensors without NaN; the first bad leaf is named by its path. Values are looked at in eager only."""
     if torch.compiler.is_compiling():
         return
-    paths, leaves, _ = optree.tree_flatten_with_path(tree)  # type: ignore[arg-type]
+    paths: list[tuple]
+    leaves: list[Tensor]
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)  # type: ignore[arg-type, assignment]
     for path, leaf in zip(paths, leaves, strict=True):
         tensor("/".join(map(str, (name, *path))), leaf)
     if not leaves or not readable(*leaves):
         return
     found = torch.stack([plain(leaf).isnan().any().cpu() for leaf in leaves])
     if found.any():
-        where = "/".join(map(str, (name, *paths[int(found.nonzero()[0])])))
-        raise ValueError(f"{where}: expected numbers, got NaN ({describe(leaves[int(found.nonzero()[0])])})")
+        first = int(found.nonzero()[0])
+        where = "/".join(map(str, (name, *paths[first])))
+        raise ValueError(f"{where}: expected numbers, got NaN in {describe(leaves[first])}")

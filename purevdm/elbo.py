@@ -120,16 +120,14 @@ def elbo(
 
     if timesteps == 0:
         # A forward derivative: what a second backward would do, compiled in the same graph.
-        gamma_t, weight = torch.func.jvp(gamma, (noise.t,), (torch.ones_like(noise.t),))
+        gamma_t, weight = torch.func.jvp(gamma, (noise.t,), (torch.ones_like(noise.t),))  # type: ignore[misc]
     else:
         gamma_t, gamma_s = gamma(noise.t), gamma(noise.t - 1.0 / timesteps)
         weight = timesteps * torch.expm1(gamma_t - gamma_s)
     z_t = process.diffuse(f, gamma_t, noise.eps)
     eps_hat = network.apply(params["network"], z_t, gamma_t, cond=cond, key=noise.key)
     if eps_hat.shape != z_t.shape:
-        raise ValueError(
-            f"network: expected eps_hat of the latent's shape {tuple(z_t.shape)}, got {tuple(eps_hat.shape)}"
-        )
+        raise ValueError(f"network: expected eps_hat of the latent's shape {tuple(z_t.shape)}, got {tuple(eps_hat.shape)}")
     return ELBO(
         recon=reconstruction_loss(decoder, x, noise.eps_0, gamma(torch.zeros_like(noise.t))),
         prior=prior_loss(f, gamma(torch.ones_like(noise.t))),

@@ -81,9 +81,7 @@ def normal(stddev: float = 1e-2) -> Initialiser:
 # Dense and convolution
 
 
-def dense_init(
-    key: Tensor, n_in: int, n_out: int, bias: bool = True, kernel_init: Initialiser = lecun_normal
-) -> Params:
+def dense_init(key: Tensor, n_in: int, n_out: int, bias: bool = True, kernel_init: Initialiser = lecun_normal) -> Params:
     """``{"kernel": (n_in, n_out), "bias": (n_out,)}``, the bias zero.
 
     Raises:

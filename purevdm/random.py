@@ -146,9 +146,7 @@ def split(key: Tensor, num: int | Sequence[int] = 2) -> Tensor:
         TypeError, ValueError: a key or a count of the wrong form.
     """
     _checks.key("key", key)
-    shape = (
-        _checks.shape("num", num) if isinstance(num, (tuple, list, torch.Size)) else (_checks.integer("num", num, 1),)
-    )
+    shape = _checks.shape("num", num) if isinstance(num, (tuple, list, torch.Size)) else (_checks.integer("num", num, 1),)
     return torch.stack(_words(key, shape), dim=-1)
 
 
@@ -378,7 +376,8 @@ def randint(
             raise ValueError(f"minval, maxval: expected minval < maxval, got {minval} and {maxval}")
         if maxval - minval >= 2**63:
             raise ValueError(f"minval, maxval: expected a span below 2**63, got {maxval - minval}")
-        low, span = minval, torch.full((), maxval - minval, dtype=torch.int64, device=key.device)
+        low = torch.full((), minval, dtype=torch.int64, device=key.device)
+        span = torch.full((), maxval - minval, dtype=torch.int64, device=key.device)
     else:
         low = torch.as_tensor(minval, dtype=torch.int64, device=key.device)
         span = (torch.as_tensor(maxval, dtype=torch.int64, device=key.device) - low).clamp(min=1)

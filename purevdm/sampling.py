@@ -110,5 +110,5 @@ def _compiled(step: Callable[[Tensor, Tensor], Tensor], z: Tensor, steps: int | 
 
     if not trajectory:
         return torch.while_loop(unfinished, body, (host, here, z))[-1]
-    latents = torch.cat([z[None], z.new_zeros((steps, *z.shape))])
+    latents = torch.cat([z[None], z.new_zeros((steps, *z.shape))])  # type: ignore[arg-type]
     return torch.while_loop(unfinished, recording, (host, here, z, latents))[-1]

@@ -71,9 +71,7 @@ def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule
     return Schedule(init, gamma)
 
 
-def monotone_mlp(
-    gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 1024, pin_ends: bool = False
-) -> Schedule:
+def monotone_mlp(gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 1024, pin_ends: bool = False) -> Schedule:
     """A learned monotone network (App. H): a line plus a hidden layer, with the absolute values of its kernels.
 
     h(t) = b + |w| t + |k3| . tanh((|k2| (2t - 1) + b2) / 2) / hidden. Increasing terms add up to an increasing sum.

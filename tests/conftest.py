@@ -13,4 +13,3 @@ torch.set_num_threads(2)
 def fresh_compiler():
     """Each test counts its own graphs."""
     torch._dynamo.reset()
-    yield

@@ -32,7 +32,9 @@ def test_dense_is_affine(seed, n_in, n_out, bias):
 def test_pointwise_is_dense_at_each_place(seed, n_in, n_out, h, w):
     params = nn.dense_init(random.key(seed), n_in, n_out) | {"bias": draw(seed, n_out).float()}
     x = draw(seed, n_in, h, w).float()
-    torch.testing.assert_close(nn.pointwise(params, x), nn.dense(params, x.movedim(0, -1)).movedim(-1, 0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        nn.pointwise(params, x), nn.dense(params, x.movedim(0, -1)).movedim(-1, 0), atol=1e-5, rtol=1e-5
+    )
 
 
 @given(seeds, sizes, sizes, st.integers(1, 3), st.sampled_from([1, 3, 5]))

@@ -21,9 +21,7 @@ pairs = st.tuples(gammas, gammas).filter(lambda p: abs(p[0] - p[1]) > 1e-3).map(
 @given(gammas)
 def test_variance_is_preserved(gamma):
     for g, tolerance in ((torch.tensor(gamma), 3e-7), (*f64(gamma), 1e-15)):
-        torch.testing.assert_close(
-            process.alpha(g) ** 2 + process.sigma(g) ** 2, torch.ones_like(g), rtol=0, atol=tolerance
-        )
+        torch.testing.assert_close(process.alpha(g) ** 2 + process.sigma(g) ** 2, torch.ones_like(g), rtol=0, atol=tolerance)
 
 
 @given(gammas)

@@ -84,7 +84,8 @@ def test_gamma_is_elementwise_and_keeps_shape_and_dtype(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize(
-    ("ends", "error"), [((5.0, 5.0), ValueError), ((5.0, -5.0), ValueError), ((float("nan"), 1.0), ValueError), (("a", 1.0), TypeError)]
+    ("ends", "error"),
+    [((5.0, 5.0), ValueError), ((5.0, -5.0), ValueError), ((float("nan"), 1.0), ValueError), (("a", 1.0), TypeError)],
 )
 def test_bad_ends_are_refused(name, ends, error):
     with pytest.raises(error, match="gamma_min"):

@@ -245,7 +245,7 @@ def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
         getattr(MODEL, door)(params, x, key)
     if params is NAN:  # under grad, too
         with pytest.raises(error, match=word):
-            torch.func.grad(lambda p: getattr(MODEL, "loss_fn")(p, x, key))(params)
+            torch.func.grad(lambda p: MODEL.loss_fn(p, x, key))(params)
 
 
 @pytest.mark.parametrize(

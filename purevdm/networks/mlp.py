@@ -48,9 +48,7 @@ def mlp(
         keys = random.split(key, layers + 1)
         return {f"dense{i + 1}": nn.dense_init(k, widths[i], widths[i + 1]) for i, k in enumerate(keys)}
 
-    def apply(
-        params: nn.Params, z: Tensor, gamma: Tensor, cond: Tensor | None = None, key: Tensor | None = None
-    ) -> Tensor:
+    def apply(params: nn.Params, z: Tensor, gamma: Tensor, cond: Tensor | None = None, key: Tensor | None = None) -> Tensor:
         _checks.shaped("gamma", gamma, ())
         level = 2.0 * ((gamma - low) / (high - low)) - 1.0
         h = torch.cat([z.flatten(), level[None]])

@@ -112,9 +112,7 @@ def vdm_unet(
         x = (nn.pointwise(params["nin_shortcut"], x) if "nin_shortcut" in params else x) + h
         return attend(params["attn"], x) if "attn" in params else x
 
-    def apply(
-        params: nn.Params, z: Tensor, gamma: Tensor, cond: Tensor | None = None, key: Tensor | None = None
-    ) -> Tensor:
+    def apply(params: nn.Params, z: Tensor, gamma: Tensor, cond: Tensor | None = None, key: Tensor | None = None) -> Tensor:
         _checks.shaped("gamma", gamma, ())
         if z.ndim != 3:
             raise ValueError(f"z: vdm_unet expects (channels, height, width), got {_checks.describe(z)}")
