@@ -12,7 +12,7 @@ depends on the key and on i alone, so a longer draw begins with the shorter one.
 >>> from purevdm import random
 >>> k_model, k_noise = random.split(random.key(0))
 >>> random.normal(k_noise, (3,))
-tensor([ 1.0041, -0.9063, -0.7481])
+tensor([-2.4425, -2.0357,  0.2055])
 """
 
 import math
