@@ -1,4 +1,4 @@
-"""Discrete data: integers to real numbers near [-1, 1], and p(x given z_0) back on the integers (sec. 3.3, App. B.3).
+"""Discrete data: integers to real numbers near [-1, 1], and p(x given z_0) back on the integers.
 
 The decoder is p(x_i = v given z_0) proportional to exp(-(z_0,i / alpha_0 - f_v)**2 exp(-gamma_0) / 2), independently for
 each dimension i, where f_v is the place of the value v on the real line. The latent enters divided by its alpha,
@@ -83,19 +83,16 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
         return index.round().clamp(0, vocab_size - 1)
 
     def spacing(like: Tensor, gamma_0: Tensor) -> Tensor:
-        """The distance between neighbouring values, in units of the noise at time 0."""
+        """The distance between neighbouring values in units of the noise at time 0, of the shape of an event."""
         _, width = affine(like)
-        return torch.exp(-0.5 * gamma_0) * (2.0 / vocab_size) / width
+        return (torch.exp(-0.5 * gamma_0) * (2.0 / vocab_size) / width).expand(like.shape)
 
     def relative_logits(index: Tensor, noise: Tensor, gamma_0: Tensor) -> Tensor:
         """The logit of every value less that of the value at ``index``, from which z is ``noise`` standard deviations off:
         -((d + noise)**2 - noise**2) / 2 = -d (d + 2 noise) / 2, with d the distance to ``index``."""
         values = torch.arange(vocab_size, dtype=noise.dtype, device=noise.device)
-        d = (index[..., None] - values) * spacing_like(noise, gamma_0)
+        d = (index[..., None] - values) * spacing(noise, gamma_0)[..., None]
         return -0.5 * d * (d + 2.0 * noise[..., None])
-
-    def spacing_like(noise: Tensor, gamma_0: Tensor) -> Tensor:
-        return spacing(noise, gamma_0).expand(noise.shape)[..., None]
 
     def log_probs(z: Tensor, gamma_0: Tensor) -> Tensor:
         _checks.floating("z", z)

@@ -151,7 +151,7 @@ def draw_times(
 ) -> Tensor:
     """The times of a batch: shape (n,).
 
-    Antithetic times (App. I.1) are evenly spread, t_i = (u + i / n) mod 1 with one uniform u: each is uniform, and
+    Antithetic times (App. I) are evenly spread, t_i = (u + i / n) mod 1 with one uniform u: each is uniform, and
     together they leave the diffusion loss a smaller variance than n independent uniforms.
 
     Raises:

@@ -222,7 +222,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
-    """Base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (App. C of the paper).
+    """Base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (sec. 4.5).
 
     Args:
         x: (channels, *space).

@@ -41,12 +41,12 @@ class Gaussian(NamedTuple):
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """The scale of the signal, sqrt(sigmoid(-gamma)) (eq. 4)."""
+    """The scale of the signal, sqrt(sigmoid(-gamma)) (sec. 3.2)."""
     return torch.sqrt(torch.sigmoid(-gamma))
 
 
 def sigma(gamma: Tensor) -> Tensor:
-    """The scale of the noise, sqrt(sigmoid(gamma)) (eq. 3)."""
+    """The scale of the noise, sqrt(sigmoid(gamma)) (sec. 3.2)."""
     return torch.sqrt(torch.sigmoid(gamma))
 
 
@@ -71,14 +71,14 @@ def _alpha_ratio(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
 
 
 def transition(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
-    """q(z_t given z_s), from less noise to more (App. A, eq. 20-22)."""
+    """q(z_t given z_s), from less noise to more (App. A)."""
     ratio = _alpha_ratio(gamma_s, gamma_t)
     # sigma_{t|s}**2 = sigma_t**2 - alpha_{t|s}**2 sigma_s**2 = sigma_t**2 (1 - SNR(t) / SNR(s))
     return Gaussian(ratio * z_s, sigma(gamma_t) * torch.sqrt(-torch.expm1(gamma_s - gamma_t)))
 
 
 def posterior(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
-    """q(z_s given z_t, x), from more noise to less, with the clean x (or a prediction of it) known (App. A.2, eq. 25-29)."""
+    """q(z_s given z_t, x), from more noise to less, with the clean x (or a prediction of it) known (App. A)."""
     c = -torch.expm1(gamma_s - gamma_t)
     # (1 - c) / alpha_{t|s} = alpha_{t|s} sigma_s**2 / sigma_t**2, with 1 - c = exp(gamma_s - gamma_t)
     mean = torch.exp(gamma_s - gamma_t) / _alpha_ratio(gamma_s, gamma_t) * z_t + alpha(gamma_s) * c * x
@@ -86,7 +86,7 @@ def posterior(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gauss
 
 
 def posterior_from_eps(z_t: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
-    """:func:`posterior` with the noise in z_t (or a prediction of it) in place of x (App. A.4, eq. 32-34)."""
+    """:func:`posterior` with the noise in z_t (or a prediction of it) in place of x (App. A, eq. 34)."""
     c = -torch.expm1(gamma_s - gamma_t)
     mean = (z_t - c * sigma(gamma_t) * eps) / _alpha_ratio(gamma_s, gamma_t)
     return Gaussian(mean, sigma(gamma_s) * torch.sqrt(c))

@@ -1,4 +1,4 @@
-"""The way back: from noise at time 1 to data at time 0 by steps of the generative model (App. A.4, eq. 34)."""
+"""The way back: from noise at time 1 to data at time 0 by steps of the generative model (App. A, eq. 34)."""
 
 from collections.abc import Callable
 from typing import NamedTuple

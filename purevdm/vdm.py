@@ -87,7 +87,7 @@ def vdm(
         vocab_size: how many values the data take, 256 unless a decoder is given.
         decoder: another decoder than ``purevdm.decoder.discrete(vocab_size)``.
         timesteps: T, the number of steps of the discrete-time bound (eq. 14), or 0 or None for continuous time (eq. 17).
-        antithetic: whether a batch's times are spread evenly (App. I.1) or independent.
+        antithetic: whether a batch's times are spread evenly (App. I) or independent.
         dtype: of parameters, latents and losses: float32, or float64 for proofs.
 
     Sampling (``model.sample``) walks back from noise in ``steps`` ancestral steps (eq. 34). Step i draws from

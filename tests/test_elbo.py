@@ -114,7 +114,7 @@ def test_bound_of_a_finely_quantised_gaussian_is_its_entropy():
 
 
 def test_discrete_time_falls_to_continuous_time():
-    """L_T decreases as T doubles, towards L_infinity (sec. 4.1)."""
+    """L_T decreases as T doubles, towards L_infinity (sec. 4.2)."""
     p = torch.tensor([0.7, 0.1, 0.2], dtype=torch.float64)
     means = [
         bound(ideal(sources.categorical(p), 3, timesteps=t), p, random.key(2), 1000)[0].mean().item()

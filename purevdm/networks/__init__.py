@@ -1,4 +1,4 @@
-"""Score networks: each a pair of pure functions that predict the noise in a latent (sec. 3.3, App. B).
+"""Score networks: each a pair of pure functions that predict the noise in a latent.
 
 A network is any :class:`Network`; there is nothing to inherit. Ten lines make one of your own:
 

@@ -1,4 +1,4 @@
-"""The paper's score network: a U-Net that never leaves the full resolution (App. B.1, and the official code)."""
+"""The paper's score network: a U-Net that never leaves the full resolution (App. B, and the official code)."""
 
 from collections.abc import Sequence
 
