@@ -77,7 +77,7 @@ def pictures(out: Path, real: torch.Tensor, samples: torch.Tensor, losses: list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=700, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=550, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="where the pictures go (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
