@@ -1,6 +1,7 @@
 """The paper's U-Net: official scores, any size, randomness by key alone."""
 
 import numpy as np
+import perturb
 import pytest
 import torch
 from goldens import CASES, case, nchw
@@ -17,12 +18,8 @@ def test_scores_are_the_official_ones(name):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def perturbed(network, shape, seed=0):
-    params = network.init(random.key(seed), shape)
-    leaves, spec = torch.utils._pytree.tree_flatten(params)
-    keys = random.split(random.key(seed + 1), len(leaves))
-    moved = [leaf + 0.1 * random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return torch.utils._pytree.tree_unflatten(moved, spec)
+def perturbed(network, shape):
+    return perturb.perturbed(network.init(random.key(0), shape), 1, 0.1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 7), (4, 6, 3), (3, 8, 8)])
