@@ -16,7 +16,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 
-__all__ = ["Decoder", "discrete"]
+__all__ = ["Decoder", "data_range", "discrete"]
 
 
 class Decoder(NamedTuple):
@@ -122,6 +122,12 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
         return random.categorical(key, log_probs(z, gamma_0))
 
     return Decoder(vocab_size, encode, log_probs, log_prob, reconstruction, mode, sample)
+
+
+def data_range(decoder: Decoder, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of the least and the greatest value, each of the shape, dtype and device of an event (or a batch)."""
+    least = torch.zeros(like.shape, dtype=torch.int64, device=like.device)
+    return decoder.encode(least, like.dtype), decoder.encode(least + (decoder.vocab_size - 1), like.dtype)
 
 
 def integers(x: Tensor) -> Tensor:

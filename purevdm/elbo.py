@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, process, random
-from purevdm.decoder import Decoder
+from purevdm.decoder import Decoder, data_range
 from purevdm.networks import Network
 from purevdm.schedules import Schedule
 
@@ -24,6 +24,7 @@ __all__ = [
     "draw_one",
     "draw_times",
     "elbo",
+    "predict",
     "prior_loss",
     "reconstruction_loss",
 ]
@@ -125,7 +126,7 @@ def elbo(
         gamma_t, gamma_s = gamma(noise.t), gamma(noise.t - 1.0 / timesteps)
         weight = timesteps * torch.expm1(gamma_t - gamma_s)
     z_t = process.diffuse(f, gamma_t, noise.eps)
-    eps_hat = network.apply(params["network"], z_t, gamma_t, cond=cond, key=noise.key)
+    eps_hat = predict(network, decoder, params["network"], z_t, gamma_t, cond, noise.key)
     if eps_hat.shape != z_t.shape:
         raise ValueError(f"network: expected eps_hat of the latent's shape {tuple(z_t.shape)}, got {tuple(eps_hat.shape)}")
     return ELBO(
@@ -133,6 +134,31 @@ def elbo(
         prior=prior_loss(f, gamma(torch.ones_like(noise.t))),
         diffusion=diffusion_loss(noise.eps, eps_hat, weight),
     )
+
+
+def predict(
+    network: Network,
+    decoder: Decoder,
+    params: dict[str, Any],
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+) -> Tensor:
+    """eps_hat of one latent, a function of the latent alone: what the bound asks for.
+
+    A self-conditioned network is applied twice: first without an estimate of the data, then with the one that it gave,
+    clamped to the data's range, which no gradient passes. A key leaves the estimate out half of the time, as training
+    does (Chen, Zhang, Hinton 2022).
+    """
+    if not network.self_condition:
+        return network.apply(params, z, gamma, cond=cond, key=key)
+    k_first, k_second, k_coin = (None, None, None) if key is None else random.split(key, 3).unbind(0)
+    first = network.apply(params, z, gamma, cond=cond, key=k_first).detach()
+    x_hat = torch.clamp(process.x_from_eps(z, first, gamma), *data_range(decoder, z)).detach()
+    if k_coin is not None:
+        x_hat = torch.where(random.bernoulli(k_coin, 0.5, ()), x_hat, 0.0)
+    return network.apply(params, z, gamma, cond=cond, key=k_second, x_hat=x_hat)
 
 
 def discretise(t: Tensor, timesteps: int) -> Tensor:

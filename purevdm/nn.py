@@ -28,13 +28,17 @@ __all__ = [
     "dense",
     "dense_init",
     "dropout",
+    "embedding",
+    "embedding_init",
     "fourier_features",
     "group_norm",
     "group_norm_init",
     "lecun_normal",
     "normal",
+    "over_space",
     "pointwise",
     "timestep_embedding",
+    "upsample",
     "zeros",
 ]
 
@@ -104,12 +108,29 @@ def dense(params: Params, x: Tensor) -> Tensor:
 
 def pointwise(params: Params, x: Tensor) -> Tensor:
     """:func:`dense` along the first axis, at each place of a feature map: (n_in, *space) to (n_out, *space)."""
-    y = (params["kernel"].mT @ x.flatten(1)).unflatten(1, x.shape[1:])
-    return y + _over_space(params["bias"], y) if "bias" in params else y
+    y = (params["kernel"].transpose(0, 1) @ x.flatten(1)).unflatten(1, x.shape[1:])
+    return y + over_space(params["bias"], y) if "bias" in params else y
 
 
-def _over_space(per_channel: Tensor, x: Tensor) -> Tensor:
+def over_space(per_channel: Tensor, x: Tensor) -> Tensor:
+    """One number a channel, (channels,), shaped to broadcast over the places of a feature map (channels, *space)."""
     return per_channel.reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+def embedding_init(key: Tensor, n: int, dim: int) -> Params:
+    """``{"embedding": (n, dim)}``, normal of variance 1 / dim.
+
+    Raises:
+        TypeError, ValueError: a key of the wrong form, or a size below 1.
+    """
+    _checks.key("key", key)
+    n, dim = _checks.integer("n", n, 1), _checks.integer("dim", dim, 1)
+    return {"embedding": random.normal(key, (n, dim)) / math.sqrt(dim)}
+
+
+def embedding(params: Params, index: Tensor) -> Tensor:
+    """The rows of a table at integers: (...) to (..., dim)."""
+    return F.embedding(index, params["embedding"])
 
 
 def conv_init(
@@ -136,11 +157,28 @@ def conv_init(
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def conv(params: Params, x: Tensor) -> Tensor:
-    """A convolution with zero padding that keeps the size: (n_in, *space) to (n_out, *space), space of rank 1 to 3."""
+def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
+    """A convolution with zero padding: (n_in, *space) to (n_out, *space), space of rank 1 to 3.
+
+    A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
+    """
     kernel = params["kernel"]
     padding = tuple(size // 2 for size in kernel.shape[2:])
-    return _CONVOLUTIONS[kernel.ndim - 2](x, kernel, params.get("bias"), padding=padding)  # type: ignore[operator]
+    convolve = _CONVOLUTIONS[kernel.ndim - 2]
+    return convolve(x, kernel, params.get("bias"), stride=stride, padding=padding)  # type: ignore[operator]
+
+
+def upsample(x: Tensor, space: Sequence[int]) -> Tensor:
+    """Each place of a feature map twice along each axis, cut to ``space``: undoes the sizes of a convolution of stride 2.
+
+    Raises:
+        ValueError: a size that twice the map's does not reach, or reaches by more than one.
+    """
+    if len(space) != x.ndim - 1 or any((size + 1) // 2 != n for size, n in zip(space, x.shape[1:], strict=True)):
+        raise ValueError(f"space: expected sizes whose halves, rounded up, are {tuple(x.shape[1:])}, got {tuple(space)}")
+    for axis, size in enumerate(space, start=1):
+        x = x.repeat_interleave(2, axis).narrow(axis, 0, size)
+    return x
 
 
 # Normalisation, attention, dropout
@@ -172,22 +210,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
     """Scaled dot-product attention, softmax(q k^T / sqrt(dim / heads)) v, each head with its part of the channels.
 
     Args:
-        q: queries, (tokens, dim).
-        k, v: keys and values, (other tokens, dim).
+        q: queries, (..., tokens, dim).
+        k, v: keys and values, (..., other tokens, dim); leading axes broadcast.
         heads: how many heads.
 
     Returns:
-        (tokens, dim).
+        (..., tokens, dim).
 
     Raises:
         ValueError: the channels do not divide into the heads.
     """
     if q.shape[-1] % heads:
         raise ValueError(f"heads: expected a divisor of the {q.shape[-1]} channels, got {heads}")
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
     # Written out, as F.scaled_dot_product_attention has no batching rule on the CPU: vmap would loop over the examples.
     weights = torch.softmax(q / math.sqrt(q.shape[-1]) @ k.mT, dim=-1)
-    return (weights @ v).transpose(0, 1).flatten(1)
+    return (weights @ v).transpose(-3, -2).flatten(-2)
 
 
 def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:

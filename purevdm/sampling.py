@@ -8,7 +8,7 @@ from torch import Tensor
 
 from purevdm import _checks, process
 
-__all__ = ["Denoised", "ancestral_step", "run"]
+__all__ = ["Denoised", "ancestral_step", "guide", "run"]
 
 Bounds = tuple[Tensor, Tensor]
 
@@ -44,24 +44,34 @@ def ancestral_step(
     return Denoised(q.mean + q.std * eps, x_hat)
 
 
+def guide(eps_hat: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): eps_free + guidance (eps_hat - eps_free), with the noise seen under
+    the condition and without one. 1 gives the condition's own, 0 none of it, more than 1 exaggerates it."""
+    return eps_free + guidance * (eps_hat - eps_free)
+
+
+State = tuple[Tensor, ...]
+
+
 def run(
-    step: Callable[[Tensor, Tensor], Tensor],
-    z: Tensor,
+    step: Callable[..., State],
+    state: State,
     steps: int | Tensor,
     *,
     trajectory: bool = False,
     callback: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """Applies ``z = step(i, z)`` for i = 0, ..., steps - 1.
+) -> State:
+    """Applies ``state = step(i, *state)`` for i = 0, ..., steps - 1.
 
     In eager this is a Python loop. Under ``torch.compile`` it is one ``torch.while_loop``, whose graph does not depend on
     the number of steps where that is a tensor.
 
     Args:
-        step: ``step(i, z) -> z``, with i an int32 tensor of shape () on z's device.
-        z: the start.
+        step: ``step(i, *state) -> state``, with i an int32 tensor of shape () on the state's device.
+        state: the start: the latents z, and whatever else steps hand on.
         steps: how many, an integer >= 1, or an integer tensor of shape () (on the CPU: a loop's end is tested there).
-        trajectory: whether to return all latents, from the start on, stacked: (steps + 1, *z.shape). Takes an integer.
+        trajectory: whether to return, in place of the last z, all of them, from the start on, stacked: (steps + 1,
+            *z.shape). Takes an integer.
         callback: in eager, ``callback(i, z)`` after each step, for a progress bar.
 
     Raises:
@@ -80,35 +90,37 @@ def run(
     if torch.compiler.is_compiling():
         if callback is not None:
             raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager")
-        return _compiled(step, z, steps, trajectory)
+        return _compiled(step, state, steps, trajectory)
 
-    latents = [z]
+    latents = [state[0]]
     for i in range(int(steps)):
-        z = step(torch.tensor(i, dtype=torch.int32, device=z.device), z)
+        state = step(torch.tensor(i, dtype=torch.int32, device=state[0].device), *state)
         if trajectory:
-            latents.append(z)
+            latents.append(state[0])
         if callback is not None:
-            callback(i, z)
-    return torch.stack(latents) if trajectory else z
+            callback(i, state[0])
+    return (torch.stack(latents), *state[1:]) if trajectory else state
 
 
-def _compiled(step: Callable[[Tensor, Tensor], Tensor], z: Tensor, steps: int | Tensor, trajectory: bool) -> Tensor:
+def _compiled(step: Callable[..., State], state: State, steps: int | Tensor, trajectory: bool) -> State:
     # Two counters: the loop's end is tested on the CPU without waiting for the device, the step counts on z's device.
     end = torch.as_tensor(steps, dtype=torch.int32)
     host = torch.zeros((), dtype=torch.int32)
-    here = torch.zeros((), dtype=torch.int32, device=z.device)
+    here = torch.zeros((), dtype=torch.int32, device=state[0].device)
 
     def unfinished(host: Tensor, here: Tensor, *state: Tensor) -> Tensor:
         return host < end
 
-    def body(host: Tensor, here: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        return host + 1, here + 1, step(here, z)
+    def body(host: Tensor, here: Tensor, *state: Tensor) -> State:
+        return host + 1, here + 1, *step(here, *state)
 
-    def recording(host: Tensor, here: Tensor, z: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
-        z = step(here, z)
-        return host + 1, here + 1, z, latents.index_copy(0, (here + 1).to(torch.int64)[None], z[None])
+    def recording(host: Tensor, here: Tensor, latents: Tensor, *state: Tensor) -> State:
+        state = step(here, *state)
+        latents = latents.index_copy(0, (here + 1).to(torch.int64)[None], state[0][None])
+        return host + 1, here + 1, latents, *state
 
     if not trajectory:
-        return torch.while_loop(unfinished, body, (host, here, z))[-1]
-    latents = torch.cat([z[None], z.new_zeros((steps, *z.shape))])  # type: ignore[arg-type]
-    return torch.while_loop(unfinished, recording, (host, here, z, latents))[-1]
+        return torch.while_loop(unfinished, body, (host, here, *state))[2:]
+    latents = torch.cat([state[0][None], state[0].new_zeros((steps, *state[0].shape))])  # type: ignore[arg-type]
+    _, _, latents, _, *rest = torch.while_loop(unfinished, recording, (host, here, latents, *state))
+    return latents, *rest

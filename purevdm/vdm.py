@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, elbo, process, random, sampling
-from purevdm.decoder import Decoder, discrete, integers
+from purevdm.decoder import Decoder, data_range, discrete, integers
 from purevdm.elbo import ELBO, Noise
 from purevdm.networks import Network
 from purevdm.nn import Params
@@ -43,9 +43,10 @@ class VDM(NamedTuple):
         elbo: ``elbo(params, x, key, cond=None, *, train=False) -> ELBO``: the three terms, each (B,), nats.
         elbo_core: ``elbo_core(params, x, noise, cond=None) -> ELBO``: one example with explicit noise, each (), nats.
         draw: ``draw(key, n, *, train=True) -> Noise``: the noise that ``elbo`` draws for a batch of n.
-        sample: ``sample(params, key, n, *, steps=1000, cond=None, decode="argmax", clip=False, trajectory=False,
-            callback=None)``: n samples, int64 (n, *event_shape); see :func:`vdm`.
-        eps_hat: ``eps_hat(params, z, gamma, cond=None)``: the predicted noise in a batch of latents, gamma of shape (B,).
+        sample: ``sample(params, key, n, *, steps=1000, cond=None, guidance=1.0, decode="argmax", clip=False,
+            trajectory=False, callback=None)``: n samples, int64 (n, *event_shape); see :func:`vdm`.
+        eps_hat: ``eps_hat(params, z, gamma, cond=None, x_hat=None)``: the predicted noise in a batch of latents, gamma of
+            shape (B,); a self-conditioned network makes its own estimate of the data where none is given.
         gamma: ``gamma(params, t)``: the schedule, elementwise.
         network, schedule, decoder, event_shape, timesteps, dtype: what the model was made of.
     """
@@ -65,6 +66,25 @@ class VDM(NamedTuple):
     event_shape: tuple[int, ...]
     timesteps: int
     dtype: torch.dtype
+
+
+def batched(cond: Any, n: int) -> Any:
+    """The batch axes of a condition for vmap's ``in_dims``: the first of every tensor in it, n long.
+
+    Raises:
+        ValueError: a tensor of another length.
+    """
+    if cond is None:
+        return None
+
+    def axis(leaf: Any) -> int | None:
+        if leaf is None:
+            return None
+        if _checks.tensor("cond", leaf).ndim == 0 or leaf.shape[0] != n:
+            raise ValueError(f"cond: expected a condition for each of the {n} examples, got {_checks.describe(leaf)}")
+        return 0
+
+    return optree.tree_map(axis, cond, none_is_leaf=True)
 
 
 def vdm(
@@ -92,10 +112,15 @@ def vdm(
 
     Sampling (``model.sample``) walks back from noise in ``steps`` ancestral steps (eq. 34). Step i draws from
     ``fold_in(k, i)``, k being the second of the three keys that the sampling key is split into; the first draws z_1, the
-    third decodes. ``decode`` is "argmax" or "sample" (draw from p(x given z_0)); ``clip=True`` clamps every x_hat to the
-    data's range; ``trajectory=True`` returns a :class:`Sample` with all latents; ``callback(i, z)`` follows the steps in
-    eager. ``steps`` may be an integer tensor of shape (): then one compiled graph serves every number of steps. Sampling
-    builds no autograd graph.
+    third decodes. A self-conditioned network sees each step's x_hat, clamped to the data's range, in the next.
+
+    - ``cond`` holds n conditions; ``guidance`` other than 1 weighs them against none, for a network with ``cond_drop`` >
+      0 (classifier-free, Ho & Salimans 2022; see :func:`purevdm.sampling.guide`).
+    - ``decode`` is "argmax" or "sample" (draw from p(x given z_0)); ``clip=True`` clamps every x_hat to the data's range.
+    - ``trajectory=True`` returns a :class:`Sample` with all latents; ``callback(i, z)`` follows the steps in eager.
+    - ``steps`` may be an integer tensor of shape (): then one compiled graph serves every number of steps.
+
+    Sampling builds no autograd graph.
 
     Returns:
         A :class:`VDM`.
@@ -162,7 +187,7 @@ def vdm(
         def one(x: Tensor, noise: Noise, cond: Any) -> ELBO:
             return elbo.elbo(network, schedule, decoder, timesteps, params, x, noise, cond)
 
-        return torch.func.vmap(one, in_dims=(0, elbo.axes(train), None if cond is None else 0))(x, noise, cond)
+        return torch.func.vmap(one, in_dims=(0, elbo.axes(train), batched(cond, n)))(x, noise, cond)
 
     def loss_and_stats(
         params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True
@@ -179,15 +204,18 @@ def vdm(
     def gamma(params: Params, t: Tensor) -> Tensor:
         return schedule.gamma(params["schedule"], t)
 
-    def eps_hat(params: Params, z: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:
+    def eps_hat(params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
         _checks.floating("z", z)
         _checks.shaped("z", z, (*z.shape[:1], *event_shape))
         _checks.shaped("gamma", gamma, z.shape[:1])
 
-        def one(z: Tensor, gamma: Tensor, cond: Any) -> Tensor:
-            return network.apply(params["network"], z, gamma, cond=cond)
+        def one(z: Tensor, gamma: Tensor, cond: Any, x_hat: Tensor | None) -> Tensor:
+            if x_hat is None:
+                return elbo.predict(network, decoder, params["network"], z, gamma, cond)
+            return network.apply(params["network"], z, gamma, cond=cond, x_hat=x_hat)
 
-        return torch.func.vmap(one, in_dims=(0, 0, None if cond is None else 0))(z, gamma, cond)
+        axes = (0, 0, batched(cond, z.shape[0]), None if x_hat is None else 0)
+        return torch.func.vmap(one, in_dims=axes)(z, gamma, cond, x_hat)
 
     @torch.no_grad()
     def sample(
@@ -197,6 +225,7 @@ def vdm(
         *,
         steps: int | Tensor = 1000,
         cond: Any = None,
+        guidance: float | Tensor = 1.0,
         decode: str = "argmax",
         clip: bool = False,
         trajectory: bool = False,
@@ -206,22 +235,28 @@ def vdm(
         k_z, k_steps, k_decode = random.split(_checks.key("key", key), 3).unbind(0)
         n = _checks.integer("n", n, 1)
         _checks.choice("decode", decode, ("argmax", "sample"))
+        guided = isinstance(guidance, Tensor) or _checks.real("guidance", guidance) != 1.0
+        if guided and cond is None:
+            raise ValueError("cond: expected the condition that guidance strengthens, got None")
         total = torch.as_tensor(steps, device=key.device).to(dtype)
-        bounds = None
-        if clip:
-            ends = torch.tensor([0, decoder.vocab_size - 1], device=key.device)
-            low, high = (decoder.encode(end.expand(event_shape), dtype) for end in ends)
-            bounds = (low, high)
+        z_1 = random.normal(k_z, (n, *event_shape), dtype)
+        bounds = data_range(decoder, z_1[0])
 
-        def step(i: Tensor, z: Tensor) -> Tensor:
+        def predicted(z: Tensor, gamma_t: Tensor, x_hat: Tensor | None) -> Tensor:
+            eps = eps_hat(params, z, gamma_t.expand(n), cond, x_hat)
+            return sampling.guide(eps, eps_hat(params, z, gamma_t.expand(n), None, x_hat), guidance) if guided else eps
+
+        def step(i: Tensor, z: Tensor, x_hat: Tensor | None = None) -> tuple[Tensor, ...]:
             eps = random.normal(random.fold_in(k_steps, i), z.shape, dtype)
             gamma_t = gamma(params, (total - i) / total)
             gamma_s = gamma(params, (total - i - 1) / total)
-            predicted = eps_hat(params, z, gamma_t.expand(n), cond)
-            return sampling.ancestral_step(z, predicted, gamma_s, gamma_t, eps, bounds).z
+            eps_hat = predicted(z, gamma_t, x_hat)
+            done = sampling.ancestral_step(z, eps_hat, gamma_s, gamma_t, eps, bounds if clip else None)
+            # A self-conditioned network sees the last estimate in the next step.
+            return (done.z, done.x_hat.clamp(*bounds)) if network.self_condition else (done.z,)
 
-        z_1 = random.normal(k_z, (n, *event_shape), dtype)
-        latents = sampling.run(step, z_1, steps, trajectory=trajectory, callback=callback)
+        start = (z_1, torch.zeros_like(z_1)) if network.self_condition else (z_1,)
+        latents = sampling.run(step, start, steps, trajectory=trajectory, callback=callback)[0]
         z_0 = latents[-1] if trajectory else latents
         gamma_0 = gamma(params, torch.zeros((), dtype=dtype, device=key.device))
         rescaled = z_0 / process.alpha(gamma_0)

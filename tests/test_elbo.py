@@ -5,6 +5,7 @@ import math
 
 import hypothesis.strategies as st
 import numpy as np
+import perturb
 import pytest
 import sources
 import torch
@@ -12,7 +13,7 @@ from goldens import CASES, case
 from hypothesis import given, settings
 
 import purevdm
-from purevdm import Noise, elbo, random, schedules
+from purevdm import Noise, elbo, networks, process, random, schedules
 
 seeds = st.integers(0, 2**31)
 
@@ -208,3 +209,41 @@ def test_permuting_examples_with_their_keys_permutes_the_terms(seed, order):
 def test_bad_input_is_named(call, error, word):
     with pytest.raises(error, match=word):
         call()
+
+
+def self_conditioned():
+    network = networks.mlp(8, fourier=(), self_condition=True)
+    model = purevdm.vdm(network, schedules.learned_linear(), (2,), 16)
+    return model, perturb.perturbed(model.init(random.key(0)), 1, 0.5)
+
+
+def test_self_conditioning_predicts_twice_and_half_of_the_time_in_training():
+    model, params = self_conditioned()
+    z, gamma = random.normal(random.key(1), (2,)), torch.tensor(-1.0)
+    apply, network = model.network.apply, params["network"]
+    first = apply(network, z, gamma)
+    x_hat = process.x_from_eps(z, first, gamma).clamp(-15 / 16, 15 / 16)
+    second = apply(network, z, gamma, x_hat=x_hat)
+    assert not torch.allclose(first, second, atol=1e-3)
+
+    def predict(key=None, params=network):
+        return elbo.predict(model.network, model.decoder, params, z, gamma, None, key)
+
+    assert torch.equal(predict(), second)
+    assert torch.equal(model.eps_hat(params, z[None], gamma[None])[0], second)
+    outs = [predict(random.key(i)) for i in range(64)]
+    estimated = sum(torch.allclose(out, second) for out in outs)
+    assert estimated + sum(torch.allclose(out, first) for out in outs) == 64
+    assert 16 <= estimated <= 48
+    # no gradient through the estimate
+    through = torch.func.grad(lambda p: predict(params=p).sum())(network)
+    held = torch.func.grad(lambda p: apply(p, z, gamma, x_hat=x_hat).sum())(network)
+    for a, b in zip(torch.utils._pytree.tree_leaves(through), torch.utils._pytree.tree_leaves(held), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_self_conditioning_runs_through_loss_and_bound():
+    model, params = self_conditioned()
+    x = random.randint(random.key(1), (4, 2), 0, 16)
+    assert not torch.equal(model.loss_fn(params, x, random.key(2)), model.loss_fn(params, x, random.key(2), train=False))
+    assert model.elbo(params, x, random.key(2)).total.isfinite().all()

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import perturb
 import pytest
 import sources
 import torch
@@ -128,3 +129,53 @@ def test_bad_input_is_named(arguments, error, word):
     call = dict(params=params, key=random.key(0), n=2, steps=3) | arguments
     with pytest.raises(error, match=word):
         model.sample(call.pop("params"), call.pop("key"), call.pop("n"), **call)
+
+
+def conditional():
+    model = purevdm.vdm(networks.mlp(8, fourier=(), classes=3, cond_drop=0.5), schedules.learned_linear(), (2,), 16)
+    return model, perturb.perturbed(model.init(random.key(0)), 1, 0.3)
+
+
+def test_guidance_goes_from_none_through_the_condition_and_past_it():
+    model, params = conditional()
+    label, options = torch.tensor([0, 1, 2]), dict(steps=5, trajectory=True)
+    free, plain = (model.sample(params, random.key(1), 3, cond=c, **options).z for c in (None, label))
+    weighed = {w: model.sample(params, random.key(1), 3, cond=label, guidance=w, **options).z for w in (0.0, 1.0, 3.0)}
+    torch.testing.assert_close(weighed[0.0], free)
+    assert torch.equal(weighed[1.0], plain)
+    assert not torch.allclose(weighed[3.0], plain, atol=1e-2)
+    tensor = model.sample(params, random.key(1), 3, cond=label, guidance=torch.tensor(3.0), **options).z
+    torch.testing.assert_close(tensor, weighed[3.0])
+
+
+def test_guidance_of_known_noises_is_linear():
+    a, b = random.normal(random.key(0), (2, 5), torch.float64)
+    torch.testing.assert_close(sampling.guide(a, b, 2.5), 2.5 * a - 1.5 * b)
+
+
+def test_a_self_conditioned_sampler_hands_its_estimate_on():
+    network = networks.mlp(8, fourier=(), self_condition=True)
+    model = purevdm.vdm(network, schedules.learned_linear(), (2,), 16)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.5)
+    k_z, k_steps, _ = random.split(random.key(4), 3)
+    z, x_hat, steps = random.normal(k_z, (3, 2)), torch.zeros(3, 2), 4
+    for i in range(steps):
+        gamma_s, gamma_t = (model.gamma(params, torch.tensor(v / steps)) for v in (steps - i - 1, steps - i))
+        eps = random.normal(random.fold_in(k_steps, i), z.shape)
+        z, x_hat = sampling.ancestral_step(
+            z, model.eps_hat(params, z, gamma_t.expand(3), None, x_hat), gamma_s, gamma_t, eps
+        )
+        x_hat = x_hat.clamp(-15 / 16, 15 / 16)
+    got = model.sample(params, random.key(4), 3, steps=steps, trajectory=True).z
+    torch.testing.assert_close(got[-1], z, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_conditions_of_a_batch_are_named():
+    model, params = conditional()
+    for cond, word in ((torch.tensor(1), "each of the 3"), (torch.tensor([1, 2]), "each of the 3"), ([1, 2, 0], "cond")):
+        with pytest.raises((TypeError, ValueError), match=word):
+            model.sample(params, random.key(0), 3, steps=1, cond=cond)
+    with pytest.raises(ValueError, match="cond: expected the condition that guidance"):
+        model.sample(params, random.key(0), 3, steps=1, guidance=2.0)
+    with pytest.raises(ValueError, match="guidance"):
+        model.sample(params, random.key(0), 3, steps=1, cond=torch.tensor([0, 1, 2]), guidance=math.nan)

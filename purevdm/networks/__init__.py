@@ -22,8 +22,10 @@ and a ``torch.nn.Module`` serves through ``torch.func.functional_call``:
 ...     return purevdm.networks.Network(init, apply)
 """
 
+from purevdm.networks._condition import Condition
 from purevdm.networks._network import Network
 from purevdm.networks.mlp import mlp
+from purevdm.networks.unet import unet
 from purevdm.networks.vdm_unet import vdm_unet
 
-__all__ = ["Network", "mlp", "vdm_unet"]
+__all__ = ["Condition", "Network", "mlp", "unet", "vdm_unet"]

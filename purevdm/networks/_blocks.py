@@ -1,0 +1,106 @@
+"""The blocks that the U-Nets share: a ResNet block under a context, attention over a map's places, and to a sequence."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purevdm import _checks, nn, random
+from purevdm.networks._adapter import Adapter
+
+
+def resnet_init(key: Tensor, n_in: int, n_out: int, hidden: int, rank: int = 2) -> nn.Params:
+    keys = random.split(key, 4)
+    size = (3,) * rank
+    params = {
+        "norm1": nn.group_norm_init(key, n_in),
+        "conv1": nn.conv_init(keys[0], n_in, n_out, size),
+        "cond_proj": nn.dense_init(keys[1], hidden, n_out, bias=False, kernel_init=nn.zeros),
+        "norm2": nn.group_norm_init(key, n_out),
+        "conv2": nn.conv_init(keys[2], n_out, n_out, size, kernel_init=nn.zeros),
+    }
+    if n_in != n_out:
+        params["nin_shortcut"] = nn.dense_init(keys[3], n_in, n_out)
+    return params
+
+
+def resnet(params: nn.Params, x: Tensor, context: Tensor, groups: int, keep: Tensor | None, rate: float) -> Tensor:
+    """Norm, swish, convolution, twice, around a shift by the context; ``keep`` is the mask of the dropout at ``rate``."""
+    h = nn.conv(params["conv1"], F.silu(nn.group_norm(params["norm1"], x, groups)))
+    h = h + nn.over_space(nn.dense(params["cond_proj"], context), h)
+    h = F.silu(nn.group_norm(params["norm2"], h, groups))
+    if keep is not None:
+        h = nn.dropout(keep, h, rate)
+    h = nn.conv(params["conv2"], h)
+    return (nn.pointwise(params["nin_shortcut"], x) if "nin_shortcut" in params else x) + h
+
+
+def attention_init(key: Tensor, channels: int, ctrl_dim: int = 0) -> nn.Params:
+    """Attention of a map's places to one another, or, with a ``ctrl_dim``, to a sequence of that width."""
+    keys = random.split(key, 3)
+    sources = {"q": channels, "k": ctrl_dim or channels, "v": ctrl_dim or channels}
+    return {
+        "norm": nn.group_norm_init(key, channels),
+        **{name: nn.dense_init(k, n, channels) for (name, n), k in zip(sources.items(), keys, strict=True)},
+        "proj_out": nn.dense_init(key, channels, channels, kernel_init=nn.zeros),
+    }
+
+
+def attend(
+    params: nn.Params, x: Tensor, adapter: Adapter, groups: int, heads: int = 1, ctrl: Tensor | None = None
+) -> Tensor:
+    tokens = adapter.tokens(nn.group_norm(params["norm"], x, groups))
+    source = tokens if ctrl is None else ctrl
+    q, k, v = nn.dense(params["q"], tokens), nn.dense(params["k"], source), nn.dense(params["v"], source)
+    out = nn.dense(params["proj_out"], nn.attention(q, k, v, heads))
+    return x + adapter.feature_map(out, tuple(x.shape[1:]))
+
+
+def dropout_masks(key: Tensor | None, rate: float, shapes: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
+    """A mask for each shape, all from one draw (it compiles faster), or None for each without a key or a rate."""
+    if key is None or rate == 0.0:
+        return [None for _ in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
+    masks = random.bernoulli(key, 1.0 - rate, (sum(sizes),)).split(sizes)
+    return [mask.reshape(shape) for mask, shape in zip(masks, shapes, strict=True)]
+
+
+def level(gamma: Tensor, low: float, high: float) -> Tensor:
+    """What is embedded of gamma: its place between the ends, from 0 to 1000."""
+    return 1000.0 * ((gamma - low) / (high - low))
+
+
+def context_init(keys: Tensor, embed: int, cond_dim: int) -> nn.Params:
+    hidden = 4 * embed
+    return {"dense0": nn.dense_init(keys[0], embed + cond_dim, hidden), "dense1": nn.dense_init(keys[1], hidden, hidden)}
+
+
+def context(params: nn.Params, level: Tensor, embed: int, vector: Tensor | None, label: Tensor | None) -> Tensor:
+    """What the blocks know of the noise level and the condition: (4 * embed,)."""
+    features = nn.timestep_embedding(level, embed)
+    h = nn.dense(params["dense0"], features if vector is None else torch.cat([features, vector]))
+    h = F.silu(h if label is None else h + label)
+    return F.silu(nn.dense(params["dense1"], h))
+
+
+def keys(key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """A network's key in two: for the dropout of features, and for that of the condition."""
+    return (None, None) if key is None else tuple(random.split(key).unbind(0))  # type: ignore[return-value]
+
+
+def estimate(z: Tensor, x_hat: Tensor | None, self_condition: bool) -> Tensor | None:
+    """The earlier estimate of the data that a self-conditioned network sees: zeros for none; None for other networks."""
+    if self_condition:
+        return torch.zeros_like(z) if x_hat is None else _checks.shaped("x_hat", x_hat, z.shape)
+    if x_hat is not None:
+        raise ValueError(f"x_hat: this network takes none (self_condition=False), got {_checks.describe(x_hat)}")
+    return None
+
+
+def inputs(z: Tensor, exponents: Sequence[int], x_hat: Tensor | None, self_condition: bool) -> Tensor:
+    """What goes into a network: z, its Fourier features, and an estimate of the data where the network takes one."""
+    features = nn.fourier_features(z, exponents) if exponents else None
+    parts = [part for part in (z, features, estimate(z, x_hat, self_condition)) if part is not None]
+    return torch.cat(parts) if len(parts) > 1 else z

@@ -1,0 +1,145 @@
+"""What a prediction may depend on besides the latent: a vector, a class, a sequence; and how training drops it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, nn, random
+
+
+class Condition(NamedTuple):
+    """A condition of one example (or a batch of them, with a leading axis on each field).
+
+    A network that takes one kind alone also takes that tensor bare: ``cond=labels``.
+
+    Attributes:
+        vector: numbers, (cond_dim,), or () where cond_dim is 1.
+        label: a class, an integer of shape () in [0, classes).
+        ctrl: a control sequence for cross-attention, (tokens, ctrl_dim).
+    """
+
+    vector: Tensor | None = None
+    label: Tensor | None = None
+    ctrl: Tensor | None = None
+
+
+class Kinds(NamedTuple):
+    """The sizes of the kinds of condition that a network takes, 0 for none, and the rate at which training drops them."""
+
+    cond_dim: int
+    classes: int
+    ctrl_dim: int
+    drop: float
+
+
+def kinds(cond_dim: int, classes: int, ctrl_dim: int, cond_drop: float) -> Kinds:
+    """The arguments of a network, checked."""
+    found = Kinds(
+        _checks.integer("cond_dim", cond_dim, 0),
+        _checks.integer("classes", classes, 0),
+        _checks.integer("ctrl_dim", ctrl_dim, 0),
+        _checks.probability("cond_drop", cond_drop),
+    )
+    if found.drop > 0.0 and not any(found[:3]):
+        raise ValueError(f"cond_drop: expected 0 for a network without a condition, got {found.drop}")
+    return found
+
+
+def init(kinds: Kinds, key: Tensor, width: int) -> nn.Params:
+    """``{"cond": ...}``: an embedding of the classes, and of what stands for a dropped condition; {} where there is none."""
+    params: nn.Params = {}
+    dropped = kinds.drop > 0.0
+    if kinds.classes:
+        params["label"] = nn.embedding_init(key, kinds.classes + dropped, width)
+    if kinds.cond_dim and dropped:
+        params["no_vector"] = torch.zeros(kinds.cond_dim, device=key.device)
+    if kinds.ctrl_dim and dropped:
+        params["no_ctrl"] = torch.zeros(kinds.ctrl_dim, device=key.device)
+    return {"cond": params} if params else {}
+
+
+def read(kinds: Kinds, params: nn.Params, cond: Any, like: Tensor, key: Tensor | None = None) -> Condition:
+    """The condition as the layers take it, in z's dtype: the vector (cond_dim,), the label's embedding (width,), the
+    sequence (tokens, ctrl_dim); None for the kinds that the network does not take.
+
+    A key drops the whole condition at the network's rate; cond = None stands for a dropped one.
+    """
+    cond = _sorted(kinds, cond)
+    if not any(kinds[:3]):
+        return cond
+    params = params.get("cond", {})
+    keep = random.bernoulli(key, 1.0 - kinds.drop, ()) if key is not None and kinds.drop > 0.0 else None
+
+    def or_none(value: Tensor | None, stand_in: str) -> Tensor:
+        if value is None:
+            return params[stand_in]
+        return value if keep is None else torch.where(keep, value, params[stand_in])
+
+    vector = label = ctrl = None
+    if kinds.cond_dim:
+        given = None if cond.vector is None else _vector(kinds.cond_dim, cond.vector).to(like.dtype)
+        vector = or_none(given, "no_vector").to(like.dtype)
+    if kinds.classes:
+        if cond.label is None:
+            index = torch.full((), kinds.classes, device=like.device)
+        else:
+            index = _label(kinds.classes, cond.label)
+            index = index if keep is None else torch.where(keep, index, kinds.classes)
+        label = nn.embedding(params["label"], index)
+    if kinds.ctrl_dim:
+        given = None if cond.ctrl is None else _ctrl(kinds.ctrl_dim, cond.ctrl).to(like.dtype)
+        ctrl = or_none(given, "no_ctrl").to(like.dtype)
+        ctrl = ctrl if ctrl.ndim == 2 else ctrl[None]
+    return Condition(vector, label, ctrl)
+
+
+_FIELDS = {"vector": "cond_dim", "label": "classes", "ctrl": "ctrl_dim"}
+
+
+def _sorted(kinds: Kinds, cond: Any) -> Condition:
+    """The condition by kind; refused where the network takes other kinds."""
+    sizes = dict(zip(_FIELDS, kinds[:3], strict=True))
+    taken = [f"{name} ({_FIELDS[name]}={size})" for name, size in sizes.items() if size]
+    if isinstance(cond, Tensor) and len(taken) == 1:
+        (name,) = (name for name, size in sizes.items() if size)
+        cond = Condition(**{name: cond})
+    if cond is not None and not isinstance(cond, Condition):
+        wanted = f"a Condition with {', '.join(taken)}" if taken else "None, as this network takes none (cond_dim=0)"
+        raise (ValueError if not taken else TypeError)(f"cond: expected {wanted}, got {_checks.describe(cond)}")
+    if cond is None or all(value is None for value in cond):
+        if taken and kinds.drop == 0.0:
+            raise ValueError(
+                f"cond: expected {', '.join(taken)}, got None; a network with cond_drop > 0 learns to go without"
+            )
+        return Condition()
+    for name, size in sizes.items():
+        value = getattr(cond, name)
+        if value is None and size:
+            raise ValueError(f"cond.{name}: expected a tensor ({_FIELDS[name]}={size}), got None")
+        if value is not None and not size:
+            raise ValueError(f"cond.{name}: this network takes none ({_FIELDS[name]}=0), got {_checks.describe(value)}")
+    return cond
+
+
+def _vector(cond_dim: int, vector: Any) -> Tensor:
+    vector = _checks.tensor("cond", vector)
+    if tuple(vector.shape) != (cond_dim,) and not (vector.ndim == 0 and cond_dim == 1):
+        one = " or ()" if cond_dim == 1 else ""
+        raise ValueError(f"cond: expected shape ({cond_dim},){one} an example, got {_checks.describe(vector)}")
+    return vector.reshape(cond_dim)
+
+
+def _label(classes: int, label: Any) -> Tensor:
+    label = _checks.shaped("cond.label", label, ())
+    if label.is_floating_point() or label.dtype == torch.bool:
+        raise TypeError(f"cond.label: expected an integer in [0, {classes - 1}], got {_checks.describe(label)}")
+    _checks.within("cond.label", label, 0, classes - 1)
+    return label.to(torch.int64)
+
+
+def _ctrl(ctrl_dim: int, ctrl: Any) -> Tensor:
+    ctrl = _checks.floating("cond.ctrl", ctrl)
+    if ctrl.ndim != 2 or ctrl.shape[1] != ctrl_dim or ctrl.shape[0] == 0:
+        raise ValueError(f"cond.ctrl: expected shape (tokens, {ctrl_dim}) an example, got {_checks.describe(ctrl)}")
+    return ctrl

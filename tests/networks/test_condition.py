@@ -1,0 +1,132 @@
+"""Conditions: each kind matters, drops by key, and is refused where a network does not take it."""
+
+import perturb
+import pytest
+import torch
+
+from purevdm import networks, random
+from purevdm.networks import Condition
+
+ZERO = torch.tensor(0.0)
+SHAPE = (2, 4, 4)
+MAKERS = {
+    "mlp": lambda **k: networks.mlp(8, fourier=(), **k),
+    "vdm_unet": lambda **k: networks.vdm_unet(8, 1, groups=4, fourier=(), dropout=0.0, **k),
+    "unet": lambda **k: networks.unet(8, (1, 2), 1, groups=4, heads=2, attention=(0,), **k),
+}
+
+
+def ready(network, shape=SHAPE):
+    params = perturb.perturbed(network.init(random.key(0), shape), 1, 0.2)
+    z = random.normal(random.key(2), shape)
+
+    def eps_hat(cond=None, key=None):
+        return network.apply(params, z, ZERO, cond=cond, key=key)
+
+    return eps_hat
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_labels_and_vectors_matter_and_bare_tensors_are_taken(make):
+    eps_hat = ready(make(classes=3))
+    a, b = (eps_hat(torch.tensor(i)) for i in (0, 2))
+    assert not torch.equal(a, b)
+    assert torch.equal(a, eps_hat(Condition(label=torch.tensor(0, dtype=torch.uint8))))
+    eps_hat = ready(make(cond_dim=2))
+    a, b = (eps_hat(torch.tensor(v)) for v in ([0.0, 1.0], [1.0, 0.0]))
+    assert not torch.equal(a, b)
+    eps_hat = ready(make(cond_dim=2, classes=3))
+    both = eps_hat(Condition(vector=torch.tensor([0.0, 1.0]), label=torch.tensor(1)))
+    assert not torch.equal(both, eps_hat(Condition(vector=torch.tensor([0.0, 1.0]), label=torch.tensor(0))))
+
+
+def test_a_control_sequence_matters_as_a_set_of_tokens():
+    eps_hat = ready(networks.unet(8, (1, 2), 1, groups=4, heads=2, ctrl_dim=5))
+    ctrl = random.normal(random.key(7), (3, 5))
+    out = eps_hat(ctrl)
+    assert not torch.allclose(out, eps_hat(ctrl + 1), atol=1e-3)
+    torch.testing.assert_close(out, eps_hat(ctrl[[2, 0, 1]]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out, eps_hat(torch.cat([ctrl, ctrl])), rtol=1e-4, atol=1e-4)
+
+
+def every_kind(make):
+    options = dict(cond_dim=2, classes=3, cond_drop=0.5)
+    cond = Condition(torch.tensor([1.0, 2.0]), torch.tensor(1))
+    if make is MAKERS["unet"]:
+        options["ctrl_dim"] = 5
+        cond = cond._replace(ctrl=random.normal(random.key(7), (3, 5)))
+    return ready(make(**options)), cond
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_key_drops_the_whole_condition_at_the_rate(make):
+    eps_hat, cond = every_kind(make)
+    given, without = eps_hat(cond), eps_hat(None)
+    assert not torch.allclose(given, without, atol=1e-3)
+    assert torch.equal(without, eps_hat(Condition()))
+    dropped = 0
+    for i in range(64):
+        out = eps_hat(cond, random.key(i))
+        is_given, is_without = (torch.allclose(out, other, rtol=1e-4, atol=1e-4) for other in (given, without))
+        assert is_given != is_without
+        dropped += is_without
+    assert 16 <= dropped <= 48  # four standard deviations
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_conditions_are_mapped_over(make):
+    options = dict(classes=3, cond_dim=1)
+    network = make(**options)
+    params = perturb.perturbed(network.init(random.key(0), SHAPE), 1, 0.2)
+    z, label, vector = random.normal(random.key(2), (3, *SHAPE)), torch.tensor([2, 0, 1]), torch.tensor([0.5, 1.0, 2.0])
+
+    def one(z, label, vector):
+        return network.apply(params, z, ZERO, cond=Condition(vector, label))
+
+    looped = torch.stack([one(*each) for each in zip(z, label, vector, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(one)(z, label, vector), looped, rtol=1e-4, atol=1e-4)
+
+
+CLASSES, VECTOR = networks.mlp(4, classes=3), networks.mlp(4, cond_dim=2)
+CTRL = networks.unet(8, (1,), 1, ctrl_dim=5, heads=2)
+BOTH = networks.mlp(4, cond_dim=2, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("network", "cond", "error", "word"),
+    [
+        (CLASSES, torch.tensor(3), ValueError, r"cond\.label: expected integers in \[0, 2\]"),
+        (CLASSES, torch.tensor(-1), ValueError, r"cond\.label"),
+        (CLASSES, torch.tensor(1.0), TypeError, r"cond\.label"),
+        (CLASSES, torch.tensor([1]), ValueError, r"cond\.label"),
+        (CLASSES, None, ValueError, "label .classes=3., got None; .*cond_drop"),
+        (CLASSES, Condition(vector=torch.zeros(2)), ValueError, r"cond\.vector: this network takes none"),
+        (BOTH, Condition(vector=torch.zeros(2)), ValueError, r"cond\.label: expected a tensor"),
+        (VECTOR, torch.zeros(3), ValueError, r"cond: expected shape \(2,\)"),
+        (VECTOR, Condition(vector=torch.zeros(2), label=torch.tensor(1)), ValueError, r"cond\.label: .* takes none"),
+        (VECTOR, [1.0, 2.0], TypeError, "cond: expected a Condition"),
+        (CTRL, torch.zeros(4), ValueError, r"cond\.ctrl: expected shape \(tokens, 5\)"),
+        (CTRL, torch.zeros(0, 5), ValueError, r"cond\.ctrl"),
+        (CTRL, torch.zeros(2, 5, dtype=torch.int64), TypeError, r"cond\.ctrl"),
+        (BOTH, torch.zeros(2), TypeError, "a Condition with vector .*label"),
+        (networks.mlp(4), torch.zeros(2), ValueError, "takes none"),
+    ],
+)
+def test_bad_conditions_are_named(network, cond, error, word):
+    with pytest.raises(error, match=word):
+        network.apply({}, torch.zeros(SHAPE), ZERO, cond=cond)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        (dict(classes=-1), ValueError, "classes"),
+        (dict(cond_drop=0.1), ValueError, "cond_drop: expected 0 for a network without"),
+        (dict(classes=2, cond_drop=1.0), ValueError, "cond_drop"),
+        (dict(cond_dim=0.5), TypeError, "cond_dim"),
+    ],
+)
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_bad_options_are_named(make, options, error, word):
+    with pytest.raises(error, match=word):
+        make(**options)

@@ -1,0 +1,179 @@
+"""The U-Net of several resolutions: any rank and size, adapters, self-conditioning, randomness by key alone."""
+
+import hypothesis.strategies as st
+import optree
+import perturb
+import pytest
+import torch
+from hypothesis import given, settings
+
+import purevdm
+from purevdm import networks, random, schedules
+from purevdm.networks import Condition
+
+ZERO = torch.tensor(0.0)
+AXIAL = ("c h w -> h w c", "c h w -> w h c")
+TINY = dict(embed=8, multipliers=(1, 2), blocks=1, groups=4, heads=2)
+
+
+def perturbed(network, shape, scale=0.1):
+    return perturb.perturbed(network.init(random.key(0), shape), 1, scale)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "shape"),
+    [
+        ("c l -> l c", (2, 9)),
+        ("c h w -> (h w) c", (3, 6, 5)),
+        (AXIAL, (1, 5, 7)),
+        ("c d h w -> (d h w) c", (1, 3, 4, 5)),
+        ("c d h w -> d (h w) c", (1, 3, 4, 2)),
+    ],
+)
+def test_events_of_every_rank(adapter, shape):
+    network = networks.unet(8, (1, 2, 2), 2, attention=(1, 2), adapter=adapter, heads=2, groups=4, fourier=(0,))
+    z = random.normal(random.key(2), shape)
+    out = network.apply(perturbed(network, shape), z, ZERO)
+    assert out.shape == shape
+    assert out.isfinite().all()
+    # at the start the last convolution is zero, and eps_hat is z
+    assert torch.equal(network.apply(network.init(random.key(0), shape), z, ZERO), z)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(1, 3))
+def test_any_size_odd_ones_too(space, levels):
+    shape = (1, *space)
+    adapter = {1: "c l -> l c", 2: AXIAL, 3: "c d h w -> h (d w) c"}[len(space)]
+    network = networks.unet(4, (1,) * levels, 1, adapter=adapter, heads=1, groups=2, dropout=0.3)
+    out = network.apply(perturbed(network, shape), random.normal(random.key(2), shape), ZERO, key=random.key(3))
+    assert out.shape == shape
+    assert out.isfinite().all()
+
+
+def test_every_leaf_matters():
+    """No parameter is dead: each has a gradient somewhere."""
+    network = networks.unet(**TINY, attention=(0, 1), classes=3, cond_dim=2, ctrl_dim=5, cond_drop=0.5, self_condition=True)
+    params = perturbed(network, (1, 5, 6), 0.3)
+    z, x_hat, ctrl = (random.normal(random.key(i), s) for i, s in enumerate(((1, 5, 6), (1, 5, 6), (3, 5))))
+
+    def loss(params):
+        cond = Condition(torch.tensor([1.0, 2.0]), torch.tensor(1), ctrl)
+        outs = [network.apply(params, z, ZERO, cond=c, x_hat=x_hat) for c in (cond, None)]
+        return sum(((out - 1) ** 3).sum() for out in outs)
+
+    grads = torch.func.grad(loss)(params)
+    paths, leaves, _ = optree.tree_flatten_with_path(grads)
+    # a bias of the keys shifts all logits of a query alike
+    dead = [path for path, leaf in zip(paths, leaves, strict=True) if leaf.abs().max() == 0 and path[-2:] != ("k", "bias")]
+    assert not dead
+
+
+def test_axial_attention_keeps_rows_apart():
+    """With attention along rows alone, in a network whose convolutions are cut off, a row sees nothing of another."""
+    network = networks.unet(8, (1,), 1, adapter="c h w -> h w c", heads=2, groups=1)
+    params = perturbed(network, (1, 4, 5), 0.3)
+    # the middle's attention by itself
+    from purevdm.networks import _adapter, _blocks
+
+    rows = _adapter.parse("c h w -> h w c")
+    x = random.normal(random.key(1), (8, 4, 5))
+
+    def seen(x):
+        tokens = rows.tokens(x)
+        attn = params["mid"]["block1"]["attn"]["0"]
+        return rows.feature_map(purevdm.nn.attention(tokens @ attn["q"]["kernel"], tokens, tokens, 2), (4, 5))
+
+    other = x.clone()
+    other[:, 2] += 1.0
+    changed = (seen(other) - seen(x)).abs().amax((0, 2)) > 0
+    assert changed.tolist() == [False, False, True, False]
+    assert _blocks.attend(params["mid"]["block1"]["attn"]["0"], x, rows, 1, 2).shape == x.shape
+
+
+def test_attention_stands_where_it_is_asked_for():
+    network = networks.unet(8, (1, 2, 2), 1, attention=(1,), adapter=AXIAL, heads=2, groups=4, ctrl_dim=3)
+    params = network.init(random.key(0), (1, 8, 8))
+    for i in range(3):
+        for half in ("down", "up"):
+            block = params[half][str(i)]["0"]
+            assert ("attn" in block) == (i == 1)
+            assert ("cross" in block) == (i == 1)
+    assert set(params["mid"]["block1"]["attn"]) == {"0", "1"}
+    assert set(params["mid"]["block2"]) == {"resnet"}
+
+
+def test_dropout_and_the_estimate():
+    network = networks.unet(**TINY, dropout=0.5, self_condition=True)
+    params, z = perturbed(network, (1, 4, 4)), random.normal(random.key(5), (1, 4, 4))
+    quiet = network.apply(params, z, ZERO)
+    assert torch.equal(quiet, network.apply(params, z, ZERO, x_hat=torch.zeros_like(z)))
+    assert not torch.equal(quiet, network.apply(params, z, ZERO, x_hat=torch.ones_like(z)))
+    a, b, again = (network.apply(params, z, ZERO, key=random.key(i)) for i in (0, 1, 0))
+    assert torch.equal(a, again)
+    assert not torch.equal(a, b)
+    assert not torch.equal(a, quiet)
+
+
+def test_vmap_is_a_loop():
+    network = networks.unet(**TINY, attention=(1,), adapter=AXIAL, dropout=0.2, classes=2, cond_drop=0.5)
+    params = perturbed(network, (2, 5, 4))
+    z, g, keys = random.normal(random.key(1), (3, 2, 5, 4)), torch.tensor([-5.0, 0.0, 3.0]), random.split(random.key(2), 3)
+    label = torch.tensor([0, 1, 1])
+
+    def one(z, g, key, label):
+        return network.apply(params, z, g, cond=label, key=key)
+
+    looped = torch.stack([one(*each) for each in zip(z, g, keys, label, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(one)(z, g, keys, label), looped, rtol=1e-4, atol=1e-4)
+
+
+def test_the_compiled_step_and_sampler_are_the_eager_ones():
+    """Self-conditioned, with classes that are dropped, guided: one graph each."""
+    network = networks.unet(4, (1, 2), 1, groups=2, heads=2, dropout=0.1, classes=3, cond_drop=0.3, self_condition=True)
+    model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 5), 16)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
+    x, label = random.randint(random.key(1), (2, 1, 3, 5), 0, 16), torch.tensor([0, 2])
+    eager = torch.func.grad_and_value(model.loss_fn)
+    got = torch.compile(eager, fullgraph=True)(params, x, random.key(2), Condition(label=label))
+    want = eager(params, x, random.key(2), Condition(label=label))
+    for a, b in zip(optree.tree_leaves(got), optree.tree_leaves(want), strict=True):
+        assert (a - b).norm() <= 1e-4 * (b.norm() + 1e-3)
+    options = dict(steps=torch.tensor(4), cond=label, guidance=2.0)
+    sample = torch.compile(model.sample, fullgraph=True)
+    assert torch.equal(sample(params, random.key(3), 2, **options), model.sample(params, random.key(3), 2, **options))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "word"),
+    [
+        (lambda: networks.unet(30), ValueError, "embed: expected a multiple of the 8 groups"),
+        (lambda: networks.unet(8, (1,), heads=3), ValueError, "heads: expected a divisor of the 8 channels at resolution 0"),
+        (lambda: networks.unet(8, (3, 4), heads=16, attention=(0,)), ValueError, "heads: .*24 channels at resolution 0"),
+        (lambda: networks.unet(multipliers=()), ValueError, "multipliers"),
+        (lambda: networks.unet(multipliers=(0,)), ValueError, r"multipliers\[0\]"),
+        (lambda: networks.unet(multipliers=(1.5,)), TypeError, r"multipliers\[0\]"),
+        (lambda: networks.unet(attention=(3,)), ValueError, "attention"),
+        (lambda: networks.unet(blocks=0), ValueError, "blocks"),
+        (lambda: networks.unet(adapter="c h w -> c (h w)"), ValueError, "adapter: .*channels"),
+        (lambda: networks.unet(adapter=("c h w -> h w c", "c l -> l c")), ValueError, "adapter"),
+        (lambda: networks.unet(adapter=()), ValueError, "adapter"),
+        (lambda: networks.unet(gamma_min=5.0), ValueError, "gamma_min"),
+        (lambda: networks.unet().init(random.key(0), (3, 8)), ValueError, "event_shape"),
+        (lambda: networks.unet().apply({}, torch.zeros(3, 8), ZERO), ValueError, "z: expected"),
+        (lambda: networks.unet().apply({}, torch.zeros(3, 8, 8), torch.zeros(1)), ValueError, "gamma"),
+    ],
+)
+def test_bad_input_is_named(call, error, word):
+    with pytest.raises(error, match=word):
+        call()
+
+
+def test_an_estimate_is_refused_where_none_is_taken():
+    network = networks.unet(**TINY)
+    params, z = perturbed(network, (1, 4, 4)), torch.zeros(1, 4, 4)
+    with pytest.raises(ValueError, match="x_hat: this network takes none"):
+        network.apply(params, z, ZERO, x_hat=z)
+    network = networks.unet(**TINY, self_condition=True)
+    with pytest.raises(ValueError, match="x_hat: expected shape"):
+        network.apply(perturbed(network, (1, 4, 4)), z, ZERO, x_hat=z[0])
