@@ -12,15 +12,15 @@ The defaults of the ends, -13.3 and 5, are the paper's for 8-bit images.
 tensor([-13.3000,  -4.1500,   5.0000])
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from purevdm import _checks, nn
+from purevdm import _checks, nn, random
 
-__all__ = ["Schedule", "fixed_linear", "learned_linear", "monotone_mlp"]
+__all__ = ["Schedule", "constrained_monotone", "fixed_linear", "learned_linear", "monotone_mlp"]
 
 
 class Schedule(NamedTuple):
@@ -95,7 +95,7 @@ def monotone_mlp(gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int =
 
     def init(key: Tensor) -> nn.Params:
         _checks.key("key", key)
-        k2, k3 = nn.random.split(key).unbind(0)
+        k2, k3 = random.split(key).unbind(0)
         return {
             "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low))
             | {"bias": torch.tensor([low]).to(key.device)},
@@ -115,5 +115,62 @@ def monotone_mlp(gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int =
         ends = bump(params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
         rise = w + (ends[1] - ends[0])
         return b + w * ((w * t + (bump(params, t) - ends[0])) / rise)
+
+    return Schedule(init, gamma)
+
+
+def constrained_monotone(
+    gamma_min: float = -13.3,
+    gamma_max: float = 5.0,
+    hidden: Sequence[int] = (32, 32),
+    activation: str = "elu",
+    weights: Sequence[float] = (7, 7, 2),
+) -> Schedule:
+    """A learned monotone network between exact ends (Runje & Shankaranarayana 2023, arXiv 2205.11775).
+
+    gamma(t) = b + |w| (t + f(t) - f(0)) / (1 + f(1) - f(0)), f being layers of :func:`purevdm.nn.monotone_dense` over
+    2t - 1. So gamma(0) = b and gamma(1) = b + |w| to the bit, two parameters; f shapes the interior alone, any increasing
+    curve; and gamma increases strictly, however flat f is.
+
+    Args:
+        gamma_min, gamma_max: the ends at the start, between which gamma starts close to a line.
+        hidden: the widths of the hidden layers.
+        activation: the base of their activations, one of ``purevdm.nn.CONVEX``.
+        weights: how many units are convex, concave and saturated, relative to one another.
+
+    Returns:
+        A schedule with the parameters ``{"w": (), "b": (), "layers": {"0": {"kernel", "bias"}, ...}}``.
+
+    Raises:
+        TypeError, ValueError: ends that are no finite numbers, gamma_min >= gamma_max, no hidden layer, an activation that
+            is not increasing and convex, or weights that are not three.
+    """
+    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+    widths = [_checks.integer(f"hidden[{i}]", n, 1) for i, n in enumerate(hidden)]
+    if not widths:
+        raise ValueError("hidden: expected at least one layer, got none")
+    nn.monotone_activation(torch.zeros(1), activation, weights)  # refuses bad ones here
+
+    def init(key: Tensor) -> nn.Params:
+        _checks.key("key", key)
+        *k_hidden, k_out = random.split(key, len(widths) + 1).unbind(0)
+        layers = [nn.dense_init(k, n, m) for k, n, m in zip(k_hidden, [1, *widths], widths, strict=False)]
+        layers.append(nn.dense_init(k_out, widths[-1], 1, bias=False, kernel_init=nn.normal(1e-3)))
+        line = {"w": torch.tensor(high - low, device=key.device), "b": torch.tensor(low, device=key.device)}
+        return line | {"layers": {str(i): layer for i, layer in enumerate(layers)}}
+
+    def bend(params: nn.Params, t: Tensor) -> Tensor:
+        h = (2.0 * t - 1.0)[..., None]
+        for i in range(len(widths)):
+            h = nn.monotone_dense(params["layers"][str(i)], h, 1, activation, weights)
+        return nn.monotone_dense(params["layers"][str(len(widths))], h, 1, None)[..., 0]
+
+    def gamma(params: nn.Params, t: Tensor) -> Tensor:
+        _checks.floating("t", t)
+        ends = bend(params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
+        risen = (t + (bend(params, t) - ends[0])) / (1.0 + (ends[1] - ends[0]))
+        # At the ends a product of other shape may round otherwise: there the value is set, and the derivative left.
+        off = torch.where(t == 0.0, risen, torch.where(t == 1.0, risen - 1.0, 0.0)).detach()
+        return params["b"] + params["w"].abs() * (risen - off)
 
     return Schedule(init, gamma)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ["random", "nn", "schedules", "networks", "vdm"]
+MODULES = ["random", "nn", "nn.monotone", "schedules", "networks", "networks.unet", "vdm"]
 README = Path(__file__).parents[1] / "README.md"
 
 

@@ -7,12 +7,13 @@ import torch
 from goldens import CASES, case
 from hypothesis import given
 
-from purevdm import random, schedules
+from purevdm import nn, random, schedules
 
 MAKERS = {
     "fixed_linear": schedules.fixed_linear,
     "learned_linear": schedules.learned_linear,
     "monotone_mlp": schedules.monotone_mlp,
+    "constrained": schedules.constrained_monotone,
     "pinned": lambda *ends, **kw: schedules.monotone_mlp(*ends, pin_ends=True, **kw),
 }
 seeds = st.integers(0, 2**32 - 1)
@@ -47,7 +48,7 @@ def test_strictly_increasing_for_any_parameters(name, seed, scale):
     assert (slope > 0).all()
 
 
-@pytest.mark.parametrize("name", ["fixed_linear", "learned_linear", "pinned"])
+@pytest.mark.parametrize("name", ["fixed_linear", "learned_linear", "pinned", "constrained"])
 @given(low=st.floats(-30, 0), width=st.floats(0.5, 30))
 def test_ends_are_the_given_ones(name, low, width):
     schedule = MAKERS[name](low, low + width)
@@ -61,6 +62,30 @@ def test_pinned_ends_are_two_parameters_to_the_bit(seed, scale):
     params = torch.utils._pytree.tree_map(lambda leaf: leaf.float(), scrambled(schedule, seed, scale))
     b, w = params["l1"]["bias"][0], params["l1"]["kernel"][0, 0].abs()
     assert torch.equal(schedule.gamma(params, torch.tensor([0.0, 1.0])), torch.stack([b, b + w]))
+
+
+@given(seeds, st.floats(0.01, 30), st.sampled_from(sorted(nn.CONVEX)), st.integers(1, 9))
+def test_constrained_ends_are_exact_and_the_interior_bends(seed, scale, base, n):
+    schedule = schedules.constrained_monotone(hidden=(7, 5), activation=base)
+    params = torch.utils._pytree.tree_map(lambda leaf: leaf.float(), scrambled(schedule, seed, scale))
+    b, w = params["b"], params["w"].abs()
+    t = torch.cat([torch.zeros(1), torch.linspace(0, 1, n), torch.ones(1)])
+    gamma = schedule.gamma(params, t)
+    assert torch.equal(gamma[[0, -1]], torch.stack([b, b + w]))
+    assert torch.equal(torch.func.vmap(lambda t: schedule.gamma(params, t))(t)[[0, -1]], torch.stack([b, b + w]))
+    # and the derivative is there, too, the limit of its neighbours'
+    slope = torch.func.jvp(lambda t: schedule.gamma(params, t), (t[[0, -1]],), (torch.ones(2),))[1]
+    near = torch.func.jvp(lambda t: schedule.gamma(params, t), (torch.tensor([1e-6, 1 - 1e-6]),), (torch.ones(2),))[1]
+    torch.testing.assert_close(slope, near, rtol=0.05, atol=1e-3 * float(w))
+
+
+def test_constrained_parameters_all_learn():
+    schedule = schedules.constrained_monotone(hidden=(8, 8))
+    params = scrambled(schedule, 0, 1.0)
+    grads = torch.func.grad(lambda p: schedule.gamma(p, torch.linspace(0, 1, 50, dtype=torch.float64)).square().sum())(
+        params
+    )
+    assert all(leaf.abs().max() > 0 for leaf in torch.utils._pytree.tree_leaves(grads))
 
 
 def test_official_ends_drift():
@@ -95,6 +120,12 @@ def test_bad_ends_are_refused(name, ends, error):
 def test_other_bad_input():
     with pytest.raises(ValueError, match="hidden"):
         schedules.monotone_mlp(hidden=0)
+    with pytest.raises(ValueError, match="hidden"):
+        schedules.constrained_monotone(hidden=())
+    with pytest.raises(ValueError, match=r"hidden\[1\]"):
+        schedules.constrained_monotone(hidden=(3, 0))
+    with pytest.raises(ValueError, match="silu"):
+        schedules.constrained_monotone(activation="silu")
     with pytest.raises(TypeError, match="key"):
         schedules.fixed_linear().init(0)
     with pytest.raises(TypeError, match="t: expected"):

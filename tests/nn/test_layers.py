@@ -1,6 +1,4 @@
-"""Layers against torch's own, and initialisers against what they promise."""
-
-import math
+"""Layers against torch's own, and against what they promise."""
 
 import hypothesis.strategies as st
 import pytest
@@ -73,38 +71,35 @@ def test_dropout_zeroes_or_scales(seed, rate):
     torch.testing.assert_close(y[keep], x[keep] / (1 - rate))
 
 
-@given(st.floats(0, 1000), st.integers(4, 33))
-def test_timestep_embedding(t, dim):
-    e = nn.timestep_embedding(torch.tensor(t, dtype=torch.float64), dim)
-    half = dim // 2
-    assert e.shape == (dim,)
-    torch.testing.assert_close(e[:half] ** 2 + e[half : 2 * half] ** 2, torch.ones(half, dtype=torch.float64))
-    assert math.isclose(e[0], math.sin(t), abs_tol=1e-9)
-    assert math.isclose(e[half - 1], math.sin(t / 10000), abs_tol=1e-9)
-    assert dim % 2 == 0 or e[-1] == 0
+@given(seeds, st.lists(st.integers(1, 7), min_size=1, max_size=3))
+def test_down_and_up_again_any_size(seed, space):
+    x = draw(seed, 2, *space)
+    # a kernel that copies the centre picks every other place; upsampling repeats each of those
+    params = {"kernel": torch.zeros(2, 2, *(3,) * len(space), dtype=x.dtype)}
+    for c in range(2):
+        params["kernel"][(c, c, *(1 for _ in space))] = 1.0
+    down = nn.conv(params, x, stride=2)
+    assert torch.equal(down, x[(slice(None), *(slice(None, None, 2) for _ in space))])
+    up = nn.upsample(down, space)
+    assert up.shape == x.shape
+    for axis, size in enumerate(space, start=1):
+        x = x.index_select(axis, torch.arange(size) // 2 * 2)
+    assert torch.equal(up, x)
 
 
-@given(seeds, st.lists(st.integers(-2, 8), min_size=1, max_size=4), sizes)
-def test_fourier_features_are_channel_major(seed, exponents, channels):
-    x = draw(seed, channels, 2, 3)
-    y = nn.fourier_features(x, exponents)
-    n = len(exponents)
-    assert y.shape == (2 * channels * n, 2, 3)
-    for c in range(channels):
-        for j, e in enumerate(exponents):
-            angle = 2 * math.pi * 2.0**e * x[c]
-            torch.testing.assert_close(y[c * n + j], angle.sin())
-            torch.testing.assert_close(y[(channels + c) * n + j], angle.cos())
+@given(seeds, st.integers(1, 3))
+def test_attention_keeps_leading_axes_apart(seed, heads):
+    q, k, v = draw(seed, 3, 4, 5, 2 * heads)
+    apart = torch.stack([nn.attention(*each, heads) for each in zip(q, k, v, strict=True)])
+    torch.testing.assert_close(nn.attention(q, k, v, heads), apart)
 
 
-def test_initialisers():
-    k = random.key(0)
-    kernel = nn.lecun_normal(k, (400, 500), 400)
-    assert abs(kernel.std() * 20 - 1) < 0.01
-    assert kernel.abs().max() <= 2 / 20 / 0.8796 + 1e-6
-    assert nn.zeros(k, (3,), 1).eq(0).all()
-    assert nn.constant(2.5)(k, (3,), 1).eq(2.5).all()
-    assert abs(nn.normal(0.1)(k, (10_000,), 1).std() * 10 - 1) < 0.05
+def test_embedding_takes_rows_and_maps():
+    params = nn.embedding_init(random.key(0), 50, 400)
+    assert abs(params["embedding"].std() * 20 - 1) < 0.02
+    index = torch.tensor([3, 0, 3])
+    assert torch.equal(nn.embedding(params, index), params["embedding"][index])
+    assert torch.equal(torch.func.vmap(lambda i: nn.embedding(params, i))(index), params["embedding"][index])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +112,9 @@ def test_initialisers():
         (lambda: nn.group_norm_init(random.key(0), 0), ValueError, "channels"),
         (lambda: nn.group_norm(nn.group_norm_init(random.key(0), 6), torch.zeros(6, 2), 4), ValueError, "groups"),
         (lambda: nn.attention(torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(2, 5), 2), ValueError, "heads"),
-        (lambda: nn.timestep_embedding(torch.tensor(0.0), 3), ValueError, "dim"),
+        (lambda: nn.embedding_init(random.key(0), 0, 1), ValueError, "n: expected"),
+        (lambda: nn.upsample(torch.zeros(1, 3), (7,)), ValueError, "space"),
+        (lambda: nn.upsample(torch.zeros(1, 3), (5, 5)), ValueError, "space"),
     ],
 )
 def test_bad_input_is_named(call, error, word):

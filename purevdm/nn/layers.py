@@ -1,28 +1,17 @@
-"""Layers as functions of a dict of parameters, one example at a time, and their initialisers.
-
-Each layer is a pair: ``LAYER_init(key, ...)`` makes its parameters (float32), ``LAYER(params, x, ...)`` applies it to one
-example, channels first, without a batch axis; ``torch.func.vmap`` batches it. Defaults are Flax's: LeCun-normal kernels,
-zero biases, group norms with epsilon 1e-6.
-
->>> from purevdm import nn, random
->>> params = nn.dense_init(random.key(0), 3, 5)
->>> nn.dense(params, random.normal(random.key(1), (3,))).shape
-torch.Size([5])
-"""
+"""Dense layers, convolutions, norms, attention, tables and dropout."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm.nn.initialisers import Initialiser, Params, lecun_normal
 
 __all__ = [
     "attention",
-    "constant",
     "conv",
     "conv_init",
     "dense",
@@ -30,57 +19,12 @@ __all__ = [
     "dropout",
     "embedding",
     "embedding_init",
-    "fourier_features",
     "group_norm",
     "group_norm_init",
-    "lecun_normal",
-    "normal",
     "over_space",
     "pointwise",
-    "timestep_embedding",
     "upsample",
-    "zeros",
 ]
-
-Params = dict[str, Any]
-"""Nested dicts of tensors."""
-
-Initialiser = Callable[[Tensor, Sequence[int], int], Tensor]
-"""``(key, shape, fan_in) -> kernel``, float32 on the key's device."""
-
-
-# Initialisers
-
-
-def lecun_normal(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
-    """Normal of variance 1 / fan_in, truncated at two standard deviations of the normal before truncation."""
-    # 0.8796... is the standard deviation of a standard normal truncated to (-2, 2).
-    scale = 1.0 / math.sqrt(fan_in) / 0.87962566103423978
-    return random.truncated_normal(key, -2.0, 2.0, shape) * scale
-
-
-def zeros(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
-    """All zeros."""
-    return torch.zeros(tuple(shape), device=key.device)
-
-
-def constant(value: float) -> Initialiser:
-    """An initialiser: everywhere this value."""
-
-    def init(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
-        return torch.full(tuple(shape), value, device=key.device)
-
-    return init
-
-
-def normal(stddev: float = 1e-2) -> Initialiser:
-    """An initialiser: normal with mean 0 and this standard deviation."""
-
-    def init(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
-        return random.normal(key, shape) * stddev
-
-    return init
-
 
 # Dense and convolution
 
@@ -235,40 +179,3 @@ def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:
     of a network costs less to compile than one for each.
     """
     return torch.where(keep, x / (1.0 - rate), 0.0)
-
-
-# Features of a number
-
-
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoids of one number at ``dim // 2`` frequencies from 1 down to 1 / 10000, sines then cosines.
-
-    Args:
-        t: shape (); networks of the paper give 1000 times the normalised gamma.
-        dim: how many features; an odd one is filled with a zero.
-
-    Returns:
-        (dim,).
-
-    Raises:
-        ValueError: fewer than 4 features.
-    """
-    half = _checks.integer("dim", dim, 4) // 2
-    frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10000.0) / (half - 1)))
-    angles = t * frequencies
-    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, dim % 2))
-
-
-def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
-    """Base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (sec. 4.5).
-
-    Args:
-        x: (channels, *space).
-        exponents: the n's.
-
-    Returns:
-        (2 * channels * len(exponents), *space): all sines, then all cosines; within each, channel by channel.
-    """
-    scales = torch.tensor([2.0**n * 2.0 * math.pi for n in exponents], dtype=x.dtype, device=x.device)
-    angles = (x.unsqueeze(1) * scales.reshape(-1, *(1 for _ in x.shape[1:]))).flatten(0, 1)
-    return torch.cat([angles.sin(), angles.cos()])

@@ -1,0 +1,57 @@
+"""Layers as functions of a dict of parameters, one example at a time, and their initialisers.
+
+Each layer is a pair: ``LAYER_init(key, ...)`` makes its parameters (float32), ``LAYER(params, x, ...)`` applies it to one
+example, channels first, without a batch axis; ``torch.func.vmap`` batches it. Defaults are Flax's: LeCun-normal kernels,
+zero biases, group norms with epsilon 1e-6.
+
+>>> from purevdm import nn, random
+>>> params = nn.dense_init(random.key(0), 3, 5)
+>>> nn.dense(params, random.normal(random.key(1), (3,))).shape
+torch.Size([5])
+"""
+
+from purevdm.nn.features import fourier_features, timestep_embedding
+from purevdm.nn.initialisers import Initialiser, Params, constant, lecun_normal, normal, zeros
+from purevdm.nn.layers import (
+    attention,
+    conv,
+    conv_init,
+    dense,
+    dense_init,
+    dropout,
+    embedding,
+    embedding_init,
+    group_norm,
+    group_norm_init,
+    over_space,
+    pointwise,
+    upsample,
+)
+from purevdm.nn.monotone import CONVEX, monotone_activation, monotone_dense
+
+__all__ = [
+    "CONVEX",
+    "Initialiser",
+    "Params",
+    "attention",
+    "constant",
+    "conv",
+    "conv_init",
+    "dense",
+    "dense_init",
+    "dropout",
+    "embedding",
+    "embedding_init",
+    "fourier_features",
+    "group_norm",
+    "group_norm_init",
+    "lecun_normal",
+    "monotone_activation",
+    "monotone_dense",
+    "normal",
+    "over_space",
+    "pointwise",
+    "timestep_embedding",
+    "upsample",
+    "zeros",
+]

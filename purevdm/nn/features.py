@@ -1,0 +1,46 @@
+"""Features of numbers: sinusoids."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purevdm import _checks
+
+__all__ = ["fourier_features", "timestep_embedding"]
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoids of one number at ``dim // 2`` frequencies from 1 down to 1 / 10000, sines then cosines.
+
+    Args:
+        t: shape (); networks of the paper give 1000 times the normalised gamma.
+        dim: how many features; an odd one is filled with a zero.
+
+    Returns:
+        (dim,).
+
+    Raises:
+        ValueError: fewer than 4 features.
+    """
+    half = _checks.integer("dim", dim, 4) // 2
+    frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10000.0) / (half - 1)))
+    angles = t * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, dim % 2))
+
+
+def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
+    """Base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (sec. 4.5).
+
+    Args:
+        x: (channels, *space).
+        exponents: the n's.
+
+    Returns:
+        (2 * channels * len(exponents), *space): all sines, then all cosines; within each, channel by channel.
+    """
+    scales = torch.tensor([2.0**n * 2.0 * math.pi for n in exponents], dtype=x.dtype, device=x.device)
+    angles = (x.unsqueeze(1) * scales.reshape(-1, *(1 for _ in x.shape[1:]))).flatten(0, 1)
+    return torch.cat([angles.sin(), angles.cos()])
