@@ -13,10 +13,11 @@ from torch import Tensor
 from purevdm import _checks, process, random
 from purevdm.decoder import Decoder, data_range
 from purevdm.networks import Network
-from purevdm.schedules import Schedule
+from purevdm.schedules import Schedule, gamma_and_slope
 
 __all__ = [
     "ELBO",
+    "Levels",
     "Noise",
     "diffusion_loss",
     "discretise",
@@ -27,6 +28,7 @@ __all__ = [
     "predict",
     "prior_loss",
     "reconstruction_loss",
+    "terms",
 ]
 
 
@@ -114,25 +116,53 @@ def elbo(
     Returns:
         Three tensors of shape (), nats.
     """
-    f = decoder.encode(x, noise.eps.dtype)
 
     def gamma(t: Tensor) -> Tensor:
         return schedule.gamma(params["schedule"], t)
 
     if timesteps == 0:
-        # A forward derivative: what a second backward would do, compiled in the same graph.
-        gamma_t, weight = torch.func.jvp(gamma, (noise.t,), (torch.ones_like(noise.t),))  # type: ignore[misc]
+        gamma_t, weight = gamma_and_slope(schedule, params["schedule"], noise.t)
     else:
         gamma_t, gamma_s = gamma(noise.t), gamma(noise.t - 1.0 / timesteps)
         weight = timesteps * torch.expm1(gamma_t - gamma_s)
-    z_t = process.diffuse(f, gamma_t, noise.eps)
-    eps_hat = predict(network, decoder, params["network"], z_t, gamma_t, cond, noise.key)
+    levels = Levels(gamma(torch.zeros_like(noise.t)), gamma(torch.ones_like(noise.t)), gamma_t, weight)
+    return terms(network, decoder, params["network"], x, noise, levels, cond)
+
+
+class Levels(NamedTuple):
+    """All that one example's bound asks of the schedule: each of shape ().
+
+    Attributes:
+        gamma_0, gamma_1: the ends.
+        gamma_t: gamma at the example's time.
+        weight: the weight of its diffusion loss, see :func:`diffusion_loss`.
+    """
+
+    gamma_0: Tensor
+    gamma_1: Tensor
+    gamma_t: Tensor
+    weight: Tensor
+
+
+def terms(
+    network: Network,
+    decoder: Decoder,
+    params: dict[str, Any],
+    x: Tensor,
+    noise: Noise,
+    levels: Levels,
+    cond: Any = None,
+) -> ELBO:
+    """:func:`elbo` with the schedule's values given; ``params`` are the network's."""
+    f = decoder.encode(x, noise.eps.dtype)
+    z_t = process.diffuse(f, levels.gamma_t, noise.eps)
+    eps_hat = predict(network, decoder, params, z_t, levels.gamma_t, cond, noise.key)
     if eps_hat.shape != z_t.shape:
         raise ValueError(f"network: expected eps_hat of the latent's shape {tuple(z_t.shape)}, got {tuple(eps_hat.shape)}")
     return ELBO(
-        recon=reconstruction_loss(decoder, x, noise.eps_0, gamma(torch.zeros_like(noise.t))),
-        prior=prior_loss(f, gamma(torch.ones_like(noise.t))),
-        diffusion=diffusion_loss(noise.eps, eps_hat, weight),
+        recon=reconstruction_loss(decoder, x, noise.eps_0, levels.gamma_0),
+        prior=prior_loss(f, levels.gamma_1),
+        diffusion=diffusion_loss(noise.eps, eps_hat, levels.weight),
     )
 
 

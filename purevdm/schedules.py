@@ -15,12 +15,13 @@ tensor([-13.3000,  -4.1500,   5.0000])
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
 
-__all__ = ["Schedule", "constrained_monotone", "fixed_linear", "learned_linear", "monotone_mlp"]
+__all__ = ["Schedule", "constrained_monotone", "fixed_linear", "gamma_and_slope", "learned_linear", "monotone_mlp"]
 
 
 class Schedule(NamedTuple):
@@ -33,6 +34,17 @@ class Schedule(NamedTuple):
 
     init: Callable[[Tensor], nn.Params]
     gamma: Callable[[nn.Params, Tensor], Tensor]
+
+
+def gamma_and_slope(schedule: Schedule, params: nn.Params, t: Tensor) -> tuple[Tensor, Tensor]:
+    """gamma(t) and gamma'(t), each of t's shape, by a forward derivative: what a second backward would do, in one graph."""
+    # The parameters get zeros for tangents, made here: those that PyTorch would make of itself have no storage, and a
+    # compiled backward that multiplies them as matrices crashes (2.13).
+    still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
+    # And a time alone gets an axis: a product of a tangent of shape () with a number is of float64, under vmap.
+    one = t[None]
+    gamma, slope = torch.func.jvp(schedule.gamma, (params, one), (still, torch.ones_like(one)))  # type: ignore[misc]
+    return gamma[0], slope[0]
 
 
 def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
@@ -170,7 +182,8 @@ def constrained_monotone(
         ends = bend(params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
         risen = (t + (bend(params, t) - ends[0])) / (1.0 + (ends[1] - ends[0]))
         # At the ends a product of other shape may round otherwise: there the value is set, and the derivative left.
-        off = torch.where(t == 0.0, risen, torch.where(t == 1.0, risen - 1.0, 0.0)).detach()
+        at = risen.detach()
+        off = (t == 0.0).to(t.dtype) * at + (t == 1.0).to(t.dtype) * (at - 1.0)
         return params["b"] + params["w"].abs() * (risen - off)
 
     return Schedule(init, gamma)

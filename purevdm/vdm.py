@@ -8,7 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, elbo, process, random, sampling
+from purevdm import _checks, elbo, process, random, sampling, variance
 from purevdm.decoder import Decoder, data_range, discrete, integers
 from purevdm.elbo import ELBO, Noise
 from purevdm.networks import Network
@@ -40,6 +40,10 @@ class VDM(NamedTuple):
             dropout off.
         loss_and_stats: like ``loss_fn``, but ``(loss, stats)`` for ``has_aux=True``: a dict of the parts ``recon``,
             ``prior`` and ``diffusion`` (bits/dim, they sum to the loss) and the ends ``gamma_0`` and ``gamma_1``.
+        vlb_and_variance_grads: ``vlb_and_variance_grads(params, x, key, cond=None, *, train=True, has_aux=False)``: in one
+            pass, ``(grads, loss)`` as ``torch.func.grad_and_value(loss_fn)`` gives them, or ``(grads, (loss, stats))``, but
+            with the schedule's interior following not the bound but the variance of its estimate, the mean of the squared
+            diffusion losses in (bits/dim)**2 (App. I.2, :mod:`purevdm.variance`). In continuous time only.
         elbo: ``elbo(params, x, key, cond=None, *, train=False) -> ELBO``: the three terms, each (B,), nats.
         elbo_core: ``elbo_core(params, x, noise, cond=None) -> ELBO``: one example with explicit noise, each (), nats.
         draw: ``draw(key, n, *, train=True) -> Noise``: the noise that ``elbo`` draws for a batch of n.
@@ -54,6 +58,7 @@ class VDM(NamedTuple):
     init: Callable[[Tensor], Params]
     loss_fn: Callable[..., Tensor]
     loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    vlb_and_variance_grads: Callable[..., tuple[Params, Any]]
     elbo: Callable[..., ELBO]
     elbo_core: Callable[..., ELBO]
     draw: Callable[..., Noise]
@@ -193,13 +198,45 @@ def vdm(
         params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         terms = batch_elbo(params, x, key, cond, train=train)
+        ends = schedule.gamma(params["schedule"], torch.tensor([0.0, 1.0], dtype=dtype, device=x.device))
+        return summarise(terms, ends[0], ends[1])
+
+    def summarise(terms: ELBO, gamma_0: Tensor, gamma_1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         stats = {name: term.mean() * nats_to_bits_per_dim for name, term in terms._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
-        ends = schedule.gamma(params["schedule"], torch.tensor([0.0, 1.0], dtype=dtype, device=x.device))
-        return loss, stats | {"gamma_0": ends[0], "gamma_1": ends[1]}
+        return loss, stats | {"gamma_0": gamma_0, "gamma_1": gamma_1}
 
     def loss_fn(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True) -> Tensor:
         return loss_and_stats(params, x, key, cond, train=train)[0]
+
+    def vlb_and_variance_grads(
+        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True, has_aux: bool = False
+    ) -> tuple[Params, Any]:
+        if timesteps:
+            raise ValueError(f"timesteps: in {timesteps} steps the bound depends on the schedule's interior; expected 0")
+        _checks.params("params", params)
+        n = check_batch(x)
+        noise = draw(key, n, train=train)
+        axes = (0, elbo.axes(train), 0, batched(cond, n))
+
+        def bound(params: Params, curve: variance.Curve) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
+            def one(x: Tensor, noise: Noise, levels: elbo.Levels, cond: Any) -> ELBO:
+                return elbo.terms(network, decoder, params, x, noise, levels, cond)
+
+            terms = torch.func.vmap(one, in_dims=axes)(x, noise, variance.levels(curve), cond)
+            loss, stats = summarise(terms, curve.gamma_0, curve.gamma_1)
+            return loss, (stats, terms.diffusion * nats_to_bits_per_dim)
+
+        curve = variance.curve(schedule, params["schedule"], noise.t)
+        grads, (loss, (stats, diffusion)) = torch.func.grad_and_value(bound, argnums=(0, 1), has_aux=True)(
+            params["network"], curve
+        )
+        cotangent = variance.variance_cotangent(grads[1], diffusion)
+        both = {
+            "network": grads[0],
+            "schedule": variance.pull_back(schedule, params["schedule"], noise.t, cotangent),
+        }
+        return both, (loss, stats) if has_aux else loss
 
     def gamma(params: Params, t: Tensor) -> Tensor:
         return schedule.gamma(params["schedule"], t)
@@ -267,6 +304,7 @@ def vdm(
         init=init,
         loss_fn=loss_fn,
         loss_and_stats=loss_and_stats,
+        vlb_and_variance_grads=vlb_and_variance_grads,
         elbo=batch_elbo,
         elbo_core=elbo_core,
         draw=draw,
