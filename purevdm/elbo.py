@@ -240,22 +240,34 @@ def draw(
     timesteps: int = 0,
     dtype: torch.dtype = torch.float32,
     train: bool = True,
+    part: tuple[Any, int] = (0, 1),
 ) -> Noise:
     """The noise of a batch of n examples: times drawn together, and for each example a key of its own.
 
-    Example i's normals depend on the key and on i alone, not on n.
+    Example i's normals depend on the key and on i alone, not on n. ``part=(i, k)`` gives the noise of the i-th of k equal
+    parts, n examples each, of a batch of k n: together they are what one draw for the whole batch is. i may be an
+    integer tensor, for one graph to serve all parts.
 
     Raises:
         TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
     """
     _checks.key("key", key)
-    keys = random.split(key, n + 1)
-    t = draw_times(keys[0], n, antithetic=antithetic, timesteps=timesteps, dtype=dtype)
+    index, parts = part
+    parts = _checks.integer("part[1]", parts, 1)
+    if not isinstance(index, Tensor):
+        index = _checks.integer("part[0]", index, 0, parts - 1)
+    keys = random.split(key, parts * n + 1)
+    t = draw_times(keys[0], parts * n, antithetic=antithetic, timesteps=timesteps, dtype=dtype)
+    if parts > 1:
+        rows = torch.arange(n, device=key.device) + index * n
+        keys, t = keys[rows + 1], t[rows]
+    else:
+        keys = keys[1:]
 
     def one(key: Tensor, t: Tensor) -> Noise:
         return draw_one(key, t, event_shape, dtype, train)
 
-    return torch.func.vmap(one, out_dims=axes(train))(keys[1:], t)  # type: ignore[arg-type]
+    return torch.func.vmap(one, out_dims=axes(train))(keys, t)  # type: ignore[arg-type]
 
 
 def axes(train: bool) -> Noise:

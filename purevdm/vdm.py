@@ -18,6 +18,10 @@ from purevdm.schedules import Schedule
 __all__ = ["VDM", "Sample", "vdm"]
 
 
+Part = tuple[Any, int]
+"""(i, k): the i-th of k equal parts of a batch; i may be an integer tensor."""
+
+
 class Sample(NamedTuple):
     """What sampling gives when the trajectory is asked for.
 
@@ -37,7 +41,9 @@ class VDM(NamedTuple):
         init: ``init(key) -> params``, nested dicts of tensors: ``{"network": ..., "schedule": ...}``.
         loss_fn: ``loss_fn(params, x, key, cond=None, *, train=True)``: the bound's Monte Carlo estimate, the mean over the
             batch, in bits per dimension, shape (). x holds integers (B, *event_shape). ``train=False`` switches
-            dropout off.
+            dropout off. ``part=(i, k)`` says that x is the i-th of k equal parts of a batch, whose noise is drawn for the
+            whole: the parts' losses and gradients average to the whole's, over processes or pieces. (All four functions
+            of a batch take it, and ``draw``.)
         loss_and_stats: like ``loss_fn``, but ``(loss, stats)`` for ``has_aux=True``: a dict of the parts ``recon``,
             ``prior`` and ``diffusion`` (bits/dim, they sum to the loss) and the ends ``gamma_0`` and ``gamma_1``.
         vlb_and_variance_grads: ``vlb_and_variance_grads(params, x, key, cond=None, *, train=True, has_aux=False)``: in one
@@ -172,8 +178,9 @@ def vdm(
         _checks.within("x", x, 0, decoder.vocab_size - 1)
         return x.shape[0]
 
-    def draw(key: Tensor, n: int, *, train: bool = True) -> Noise:
-        return elbo.draw(key, n, event_shape, antithetic=antithetic, timesteps=timesteps, dtype=dtype, train=train)
+    def draw(key: Tensor, n: int, *, train: bool = True, part: Part = (0, 1)) -> Noise:
+        options = dict(antithetic=antithetic, timesteps=timesteps, dtype=dtype, train=train, part=part)
+        return elbo.draw(key, n, event_shape, **options)  # type: ignore[arg-type]
 
     def elbo_core(params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
         _checks.params("params", params)
@@ -184,10 +191,12 @@ def vdm(
         _checks.shaped("noise.eps", noise.eps, event_shape)
         return elbo.elbo(network, schedule, decoder, timesteps, params, x, noise, cond)
 
-    def batch_elbo(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = False) -> ELBO:
+    def batch_elbo(
+        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = False, part: Part = (0, 1)
+    ) -> ELBO:
         _checks.params("params", params)
         n = check_batch(x)
-        noise = draw(key, n, train=train)
+        noise = draw(key, n, train=train, part=part)
 
         def one(x: Tensor, noise: Noise, cond: Any) -> ELBO:
             return elbo.elbo(network, schedule, decoder, timesteps, params, x, noise, cond)
@@ -195,9 +204,9 @@ def vdm(
         return torch.func.vmap(one, in_dims=(0, elbo.axes(train), batched(cond, n)))(x, noise, cond)
 
     def loss_and_stats(
-        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True
+        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True, part: Part = (0, 1)
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = batch_elbo(params, x, key, cond, train=train)
+        terms = batch_elbo(params, x, key, cond, train=train, part=part)
         ends = schedule.gamma(params["schedule"], torch.tensor([0.0, 1.0], dtype=dtype, device=x.device))
         return summarise(terms, ends[0], ends[1])
 
@@ -206,17 +215,26 @@ def vdm(
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
         return loss, stats | {"gamma_0": gamma_0, "gamma_1": gamma_1}
 
-    def loss_fn(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True) -> Tensor:
-        return loss_and_stats(params, x, key, cond, train=train)[0]
+    def loss_fn(
+        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True, part: Part = (0, 1)
+    ) -> Tensor:
+        return loss_and_stats(params, x, key, cond, train=train, part=part)[0]
 
     def vlb_and_variance_grads(
-        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True, has_aux: bool = False
+        params: Params,
+        x: Tensor,
+        key: Tensor,
+        cond: Any = None,
+        *,
+        train: bool = True,
+        part: Part = (0, 1),
+        has_aux: bool = False,
     ) -> tuple[Params, Any]:
         if timesteps:
             raise ValueError(f"timesteps: in {timesteps} steps the bound depends on the schedule's interior; expected 0")
         _checks.params("params", params)
         n = check_batch(x)
-        noise = draw(key, n, train=train)
+        noise = draw(key, n, train=train, part=part)
         axes = (0, elbo.axes(train), 0, batched(cond, n))
 
         def bound(params: Params, curve: variance.Curve) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:

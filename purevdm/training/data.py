@@ -1,0 +1,120 @@
+"""Data for training: images as integers, in an order that is a pure function of a key and the step.
+
+A :class:`Dataset` gives any rows by index, from memory, a memory map, or files read when they are asked for;
+:mod:`purevdm.training.sources` makes them. Needs NumPy (extra ``train``).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purevdm import _checks, random
+
+__all__ = ["Dataset", "augment", "batch", "rows", "split"]
+
+
+class Dataset(NamedTuple):
+    """Examples by index.
+
+    Attributes:
+        name: for messages.
+        size: how many.
+        event_shape: the shape of one, channels first.
+        vocab_size: their values are integers in [0, vocab_size).
+        take: ``take(indices) -> x``: an int64 array of indices to uint8 (n, *event_shape).
+        labels: the class of each, int64 (size,), or None.
+        classes: how many classes, 0 without labels.
+    """
+
+    name: str
+    size: int
+    event_shape: tuple[int, ...]
+    vocab_size: int
+    take: Callable[[np.ndarray], np.ndarray]
+    labels: np.ndarray | None = None
+    classes: int = 0
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(words: tuple[int, int], epoch: int, n: int) -> np.ndarray:
+    key = torch.tensor(words, dtype=torch.int32)
+    return random.permutation(random.fold_in(key, epoch), n).numpy()
+
+
+def rows(key: Tensor, n: int, step: int, batch: int) -> np.ndarray:
+    """The indices of a step's batch: passes over all n in a fresh order each, with no gap between them.
+
+    A pure function: epoch e has the order ``permutation(fold_in(key, e), n)``, and step i takes the positions i * batch to
+    (i + 1) * batch of the endless sequence of epochs. So training goes on where it stopped by knowing the step alone.
+
+    Raises:
+        TypeError, ValueError: a key of the wrong form, n or batch below 1, a negative step.
+    """
+    _checks.key("key", key)
+    n, batch = _checks.integer("n", n, 1), _checks.integer("batch", batch, 1)
+    step = _checks.integer("step", step, 0)
+    words = tuple(key.tolist())
+    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), n)
+    pieces = [_permutation(words, int(e), n)[places[epochs == e]] for e in np.unique(epochs)]
+    return np.concatenate(pieces)
+
+
+def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
+    """Rows of a data set as tensors: x, uint8 (n, *event_shape), and the labels, int64 (n,), or None."""
+    x = torch.from_numpy(np.ascontiguousarray(data.take(indices))).to(device)
+    labels = None if data.labels is None else torch.from_numpy(data.labels[indices]).to(device)
+    return x, labels
+
+
+def augment(key: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Random flips and rotations of square images, as the official ``cifar10_aug`` does it.
+
+    Each image is flipped left to right with probability 1/2, and then turned by 90, 180 or 270 degrees with
+    probability 1/2. The flag says whether either was done: the network learns to tell the true distribution from the
+    wider one, and the bound is that of images with the flag 0.
+
+    Args:
+        key: each image draws from a key of its own.
+        x: (B, channels, size, size).
+
+    Returns:
+        The images, and the flags, float32 (B,): 1 where changed.
+
+    Raises:
+        TypeError, ValueError: a key of the wrong form, or images that are not square.
+    """
+    _checks.key("key", key)
+    if x.ndim != 4 or x.shape[2] != x.shape[3]:
+        raise ValueError(f"x: expected square images (B, channels, size, size), got {_checks.describe(x)}")
+
+    def draw(key: Tensor) -> tuple[Tensor, Tensor]:
+        k_flip, k_turn, k_by = random.split(key, 3).unbind(0)
+        turns = random.randint(k_by, (), 1, 4) * random.bernoulli(k_turn, 0.5, ())
+        return random.bernoulli(k_flip, 0.5, ()), turns
+
+    flip, turns = torch.func.vmap(draw)(random.split(key, x.shape[0]))
+    x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    turned = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)])
+    x = turned[turns, torch.arange(x.shape[0], device=x.device)]
+    return x, (flip | (turns > 0)).to(torch.float32)
+
+
+def split(data: Dataset, key: Tensor, held_out: int) -> tuple[Dataset, Dataset]:
+    """A data set in two by a key: all but ``held_out`` examples, and those.
+
+    Raises:
+        ValueError: as many held out as there are, or more.
+    """
+    held_out = _checks.integer("held_out", held_out, 1, data.size - 1)
+    order = random.permutation(_checks.key("key", key), data.size).numpy()
+
+    def part(name: str, chosen: np.ndarray) -> Dataset:
+        labels = None if data.labels is None else data.labels[chosen]
+        take = data.take
+        return data._replace(name=name, size=len(chosen), take=lambda i: take(chosen[i]), labels=labels)
+
+    return part(f"{data.name}, train", order[held_out:]), part(f"{data.name}, test", order[:held_out])

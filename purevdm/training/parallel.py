@@ -1,0 +1,78 @@
+"""The same training over several processes: each takes a part of every batch, gradients are averaged in flat buckets.
+
+Since the noise of a batch is a function of its key, and a process draws that of its own rows, N processes compute what one
+computes with the whole batch, but for the order of sums.
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from purevdm import _checks
+
+__all__ = ["Group", "average", "join", "leave"]
+
+
+class Group(NamedTuple):
+    """This process among the others.
+
+    Attributes:
+        rank: which it is.
+        size: how many there are.
+        device: where it computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+def join(device: str = "cpu") -> Group:
+    """Joins the processes that ``torchrun`` started, gloo on the CPU, nccl on GPUs, one each; alone without them."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Group(0, 1, torch.device(device))
+    kind = torch.device(device).type
+    place = torch.device(f"cuda:{os.environ['LOCAL_RANK']}") if kind == "cuda" else torch.device(device)
+    if kind == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    return Group(dist.get_rank(), size, place)
+
+
+def leave() -> None:
+    """Leaves the group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
+    """The mean of each tensor over the processes. Every process gives tensors of the same shapes.
+
+    They travel in flat buckets of about ``bucket`` numbers of one dtype: few large messages, not many small ones.
+    """
+    bucket = _checks.integer("bucket", bucket, 1)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(tensors)
+    result: list[Tensor | None] = [None] * len(tensors)
+    waiting: list[int] = []
+
+    def send() -> None:
+        flat = torch.cat([tensors[i].reshape(-1) for i in waiting])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for i, piece in zip(waiting, flat.split([tensors[i].numel() for i in waiting]), strict=True):
+            result[i] = piece.reshape(tensors[i].shape)
+        waiting.clear()
+
+    for i, tensor in enumerate(tensors):
+        full = sum(tensors[j].numel() for j in waiting) + tensor.numel() > bucket
+        if waiting and (full or tensors[waiting[0]].dtype != tensor.dtype):
+            send()
+        waiting.append(i)
+    if waiting:
+        send()
+    return result  # type: ignore[return-value]
