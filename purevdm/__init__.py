@@ -5,7 +5,20 @@ key, noise is a tensor. :func:`vdm` binds a network (:mod:`purevdm.networks`), a
 decoder (:mod:`purevdm.decoder`) into a :class:`VDM`.
 """
 
-from purevdm import decoder, elbo, interop, networks, nn, process, random, sampling, schedules, training, variance
+from purevdm import (
+    decoder,
+    elbo,
+    evaluation,
+    interop,
+    networks,
+    nn,
+    process,
+    random,
+    sampling,
+    schedules,
+    training,
+    variance,
+)
 from purevdm.elbo import ELBO, Noise
 from purevdm.vdm import VDM, Sample, vdm
 
@@ -16,6 +29,7 @@ __all__ = [
     "Sample",
     "decoder",
     "elbo",
+    "evaluation",
     "interop",
     "networks",
     "nn",

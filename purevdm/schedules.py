@@ -41,8 +41,9 @@ def gamma_and_slope(schedule: Schedule, params: nn.Params, t: Tensor) -> tuple[T
     # The parameters get zeros for tangents, made here: those that PyTorch would make of itself have no storage, and a
     # compiled backward that multiplies them as matrices crashes (2.13).
     still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
-    # And a time alone gets an axis: a product of a tangent of shape () with a number is of float64, under vmap.
-    one = t[None]
+    # And a time alone gets an axis: a product of a tangent of shape () with a number is of float64, under vmap. A copy, as
+    # times that were expanded take no tangents.
+    one = t[None].clone()
     gamma, slope = torch.func.jvp(schedule.gamma, (params, one), (still, torch.ones_like(one)))  # type: ignore[misc]
     return gamma[0], slope[0]
 

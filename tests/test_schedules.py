@@ -108,6 +108,28 @@ def test_gamma_is_elementwise_and_keeps_shape_and_dtype(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
+def test_slopes_of_any_times(name):
+    """Alone, mapped over, or one time expanded to many: the same, in the same dtype."""
+    schedule = MAKERS[name]()
+    params = torch.utils._pytree.tree_map(lambda leaf: leaf.float(), scrambled(schedule, 3, 1.0))
+
+    def slope(t):
+        return schedules.gamma_and_slope(schedule, params, t)
+
+    t = torch.linspace(0.1, 0.9, 5)
+    gamma, whole = slope(t)
+    torch.testing.assert_close(gamma, schedule.gamma(params, t))
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(torch.func.vmap(slope)(t)[1], whole)
+    torch.testing.assert_close(torch.func.vmap(slope)(t[2].expand(4))[1], whole[2].expand(4))
+    torch.testing.assert_close(slope(t[1])[1], whole[1])
+    steps = torch.tensor([-1e-6, 1e-6], dtype=torch.float64)
+    wide = torch.utils._pytree.tree_map(lambda leaf: leaf.double(), params)
+    rise = torch.stack([schedule.gamma(wide, t.double() + d) for d in steps]).diff(dim=0)[0] / 2e-6
+    torch.testing.assert_close(whole.double(), rise, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize(
     ("ends", "error"),
     [((5.0, 5.0), ValueError), ((5.0, -5.0), ValueError), ((float("nan"), 1.0), ValueError), (("a", 1.0), TypeError)],

@@ -24,8 +24,9 @@ and a ``torch.nn.Module`` serves through ``torch.func.functional_call``:
 
 from purevdm.networks._condition import Condition
 from purevdm.networks._network import Network
+from purevdm.networks.mixed import mixed
 from purevdm.networks.mlp import mlp
 from purevdm.networks.unet import unet
 from purevdm.networks.vdm_unet import vdm_unet
 
-__all__ = ["Condition", "Network", "mlp", "unet", "vdm_unet"]
+__all__ = ["Condition", "Network", "mixed", "mlp", "unet", "vdm_unet"]

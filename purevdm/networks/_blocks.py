@@ -80,7 +80,8 @@ def context_init(keys: Tensor, embed: int, cond_dim: int) -> nn.Params:
 def context(params: nn.Params, level: Tensor, embed: int, vector: Tensor | None, label: Tensor | None) -> Tensor:
     """What the blocks know of the noise level and the condition: (4 * embed,)."""
     features = nn.timestep_embedding(level, embed)
-    h = nn.dense(params["dense0"], features if vector is None else torch.cat([features, vector]))
+    features = (features if vector is None else torch.cat([features, vector])).to(params["dense0"]["kernel"].dtype)
+    h = nn.dense(params["dense0"], features)
     h = F.silu(h if label is None else h + label)
     return F.silu(nn.dense(params["dense1"], h))
 
@@ -99,8 +100,11 @@ def estimate(z: Tensor, x_hat: Tensor | None, self_condition: bool) -> Tensor | 
     return None
 
 
-def inputs(z: Tensor, exponents: Sequence[int], x_hat: Tensor | None, self_condition: bool) -> Tensor:
-    """What goes into a network: z, its Fourier features, and an estimate of the data where the network takes one."""
+def inputs(z: Tensor, exponents: Sequence[int], x_hat: Tensor | None, self_condition: bool, dtype: torch.dtype) -> Tensor:
+    """What goes into a network: z, its Fourier features, and an estimate of the data where the network takes one.
+
+    They are made in z's dtype, as fine features need its digits, and then cast to the parameters'.
+    """
     features = nn.fourier_features(z, exponents) if exponents else None
     parts = [part for part in (z, features, estimate(z, x_hat, self_condition)) if part is not None]
-    return torch.cat(parts) if len(parts) > 1 else z
+    return (torch.cat(parts) if len(parts) > 1 else z).to(dtype)

@@ -73,10 +73,10 @@ def mlp(
         features = nn.fourier_features(h, exponents) if exponents else None
         estimate = _blocks.estimate(z, x_hat, self_condition)
         h = torch.cat([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
-        h = nn.dense(params["dense1"], h)
+        h = nn.dense(params["dense1"], h.to(params["dense1"]["kernel"].dtype))
         h = F.silu(h if given.label is None else h + given.label)
         for i in range(1, layers):
             h = F.silu(nn.dense(params[f"dense{i + 1}"], h))
-        return nn.dense(params[f"dense{layers + 1}"], h).reshape(z.shape)
+        return nn.dense(params[f"dense{layers + 1}"], h).reshape(z.shape).to(z.dtype)
 
     return Network(init, apply, self_condition)

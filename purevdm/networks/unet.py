@@ -184,10 +184,11 @@ def unet(
                 for i, view in enumerate(views):
                     x = _blocks.attend(params["attn"][str(i)], x, view, groups, heads)
             if "cross" in params:
-                x = _blocks.attend(params["cross"], x, everywhere, groups, heads, given.ctrl)
+                x = _blocks.attend(params["cross"], x, everywhere, groups, heads, given.ctrl.to(x.dtype))  # type: ignore[union-attr]
             return x
 
-        h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition))
+        dtype = params["conv_in"]["kernel"].dtype
+        h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition, dtype))
         skips = [h]
         for i in range(len(widths)):
             level = params["down"][str(i)]
@@ -205,6 +206,7 @@ def unet(
                 h = block(level[str(j)], torch.cat([h, skips.pop()]))
             if i > 0:
                 h = nn.conv(level["sample"], nn.upsample(h, skips[-1].shape[1:]))
-        return z + nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))
+        h = nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))
+        return z + h.to(z.dtype)
 
     return Network(init, apply, self_condition)

@@ -110,7 +110,8 @@ def vdm_unet(
             x = _blocks.resnet(params, x, context, groups, next(keep), rate)
             return _blocks.attend(params["attn"], x, all_places, groups) if "attn" in params else x
 
-        h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition))
+        dtype = params["conv_in"]["kernel"].dtype
+        h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition, dtype))
         skips = [h]
         for i in range(layers):
             h = block(params["down"][str(i)], h)
@@ -119,6 +120,7 @@ def vdm_unet(
         h = block(params["mid"]["block2"], h)
         for i in range(layers + 1):
             h = block(params["up"][str(i)], torch.cat([h, skips.pop()]))
-        return z + nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))
+        h = nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))
+        return z + h.to(z.dtype)
 
     return Network(init, apply, self_condition)

@@ -179,7 +179,10 @@ def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
     """
     name = "ema_params" if ema else "params"
     path = Path(path)
-    paths, leaves, _ = optree.tree_flatten_with_path({name: like})
+    tree: Any = {name: like}
+    paths: Any
+    leaves: Any
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)
     wanted = {".".join(map(str, p)): leaf for p, leaf in zip(paths, leaves, strict=True)}
     found = {k: v for k, v in _tensors(path, leaves[0].device).items() if k.split(".")[0] == name}
     _match(path / TENSORS, found, wanted)

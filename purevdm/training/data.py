@@ -70,7 +70,7 @@ def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu"
     return x, labels
 
 
-def augment(key: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def augment(key: Tensor, x: Tensor, part: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
     """Random flips and rotations of square images, as the official ``cifar10_aug`` does it.
 
     Each image is flipped left to right with probability 1/2, and then turned by 90, 180 or 270 degrees with
@@ -80,6 +80,7 @@ def augment(key: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         key: each image draws from a key of its own.
         x: (B, channels, size, size).
+        part: (i, k): x is the i-th of k equal parts of a batch.
 
     Returns:
         The images, and the flags, float32 (B,): 1 where changed.
@@ -96,7 +97,8 @@ def augment(key: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         turns = random.randint(k_by, (), 1, 4) * random.bernoulli(k_turn, 0.5, ())
         return random.bernoulli(k_flip, 0.5, ()), turns
 
-    flip, turns = torch.func.vmap(draw)(random.split(key, x.shape[0]))
+    first = part[0] * x.shape[0]
+    flip, turns = torch.func.vmap(draw)(random.split(key, part[1] * x.shape[0])[first : first + x.shape[0]])
     x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     turned = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)])
     x = turned[turns, torch.arange(x.shape[0], device=x.device)]

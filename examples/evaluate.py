@@ -1,0 +1,92 @@
+"""Print the bound of a checkpoint on a data set, in bits per dimension, as its parts with standard errors.
+
+    python examples/evaluate.py runs/digits_train                                # a run: its best checkpoint
+    python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
+    python examples/evaluate.py checkpoint.flax --preset cifar10 --path data     # an official checkpoint
+
+Errors are over examples; each example's bound is the mean over the passes.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import optree
+import torch
+import tyro
+from presets import PRESETS, build, datasets, keys, load, test_batches
+from tqdm import tqdm
+
+from purevdm import evaluation, interop, random
+from purevdm.training.checkpoint import CheckpointError
+from purevdm.training.sources import DataError
+
+
+@dataclass
+class Arguments:
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, one of its checkpoints, or an official .flax file."""
+    preset: str = "cifar10"
+    """Of an official checkpoint: the configuration that it was trained with."""
+    path: str | None = None
+    """Where the data are, if not where they were in training."""
+    split: Literal["train", "test"] = "test"
+    passes: int = 1
+    """Passes of times over the data."""
+    timesteps: int | None = None
+    """T discrete steps, 0 for continuous time; as in training where left out."""
+    examples: int | None = None
+    """How many examples, from the first; all where left out."""
+    batch: int = 128
+    seed: int = 0
+    device: str = "cpu"
+    compile: bool = False
+    """Worth it for large sets."""
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, description=__doc__)
+    if min(args.passes, args.batch, args.examples or 1) < 1:
+        sys.exit("passes, batch, examples: expected at least 1")
+    changes = {} if args.path is None else {"data.path": args.path}
+    if args.timesteps is not None:
+        changes["model.timesteps"] = args.timesteps
+    try:
+        if args.checkpoint.suffix == ".flax":
+            config, train, test, model, params = official(args)
+        else:
+            config, train, test, model, params = load(args.checkpoint, args.device, **changes)
+    except (CheckpointError, DataError) as error:
+        sys.exit(str(error))
+    data = test if args.split == "test" else train
+    n = min(data.size, args.examples or data.size)
+    config = replace(config, eval_batch=args.batch)
+    elbo = torch.compile(model.elbo, fullgraph=True) if args.compile else None
+    with tqdm(total=n, desc="bound") as bar:
+        batches = test_batches(config, data, n, torch.device(args.device))
+        key = random.key(args.seed, device=args.device)
+        found = evaluation.evaluate(model, params, batches, key, passes=args.passes, elbo=elbo, callback=bar.update)
+    time = f"{model.timesteps} steps" if model.timesteps else "continuous time"
+    print(f"{data.name}: {found.examples} examples, {found.passes} passes, {time}")
+    for name, figure in zip(("diffusion", "latent", "reconstruction", "total"), (*found[1:4], found[0]), strict=True):
+        print(f"{name:15} {figure} bits/dim")
+
+
+def official(args: Arguments):
+    """An official checkpoint under a preset: its averaged parameters."""
+    if args.preset not in PRESETS:
+        raise CheckpointError(f"preset: expected one of {', '.join(PRESETS)}, got {args.preset!r}")
+    config = PRESETS[args.preset][1]
+    if args.timesteps is not None:
+        config = replace(config, model=replace(config.model, timesteps=args.timesteps))
+    if args.path is not None:
+        config = replace(config, data=replace(config.data, path=args.path))
+    train, test = datasets(config.data, keys(config.seed)["split"])
+    model = build(config, train.event_shape, train.vocab_size)
+    params = interop.load_flax(args.checkpoint).ema_params
+    return config, train, test, model, optree.tree_map(lambda leaf: leaf.to(args.device), params)
+
+
+if __name__ == "__main__":
+    main()

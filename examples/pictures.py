@@ -1,0 +1,50 @@
+"""Pictures of samples and schedules, as PNG files."""
+
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from purevdm import VDM, schedules
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from PIL import Image
+
+
+def tiles(x: torch.Tensor, vocab_size: int, side: int | None = None) -> np.ndarray:
+    """Images (n, channels, height, width) of integers side by side, (rows, columns, 3), uint8; the last row is filled
+    with white. Events of other ranks are drawn as the rows of a flat map."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        x = x.reshape(x.shape[0], 1, 1, -1)
+    n, columns = len(x), side or math.ceil(math.sqrt(len(x)))
+    shown = (x.double().cpu() * (255.0 / (vocab_size - 1))).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    shown = torch.nn.functional.pad(shown, (1, 1, 1, 1), value=255)
+    lines = math.ceil(n / columns)
+    white = torch.full((lines * columns - n, *shown.shape[1:]), 255, dtype=torch.uint8)
+    shown = torch.cat([shown, white]).unflatten(0, (lines, columns))
+    return shown.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+
+
+def grid(x: torch.Tensor, vocab_size: int, path: Path) -> None:
+    """A grid of images as a PNG, small ones enlarged."""
+    image = Image.fromarray(tiles(x, vocab_size))
+    zoom = max(1, 512 // max(image.size))
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def curve(model: VDM, params, path: Path) -> None:
+    """The schedule: gamma, and its slope, against time."""
+    device = next(iter(torch.utils._pytree.tree_leaves(params))).device
+    t = torch.linspace(0, 1, 257, device=device, dtype=model.dtype)
+    gamma, slope = (v.detach().cpu() for v in schedules.gamma_and_slope(model.schedule, params["schedule"], t))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for ax, values, name in zip(axes, (gamma, slope), ("gamma(t)", "gamma'(t)"), strict=True):
+        ax.plot(t.cpu(), values)
+        ax.set(xlabel="t", title=name)
+        ax.grid(alpha=0.3)
+    axes[1].set_ylim(bottom=0)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

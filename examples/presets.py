@@ -1,0 +1,289 @@
+"""What a run is made of: its configuration, the presets, and the data and the model that they stand for."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+import purevdm
+from purevdm import networks, random, schedules
+from purevdm.training import AdamW, checkpoint, sources
+from purevdm.training.data import Dataset, batch, split
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where examples come from."""
+
+    source: Literal["digits", "cifar10", "imagenet32", "imagenet64", "folder", "array", "huggingface"] = "digits"
+    path: str = ""
+    """The archive, folder or file, or the name of a Hugging Face data set."""
+    size: int | None = None
+    """Images of a folder or of Hugging Face are cropped and resized to this."""
+    channels: int = 3
+    """Of a folder of images: 3 for colour, 1 for grey."""
+    layout: Literal["channels_first", "channels_last", "none"] | None = None
+    """Of an array, where it cannot be guessed."""
+    vocab_size: int = 256
+    """How many values an array's data take."""
+    held_out: int = 297
+    """How many examples make the test set, where the source has none of its own."""
+    augment: bool = False
+    """Flips and 90-degree rotations in training, told to the network by a flag."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network and the schedule."""
+
+    network: Literal["vdm_unet", "unet", "mlp"] = "vdm_unet"
+    embed: int = 64
+    """The width (of the mlp: of its hidden layers)."""
+    layers: int = 2
+    """The depth: blocks of each half of the vdm_unet, of each resolution of the unet, hidden layers of the mlp."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Of the unet: the width at each resolution."""
+    attention: tuple[int, ...] = ()
+    """Of the unet: resolutions with attention. Of the vdm_unet: any number for attention after every block."""
+    heads: int = 4
+    groups: int = 32
+    dropout: float = 0.1
+    fourier: tuple[int, ...] = (6, 7)
+    flag: bool = True
+    """Whether the network takes the flag of augmentation as a number; always so in the official model."""
+    labels: bool = False
+    """Whether it takes the class."""
+    cond_drop: float = 0.0
+    """The rate at which the condition is dropped in training, for guidance."""
+    self_condition: bool = False
+    schedule: Literal["fixed_linear", "learned_linear", "monotone_mlp", "monotone_mlp_pinned", "constrained_monotone"] = (
+        "learned_linear"
+    )
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    variance: bool = False
+    """Whether the schedule's interior follows the variance of the loss (App. I.2)."""
+    timesteps: int = 0
+    """T, or 0 for continuous time."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optimizer: AdamW = field(default_factory=AdamW)
+    batch: int = 128
+    """Examples a step, over all processes."""
+    accumulate: int = 1
+    """In how many pieces a process computes its part of a batch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters, schedule and losses stay float32."""
+    seed: int = 1
+    out: Path = Path("runs/train")
+    resume: bool = False
+    """Go on from the latest checkpoint in out, to the bit as if never stopped."""
+    log_every: int = 50
+    eval_every: int = 1000
+    save_every: int = 1000
+    keep: int = 3
+    """How many of the latest checkpoints stay; the best stays besides."""
+    eval_examples: int = 10_000
+    eval_batch: int = 128
+    eval_passes: int = 1
+    samples: int = 16
+    sample_steps: int = 100
+    device: str = "cpu"
+    compile: bool = True
+
+
+# Those of the official configurations; what else they hold are the defaults above.
+_cifar10 = Config(
+    data=Data(source="cifar10", path="data"),
+    model=Model(embed=128, layers=32),
+    optimizer=AdamW(lr=2e-4, steps=10_000_000),
+    log_every=1000,
+    eval_every=10_000,
+    save_every=10_000,
+    eval_batch=128,
+    sample_steps=1000,
+    keep=5,
+    device="cuda",
+)
+_aug = replace(
+    _cifar10,
+    data=Data(source="cifar10", path="data", augment=True),
+    model=Model(embed=256, layers=32, dropout=0.05, schedule="monotone_mlp"),
+    optimizer=AdamW(lr=1e-4, steps=100_000_000),
+    batch=768,
+    eval_batch=1024,
+)
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "digits": (
+        "scikit-learn's digits, for two CPU cores: a few minutes",
+        Config(
+            model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_min=-8.0, gamma_max=4.0),
+            optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
+            batch=64,
+            eval_every=275,
+            save_every=275,
+            eval_batch=99,
+            eval_passes=10,
+            out=Path("runs/digits_train"),
+        ),
+    ),
+    "cifar10_small": (
+        "CIFAR-10, for one GPU of 8 GB",
+        replace(
+            _cifar10,
+            model=Model(embed=64, layers=8),
+            optimizer=AdamW(lr=4e-4, warmup=1000, decay="cosine", steps=200_000, clip_norm=1.0, ema_rate=0.999),
+            dtype="bfloat16",
+            eval_every=5000,
+            save_every=5000,
+        ),
+    ),
+    "cifar10": ("CIFAR-10, the paper's (2.65 bits/dim)", _cifar10),
+    "cifar10_aug": ("CIFAR-10 with augmentation, the official code's", _aug),
+    "cifar10_aug_paper": (
+        "CIFAR-10 with augmentation, the paper's (2.49 bits/dim)",
+        replace(_aug, model=replace(_aug.model, attention=(0,)), optimizer=_aug.optimizer._replace(lr=2e-4), batch=1024),
+    ),
+    "imagenet32": (
+        "ImageNet 32x32",
+        replace(_cifar10, data=Data(source="imagenet32", path="data"), model=Model(embed=256, layers=32)),
+    ),
+    "imagenet64": (
+        "ImageNet 64x64",
+        replace(_cifar10, data=Data(source="imagenet64", path="data"), model=Model(embed=256, layers=64)),
+    ),
+}
+
+
+def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
+    """The training and the test set; the key decides what is held out where the source has no test set."""
+    match data.source:
+        case "cifar10":
+            return sources.cifar10(data.path, "train"), sources.cifar10(data.path, "test")
+        case "imagenet32" | "imagenet64":
+            size = int(data.source[-2:])
+            return sources.imagenet(data.path, size, "train"), sources.imagenet(data.path, size, "test")
+        case "digits":
+            whole = sources.digits()
+        case "folder":
+            whole = sources.image_folder(data.path, data.size, data.channels)
+        case "array":
+            whole = sources.array(data.path, data.layout, data.vocab_size)
+        case "huggingface":
+            whole = sources.huggingface(data.path, size=data.size)
+    return split(whole, key, data.held_out)
+
+
+def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes: int = 0) -> purevdm.VDM:
+    """The model of a configuration for some data."""
+    m = config.model
+    if m.labels and not classes:
+        raise ValueError("model.labels: the data have no classes")
+    ends = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)
+    shared = dict(
+        fourier=m.fourier,
+        cond_dim=int(m.flag),
+        classes=classes if m.labels else 0,
+        cond_drop=m.cond_drop,
+        self_condition=m.self_condition,
+        **ends,
+    )
+    match m.network:
+        case "vdm_unet":
+            network = networks.vdm_unet(
+                m.embed, m.layers, attention=bool(m.attention), dropout=m.dropout, groups=m.groups, **shared
+            )
+        case "unet":
+            network = networks.unet(
+                m.embed,
+                m.multipliers,
+                m.layers,
+                attention=m.attention,
+                heads=m.heads,
+                dropout=m.dropout,
+                groups=m.groups,
+                **shared,
+            )
+        case "mlp":
+            network = networks.mlp(m.embed, m.layers, **shared)
+    if config.dtype == "bfloat16":
+        network = networks.mixed(network)
+    match m.schedule:
+        case "monotone_mlp_pinned":
+            schedule = schedules.monotone_mlp(**ends, pin_ends=True)
+        case name:
+            schedule = getattr(schedules, name)(**ends)
+    return purevdm.vdm(network, schedule, event_shape, vocab_size, timesteps=m.timesteps)
+
+
+def condition(config: Config, flags: torch.Tensor, labels: torch.Tensor | None):
+    """What the network is told of a batch: the flag of augmentation, the class, or nothing."""
+    if not (config.model.flag or config.model.labels):
+        return None
+    return networks.Condition(
+        vector=flags[:, None] if config.model.flag else None, label=labels if config.model.labels else None
+    )
+
+
+def as_json(config: Config) -> dict:
+    """A configuration as plain values."""
+    found = asdict(config)
+    found["optimizer"] = config.optimizer._asdict()
+    return found | {"out": str(config.out)}
+
+
+def from_json(found: dict) -> Config:
+    """A configuration from what :func:`as_json` made."""
+    parts = dict(data=Data, model=Model)
+    tuples = {"multipliers", "attention", "fourier"}
+    nested = {
+        name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()
+    }
+    return Config(**(found | nested | {"optimizer": AdamW(**found["optimizer"]), "out": Path(found["out"])}))
+
+
+def keys(seed: int) -> dict[str, torch.Tensor]:
+    """The keys of a run, one for each use."""
+    names = ("split", "init", "order", "augment", "loss", "eval", "sample")
+    return dict(zip(names, random.split(random.key(seed), len(names)), strict=True))
+
+
+def test_batches(config: Config, data: Dataset, n: int, device: torch.device):
+    """The first n examples in batches, with the conditions of images as they are."""
+    for i in range(0, n, config.eval_batch):
+        x, labels = batch(data, np.arange(i, min(n, i + config.eval_batch)), device)
+        yield x, condition(config, torch.zeros(len(x), device=device), labels)
+
+
+def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, purevdm.VDM, dict]:
+    """A checkpoint's configuration (with changes), data, model and averaged parameters.
+
+    Args:
+        path: a checkpoint, or the folder of a run, which stands for its best checkpoint, or its latest.
+        device: where to.
+        changes: to the configuration's data or model: ``{"data.path": ...}``.
+
+    Raises:
+        CheckpointError, DataError: what is missing or damaged.
+    """
+    if (path / "checkpoints").is_dir():
+        folder = path / "checkpoints"
+        path = checkpoint.best(folder) or checkpoint.latest(folder) or path
+    found = checkpoint.notes(path)["extra"]
+    for name, value in changes.items():
+        part, _, entry = name.partition(".")
+        found[part][entry] = value
+    config = replace(from_json(found), device=device)
+    train, test = datasets(config.data, keys(config.seed)["split"])
+    model = build(config, train.event_shape, train.vocab_size, train.classes)
+    like = model.init(random.key(0, device=device))
+    return config, train, test, model, checkpoint.load_params(path, like)

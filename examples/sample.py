@@ -1,0 +1,85 @@
+"""Draw from a checkpoint: a grid as PNG, and the integers as .npy.
+
+    python examples/sample.py runs/digits_train --n 64 --steps 250
+    python examples/sample.py runs/mine --label 3 --guidance 2.0
+
+Writes samples.png and samples.npy, uint8 (n, channels, height, width), into --out. The same seed gives the same samples.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from pictures import grid
+from presets import condition, load
+from tqdm import tqdm
+
+from purevdm import random
+from purevdm.training.checkpoint import CheckpointError
+from purevdm.training.sources import DataError
+
+
+@dataclass
+class Arguments:
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, or one of its checkpoints."""
+    out: Path = Path("runs/samples")
+    n: int = 64
+    batch: int = 64
+    """How many at once."""
+    steps: int = 250
+    label: int | None = None
+    """The class of all; each in turn where left out, for a model that takes classes."""
+    guidance: float = 1.0
+    decode: Literal["argmax", "sample"] = "argmax"
+    clip: bool = False
+    """Whether to clamp every estimate to the data's range."""
+    path: str | None = None
+    """Where the data are, if not where they were in training: their shape is read there."""
+    seed: int = 0
+    device: str = "cpu"
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, description=__doc__)
+    if min(args.n, args.batch, args.steps) < 1:
+        sys.exit("n, batch, steps: expected at least 1")
+    try:
+        changes = {} if args.path is None else {"data.path": args.path}
+        config, train, _, model, params = load(args.checkpoint, args.device, **changes)
+    except (CheckpointError, DataError) as error:
+        sys.exit(str(error))
+    if args.label is not None and not (config.model.labels and 0 <= args.label < train.classes):
+        sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")
+    drawn = []
+    batches = range(0, args.n, args.batch)
+    with tqdm(total=len(batches) * args.steps, desc="sample") as bar:
+        for j, start in enumerate(batches):
+            size = min(args.batch, args.n - start)
+            labels = torch.arange(start, start + size, device=args.device) % max(train.classes, 1)
+            labels = labels if args.label is None else torch.full_like(labels, args.label)
+            x = model.sample(
+                params,
+                random.fold_in(random.key(args.seed, device=args.device), j),
+                size,
+                steps=args.steps,
+                cond=condition(config, torch.zeros(size, device=args.device), labels),
+                guidance=args.guidance,
+                decode=args.decode,
+                clip=args.clip,
+                callback=lambda i, z: bar.update(),
+            )
+            drawn.append(x.cpu())
+    x = torch.cat(drawn)
+    args.out.mkdir(parents=True, exist_ok=True)
+    np.save(args.out / "samples.npy", x.to(torch.uint8).numpy())
+    grid(x, train.vocab_size, args.out / "samples.png")
+    print(f"{len(x)} samples in {args.out}/samples.png and samples.npy")
+
+
+if __name__ == "__main__":
+    main()

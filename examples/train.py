@@ -1,0 +1,215 @@
+"""Train a variational diffusion model: any data, presets with the official hyper-parameters, exact resume.
+
+    python examples/train.py                             # digits, a few minutes on two cores
+    python examples/train.py cifar10 --data.path data    # the official CIFAR-10 configuration
+    python examples/train.py digits --model.network unet --optimizer.steps 2000 --out runs/mine
+    torchrun --nproc-per-node 4 examples/train.py cifar10
+
+Writes into --out: config.json, metrics.jsonl, TensorBoard's files, checkpoints/, and at each evaluation a grid of samples
+and the schedule's curve. --resume goes on from the latest checkpoint, to the bit as if never stopped. Ctrl-C saves and
+stops.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import optree
+import torch
+import tyro
+from pictures import curve, grid
+from PIL import Image
+from presets import PRESETS, Config, as_json, build, condition, datasets, keys, test_batches
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from purevdm import evaluation, random, training
+from purevdm.training import checkpoint, parallel
+from purevdm.training.data import augment, batch, rows
+
+# What may differ between a run and its continuation.
+FREE = {"out", "resume", "log_every", "eval_every", "save_every", "keep", "eval_examples", "eval_batch", "eval_passes"}
+FREE |= {"samples", "sample_steps", "device", "compile"}
+
+
+def parse(arguments: list[str]) -> Config:
+    """The preset's configuration with what the command line changes; digits where no preset is named."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["digits", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, args=arguments, description=__doc__)
+
+
+def prepare(config: Config) -> Path | None:
+    """Makes the output folder, and says from which checkpoint to go on."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    saved = config.out / "config.json"
+    latest = checkpoint.latest(config.out / "checkpoints")
+    if not config.resume:
+        if latest is not None:
+            sys.exit(f"out: {config.out} holds a run already; go on with --resume, or give another --out")
+        saved.write_text(json.dumps(as_json(config), indent=1))
+        return None
+    if latest is None:
+        tqdm.write(f"nothing to resume in {config.out}: starting anew")
+        saved.write_text(json.dumps(as_json(config), indent=1))
+        return None
+    was, now = json.loads(saved.read_text()), json.loads(json.dumps(as_json(config)))
+    differing = [name for name in now if name not in FREE and was.get(name) != now[name]]
+    if differing:
+        changes = "; ".join(f"{name}: {was.get(name)} then, {now[name]} now" for name in differing)
+        sys.exit(f"resume: the run in {config.out} was started with other settings: {changes}")
+    return latest
+
+
+class Log:
+    """Metrics as JSON lines and in TensorBoard; a continued run drops what its checkpoint does not know of."""
+
+    def __init__(self, out: Path, step: int):
+        path = out / "metrics.jsonl"
+        kept = [line for line in path.read_text().splitlines() if line] if path.exists() else []
+        kept = [line for line in kept if line.endswith("}") and json.loads(line)["step"] <= step] if step else []
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self.file = path.open("a")
+        self.board = SummaryWriter(out / "tensorboard", purge_step=step or None)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": step} | metrics) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        self.board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def main() -> int:
+    config = parse(sys.argv[1:])
+    group = parallel.join(config.device)
+    try:
+        return run(config, group)
+    finally:
+        parallel.leave()
+
+
+def run(config: Config, group: parallel.Group) -> int:
+    first = group.rank == 0
+    if config.batch % (group.size * config.accumulate):
+        sys.exit(
+            f"batch: expected a multiple of {group.size} processes x accumulate {config.accumulate}, got {config.batch}"
+        )
+    k = {name: key.to(group.device) for name, key in keys(config.seed).items()}
+    train, test = datasets(config.data, k["split"].cpu())
+    model = build(config, train.event_shape, train.vocab_size, train.classes)
+    state = training.init(model, k["init"])
+    start = prepare(config) if first else checkpoint.latest(config.out / "checkpoints") if config.resume else None
+    if start is not None:
+        state = checkpoint.load(start, state)
+    count = sum(leaf.numel() for leaf in optree.tree_leaves(state.params))
+    if first:
+        print(f"{train.name}: {train.size} examples {train.event_shape}; {test.name}: {test.size}")
+        print(f"{config.model.network}: {count} parameters; step {state.step} of {config.optimizer.steps}")
+    on_cpu = group.device.type == "cpu"
+    options = {"options": {"layout_optimization": False}} if on_cpu and config.compile else {}
+    grad_fn = training.gradients(model, variance=config.model.variance, compile=config.compile, **options)
+    elbo = torch.compile(model.elbo, fullgraph=True, **options) if config.compile else None
+    log = Log(config.out, state.step) if first else None
+    checkpoints = config.out / "checkpoints"
+
+    stopping = []
+    previous = {s: signal.signal(s, lambda number, frame: stopping.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    size = config.batch // group.size
+    metric = None
+    last_good = start
+
+    def save() -> None:
+        nonlocal last_good
+        last_good = checkpoint.save(checkpoints, state, metric=metric, extra=as_json(config), keep=config.keep)
+
+    bar = tqdm(total=config.optimizer.steps, initial=state.step, disable=not first, desc="train")
+    try:
+        while state.step < config.optimizer.steps:
+            chosen = rows(k["order"].cpu(), train.size, state.step, config.batch)
+            x, labels = batch(train, chosen[group.rank * size : (group.rank + 1) * size], group.device)
+            flags = torch.zeros(size, device=group.device)
+            if config.data.augment:
+                k_step = random.fold_in(k["augment"], state.step)
+                x, flags = augment(k_step, x, (group.rank, group.size))
+            state, metrics = training.train_step(
+                config.optimizer,
+                grad_fn,
+                state,
+                x,
+                k["loss"],
+                condition(config, flags, labels),
+                accumulate=config.accumulate,
+                part=(group.rank, group.size),
+                average=parallel.average,
+            )
+            bar.update()
+            bar.set_postfix_str(f"{metrics['loss']:.3f} bits/dim", refresh=False)
+            last = state.step == config.optimizer.steps
+            if log and (state.step % config.log_every == 0 or last):
+                log.write(state.step, metrics)
+            metric = None
+            if log and (state.step % config.eval_every == 0 or last):
+                metric = assess(config, model, state, test, k, elbo, log, group.device)
+            stop = torch.tensor(float(bool(stopping)))
+            stop = parallel.average([stop.to(group.device)])[0].item() > 0  # all stop where one was told to
+            if first and (state.step % config.save_every == 0 or last or stop):
+                save()
+            if stop and not last:
+                if first:
+                    tqdm.write(f"stopped at step {state.step}, saved in {last_good}; go on with --resume")
+                return 130
+    except training.NonFiniteLossError as error:
+        where = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
+        tqdm.write(f"{error}; {where}", file=sys.stderr)
+        return 1
+    finally:
+        bar.close()
+        if log:
+            log.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def assess(config, model, state, test, k, elbo, log, device) -> float:
+    """The bound on the test set, a grid of samples, the schedule's curve. Returns the bound."""
+    step, params = state.step, state.ema_params
+    n = min(test.size, config.eval_examples)
+
+    data = test_batches(config, test, n, device)
+    with tqdm(total=n, desc="test bound", leave=False) as bar:
+        options = dict(passes=config.eval_passes, elbo=elbo, callback=bar.update)
+        found = evaluation.evaluate(model, params, data, k["eval"], **options)
+    figures = {f"test/{name}": getattr(found, name).mean for name in ("total", "diffusion", "prior", "recon")}
+    log.write(step, figures | {"test/error": found.total.error})
+    tqdm.write(
+        f"step {step}: test bound {found.total} bits/dim (diffusion {found.diffusion}, latent {found.prior}, "
+        f"reconstruction {found.recon})"
+    )
+    pictures = config.out / "pictures"
+    pictures.mkdir(exist_ok=True)
+    curve(model, params, pictures / f"gamma_{step:08d}.png")
+    log.picture("gamma", pictures / f"gamma_{step:08d}.png", step)
+    if config.samples:
+        labels = torch.arange(config.samples, device=device) % max(test.classes, 1)
+        cond = condition(config, torch.zeros(config.samples, device=device), labels)
+        with tqdm(total=config.sample_steps, desc="sample", leave=False) as bar:
+            x = model.sample(
+                params, k["sample"], config.samples, steps=config.sample_steps, cond=cond, callback=lambda i, z: bar.update()
+            )
+        grid(x, test.vocab_size, pictures / f"samples_{step:08d}.png")
+        log.picture("samples", pictures / f"samples_{step:08d}.png", step)
+    return found.total.mean
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The bound of a data set: its parts in bits per dimension, with standard errors."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, random
+from purevdm.elbo import ELBO
+from purevdm.nn import Params
+from purevdm.vdm import VDM
+
+__all__ = ["Evaluation", "Figure", "evaluate"]
+
+
+class Figure(NamedTuple):
+    """A mean over examples and its standard error, bits/dim."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} +- {self.error:.4f}"
+
+
+class Evaluation(NamedTuple):
+    """The bound on -log2 p(x) per dimension, and the parts that it is the sum of.
+
+    Attributes:
+        total: the bound.
+        diffusion, prior, recon: its parts; the prior is also called the latent loss.
+        examples: how many.
+        passes: over how many passes of times each example's bound is the mean.
+    """
+
+    total: Figure
+    diffusion: Figure
+    prior: Figure
+    recon: Figure
+    examples: int
+    passes: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: VDM,
+    params: Params,
+    batches: Iterable[tuple[Tensor, Any]],
+    key: Tensor,
+    *,
+    passes: int = 1,
+    elbo: Callable[..., ELBO] | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """The model's bound on a data set, in continuous time or in the model's T steps.
+
+    Batch j draws from ``fold_in(key, j)``, split for its passes, so the figures do not depend on anything but the batches
+    and the key.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batches: pairs (x, cond), x of integers (B, *event_shape), cond as the network takes it or None. A last, smaller
+            batch is filled up for the call and cut after it, so that one compiled graph serves all.
+        key: a key.
+        passes: how often each example is bounded, at fresh times and noise.
+        elbo: ``model.elbo`` compiled, or left out to run it in eager.
+        callback: called with the number of examples done, for a progress bar.
+
+    Raises:
+        TypeError, ValueError: bad input, as ``model.elbo`` says it, no batch, or passes < 1.
+    """
+    _checks.key("key", key)
+    passes = _checks.integer("passes", passes, 1)
+    elbo = elbo or model.elbo
+    parts: list[Tensor] = []
+    full = 0
+    for j, (x, cond) in enumerate(batches):
+        n = x.shape[0]
+        full = max(full, n)
+        fill = torch.arange(full, device=x.device) % n
+        batch = x[fill]
+        given = None if cond is None else optree.tree_map(lambda leaf, rows=fill: leaf[rows], cond)
+        total: Tensor | None = None
+        for k in random.split(random.fold_in(key, j), passes):
+            terms = torch.stack(list(elbo(params, batch, k, given)), 1)[:n].double()
+            total = terms if total is None else total + terms
+        parts.append(total / passes)  # type: ignore[operator, arg-type]
+        if callback is not None:
+            callback(n)
+    if not parts:
+        raise ValueError("batches: expected at least one, got none")
+    bits = torch.cat(parts).cpu() / (math.prod(model.event_shape) * math.log(2.0))
+
+    def figure(x: Tensor) -> Figure:
+        error = x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        return Figure(x.mean().item(), error)
+
+    recon, prior, diffusion = (figure(column) for column in bits.unbind(1))
+    return Evaluation(figure(bits.sum(1)), diffusion, prior, recon, len(bits), passes)
