@@ -88,10 +88,9 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
     """
     path = Path(path)
     try:
-        loaded = np.load(path, mmap_mode="r")
         labels = None
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
+        if path.suffix == ".npz":
+            with path.open("rb") as opened, np.load(opened) as loaded:
                 names = [name for name in loaded.files if name != "labels"]
                 if key is None and len(names) != 1:
                     raise DataError(f"{path}: expected one array or a key, found {names}")
@@ -100,7 +99,7 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
                 x = loaded[key or names[0]]
                 labels = loaded["labels"] if "labels" in loaded.files else None
         else:
-            x = loaded
+            x = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

@@ -142,7 +142,7 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
 def _read_npz(files: list[Path], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for file in files:
         try:
-            with np.load(file) as batch:
+            with file.open("rb") as opened, np.load(opened) as batch:
                 x, y = batch["data"], batch["labels"]
             if x.dtype != np.uint8 or x.shape[1:] != (3 * size * size,) or len(x) != len(y):
                 raise ValueError(f"data of {x.dtype} {x.shape}")

@@ -1,0 +1,90 @@
+"""Batches: every example once in each epoch, by key and step alone; augmentation; splits."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from purevdm import random
+from purevdm.training import data
+from purevdm.training.data import Dataset
+
+seeds = st.integers(0, 2**31)
+
+
+def numbers(n=20):
+    x = np.arange(n, dtype=np.uint8).reshape(n, 1)
+    return Dataset("numbers", n, (1,), 256, lambda i: x[i], np.arange(n), n)
+
+
+@given(seeds, st.integers(1, 12), st.integers(1, 30))
+def test_each_epoch_takes_every_example_once(seed, n, batch):
+    epochs = 3
+    steps = -(-epochs * n // batch)
+    order = np.concatenate([data.rows(random.key(seed), n, step, batch) for step in range(steps)])
+    for e in range(epochs):
+        assert sorted(order[e * n : (e + 1) * n]) == list(range(n))
+        want = random.permutation(random.fold_in(random.key(seed), e), n).numpy()
+        assert (order[e * n : (e + 1) * n] == want).all()
+
+
+def test_a_step_is_a_function_of_the_key_and_itself():
+    a = data.rows(random.key(1), 1000, 77, 64)
+    data.rows(random.key(2), 1000, 3, 64)
+    assert (data.rows(random.key(1), 1000, 77, 64) == a).all()
+    assert not (data.rows(random.key(2), 1000, 77, 64) == a).all()
+
+
+def test_batches():
+    x, labels = data.batch(numbers(), np.array([3, 1, 3]))
+    assert x.tolist() == [[3], [1], [3]]
+    assert labels.tolist() == [3, 1, 3]
+    assert x.dtype == torch.uint8
+
+
+@given(seeds, st.integers(1, 6))
+def test_augmented_images_are_turns_of_their_own(seed, n):
+    x = random.randint(random.key(seed), (n, 2, 3, 3), 0, 256, torch.uint8)
+    y, flags = data.augment(random.key(seed + 1), x)
+    for before, after, flag in zip(x, y, flags, strict=True):
+        turns = [image.rot90(k, (-2, -1)) for image in (before, before.flip(-1)) for k in range(4)]
+        assert any(torch.equal(after, turn) for turn in turns)
+        assert flag == 0 or flag == 1
+        if flag == 0:
+            assert torch.equal(after, before)
+    halves = [data.augment(random.key(seed + 1), x, (i, n))[0] if n > 1 else y for i, x in enumerate(x[:, None])]
+    assert torch.equal(torch.cat(halves), y)
+
+
+def test_augmentation_is_as_frequent_as_the_official_one():
+    x = torch.arange(9, dtype=torch.uint8).reshape(1, 3, 3).expand(4000, 1, 3, 3)
+    y, flags = data.augment(random.key(0), x)
+    assert abs(flags.mean() - 0.75) < 4 * (0.75 * 0.25 / 4000) ** 0.5
+    kinds = [(y == turn).all((1, 2, 3)).double().mean() for turn in (x[:1], x[:1].flip(-1), x[:1].rot90(1, (-2, -1)))]
+    for found, want in zip(kinds, (1 / 4, 1 / 4, 1 / 12), strict=True):
+        assert abs(found - want) < 4 * (want * (1 - want) / 4000) ** 0.5
+
+
+def test_a_split_shares_out_every_example():
+    train, test = data.split(numbers(), random.key(0), 6)
+    assert (train.size, test.size) == (14, 6)
+    both = np.concatenate([part.take(np.arange(part.size))[:, 0] for part in (train, test)])
+    assert sorted(both) == list(range(20))
+    assert (train.labels == train.take(np.arange(14))[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "word"),
+    [
+        (lambda: data.rows(random.key(0), 0, 0, 1), ValueError, "n: expected"),
+        (lambda: data.rows(random.key(0), 3, -1, 1), ValueError, "step"),
+        (lambda: data.rows(random.key(0), 3, 0, 0), ValueError, "batch"),
+        (lambda: data.rows(0, 3, 0, 1), TypeError, "key"),
+        (lambda: data.augment(random.key(0), torch.zeros(2, 1, 3, 4)), ValueError, "square"),
+        (lambda: data.split(numbers(), random.key(0), 20), ValueError, "held_out"),
+    ],
+)
+def test_bad_input_is_named(call, error, word):
+    with pytest.raises(error, match=word):
+        call()

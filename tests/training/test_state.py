@@ -1,0 +1,97 @@
+"""The step: pure, the same in pieces as in one, stopping where the loss is no number."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from purevdm import random, training
+from purevdm.networks import Condition
+
+
+def steps(n, **options):
+    model, state = tiny.model(), tiny.state()
+    grad_fn = training.gradients(model)
+    for i in range(n):
+        state, metrics = training.train_step(tiny.SETTINGS, grad_fn, state, tiny.data(seed=i), random.key(3), **options)
+    return state, metrics
+
+
+def close(a, b, rtol=1e-5, atol=1e-6):
+    for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True):
+        torch.testing.assert_close(x, y, rtol=rtol, atol=atol)
+
+
+def test_a_step_leaves_its_state_and_repeats_to_the_bit():
+    state = tiny.state()
+    before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, state)
+    grad_fn = training.gradients(tiny.model())
+    settings = tiny.SETTINGS._replace(warmup=0)
+    runs = [training.train_step(settings, grad_fn, state, tiny.data(), random.key(3)) for _ in range(2)]
+    for a, b in zip(tree_leaves(runs[0][0]), tree_leaves(runs[1][0]), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    for a, b in zip(tree_leaves(state), tree_leaves(before), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert runs[0][0].step == 1
+    assert not torch.equal(runs[0][0].params["network"]["dense1"]["kernel"], state.params["network"]["dense1"]["kernel"])
+
+
+def test_metrics_are_of_the_documented_key():
+    model, state = tiny.model(), tiny.state()._replace(step=7)
+    _, metrics = training.train_step(tiny.SETTINGS, training.gradients(model), state, tiny.data(), random.key(3))
+    loss, stats = model.loss_and_stats(state.params, tiny.data(), random.fold_in(random.key(3), 7))
+    assert math.isclose(metrics["loss"], loss, rel_tol=1e-6)
+    assert math.isclose(metrics["diffusion"], stats["diffusion"], rel_tol=1e-6)
+    assert metrics["lr"] == training.learning_rate(tiny.SETTINGS, 7)
+    assert metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_pieces_are_the_whole(accumulate):
+    close(steps(3, accumulate=accumulate)[0], steps(3)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_a_batch_average_to_the_whole():
+    """What processes compute, one after the other here."""
+    model, state, x = tiny.model(classes=3), None, tiny.data()
+    params = model.init(random.key(0))
+    labels = Condition(label=torch.arange(8) % 3)
+    for variance in (False, True):
+        grad_fn = training.gradients(model, variance=variance)
+        whole = grad_fn(params, x, random.key(1), labels)
+        pieces = [
+            grad_fn(params, x[i : i + 2], random.key(1), Condition(label=labels.label[i : i + 2]), part=(i // 2, 4))
+            for i in range(0, 8, 2)
+        ]
+        close(tree_map(lambda *leaves: sum(leaves) / 4, *pieces), whole, rtol=1e-4, atol=1e-5)
+    assert state is None
+
+
+def test_a_loss_that_is_no_number_stops_with_its_parts():
+    def broken(params, x, key, cond, *, part):
+        grads, (loss, stats) = training.gradients(tiny.model())(params, x, key, cond, part=part)
+        return grads, (loss * math.nan, stats | {"diffusion": stats["diffusion"] * math.inf})
+
+    state = tiny.state()._replace(step=41)
+    with pytest.raises(training.NonFiniteLossError, match=r"step 41: loss, diffusion not finite \(loss nan, recon"):
+        training.train_step(tiny.SETTINGS, broken, state, tiny.data(), random.key(3))
+
+
+def test_bad_pieces_are_named():
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of the batch of 8"):
+        steps(1, accumulate=3)
+    with pytest.raises(ValueError, match="accumulate"):
+        steps(1, accumulate=0)
+
+
+def test_training_lowers_the_loss():
+    settings, model, state = tiny.SETTINGS._replace(steps=60), tiny.model(), tiny.state()
+    grad_fn, x = training.gradients(model), torch.zeros(64, 2, dtype=torch.int64)
+    losses = []
+    for _ in range(60):
+        state, metrics = training.train_step(settings, grad_fn, state, x, random.key(3))
+        losses.append(metrics["loss"])
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert state.step == 60
