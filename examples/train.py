@@ -28,6 +28,7 @@ from tqdm import tqdm
 from purevdm import evaluation, random, training
 from purevdm.training import checkpoint, parallel
 from purevdm.training.data import augment, batch, rows
+from purevdm.training.sources import DataError
 
 # What may differ between a run and its continuation.
 FREE = {"out", "resume", "log_every", "eval_every", "save_every", "keep", "eval_examples", "eval_batch", "eval_passes"}
@@ -93,6 +94,9 @@ def main() -> int:
     group = parallel.join(config.device)
     try:
         return run(config, group)
+    except (DataError, checkpoint.CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 1
     finally:
         parallel.leave()
 

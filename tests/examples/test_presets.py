@@ -1,0 +1,67 @@
+"""Presets: the official models' parameter counts, configurations there and back, the data and models they stand for."""
+
+import json
+from dataclasses import replace
+
+import optree
+import presets
+import pytest
+import torch
+from presets import PRESETS, Config, build
+
+from purevdm import random
+
+# Counted in the official code's own parameters at each of its configurations.
+OFFICIAL = {
+    "cifar10": ((3, 32, 32), 30_578_181),
+    "cifar10_aug": ((3, 32, 32), 122_140_677),
+    "cifar10_aug_paper": ((3, 32, 32), 139_279_877),
+    "imagenet32": ((3, 32, 32), 122_137_605),
+    "imagenet64": ((3, 64, 64), 237_603_845),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_presets_have_the_official_sizes(name):
+    shape, count = OFFICIAL[name]
+    params = build(PRESETS[name][1], shape, 256).init(random.key(0, device="meta"))
+    assert sum(leaf.numel() for leaf in optree.tree_leaves(params)) == count
+
+
+def test_presets_have_the_official_settings():
+    def settings(name):
+        c = PRESETS[name][1]
+        o = c.optimizer
+        return c.batch, o.lr, o.b1, o.b2, o.weight_decay, o.warmup, o.decay, o.clip_norm, o.ema_rate, c.model.dropout
+
+    shared = (0.9, 0.99, 0.01, 100, "constant", None, 0.9999)
+    assert settings("cifar10") == settings("imagenet32") == settings("imagenet64") == (128, 2e-4, *shared, 0.1)
+    assert settings("cifar10_aug") == (768, 1e-4, *shared, 0.05)
+    assert settings("cifar10_aug_paper") == (1024, 2e-4, *shared, 0.05)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configurations_go_through_json(name):
+    config = PRESETS[name][1]
+    assert presets.from_json(json.loads(json.dumps(presets.as_json(config)))) == config
+
+
+@pytest.mark.parametrize("network", ["vdm_unet", "unet", "mlp"])
+@pytest.mark.parametrize("schedule", ["fixed_linear", "monotone_mlp_pinned", "constrained_monotone"])
+def test_models_of_every_kind(network, schedule):
+    m = presets.Model(
+        network=network, embed=16, layers=1, groups=4, schedule=schedule, labels=True, cond_drop=0.1, fourier=()
+    )
+    config = Config(model=replace(m, variance=True, self_condition=True), dtype="bfloat16")
+    model = build(config, (1, 8, 8), 17, classes=10)
+    cond = presets.condition(config, torch.zeros(2), torch.tensor([3, 9]))
+    params = model.init(random.key(0))
+    x = torch.zeros(2, 1, 8, 8, dtype=torch.int64)
+    grads, loss = model.vlb_and_variance_grads(params, x, random.key(1), cond)
+    assert loss.isfinite()
+    assert all(leaf.isfinite().all() for leaf in optree.tree_leaves(grads))
+
+
+def test_labels_need_classes():
+    with pytest.raises(ValueError, match="the data have no classes"):
+        build(Config(model=presets.Model(labels=True)), (1, 8, 8), 17)

@@ -1,0 +1,163 @@
+"""The training program as a user starts it: killed and resumed to the bit, stopped, refused, evaluated, sampled from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --model.labels --optimizer.steps 40
+ --optimizer.warmup 5 --batch 16 --save-every 4 --eval-every 20 --log-every 1 --eval-passes 1 --samples 4
+ --sample-steps 3 --no-compile --data.augment --model.flag --optimizer.ema-rate 0.9""".split()  # noqa: SIM905
+QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def command(program, *arguments):
+    return [sys.executable, str(ROOT / "examples" / program), *map(str, arguments)]
+
+
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def call(program, *arguments):
+    return subprocess.run(command(program, *arguments), env=ENV, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    run = call("train.py", *TINY, "--out", out)
+    assert run.returncode == 0, run.stderr
+    assert "parameters; step 0 of 40" in run.stdout
+    return out
+
+
+def final(out):
+    return (out / "checkpoints" / "00000040" / "state.safetensors").read_bytes()
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    assert json.loads((whole / "config.json").read_text())["model"]["network"] == "mlp"
+    assert [path.name for path in sorted((whole / "checkpoints").iterdir())][-3:] == ["00000032", "00000036", "00000040"]
+    lines = log(whole)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
+    (test,) = (line for line in lines if line["step"] == 40 and "test/total" in line)
+    parts = test["test/diffusion"] + test["test/prior"] + test["test/recon"]
+    assert abs(test["test/total"] - parts) < 1e-6
+    assert list((whole / "tensorboard").iterdir())
+    for name in ("samples_00000040.png", "gamma_00000020.png"):
+        assert picture(whole / "pictures" / name).std() > 0
+
+
+def test_killed_at_any_moment_and_resumed_it_is_the_same_to_the_bit(whole, tmp_path):
+    """Real kills: each process dies without warning, some time after it started to train."""
+    first = command("train.py", *TINY, "--out", tmp_path)
+    kills = 0
+    for attempt, wait in enumerate((0.0, 0.15, 0.4, 0.9)):
+        saved = tmp_path / "checkpoints"
+        before = max((path.name for path in saved.glob("[0-9]*")), default="") if saved.exists() else ""
+        process = subprocess.Popen(
+            first + ["--resume"] * (attempt > 0), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        limit = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < limit:
+            if saved.exists() and max((path.name for path in saved.glob("[0-9]*")), default="") > before:
+                break
+            time.sleep(0.01)
+        time.sleep(wait)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 2
+    run = call("train.py", *TINY, "--out", tmp_path, "--resume")
+    assert run.returncode == 0, run.stderr
+    assert final(tmp_path) == final(whole)
+    assert log(tmp_path) == log(whole)
+
+
+def test_an_interrupt_saves_and_ends(whole, tmp_path):
+    long = [*TINY, "--optimizer.steps", "100000", "--save-every", "100000", "--eval-every", "100000", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command("train.py", *long), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and not ((tmp_path / "metrics.jsonl").exists() and log_started(tmp_path)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "go on with --resume" in output
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert int(saved.name) == log(tmp_path)[-1]["step"]
+
+
+def log_started(out):
+    return bool((out / "metrics.jsonl").read_text())
+
+
+def test_what_does_not_fit_is_refused(whole, tmp_path):
+    for arguments, words in (
+        ((*TINY, "--out", whole), "holds a run already"),
+        ((*TINY, "--out", whole, "--resume", "--optimizer.lr", "1"), "started with other settings: optimizer"),
+        ((*TINY, "--out", tmp_path / "a", "--accumulate", "3"), "batch: expected a multiple of 1 processes x accumulate 3"),
+        (("cifar10", "--data.path", tmp_path / "none", "--device", "cpu", "--out", tmp_path / "b"), "no such file"),
+    ):
+        run = call("train.py", *arguments)
+        assert run.returncode != 0
+        assert words in run.stderr
+    assert call("evaluate.py", tmp_path / "none").returncode != 0
+
+
+def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path):
+    run = call("train.py", *TINY, "--out", tmp_path, "--optimizer.lr", "1e30", "--optimizer.warmup", "9")
+    assert run.returncode == 1, run.stderr
+    assert "not finite (loss" in run.stderr
+    assert "checkpoint" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_evaluation_and_samples(whole, tmp_path):
+    run = call("evaluate.py", whole, "--passes", 2, "--timesteps", 20, "--examples", 50)
+    assert run.returncode == 0, run.stderr
+    assert "50 examples, 2 passes, 20 steps" in run.stdout
+    values = {line.split()[0]: float(line.split()[1]) for line in run.stdout.splitlines()[1:]}
+    assert abs(values["total"] - values["diffusion"] - values["latent"] - values["reconstruction"]) < 2e-4
+    runs = [call("sample.py", whole, "--n", 5, "--steps", 3, "--label", 2, "--out", tmp_path / name) for name in "ab"]
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    x, again = (np.load(tmp_path / name / "samples.npy") for name in "ab")
+    assert (x == again).all()
+    assert x.shape == (5, 1, 8, 8)
+    assert x.dtype == np.uint8
+    assert len(picture(tmp_path / "a" / "samples.png")) > 100
+    assert "label: expected a class" in call("sample.py", whole, "--label", 12, "--out", tmp_path).stderr
+
+
+@pytest.mark.slow
+def test_several_processes_train_as_one(whole, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*launcher, *command("train.py", *TINY, "--out", tmp_path)[1:]], env=ENV, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    for a, b in zip(log(tmp_path), log(whole), strict=True):
+        for name in a.keys() & {"loss", "test/total"}:
+            assert abs(a[name] - b[name]) < 1e-3 * abs(b[name])

@@ -1,0 +1,43 @@
+"""Several processes compute what one computes with the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch.utils._pytree import tree_leaves
+
+from purevdm import random, training
+from purevdm.training import parallel
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_are_one(tmp_path, processes):
+    script, out = [str(HERE / "worker.py"), str(tmp_path / "out.pt")], tmp_path / "out.pt"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*launcher, *script], env=env, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    leaves, loss, group = torch.load(out, weights_only=False)
+    assert group[:2] == (0, processes)
+    state, grad_fn = tiny.state(), training.gradients(tiny.model())
+    for step in range(3):
+        state, metrics = training.train_step(tiny.SETTINGS, grad_fn, state, tiny.data(seed=step), random.key(3))
+    torch.testing.assert_close(loss, metrics["loss"], rtol=1e-5, atol=0)
+    for a, b in zip(leaves, tree_leaves(state.params), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_alone_nothing_is_sent():
+    tensors = [torch.ones(2), torch.zeros(3)]
+    assert all(a is b for a, b in zip(parallel.average(tensors), tensors, strict=True))
+    assert parallel.join("cpu") == parallel.Group(0, 1, torch.device("cpu"))
+    parallel.leave()
+    with pytest.raises(ValueError, match="bucket"):
+        parallel.average(tensors, 0)

@@ -1,0 +1,35 @@
+"""One process of a group: trains three steps on its part of each batch, and the first writes what comes out."""
+
+import sys
+
+import tiny
+import torch
+from torch.utils._pytree import tree_leaves
+
+from purevdm import random, training
+from purevdm.training import parallel
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    group = parallel.join("cpu")
+    state, grad_fn = tiny.state(), training.gradients(tiny.model())
+    size = 8 // group.size
+    for step in range(3):
+        x = tiny.data(seed=step)[group.rank * size : (group.rank + 1) * size]
+        state, metrics = training.train_step(
+            tiny.SETTINGS,
+            grad_fn,
+            state,
+            x,
+            random.key(3),
+            part=(group.rank, group.size),
+            average=lambda tensors: parallel.average(tensors, bucket=100),
+        )
+    if group.rank == 0:
+        torch.save([tree_leaves(state.params), metrics["loss"], group], path)
+    parallel.leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
