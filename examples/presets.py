@@ -58,6 +58,8 @@ class Model:
     cond_drop: float = 0.0
     """The rate at which the condition is dropped in training, for guidance."""
     self_condition: bool = False
+    remat: bool = False
+    """Whether blocks are computed again in the backward pass, for less memory."""
     schedule: Literal["fixed_linear", "learned_linear", "monotone_mlp", "monotone_mlp_pinned", "constrained_monotone"] = (
         "learned_linear"
     )
@@ -200,7 +202,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes
     match m.network:
         case "vdm_unet":
             network = networks.vdm_unet(
-                m.embed, m.layers, attention=bool(m.attention), dropout=m.dropout, groups=m.groups, **shared
+                m.embed, m.layers, attention=bool(m.attention), dropout=m.dropout, groups=m.groups, remat=m.remat, **shared
             )
         case "unet":
             network = networks.unet(
@@ -211,6 +213,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes
                 heads=m.heads,
                 dropout=m.dropout,
                 groups=m.groups,
+                remat=m.remat,
                 **shared,
             )
         case "mlp":

@@ -120,7 +120,8 @@ def run(config: Config, group: parallel.Group) -> int:
         print(f"{config.model.network}: {count} parameters; step {state.step} of {config.optimizer.steps}")
     on_cpu = group.device.type == "cpu"
     options = {"options": {"layout_optimization": False}} if on_cpu and config.compile else {}
-    grad_fn = training.gradients(model, variance=config.model.variance, compile=config.compile, **options)
+    m = config.model
+    grad_fn = training.gradients(model, variance=m.variance, compile=config.compile, remat=m.remat, **options)
     elbo = torch.compile(model.elbo, fullgraph=True, **options) if config.compile else None
     log = Log(config.out, state.step) if first else None
     checkpoints = config.out / "checkpoints"

@@ -1,11 +1,13 @@
 """The blocks that the U-Nets share: a ResNet block under a context, attention over a map's places, and to a sequence."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from purevdm import _checks, nn, random
 from purevdm.networks._adapter import Adapter
@@ -52,7 +54,7 @@ def attend(
     params: nn.Params, x: Tensor, adapter: Adapter, groups: int, heads: int = 1, ctrl: Tensor | None = None
 ) -> Tensor:
     tokens = adapter.tokens(nn.group_norm(params["norm"], x, groups))
-    source = tokens if ctrl is None else ctrl
+    source = tokens if ctrl is None else ctrl.to(tokens.dtype)
     q, k, v = nn.dense(params["q"], tokens), nn.dense(params["k"], source), nn.dense(params["v"], source)
     out = nn.dense(params["proj_out"], nn.attention(q, k, v, heads))
     return x + adapter.feature_map(out, tuple(x.shape[1:]))
@@ -65,6 +67,23 @@ def dropout_masks(key: Tensor | None, rate: float, shapes: Sequence[tuple[int, .
     sizes = [math.prod(shape) for shape in shapes]
     masks = random.bernoulli(key, 1.0 - rate, (sum(sizes),)).split(sizes)
     return [mask.reshape(shape) for mask, shape in zip(masks, shapes, strict=True)]
+
+
+def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., Tensor]:
+    """A block that keeps nothing for the backward pass but its inputs, and is computed again there.
+
+    In a compiled graph that is differentiated from outside, as ``training.gradients(..., remat=True)`` does; elsewhere the
+    block as it is, since ``torch.func.grad`` knows no checkpoints.
+    """
+    if not remat:
+        return block
+
+    def again(*inputs: Any) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return block(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False)
+
+    return again
 
 
 def level(gamma: Tensor, low: float, high: float) -> Tensor:

@@ -28,6 +28,7 @@ def unet(
     cond_drop: float = 0.0,
     self_condition: bool = False,
     groups: int = 8,
+    remat: bool = False,
     gamma_min: float = -13.3,
     gamma_max: float = 5.0,
 ) -> Network:
@@ -54,6 +55,8 @@ def unet(
         cond_drop: the rate at which training drops the condition for guidance, when ``apply`` is given a key.
         self_condition: whether an earlier estimate of the data goes in beside z.
         groups: the groups of each group norm.
+        remat: whether blocks are computed again in the backward pass of ``training.gradients(..., remat=True)``, for less
+            memory.
         gamma_min, gamma_max: what the network takes for 0 and 1 when it embeds gamma. They are constants: give the ends
             that the schedule starts from.
 
@@ -178,14 +181,19 @@ def unet(
         context = _blocks.context(params, _blocks.level(gamma, low, high), embed, given.vector, given.label)
         keep = iter(_blocks.dropout_masks(k_dropout, rate, mask_shapes(tuple(z.shape[1:]))))
 
-        def block(params: nn.Params, x: Tensor) -> Tensor:
-            x = _blocks.resnet(params["resnet"], x, context, groups, next(keep), rate)
+        def fresh(params: nn.Params, x: Tensor, context: Tensor, mask: Tensor | None, ctrl: Tensor | None) -> Tensor:
+            x = _blocks.resnet(params["resnet"], x, context, groups, mask, rate)
             if "attn" in params:
                 for i, view in enumerate(views):
                     x = _blocks.attend(params["attn"][str(i)], x, view, groups, heads)
             if "cross" in params:
-                x = _blocks.attend(params["cross"], x, everywhere, groups, heads, given.ctrl.to(x.dtype))  # type: ignore[union-attr]
+                x = _blocks.attend(params["cross"], x, everywhere, groups, heads, ctrl)
             return x
+
+        again = _blocks.rematerialised(fresh, remat)
+
+        def block(params: nn.Params, x: Tensor) -> Tensor:
+            return again(params, x, context, next(keep), given.ctrl)
 
         dtype = params["conv_in"]["kernel"].dtype
         h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition, dtype))

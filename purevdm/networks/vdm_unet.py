@@ -24,6 +24,7 @@ def vdm_unet(
     cond_drop: float = 0.0,
     self_condition: bool = False,
     groups: int = 32,
+    remat: bool = False,
     gamma_min: float = -13.3,
     gamma_max: float = 5.0,
 ) -> Network:
@@ -41,6 +42,8 @@ def vdm_unet(
         cond_drop: the rate at which training drops the condition for guidance, when ``apply`` is given a key.
         self_condition: whether an earlier estimate of the data goes in beside z.
         groups: the groups of each group norm.
+        remat: whether blocks are computed again in the backward pass of ``training.gradients(..., remat=True)``, for less
+            memory.
         gamma_min, gamma_max: what the network takes for 0 and 1 when it embeds gamma. They are constants: give the ends
             that the schedule starts from.
 
@@ -106,9 +109,14 @@ def vdm_unet(
         context = _blocks.context(params, _blocks.level(gamma, low, high), embed, given.vector, given.label)
         keep = iter(_blocks.dropout_masks(k_dropout, rate, [(embed, *z.shape[1:])] * (2 * layers + 3)))
 
-        def block(params: nn.Params, x: Tensor) -> Tensor:
-            x = _blocks.resnet(params, x, context, groups, next(keep), rate)
+        def fresh(params: nn.Params, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+            x = _blocks.resnet(params, x, context, groups, mask, rate)
             return _blocks.attend(params["attn"], x, all_places, groups) if "attn" in params else x
+
+        again = _blocks.rematerialised(fresh, remat)
+
+        def block(params: nn.Params, x: Tensor) -> Tensor:
+            return again(params, x, context, next(keep))
 
         dtype = params["conv_in"]["kernel"].dtype
         h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition, dtype))

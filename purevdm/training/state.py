@@ -46,15 +46,22 @@ GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Tensor]]]]
 """``(params, x, key, cond, *, part) -> (grads, (loss, stats))``."""
 
 
-def gradients(model: VDM, *, variance: bool = False, compile: bool = False, **options: Any) -> GradFn:
+def gradients(model: VDM, *, variance: bool = False, compile: bool = False, remat: bool = False, **options: Any) -> GradFn:
     """The function that gives a step its gradients: the bound's, or with the schedule's interior following the variance.
 
     Args:
         model: the model.
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it, one graph for every part of every step.
+        remat: whether the loss alone is compiled and differentiated from outside, so that networks made with ``remat=True``
+            compute their blocks again in the backward pass, for less memory.
         options: for ``torch.compile``.
+
+    Raises:
+        ValueError: remat without compile, or with variance.
     """
+    if remat and (variance or not compile):
+        raise ValueError("remat: expected compile=True and variance=False with it")
 
     def grad_fn(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, part: tuple[Any, int] = (0, 1)) -> Any:
         if variance:
@@ -62,7 +69,20 @@ def gradients(model: VDM, *, variance: bool = False, compile: bool = False, **op
         loss = torch.func.grad_and_value(model.loss_and_stats, has_aux=True)
         return loss(params, x, key, cond, part=part)
 
-    return torch.compile(grad_fn, fullgraph=True, **options) if compile else grad_fn
+    if not remat:
+        return torch.compile(grad_fn, fullgraph=True, **options) if compile else grad_fn
+    compiled = torch.compile(model.loss_and_stats, fullgraph=True, **options)
+
+    def outside(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, part: tuple[Any, int] = (0, 1)) -> Any:
+        leaves: Any
+        leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        loss, stats = compiled(optree.tree_unflatten(spec, leaves), x, key, cond, part=part)
+        grads: Any = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        plain = {name: value.detach() for name, value in stats.items()}
+        return optree.tree_unflatten(spec, grads), (loss.detach(), plain)
+
+    return outside
 
 
 def train_step(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 import purevdm
-from purevdm import networks, random, schedules
+from purevdm import networks, random, schedules, training
 from purevdm.networks import Condition
 
 ZERO = torch.tensor(0.0)
@@ -177,3 +177,27 @@ def test_an_estimate_is_refused_where_none_is_taken():
     network = networks.unet(**TINY, self_condition=True)
     with pytest.raises(ValueError, match="x_hat: expected shape"):
         network.apply(perturbed(network, (1, 4, 4)), z, ZERO, x_hat=z[0])
+
+
+@pytest.mark.slow
+def test_blocks_computed_again_give_the_same_gradients():
+    """Both U-Nets in one graph: the loss compiled, checkpoints inside it, the gradient taken from outside."""
+    options = dict(groups=2, dropout=0.1, remat=True)
+    pair = [networks.unet(4, (1, 2), 1, heads=1, **options), networks.vdm_unet(4, 1, fourier=(), **options)]
+
+    def apply(params, z, gamma, cond=None, key=None):
+        return sum(n.apply(p, z, gamma, key=key) for n, p in zip(pair, params.values(), strict=True)) / 2
+
+    def init(key, shape):
+        return {str(i): n.init(k, shape) for i, (n, k) in enumerate(zip(pair, random.split(key), strict=True))}
+
+    model = purevdm.vdm(networks.Network(init, apply), schedules.learned_linear(), (1, 3, 4), 16)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
+    x = random.randint(random.key(1), (3, 1, 3, 4), 0, 16)
+    got = training.gradients(model, compile=True, remat=True)(params, x, random.key(2))
+    want = training.gradients(model)(params, x, random.key(2))
+    for a, b in zip(optree.tree_leaves(got), optree.tree_leaves(want), strict=True):
+        assert (a - b).norm() <= 1e-4 * (b.norm() + 1e-3)
+        assert not a.requires_grad
+    with pytest.raises(ValueError, match="remat: expected compile=True"):
+        training.gradients(model, remat=True)
