@@ -2,20 +2,20 @@
 
     python examples/evaluate.py runs/digits_train                                # a run: its best checkpoint
     python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
-    python examples/evaluate.py checkpoint.flax --preset cifar10 --path data     # an official checkpoint
+    python examples/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
 
-Errors are over examples; each example's bound is the mean over the passes.
+The form of an official model is read off its parameters. Errors are over examples; each example's bound is the mean over the passes.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import optree
 import torch
 import tyro
-from presets import PRESETS, build, datasets, keys, load, test_batches
+from presets import Config, Data, Model, build, datasets, keys, load, test_batches
 from tqdm import tqdm
 
 from purevdm import evaluation, interop, random
@@ -27,10 +27,12 @@ from purevdm.training.sources import DataError
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A run's folder, one of its checkpoints, or an official .flax file."""
-    preset: str = "cifar10"
-    """Of an official checkpoint: the configuration that it was trained with."""
     path: str | None = None
-    """Where the data are, if not where they were in training."""
+    """Where a run's data are, if not where they were in training."""
+    data: Data = field(default_factory=lambda: Data(source="cifar10", path="data"))
+    """For an official checkpoint."""
+    gamma: tuple[float, float] = (-13.3, 5.0)
+    """For an official checkpoint: the ends that its network was told of."""
     split: Literal["train", "test"] = "test"
     passes: int = 1
     """Passes of times over the data."""
@@ -74,18 +76,24 @@ def main() -> None:
 
 
 def official(args: Arguments):
-    """An official checkpoint under a preset: its averaged parameters."""
-    if args.preset not in PRESETS:
-        raise CheckpointError(f"preset: expected one of {', '.join(PRESETS)}, got {args.preset!r}")
-    config = PRESETS[args.preset][1]
-    if args.timesteps is not None:
-        config = replace(config, model=replace(config.model, timesteps=args.timesteps))
-    if args.path is not None:
-        config = replace(config, data=replace(config.data, path=args.path))
-    train, test = datasets(config.data, keys(config.seed)["split"])
-    model = build(config, train.event_shape, train.vocab_size)
+    """An official checkpoint: its averaged parameters, and the model that they fit."""
     params = interop.load_flax(args.checkpoint).ema_params
-    return config, train, test, model, optree.tree_map(lambda leaf: leaf.to(args.device), params)
+    network, schedule = params["network"], params.get("schedule", {})
+    embed = network["conv_in"]["kernel"].shape[0]
+    model = Model(
+        embed=embed,
+        layers=len(network["down"]),
+        attention=(0,) if "attn" in network["down"]["0"] else (),
+        flag=network["dense0"]["kernel"].shape[0] > embed,
+        schedule="learned_linear" if "w" in schedule else "monotone_mlp" if "l1" in schedule else "fixed_linear",
+        gamma_min=args.gamma[0],
+        gamma_max=args.gamma[1],
+        timesteps=args.timesteps or 0,
+    )
+    config = Config(data=args.data, model=model)
+    train, test = datasets(config.data, keys(config.seed)["split"])
+    params = optree.tree_map(lambda leaf: leaf.to(args.device), {"network": network, "schedule": schedule})
+    return config, train, test, build(config, train.event_shape, train.vocab_size), params
 
 
 if __name__ == "__main__":

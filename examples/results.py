@@ -3,8 +3,9 @@
     python examples/results.py
 
 Every network is trained under every schedule from several seeds. Writes results.json (each run as it ends; a second call
-goes on where the first stopped), results.md (the table), and variance.png: the learned schedules, and how the diffusion
-loss is spread over time under each. --plot draws the last two from results.json alone.
+goes on where the first stopped), results.md (the table), best.png (samples of the best), and variance.png: the learned
+schedules, how the diffusion loss is spread over time under each, and its variance. --plot draws the table and the last
+from results.json alone.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import numpy as np
 import optree
 import torch
 from digits import GAMMA, LEVELS, SHAPE, data, histogram_bits
+from pictures import grid
 from tqdm import tqdm
 
 import purevdm
@@ -117,6 +119,9 @@ def run(found: dict, args) -> None:
             params = train(model, grad_fn, x, k_init, k_train, args)
             result = evaluate(model, params, test, k_test, args.passes)
             result["parameters"] = sum(leaf.numel() for leaf in optree.tree_leaves(params["network"]))
+            if result["bits"] < min((r["bits"] for r in found.values()), default=math.inf):
+                drawn = model.sample(params, random.fold_in(k_test, 1), 64, steps=250)
+                grid(drawn, LEVELS, args.out / "best.png")
             found[f"{network}/{schedule}/{seed}"] = result
             (args.out / "results.json").write_text(json.dumps(found))
             seconds = time.monotonic() - started

@@ -8,9 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import msgpack
 import numpy as np
+import presets
 import pytest
+import torch
+from goldens import case, tree
 from PIL import Image
+from test_interop import pack
+
+from purevdm import evaluation, networks, random
 
 ROOT = Path(__file__).parents[2]
 TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --model.labels --optimizer.steps 40
@@ -149,6 +156,23 @@ def test_evaluation_and_samples(whole, tmp_path):
     assert x.dtype == np.uint8
     assert len(picture(tmp_path / "a" / "samples.png")) > 100
     assert "label: expected a class" in call("sample.py", whole, "--label", 12, "--out", tmp_path).stderr
+
+
+def test_an_official_checkpoint_is_evaluated(tmp_path):
+    """A .flax file of the official parameters, on images in an array: what the library says of both."""
+    c = case("scalar_t0")
+    official = pack(tree(c.arrays, "params"))
+    state = {"step": 5, "params": official, "ema_params": official, "opt_state": {}}
+    (tmp_path / "checkpoint.flax").write_bytes(msgpack.packb(state))
+    x = random.randint(random.key(0), (6, *c.x.shape[1:]), 0, 256, torch.uint8).numpy()
+    np.save(tmp_path / "x.npy", x)
+    data = ("--data.source", "array", "--data.path", tmp_path / "x.npy", "--data.layout", "channels_first")
+    run = call("evaluate.py", tmp_path / "checkpoint.flax", *data, "--data.held-out", 3)
+    assert run.returncode == 0, run.stderr
+    order = random.permutation(presets.keys(1)["split"], 6)
+    batches = [(torch.tensor(x)[order[:3]], networks.Condition(vector=torch.zeros(3, 1)))]
+    want = evaluation.evaluate(c.model, c.params, batches, random.key(0))
+    assert float(run.stdout.splitlines()[-1].split()[1]) == pytest.approx(want.total.mean, rel=1e-4)
 
 
 @pytest.mark.slow
