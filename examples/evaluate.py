@@ -4,7 +4,8 @@
     python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
     python examples/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
 
-The form of an official model is read off its parameters. Errors are over examples; each example's bound is the mean over the passes.
+The form of an official model is read off its parameters. Errors are over examples; each example's bound is the mean over
+the passes.
 """
 
 import sys
@@ -84,6 +85,7 @@ def official(args: Arguments):
         embed=embed,
         layers=len(network["down"]),
         attention=(0,) if "attn" in network["down"]["0"] else (),
+        fourier=(6, 7) if network["conv_in"]["kernel"].shape[1] > network["conv_out"]["kernel"].shape[0] else (),
         flag=network["dense0"]["kernel"].shape[0] > embed,
         schedule="learned_linear" if "w" in schedule else "monotone_mlp" if "l1" in schedule else "fixed_linear",
         gamma_min=args.gamma[0],

@@ -32,6 +32,10 @@ class Arguments:
     batch: int = 64
     """How many at once."""
     steps: int = 250
+    method: Literal["ancestral", "ddim", "dpmpp_2m"] = "ancestral"
+    """The last two are deterministic, and need few steps."""
+    grid: Literal["time", "gamma"] = "time"
+    """In what the steps are even."""
     label: int | None = None
     """The class of all; each in turn where left out, for a model that takes classes."""
     guidance: float = 1.0
@@ -67,6 +71,8 @@ def main() -> None:
                 random.fold_in(random.key(args.seed, device=args.device), j),
                 size,
                 steps=args.steps,
+                method=args.method,
+                grid=args.grid,
                 cond=condition(config, torch.zeros(size, device=args.device), labels),
                 guidance=args.guidance,
                 decode=args.decode,

@@ -35,6 +35,7 @@ __all__ = [
     "nn",
     "process",
     "random",
+    "sampler",
     "sampling",
     "schedules",
     "training",

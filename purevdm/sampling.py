@@ -8,7 +8,7 @@ from torch import Tensor
 
 from purevdm import _checks, process
 
-__all__ = ["Denoised", "ancestral_step", "guide", "run"]
+__all__ = ["Denoised", "ancestral_step", "ddim_step", "dpmpp_2m_step", "guide", "run"]
 
 Bounds = tuple[Tensor, Tensor]
 
@@ -42,6 +42,48 @@ def ancestral_step(
         x_hat = torch.clamp(x_hat, *clip)
         q = process.posterior(z_t, x_hat, gamma_s, gamma_t)
     return Denoised(q.mean + q.std * eps, x_hat)
+
+
+def ddim_step(z_t: Tensor, eps_hat: Tensor, gamma_s: Tensor, gamma_t: Tensor, clip: Bounds | None = None) -> Denoised:
+    """The deterministic step of DDIM (Song, Meng, Ermon 2020): z_s = alpha_s x_hat + sigma_s eps_hat, elementwise.
+
+    The first-order solver of the probability flow: with the true eps_hat, an error of order 1 in the step. ``clip``
+    clamps x_hat, and then eps_hat is the noise that goes with it. Else as :func:`ancestral_step`.
+    """
+    x_hat = process.x_from_eps(z_t, eps_hat, gamma_t)
+    if clip is not None:
+        x_hat = torch.clamp(x_hat, *clip)
+        eps_hat = process.eps_from_x(z_t, x_hat, gamma_t)
+    return Denoised(process.diffuse(x_hat, gamma_s, eps_hat), x_hat)
+
+
+def dpmpp_2m_step(
+    z_t: Tensor,
+    eps_hat: Tensor,
+    gamma_s: Tensor,
+    gamma_t: Tensor,
+    x_last: Tensor,
+    gamma_last: Tensor,
+    first: Tensor,
+    clip: Bounds | None = None,
+) -> Denoised:
+    """A step of DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), elementwise: deterministic, of order 2.
+
+    In lambda = -gamma / 2, half the log signal-to-noise ratio, with h the step and x extrapolated from this and the last
+    estimate: z_s = sigma_s / sigma_t z_t - alpha_s expm1(-h) x. One evaluation of the network a step.
+
+    Args:
+        z_t, eps_hat, gamma_s, gamma_t, clip: as in :func:`ddim_step`.
+        x_last, gamma_last: the last step's x_hat, and the gamma at which it was made.
+        first: a bool tensor of shape (): whether there was no last step; then this one is :func:`ddim_step`.
+    """
+    x_hat = process.x_from_eps(z_t, eps_hat, gamma_t)
+    if clip is not None:
+        x_hat = torch.clamp(x_hat, *clip)
+    ratio = torch.where(first, torch.ones_like(gamma_t), (gamma_last - gamma_t) / (gamma_t - gamma_s))
+    x = torch.where(first, x_hat, x_hat + (x_hat - x_last) / (2.0 * ratio))
+    scale = process.sigma(gamma_s) / process.sigma(gamma_t)
+    return Denoised(scale * z_t - process.alpha(gamma_s) * torch.expm1(0.5 * (gamma_s - gamma_t)) * x, x_hat)
 
 
 def guide(eps_hat: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, elbo, process, random, sampling, variance
-from purevdm.decoder import Decoder, data_range, discrete, integers
+from purevdm import _checks, elbo, random, variance
+from purevdm.decoder import Decoder, discrete, integers
 from purevdm.elbo import ELBO, Noise
 from purevdm.networks import Network
 from purevdm.nn import Params
+from purevdm.sampler import Sample, sampler
 from purevdm.schedules import Schedule
 
 __all__ = ["VDM", "Sample", "vdm"]
@@ -20,18 +21,6 @@ __all__ = ["VDM", "Sample", "vdm"]
 
 Part = tuple[Any, int]
 """(i, k): the i-th of k equal parts of a batch; i may be an integer tensor."""
-
-
-class Sample(NamedTuple):
-    """What sampling gives when the trajectory is asked for.
-
-    Attributes:
-        x: integers, (n, *event_shape), int64.
-        z: the latents from time 1 to time 0, (steps + 1, n, *event_shape).
-    """
-
-    x: Tensor
-    z: Tensor
 
 
 class VDM(NamedTuple):
@@ -53,8 +42,9 @@ class VDM(NamedTuple):
         elbo: ``elbo(params, x, key, cond=None, *, train=False) -> ELBO``: the three terms, each (B,), nats.
         elbo_core: ``elbo_core(params, x, noise, cond=None) -> ELBO``: one example with explicit noise, each (), nats.
         draw: ``draw(key, n, *, train=True) -> Noise``: the noise that ``elbo`` draws for a batch of n.
-        sample: ``sample(params, key, n, *, steps=1000, cond=None, guidance=1.0, decode="argmax", clip=False,
-            trajectory=False, callback=None)``: n samples, int64 (n, *event_shape); see :func:`vdm`.
+        sample: ``sample(params, key, n, *, steps=1000, method="ancestral", grid="time", cond=None, guidance=1.0,
+            decode="argmax", clip=False, trajectory=False, callback=None)``: n samples, int64 (n, *event_shape); see
+            :func:`purevdm.sampler.sampler`.
         eps_hat: ``eps_hat(params, z, gamma, cond=None, x_hat=None)``: the predicted noise in a batch of latents, gamma of
             shape (B,); a self-conditioned network makes its own estimate of the data where none is given.
         gamma: ``gamma(params, t)``: the schedule, elementwise.
@@ -120,18 +110,6 @@ def vdm(
         timesteps: T, the number of steps of the discrete-time bound (eq. 14), or 0 or None for continuous time (eq. 17).
         antithetic: whether a batch's times are spread evenly (App. I) or independent.
         dtype: of parameters, latents and losses: float32, or float64 for proofs.
-
-    Sampling (``model.sample``) walks back from noise in ``steps`` ancestral steps (eq. 34). Step i draws from
-    ``fold_in(k, i)``, k being the second of the three keys that the sampling key is split into; the first draws z_1, the
-    third decodes. A self-conditioned network sees each step's x_hat, clamped to the data's range, in the next.
-
-    - ``cond`` holds n conditions; ``guidance`` other than 1 weighs them against none, for a network with ``cond_drop`` >
-      0 (classifier-free, Ho & Salimans 2022; see :func:`purevdm.sampling.guide`).
-    - ``decode`` is "argmax" or "sample" (draw from p(x given z_0)); ``clip=True`` clamps every x_hat to the data's range.
-    - ``trajectory=True`` returns a :class:`Sample` with all latents; ``callback(i, z)`` follows the steps in eager.
-    - ``steps`` may be an integer tensor of shape (): then one compiled graph serves every number of steps.
-
-    Sampling builds no autograd graph.
 
     Returns:
         A :class:`VDM`.
@@ -272,52 +250,6 @@ def vdm(
         axes = (0, 0, batched(cond, z.shape[0]), None if x_hat is None else 0)
         return torch.func.vmap(one, in_dims=axes)(z, gamma, cond, x_hat)
 
-    @torch.no_grad()
-    def sample(
-        params: Params,
-        key: Tensor,
-        n: int,
-        *,
-        steps: int | Tensor = 1000,
-        cond: Any = None,
-        guidance: float | Tensor = 1.0,
-        decode: str = "argmax",
-        clip: bool = False,
-        trajectory: bool = False,
-        callback: Callable[[int, Tensor], None] | None = None,
-    ) -> Any:
-        _checks.params("params", params)
-        k_z, k_steps, k_decode = random.split(_checks.key("key", key), 3).unbind(0)
-        n = _checks.integer("n", n, 1)
-        _checks.choice("decode", decode, ("argmax", "sample"))
-        guided = isinstance(guidance, Tensor) or _checks.real("guidance", guidance) != 1.0
-        if guided and cond is None:
-            raise ValueError("cond: expected the condition that guidance strengthens, got None")
-        total = torch.as_tensor(steps, device=key.device).to(dtype)
-        z_1 = random.normal(k_z, (n, *event_shape), dtype)
-        bounds = data_range(decoder, z_1[0])
-
-        def predicted(z: Tensor, gamma_t: Tensor, x_hat: Tensor | None) -> Tensor:
-            eps = eps_hat(params, z, gamma_t.expand(n), cond, x_hat)
-            return sampling.guide(eps, eps_hat(params, z, gamma_t.expand(n), None, x_hat), guidance) if guided else eps
-
-        def step(i: Tensor, z: Tensor, x_hat: Tensor | None = None) -> tuple[Tensor, ...]:
-            eps = random.normal(random.fold_in(k_steps, i), z.shape, dtype)
-            gamma_t = gamma(params, (total - i) / total)
-            gamma_s = gamma(params, (total - i - 1) / total)
-            eps_hat = predicted(z, gamma_t, x_hat)
-            done = sampling.ancestral_step(z, eps_hat, gamma_s, gamma_t, eps, bounds if clip else None)
-            # A self-conditioned network sees the last estimate in the next step.
-            return (done.z, done.x_hat.clamp(*bounds)) if network.self_condition else (done.z,)
-
-        start = (z_1, torch.zeros_like(z_1)) if network.self_condition else (z_1,)
-        latents = sampling.run(step, start, steps, trajectory=trajectory, callback=callback)[0]
-        z_0 = latents[-1] if trajectory else latents
-        gamma_0 = gamma(params, torch.zeros((), dtype=dtype, device=key.device))
-        rescaled = z_0 / process.alpha(gamma_0)
-        x = decoder.mode(rescaled) if decode == "argmax" else decoder.sample(k_decode, rescaled, gamma_0)
-        return Sample(x, latents) if trajectory else x
-
     return VDM(
         init=init,
         loss_fn=loss_fn,
@@ -326,7 +258,7 @@ def vdm(
         elbo=batch_elbo,
         elbo_core=elbo_core,
         draw=draw,
-        sample=sample,
+        sample=sampler(eps_hat, gamma, decoder, event_shape, dtype, network.self_condition),
         eps_hat=eps_hat,
         gamma=gamma,
         network=network,

@@ -1,5 +1,6 @@
 """The way back: official steps, exact chains on a known source, one graph for any number of steps."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from goldens import CASES, case, nchw
 from torch._dynamo.utils import counters
 
 import purevdm
-from purevdm import networks, random, sampling, schedules
+from purevdm import networks, process, random, sampling, schedules
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -179,3 +180,67 @@ def test_bad_conditions_of_a_batch_are_named():
         model.sample(params, random.key(0), 3, steps=1, guidance=2.0)
     with pytest.raises(ValueError, match="guidance"):
         model.sample(params, random.key(0), 3, steps=1, cond=torch.tensor([0, 1, 2]), guidance=math.nan)
+
+
+STD = 0.4
+
+
+def flow(z_1, gamma_0, gamma_1):
+    """Where the probability flow of x ~ N(0, STD**2) takes z_1: the marginals' scales."""
+    scales = [torch.sqrt(process.alpha(g) ** 2 * STD**2 + process.sigma(g) ** 2) for g in (gamma_0, gamma_1)]
+    return z_1 * scales[0] / scales[1]
+
+
+@pytest.mark.parametrize("grid", ["time", "gamma"])
+@pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+def test_deterministic_solvers_have_their_order_on_a_gaussian(method, order, grid):
+    # a bent schedule, so that the two grids differ
+    schedule = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
+    model = purevdm.vdm(sources.gaussian(STD), schedule, (50,), 256, dtype=torch.float64)
+    params = {"network": {}, "schedule": {}}
+    errors = []
+    for steps in (20, 40, 80, 160):
+        z = model.sample(params, random.key(0), 4, steps=steps, method=method, grid=grid, trajectory=True).z
+        want = flow(z[0], *(model.gamma(params, torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)))
+        errors.append((z[-1] - want).norm() / want.norm())
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert abs(rates[-1] - order) < 0.15, rates
+    assert errors[-1] < (0.02 if order == 1 else 0.001)
+
+
+@pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])
+def test_few_steps_follow_the_source(method):
+    p = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)
+    model = purevdm.vdm(sources.categorical(p), schedules.fixed_linear(-10.0, 10.0), (50,), 4, dtype=torch.float64)
+    x = model.sample({"network": {}, "schedule": {}}, random.key(0), 400, steps=40, method=method, clip=True)
+    frequencies = x.flatten().bincount(minlength=4) / x.numel()
+    assert (frequencies - p).abs().max() < 4 * 0.5 / math.sqrt(20_000) + 0.01
+
+
+def test_one_step_is_the_estimate_itself():
+    z, eps = random.normal(random.key(0), (2, 5), torch.float64)
+    gamma_s, gamma_t = torch.tensor(-40.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    done = sampling.ddim_step(z, eps, gamma_s, gamma_t)
+    torch.testing.assert_close(done.z, done.x_hat, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(done.x_hat, process.x_from_eps(z, eps, gamma_t))
+    two = sampling.dpmpp_2m_step(z, eps, gamma_s, gamma_t, torch.zeros_like(z), gamma_t, torch.tensor(True))
+    torch.testing.assert_close(two.z, done.z)
+
+
+def test_solvers_compile_for_any_number_of_steps():
+    model = purevdm.vdm(networks.mlp(8, fourier=(), self_condition=True), schedules.learned_linear(), (2,))
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.3)
+    compiled = torch.compile(model.sample, fullgraph=True)
+    counters.clear()
+    for steps in (1, 2, 9):
+        options = dict(method="dpmpp_2m", grid="gamma")
+        got = compiled(params, random.key(steps), 3, steps=torch.tensor(steps), **options)
+        assert torch.equal(got, model.sample(params, random.key(steps), 3, steps=steps, **options))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("option", ["method", "grid"])
+def test_unknown_ways_are_named(option):
+    model, params = conditional()
+    with pytest.raises(ValueError, match=f"{option}: expected one of"):
+        model.sample(params, random.key(0), 1, cond=torch.tensor([0]), **{option: "euler"})
