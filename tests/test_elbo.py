@@ -247,3 +247,16 @@ def test_self_conditioning_runs_through_loss_and_bound():
     x = random.randint(random.key(1), (4, 2), 0, 16)
     assert not torch.equal(model.loss_fn(params, x, random.key(2)), model.loss_fn(params, x, random.key(2), train=False))
     assert model.elbo(params, x, random.key(2)).total.isfinite().all()
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 4), st.sampled_from([0, 5]))
+def test_parts_of_a_batch_have_the_noise_of_the_whole(seed, n, parts, timesteps):
+    options = dict(timesteps=timesteps, dtype=torch.float64)
+    whole = elbo.draw(random.key(seed), n * parts, (2,), **options)
+    pieces = [elbo.draw(random.key(seed), n, (2,), part=(i, parts), **options) for i in range(parts)]
+    by_tensor = elbo.draw(random.key(seed), n, (2,), part=(torch.tensor(parts - 1), parts), **options)
+    for field, *split in zip(whole, *pieces, strict=True):
+        assert torch.equal(torch.cat(split), field)
+    assert all(torch.equal(a, b) for a, b in zip(by_tensor, pieces[-1], strict=True))
+    with pytest.raises(ValueError, match=r"part\[0\]"):
+        elbo.draw(random.key(seed), n, (2,), part=(parts, parts))
