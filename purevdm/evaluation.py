@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
@@ -63,8 +62,8 @@ def evaluate(
     Args:
         model: the model.
         params: its parameters.
-        batches: pairs (x, cond), x of integers (B, *event_shape), cond as the network takes it or None. A last, smaller
-            batch is filled up for the call and cut after it, so that one compiled graph serves all.
+        batches: pairs (x, cond), x of integers (B, *event_shape), cond as the network takes it or None. Each batch's times
+            are spread evenly over it, so larger ones have less noise; one of another size is another compilation.
         key: a key.
         passes: how often each example is bounded, at fresh times and noise.
         elbo: ``model.elbo`` compiled, or left out to run it in eager.
@@ -77,16 +76,11 @@ def evaluate(
     passes = _checks.integer("passes", passes, 1)
     elbo = elbo or model.elbo
     parts: list[Tensor] = []
-    full = 0
     for j, (x, cond) in enumerate(batches):
         n = x.shape[0]
-        full = max(full, n)
-        fill = torch.arange(full, device=x.device) % n
-        batch = x[fill]
-        given = None if cond is None else optree.tree_map(lambda leaf, rows=fill: leaf[rows], cond)
         total: Tensor | None = None
         for k in random.split(random.fold_in(key, j), passes):
-            terms = torch.stack(list(elbo(params, batch, k, given)), 1)[:n].double()
+            terms = torch.stack(list(elbo(params, x, k, cond)), 1).double()
             total = terms if total is None else total + terms
         parts.append(total / passes)  # type: ignore[operator, arg-type]
         if callback is not None:
