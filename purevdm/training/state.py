@@ -117,9 +117,10 @@ def train_step(
         The next state, and what to log: the loss and its parts in bits/dim, the gradient's norm, the learning rate.
 
     Raises:
-        ValueError: a batch that does not divide into the pieces.
+        TypeError, ValueError: settings out of their range, or a batch that does not divide into the pieces.
         NonFiniteLossError: a loss or a gradient that is NaN or infinite.
     """
+    optimizer.checked(settings)
     accumulate = _checks.integer("accumulate", accumulate, 1)
     if x.shape[0] % accumulate:
         raise ValueError(f"accumulate: expected a divisor of the batch of {x.shape[0]}, got {accumulate}")

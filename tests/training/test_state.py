@@ -95,3 +95,10 @@ def test_training_lowers_the_loss():
         losses.append(metrics["loss"])
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
     assert state.step == 60
+
+
+def test_bad_settings_are_refused_by_the_step():
+    with pytest.raises(ValueError, match="lr: expected"):
+        training.train_step(
+            tiny.SETTINGS._replace(lr=-1.0), training.gradients(tiny.model()), tiny.state(), tiny.data(), random.key(3)
+        )
