@@ -33,7 +33,11 @@ class CheckpointError(ValueError):
 
 
 def _flat(state: TrainState) -> dict[str, Tensor]:
-    trees: Any = {"params": state.params, "ema_params": state.ema_params, "mu": state.moments.mu, "nu": state.moments.nu}
+    return _named({"params": state.params, "ema_params": state.ema_params, "mu": state.moments.mu, "nu": state.moments.nu})
+
+
+def _named(trees: Any) -> dict[str, Tensor]:
+    """The leaves by their paths, joined by dots."""
     paths, leaves, _ = optree.tree_flatten_with_path(trees)
     return {".".join(map(str, path)): leaf for path, leaf in zip(paths, leaves, strict=True)}
 
@@ -179,12 +183,9 @@ def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
     """
     name = "ema_params" if ema else "params"
     path = Path(path)
-    tree: Any = {name: like}
-    paths: Any
-    leaves: Any
-    paths, leaves, _ = optree.tree_flatten_with_path(tree)
-    wanted = {".".join(map(str, p)): leaf for p, leaf in zip(paths, leaves, strict=True)}
-    found = {k: v for k, v in _tensors(path, leaves[0].device).items() if k.split(".")[0] == name}
+    wanted = _named({name: like})
+    device = next(iter(wanted.values())).device
+    found = {k: v for k, v in _tensors(path, device).items() if k.split(".")[0] == name}
     _match(path / TENSORS, found, wanted)
     return _tree(found, name, like)
 
