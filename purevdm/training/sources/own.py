@@ -67,8 +67,8 @@ def image_folder(path: str | os.PathLike, size: int | None = None, channels: int
         return np.stack(images) if images else np.zeros((0, *shape), np.uint8)
 
     groups = [file.parent.relative_to(folder).parts[:1] for file in files]
-    names = sorted({group[0] for group in groups if group})
-    labels = np.array([names.index(g[0]) for g in groups], np.int64) if names and all(groups) else None
+    names = {name: i for i, name in enumerate(sorted({group[0] for group in groups if group}))}
+    labels = np.array([names[g[0]] for g in groups], np.int64) if names and all(groups) else None
     return Dataset(str(folder), len(files), shape, 256, take, labels, len(names) if labels is not None else 0)
 
 

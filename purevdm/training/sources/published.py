@@ -5,7 +5,6 @@ import os
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -139,26 +138,31 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
     return in_memory(f"imagenet{size} {split}", x, 256, np.load(labels))
 
 
-def _read_npz(files: list[Path], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for file in files:
-        try:
-            with file.open("rb") as opened, np.load(opened) as batch:
-                x, y = batch["data"], batch["labels"]
-            if x.dtype != np.uint8 or x.shape[1:] != (3 * size * size,) or len(x) != len(y):
-                raise ValueError(f"data of {x.dtype} {x.shape}")
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{file}: damaged, no batch of {size}x{size} images ({error}); get it from {IMAGENET}") from None
-        yield x.reshape(-1, 3, size, size), np.asarray(y, np.int64) - 1  # published classes count from 1
+def _entry(file: Path, name: str, size: int) -> np.ndarray:
+    """One array of a batch; the others stay compressed."""
+    try:
+        with file.open("rb") as opened, np.load(opened) as batch:
+            return batch[name]
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise _damaged(file, size, error) from None
+
+
+def _damaged(file: Path, size: int, reason: object) -> DataError:
+    return DataError(f"{file}: damaged, no batch of {size}x{size} images ({reason}); get it from {IMAGENET}")
 
 
 def _write_mapped(files: list[Path], size: int, cache: Path, labels: Path) -> None:
-    classes = [y for _, y in _read_npz(files, size)]
+    # published classes count from 1
+    classes = [np.asarray(_entry(file, "labels", size), np.int64) - 1 for file in files]
     draft = cache.with_suffix(f".{os.getpid()}.npy")
     try:
         whole = np.lib.format.open_memmap(draft, "w+", np.uint8, (sum(map(len, classes)), 3, size, size))
         start = 0
-        for x, _ in _read_npz(files, size):
-            whole[start : start + len(x)] = x
+        for file, y in zip(files, classes, strict=True):
+            x = _entry(file, "data", size)
+            if x.dtype != np.uint8 or x.shape != (len(y), 3 * size * size):
+                raise _damaged(file, size, f"data of {x.dtype} {x.shape}")
+            whole[start : start + len(x)] = x.reshape(-1, 3, size, size)
             start += len(x)
         whole.flush()
         np.save(labels, np.concatenate(classes))
