@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm._compile import settled
 
 __all__ = [
     "bernoulli",
@@ -54,16 +55,6 @@ def _rotate_left(x: Tensor, by: int) -> Tensor:
     return (x << by) | ((x >> (32 - by)) & ((1 << by) - 1))
 
 
-def _settled(x: Tensor) -> Tensor:
-    """x itself, which a compiler is told to compute once.
-
-    Inductor repeats the expression of a small intermediate at each of its uses. Words used three times a round would grow
-    the code by three a round, and take half a minute a draw to compile; a strided view is of a value that is there. The
-    loops still fuse into one, and the values live in registers.
-    """
-    return torch.as_strided(x, x.shape, x.stride()) if torch.compiler.is_compiling() else x
-
-
 def _threefry2x32(key: Tensor, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypts the 64-bit counters (high, low) under a key, all int32: 20 rounds of add, rotate, xor."""
     k0, k1 = key.unbind(0)
@@ -71,8 +62,10 @@ def _threefry2x32(key: Tensor, high: Tensor | int, low: Tensor) -> tuple[Tensor,
     x0, x1 = high + k0, low + k1
     for group in range(5):
         for by in _ROTATIONS[group % 2]:
-            x0 = _settled(x0 + x1)
-            x1 = _settled(_rotate_left(x1, by) ^ x0)
+            # Words used three times a round, expressions repeated, would grow the code by three a round, and take half a
+            # minute a draw to compile. Settled, they still fuse into one loop and live in registers.
+            x0 = settled(x0 + x1)
+            x1 = settled(_rotate_left(x1, by) ^ x0)
         x0 = x0 + schedule[(group + 1) % 3]
         x1 = x1 + (schedule[(group + 2) % 3] + (group + 1))
     return x0, x1

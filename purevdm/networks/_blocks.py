@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from purevdm import _checks, nn, random
+from purevdm._compile import channels_last, settled
 from purevdm.networks._adapter import Adapter
 
 
@@ -65,8 +66,8 @@ def dropout_masks(key: Tensor | None, rate: float, shapes: Sequence[tuple[int, .
     if key is None or rate == 0.0:
         return [None for _ in shapes]
     sizes = [math.prod(shape) for shape in shapes]
-    masks = random.bernoulli(key, 1.0 - rate, (sum(sizes),)).split(sizes)
-    return [mask.reshape(shape) for mask, shape in zip(masks, shapes, strict=True)]
+    masks = settled(random.bernoulli(key, 1.0 - rate, (sum(sizes),))).split(sizes)
+    return [mask.reshape(*shape[1:], shape[0]).movedim(-1, 0) for mask, shape in zip(masks, shapes, strict=True)]
 
 
 def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., Tensor]:
@@ -126,4 +127,4 @@ def inputs(z: Tensor, exponents: Sequence[int], x_hat: Tensor | None, self_condi
     """
     features = nn.fourier_features(z, exponents) if exponents else None
     parts = [part for part in (z, features, estimate(z, x_hat, self_condition)) if part is not None]
-    return (torch.cat(parts) if len(parts) > 1 else z).to(dtype)
+    return channels_last((torch.cat(parts) if len(parts) > 1 else z).to(dtype))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm._compile import settled
 from purevdm.nn.initialisers import Initialiser, Params, lecun_normal
 
 __all__ = [
@@ -52,6 +53,8 @@ def dense(params: Params, x: Tensor) -> Tensor:
 
 def pointwise(params: Params, x: Tensor) -> Tensor:
     """:func:`dense` along the first axis, at each place of a feature map: (n_in, *space) to (n_out, *space)."""
+    if torch.compiler.is_compiling():
+        return dense(params, x.movedim(0, -1)).movedim(-1, 0)  # channels are neighbours in memory
     y = (params["kernel"].transpose(0, 1) @ x.flatten(1)).unflatten(1, x.shape[1:])
     return y + over_space(params["bias"], y) if "bias" in params else y
 
@@ -147,7 +150,28 @@ def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -
     """
     if x.shape[0] % groups:
         raise ValueError(f"groups: expected a divisor of the {x.shape[0]} channels, got {groups}")
+    if torch.compiler.is_compiling():
+        return _group_norm_by_channel(params, x, groups, eps)
     return F.group_norm(x[None], groups, params["scale"], params["bias"], eps)[0]
+
+
+def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float) -> Tensor:
+    """:func:`group_norm` for a compiler: one number a channel wherever possible, so that its loops run along channels that
+    are neighbours in memory, and gradients are sums over places alone."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    scale, bias = params["scale"].to(wide.dtype), params["bias"].to(wide.dtype)
+    var, mean = (settled(s) for s in torch.var_mean(wide, tuple(range(1, x.ndim)), correction=0))
+
+    def over_group(s: Tensor) -> Tensor:
+        """The mean over each group, for each of its channels."""
+        return s.unflatten(0, (groups, -1)).mean(-1, keepdim=True).expand(groups, s.shape[0] // groups).flatten()
+
+    centre = over_group(mean)
+    slope = settled(scale * torch.rsqrt(over_group(var + (mean - centre).square()) + eps))
+    # wide - centre first, which is exact for large means; the centre's derivative goes by the shift, which is the bias.
+    fixed = settled(centre.detach())
+    shift = settled(bias + (fixed - centre) * slope)
+    return ((wide - over_space(fixed, x)) * over_space(slope, x) + over_space(shift, x)).to(x.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
@@ -168,8 +192,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
         raise ValueError(f"heads: expected a divisor of the {q.shape[-1]} channels, got {heads}")
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
     # Written out, as F.scaled_dot_product_attention has no batching rule on the CPU: vmap would loop over the examples.
-    weights = torch.softmax(q / math.sqrt(q.shape[-1]) @ k.mT, dim=-1)
-    return (weights @ v).transpose(-3, -2).flatten(-2)
+    # The weights are normalised after they are applied: one pass less over a (tokens, other tokens) matrix.
+    logits = q / math.sqrt(q.shape[-1]) @ k.mT
+    weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
+    return (weights @ v / weights.sum(-1, keepdim=True)).transpose(-3, -2).flatten(-2)
 
 
 def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:

@@ -1,0 +1,28 @@
+"""What is said to the compiler changes no value."""
+
+import pytest
+import torch
+
+from purevdm import _compile, random
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_settled_is_the_same_value(dtype):
+    x = (
+        random.normal(random.key(0), (3, 8)).to(dtype)
+        if dtype != torch.bool
+        else random.bernoulli(random.key(0), 0.5, (3, 8))
+    )
+    assert _compile.settled(x) is x
+    compiled = torch.compile(
+        torch.func.vmap(lambda x: _compile.settled(x) & x if dtype == torch.bool else _compile.settled(x) * 2)
+    )
+    assert torch.equal(compiled(x), x if dtype == torch.bool else 2 * x)
+
+
+def test_channels_last_is_the_same_value_in_another_layout():
+    x = random.normal(random.key(0), (2, 3, 4, 5))
+    assert torch.equal(_compile.channels_last(x[0]), x[0])
+    y = torch.compile(torch.func.vmap(_compile.channels_last), fullgraph=True)(x)
+    assert torch.equal(y, x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
