@@ -74,7 +74,8 @@ def integer(name: str, x: object, low: int | None = None, high: int | None = Non
     if isinstance(x, bool):
         raise TypeError(f"{name}: expected an integer, got {describe(x)}")
     try:
-        value = operator.index(x)  # type: ignore[arg-type]
+        # A compiler's symbolic size is an int to it, and index() would fix its value.
+        value = x if type(x) is int else operator.index(x)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(x)}") from None
     if (low is not None and value < low) or (high is not None and value > high):

@@ -108,7 +108,9 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
         noise = eps_0.detach()
         d = (index - (index + noise / step).round().clamp(0, vocab_size - 1)) * step
         largest = -0.5 * d * (d + 2.0 * noise)
-        return largest + torch.exp(relative_logits(index, eps_0, gamma_0) - largest[..., None]).sum(-1).log()
+        # exp(-80) is below the last digit of the sum, 1 or more, even in float64; and exp is slow where it underflows.
+        below = (relative_logits(index, eps_0, gamma_0) - largest[..., None]).clamp(min=-80.0)
+        return largest + torch.exp(below).sum(-1).log()
 
     def log_prob(x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
         z = _checks.floating("z", z)

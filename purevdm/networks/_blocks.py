@@ -100,7 +100,7 @@ def context_init(keys: Tensor, embed: int, cond_dim: int) -> nn.Params:
 def context(params: nn.Params, level: Tensor, embed: int, vector: Tensor | None, label: Tensor | None) -> Tensor:
     """What the blocks know of the noise level and the condition: (4 * embed,)."""
     features = nn.timestep_embedding(level, embed)
-    features = (features if vector is None else torch.cat([features, vector])).to(params["dense0"]["kernel"].dtype)
+    features = (features if vector is None else nn.concatenate([features, vector])).to(params["dense0"]["kernel"].dtype)
     h = nn.dense(params["dense0"], features)
     h = F.silu(h if label is None else h + label)
     return F.silu(nn.dense(params["dense1"], h))
@@ -127,4 +127,4 @@ def inputs(z: Tensor, exponents: Sequence[int], x_hat: Tensor | None, self_condi
     """
     features = nn.fourier_features(z, exponents) if exponents else None
     parts = [part for part in (z, features, estimate(z, x_hat, self_condition)) if part is not None]
-    return channels_last((torch.cat(parts) if len(parts) > 1 else z).to(dtype))
+    return channels_last((nn.concatenate(parts) if len(parts) > 1 else z).to(dtype))

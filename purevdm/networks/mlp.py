@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -69,10 +68,10 @@ def mlp(
         _checks.shaped("gamma", gamma, ())
         given = _condition.read(kinds, params, cond, z, key)
         level = 2.0 * ((gamma - low) / (high - low)) - 1.0
-        h = torch.cat([z.flatten(), level[None]])
+        h = nn.concatenate([z.flatten(), level[None]])
         features = nn.fourier_features(h, exponents) if exponents else None
         estimate = _blocks.estimate(z, x_hat, self_condition)
-        h = torch.cat([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
+        h = nn.concatenate([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
         h = nn.dense(params["dense1"], h.to(params["dense1"]["kernel"].dtype))
         h = F.silu(h if given.label is None else h + given.label)
         for i in range(1, layers):

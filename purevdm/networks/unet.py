@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -211,7 +210,7 @@ def unet(
         for i in range(last, -1, -1):
             level = params["up"][str(i)]
             for j in range(blocks + 1):
-                h = block(level[str(j)], torch.cat([h, skips.pop()]))
+                h = block(level[str(j)], nn.concatenate([h, skips.pop()]))
             if i > 0:
                 h = nn.conv(level["sample"], nn.upsample(h, skips[-1].shape[1:]))
         h = nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -127,7 +126,7 @@ def vdm_unet(
         h = block(params["mid"]["block1"], h)
         h = block(params["mid"]["block2"], h)
         for i in range(layers + 1):
-            h = block(params["up"][str(i)], torch.cat([h, skips.pop()]))
+            h = block(params["up"][str(i)], nn.concatenate([h, skips.pop()]))
         h = nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))
         return z + h.to(z.dtype)
 

@@ -10,6 +10,7 @@ zero biases, group norms with epsilon 1e-6.
 torch.Size([5])
 """
 
+from purevdm.nn._batching import concatenate
 from purevdm.nn.features import fourier_features, timestep_embedding
 from purevdm.nn.initialisers import Initialiser, Params, constant, lecun_normal, normal, zeros
 from purevdm.nn.layers import (
@@ -34,6 +35,7 @@ __all__ = [
     "Initialiser",
     "Params",
     "attention",
+    "concatenate",
     "constant",
     "conv",
     "conv_init",

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm.nn._batching import concatenate
 
 __all__ = ["fourier_features", "timestep_embedding"]
 
@@ -28,7 +28,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     half = _checks.integer("dim", dim, 4) // 2
     frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10000.0) / (half - 1)))
     angles = t * frequencies
-    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, dim % 2))
+    return concatenate([angles.sin(), angles.cos(), angles.new_zeros(dim % 2)])
 
 
 def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
@@ -43,4 +43,4 @@ def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
     """
     scales = torch.tensor([2.0**n * 2.0 * math.pi for n in exponents], dtype=x.dtype, device=x.device)
     angles = (x.unsqueeze(1) * scales.reshape(-1, *(1 for _ in x.shape[1:]))).flatten(0, 1)
-    return torch.cat([angles.sin(), angles.cos()])
+    return concatenate([angles.sin(), angles.cos()])

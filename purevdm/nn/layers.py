@@ -9,6 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import settled
+from purevdm.nn._batching import convolve
 from purevdm.nn.initialisers import Initialiser, Params, lecun_normal
 
 __all__ = [
@@ -101,18 +102,13 @@ def conv_init(
     return _with_bias(key, kernel_init(key, (n_out, n_in, *size), n_in * math.prod(size)), n_out, bias)
 
 
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
 def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
     """A convolution with zero padding: (n_in, *space) to (n_out, *space), space of rank 1 to 3.
 
     A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
     """
     kernel = params["kernel"]
-    padding = tuple(size // 2 for size in kernel.shape[2:])
-    convolve = _CONVOLUTIONS[kernel.ndim - 2]
-    return convolve(x, kernel, params.get("bias"), stride=stride, padding=padding)  # type: ignore[operator]
+    return convolve(x, kernel, params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
 
 
 def upsample(x: Tensor, space: Sequence[int]) -> Tensor:

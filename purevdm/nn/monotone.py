@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm.nn._batching import concatenate
 from purevdm.nn.initialisers import Params
 from purevdm.nn.layers import dense
 
@@ -64,7 +65,7 @@ def monotone_activation(x: Tensor, base: str = "elu", weights: Sequence[float] =
     top = f(torch.ones((), dtype=x.dtype, device=x.device))
     # Each branch sees only its own side of zero, so that neither overflows where the other is taken.
     below, above = f(saturated.clamp(max=0.0) + 1.0) - top, top - f(1.0 - saturated.clamp(min=0.0))
-    return torch.cat([f(convex), -f(-concave), torch.where(saturated < 0.0, below, above)], -1)
+    return concatenate([f(convex), -f(-concave), torch.where(saturated < 0.0, below, above)], -1)
 
 
 def monotone_dense(

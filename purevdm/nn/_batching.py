@@ -1,0 +1,76 @@
+"""Operations on one example whose batching by ``torch.func.vmap`` is ours.
+
+PyTorch's own rules for convolutions and concatenations fix the batch's size, so that a compiled graph would serve one size
+alone, and insert views that keep a compiler from choosing a layout. Each operation here is PyTorch's, with its
+derivatives; a rule beside it says what it is on a batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: list[int]) -> Tensor:
+    return _CONVOLUTIONS[kernel.ndim - 2](x, kernel, bias, stride=stride, padding=padding)  # type: ignore[operator]
+
+
+def _convolve_batch(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: list[int]
+) -> tuple[Tensor, int]:
+    axis, kernel_axis, bias_axis = in_dims[:3]
+    n = info.batch_size
+    one = x.ndim - (axis is not None) < kernel.ndim - (kernel_axis is not None)
+    if kernel_axis is None and bias_axis is None:
+        x = x.movedim(axis, 0)
+        if one:
+            return _CONVOLVE(x, kernel, bias, stride, padding), 0
+        y = _CONVOLVE(x.flatten(0, 1), kernel, bias, stride, padding)  # a batch of batches
+        return y.unflatten(0, (n, -1)), 0
+
+    # A batch of kernels: as many groups of channels.
+    def whole(x: Tensor, axis: int | None) -> Tensor:
+        return x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
+
+    x, kernel = whole(x, axis), whole(kernel, kernel_axis)
+    x = (x.unsqueeze(1) if one else x).transpose(0, 1).flatten(1, 2)
+    bias = None if bias is None else whole(bias, bias_axis).flatten()
+    convolution = _CONVOLUTIONS[kernel.ndim - 3]
+    y = convolution(x, kernel.flatten(0, 1), bias, stride=stride, padding=padding, groups=n)  # type: ignore[operator]
+    y = y.unflatten(1, (n, -1)).transpose(0, 1)
+    return (y.squeeze(1) if one else y), 0
+
+
+def _concatenate(xs: list[Tensor], axis: int) -> Tensor:
+    return torch.cat(xs, axis)
+
+
+def _concatenate_batch(info: Any, in_dims: tuple[Any, ...], xs: list[Tensor], axis: int) -> tuple[Tensor, int]:
+    n = info.batch_size
+    whole = [x.expand(n, *x.shape) if at is None else x.movedim(at, 0) for x, at in zip(xs, in_dims[0], strict=True)]
+    return _CONCATENATE(whole, axis + 1 if axis >= 0 else axis), 0
+
+
+_library = torch.library.Library("purevdm", "FRAGMENT")
+_library.define("convolve(Tensor x, Tensor kernel, Tensor? bias, int stride, int[] padding) -> Tensor")
+_library.define("concatenate(Tensor[] xs, int axis) -> Tensor")
+_library.impl("convolve", _convolve, "CompositeImplicitAutograd")
+_library.impl("concatenate", _concatenate, "CompositeImplicitAutograd")
+torch.library.register_vmap("purevdm::convolve", _convolve_batch, lib=_library)
+torch.library.register_vmap("purevdm::concatenate", _concatenate_batch, lib=_library)
+
+_CONVOLVE, _CONCATENATE = torch.ops.purevdm.convolve.default, torch.ops.purevdm.concatenate.default
+
+
+def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int]) -> Tensor:
+    """F.conv1d, F.conv2d or F.conv3d, by the kernel's rank, on one example (n_in, *space)."""
+    return _CONVOLVE(x, kernel, bias, stride, list(padding))  # type: ignore[no-any-return]
+
+
+def concatenate(xs: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """``torch.cat``: tensors one after the other along an axis."""
+    return _CONCATENATE(list(xs), axis)  # type: ignore[no-any-return]
