@@ -94,15 +94,16 @@ def test_vmap_over_keys_and_batches():
 
 
 def test_the_compiled_step_is_the_eager_one():
-    """The paper's network with dropout and a condition, one graph for every key and batch."""
+    """The paper's network with dropout and a condition: one graph for every key and, where asked for, every batch."""
     model = images()
     params = perturbed(model)
     eager = torch.func.grad_and_value(model.loss_fn)
     counters.clear()
     step = torch.compile(eager, fullgraph=True)
-    cond = torch.tensor([0.0, 1.0])
-    for i in range(3):
-        x = random.randint(random.key(i), (2, 1, 4, 4), 0, 16)
+    for i, n in enumerate((20, 17, 33)):
+        x, cond = random.randint(random.key(i), (n, 1, 4, 4), 0, 16), torch.arange(n) / n
+        torch._dynamo.mark_dynamic(x, 0)
+        torch._dynamo.mark_dynamic(cond, 0)
         got, want = step(params, x, random.key(9 + i), cond), eager(params, x, random.key(9 + i), cond)
         close(got, want, 1e-4)
     assert counters["stats"]["unique_graphs"] == 1
