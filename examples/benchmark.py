@@ -1,100 +1,236 @@
-"""Time purevdm in eager and compiled, in turn, in one process: random numbers, a training step, sampling.
+"""Time purevdm in eager and compiled, and other people's VDMs beside it: calls taken in turn, in one process.
 
-    python examples/benchmark.py --parts random step sample
+    python examples/benchmark.py
+    python examples/benchmark.py --parts step sample --jax-vdm ../vdm --addtt ../variational-diffusion-models
 
-Prints compile seconds, medians with minimum and maximum, and ratios, which are what carries over to other machines.
+Prints, for each part, the seconds of the first call (which compiles), medians with minimum and maximum, ratios (they are
+what carries over to other machines), and GFLOP/s with their share of what this machine's matrix products and convolutions
+reach, measured in the same turns. The part "memory" measures the peak of a training step at several batch sizes.
 """
 
 import argparse
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import optree
+import peers
 import torch
+from torch.nn.functional import conv2d
+from torch.utils.flop_counter import FlopCounterMode
 
 import purevdm
-from purevdm import random
+from purevdm import random, training
+from purevdm.evaluation import evaluate
+
+PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "memory")
+Calls = dict[str, Callable[[], Any]]
 
 
-def timed(calls: dict[str, Callable[[], object]], runs: int, device: str) -> dict[str, list[float]]:
+def timed(calls: Calls, runs: int, device: str) -> dict[str, dict[str, Any]]:
     """Seconds of each call, the calls taken in turn so that a drift of the machine meets all of them."""
 
-    def once(call: Callable[[], object]) -> float:
+    def once(call: Callable[[], Any]) -> float:
         started = time.perf_counter()
         call()
         if device != "cpu":
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    for name, call in calls.items():
-        print(f"  {name:<24} first call {once(call):8.2f} s")
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, dict[str, Any]] = {name: {"first": once(call), "seconds": []} for name, call in calls.items()}
     for _ in range(runs):
         for name, call in calls.items():
-            seconds[name].append(once(call))
-    return seconds
+            times[name]["seconds"].append(once(call))
+    return times
 
 
-def report(seconds: dict[str, list[float]]) -> None:
-    base_name, base = next((name, statistics.median(times)) for name, times in seconds.items())
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        print(
-            f"  {name:<24} median {median * 1e3:10.3f} ms  [{min(times) * 1e3:.3f}, {max(times) * 1e3:.3f}]"
-            f"  {median / base:6.2f} x {base_name}"
-        )
+def peaks(dtype: torch.dtype, device: str, embed: int, batch: int, size: int) -> tuple[Calls, dict[str, float]]:
+    """What the machine reaches: a large matrix product, and the network's commonest convolution. With their FLOPs."""
+    n = 2048 if device == "cpu" else 8192
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    x = torch.randn(batch, embed, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    kernel = torch.randn(embed, embed, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    calls: Calls = {"peak: matrix product": lambda: a @ a, "peak: convolution": lambda: conv2d(x, kernel, padding=1)}
+    flops = {"peak: matrix product": 2.0 * n**3, "peak: convolution": 2.0 * 9 * batch * embed**2 * size**2}
+    return calls, flops
+
+
+def counted(call: Callable[[], Any]) -> float:
+    """Floating-point operations of a call's products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def report(times: dict[str, dict[str, Any]]) -> None:
+    """A line for each call; ratios are to the first."""
+    medians = {name: statistics.median(row["seconds"]) for name, row in times.items()}
+    base = next(iter(medians.values()))
+    rates = {name: row["flops"] / medians[name] / 1e9 for name, row in times.items() if row.get("flops")}
+    best = [rates[name] for name in rates if name.startswith("peak")]
+    for name, median in medians.items():
+        low, high = min(times[name]["seconds"]), max(times[name]["seconds"])
+        line = f"  {name:<32} {median * 1e3:10.2f} ms [{low * 1e3:.2f}, {high * 1e3:.2f}]  {median / base:6.2f} x"
+        if name in rates:
+            line += f"  {rates[name]:8.1f} GFLOP/s"
+            if best and not name.startswith("peak"):
+                line += " = " + " and ".join(f"{rates[name] / peak:.0%}" for peak in best) + " of the peaks"
+        print(f"{line}  (first call {times[name]['first']:.1f} s)")
+
+
+def memory(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[int, float]]:
+    """The peak of a compiled training step over what was held before it, in MiB, at each batch size, without and with
+    blocks computed again. One graph serves all sizes."""
+
+    def reset() -> None:
+        if args.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def held(what: str) -> float:
+        if args.device != "cpu":
+            return (torch.cuda.max_memory_allocated() if what == "VmHWM" else torch.cuda.memory_allocated()) / 2**20
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+        return int(line.split()[1]) / 1024
+
+    table: dict[str, dict[int, float]] = {}
+    for name, remat in (("plain", False), ("remat", True)):
+        network = purevdm.networks.vdm_unet(args.embed, args.layers, remat=remat)
+        model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
+        key = random.key(0, device=args.device)
+        params, grad = model.init(key), training.gradients(model, compile=True, remat=remat)
+        table[name] = {}
+        for batch in args.batches:
+            x = random.randint(key, (batch, *shape), 0, 256)
+            torch._dynamo.mark_dynamic(x, 0)
+            grad(params, x, key)
+            before, started = held("VmRSS"), time.perf_counter()
+            reset()
+            grad(params, x, key)
+            table[name][batch] = held("VmHWM") - before
+            seconds = time.perf_counter() - started
+            print(f"  {name}, batch {batch:>4}: peak {table[name][batch]:8.0f} MiB, {seconds:6.2f} s")
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("random", "step", "sample"), default=["random", "step", "sample"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1], metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--embed", type=int, default=64)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64], help="for the part memory")
+    parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what the network computes in")
+    parser.add_argument("--no-eager", action="store_true", help="leave the eager calls of our own out")
+    parser.add_argument("--jax-vdm", type=Path, help="a checkout of github.com/google-research/vdm, to time beside")
+    parser.add_argument("--addtt", type=Path, help="a checkout of github.com/addtt/variational-diffusion-models, likewise")
     parser.add_argument("--out", type=Path, help="a JSON file for all times, in seconds")
     args = parser.parse_args()
-    if min(args.runs, args.batch, args.samples, args.steps, args.size) < 1:
-        parser.error("--runs, --batch, --samples, --steps and --size must be at least 1")
+    if min(args.runs, args.batch, args.samples, args.steps, args.size, *args.batches) < 1:
+        parser.error("--runs, --batch, --samples, --steps, --size and --batches must be at least 1")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: this PyTorch sees no such device")
 
-    shape = (3, args.size, args.size)
+    dtype, shape = getattr(torch, args.dtype), (3, args.size, args.size)
     network = purevdm.networks.vdm_unet(args.embed, args.layers)
+    if dtype != torch.float32:
+        network = purevdm.networks.mixed(network, dtype)
     model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
     key = random.key(0, device=args.device)
     params = model.init(key)
-    x = random.randint(key, (args.batch, *shape), 0, 256)
-    normal = torch.compile(lambda k: random.normal(k, (args.batch, *shape)), fullgraph=True)
+    x, eps = random.randint(key, (args.batch, *shape), 0, 256), random.normal(key, (args.batch, *shape))
+    gamma_0, count = torch.tensor(-13.3, device=args.device), torch.tensor(args.steps)
+
+    def reconstruction(gamma_0: torch.Tensor) -> Any:
+        return torch.func.grad_and_value(lambda g: model.decoder.reconstruction(x, eps, g).sum())(gamma_0)
+
+    def normal(key: torch.Tensor) -> torch.Tensor:
+        return random.normal(key, (args.batch, *shape))
+
     loss_and_grad = torch.func.grad_and_value(model.loss_fn)
-    step, sample = (torch.compile(f, fullgraph=True) for f in (loss_and_grad, model.sample))
-    count = torch.tensor(args.steps)
-    parts: dict[str, dict[str, Callable[[], object]]] = {
+    compiled = {
+        name: torch.compile(f, fullgraph=True)
+        for name, f in {
+            "random": normal,
+            "reconstruction": reconstruction,
+            "evaluation": model.elbo,
+            "step": loss_and_grad,
+            "sample": model.sample,
+        }.items()
+    }
+    parts: dict[str, Calls] = {
         "random": {
-            "torch.randn": lambda: torch.randn(args.batch, *shape, device=args.device),
-            "normal, compiled": lambda: normal(key),
-            "normal, eager": lambda: random.normal(key, (args.batch, *shape)),
+            "normal, compiled": lambda: compiled["random"](key),
+            "normal, eager": lambda: normal(key),
+            "torch.randn": lambda: torch.randn(x.shape, device=args.device),
+        },
+        "reconstruction": {
+            "with gradient, compiled": lambda: compiled["reconstruction"](gamma_0),
+            "with gradient, eager": lambda: reconstruction(gamma_0),
+        },
+        "evaluation": {
+            "evaluate, compiled": lambda: evaluate(model, params, [(x, None)], key, elbo=compiled["evaluation"]),
+            "evaluate, eager": lambda: evaluate(model, params, [(x, None)], key),
         },
         "step": {
-            "step, compiled": lambda: step(params, x, key),
-            "step, eager": lambda: loss_and_grad(params, x, key),
+            "purevdm, compiled": lambda: compiled["step"](params, x, key),
+            "purevdm, eager": lambda: loss_and_grad(params, x, key),
         },
         "sample": {
-            "sample, compiled": lambda: sample(params, key, args.samples, steps=count),
-            "sample, eager": lambda: model.sample(params, key, args.samples, steps=count),
+            "purevdm, compiled": lambda: compiled["sample"](params, key, args.samples, steps=count),
+            "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count),
         },
     }
-    results = {}
-    for name in args.parts:
-        print(name)
-        results |= timed(parts[name], args.runs * (20 if name == "random" else 1), args.device)
-        report({call: results[call] for call in parts[name]})
+    flops = {
+        "evaluation": lambda: model.elbo(params, x, key),
+        "step": lambda: loss_and_grad(params, x, key),
+        "sample": lambda: model.sample(params, key, args.samples, steps=1),
+    }
+    sizes = (args.embed, args.layers, args.size, args.batch, args.samples, args.steps)
+    for other in (
+        peers.official(args.jax_vdm, *sizes) if args.jax_vdm else {},
+        peers.port(args.addtt, *sizes, args.device) if args.addtt else {},
+    ):
+        for part, calls in other.items():
+            parts[part] |= calls
+
+    machine = platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if args.device != "cpu" else f"{machine}, {torch.get_num_threads()} threads"
+    leaves: Any = optree.tree_leaves(params)  # type: ignore[arg-type]
+    print(f"torch {torch.__version__} on {device}; {sum(p.numel() for p in leaves):,} parameters, {args.dtype}")
+    results: dict[str, Any] = {}
+    for part in (part for part in PARTS if part in args.parts):
+        print(part)
+        if part == "memory":
+            results[part] = memory(args, shape)
+            continue
+        calls = {name: call for name, call in parts[part].items() if not (args.no_eager and name.endswith("purevdm, eager"))}
+        operations: dict[str, float] = {}
+        if part in flops:
+            number = counted(flops[part]) * (args.steps if part == "sample" else 1)
+            operations = dict.fromkeys(calls, number)
+            extra, their_flops = peaks(dtype, args.device, args.embed, args.batch, args.size)
+            calls, operations = calls | extra, operations | their_flops
+        runs = args.runs * (20 if part == "random" else 1)
+        results[part] = timed(calls, runs, args.device)
+        for name, number in operations.items():
+            results[part][name]["flops"] = number
+        report(results[part])
     if args.out:
-        args.out.write_text(json.dumps(results, indent=1))
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        args.out.write_text(
+            json.dumps({"torch": torch.__version__, "device": device, "settings": settings, **results}, indent=1)
+        )
 
 
 if __name__ == "__main__":
