@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -31,9 +30,9 @@ def resnet_init(key: Tensor, n_in: int, n_out: int, hidden: int, rank: int = 2) 
 
 def resnet(params: nn.Params, x: Tensor, context: Tensor, groups: int, keep: Tensor | None, rate: float) -> Tensor:
     """Norm, swish, convolution, twice, around a shift by the context; ``keep`` is the mask of the dropout at ``rate``."""
-    h = nn.conv(params["conv1"], F.silu(nn.group_norm(params["norm1"], x, groups)))
+    h = nn.conv(params["conv1"], nn.swish(nn.group_norm(params["norm1"], x, groups)))
     h = h + nn.over_space(nn.dense(params["cond_proj"], context), h)
-    h = F.silu(nn.group_norm(params["norm2"], h, groups))
+    h = nn.swish(nn.group_norm(params["norm2"], h, groups))
     if keep is not None:
         h = nn.dropout(keep, h, rate)
     h = nn.conv(params["conv2"], h)
@@ -102,8 +101,8 @@ def context(params: nn.Params, level: Tensor, embed: int, vector: Tensor | None,
     features = nn.timestep_embedding(level, embed)
     features = (features if vector is None else nn.concatenate([features, vector])).to(params["dense0"]["kernel"].dtype)
     h = nn.dense(params["dense0"], features)
-    h = F.silu(h if label is None else h + label)
-    return F.silu(nn.dense(params["dense1"], h))
+    h = nn.swish(h if label is None else h + label)
+    return nn.swish(nn.dense(params["dense1"], h))
 
 
 def keys(key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, nn, random
@@ -73,9 +72,9 @@ def mlp(
         estimate = _blocks.estimate(z, x_hat, self_condition)
         h = nn.concatenate([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
         h = nn.dense(params["dense1"], h.to(params["dense1"]["kernel"].dtype))
-        h = F.silu(h if given.label is None else h + given.label)
+        h = nn.swish(h if given.label is None else h + given.label)
         for i in range(1, layers):
-            h = F.silu(nn.dense(params[f"dense{i + 1}"], h))
+            h = nn.swish(nn.dense(params[f"dense{i + 1}"], h))
         return nn.dense(params[f"dense{layers + 1}"], h).reshape(z.shape).to(z.dtype)
 
     return Network(init, apply, self_condition)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, nn, random
@@ -213,7 +212,7 @@ def unet(
                 h = block(level[str(j)], nn.concatenate([h, skips.pop()]))
             if i > 0:
                 h = nn.conv(level["sample"], nn.upsample(h, skips[-1].shape[1:]))
-        h = nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))
+        h = nn.conv(params["conv_out"], nn.swish(nn.group_norm(params["norm_out"], h, groups)))
         return z + h.to(z.dtype)
 
     return Network(init, apply, self_condition)

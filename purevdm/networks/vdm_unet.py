@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, nn, random
@@ -127,7 +126,7 @@ def vdm_unet(
         h = block(params["mid"]["block2"], h)
         for i in range(layers + 1):
             h = block(params["up"][str(i)], nn.concatenate([h, skips.pop()]))
-        h = nn.conv(params["conv_out"], F.silu(nn.group_norm(params["norm_out"], h, groups)))
+        h = nn.conv(params["conv_out"], nn.swish(nn.group_norm(params["norm_out"], h, groups)))
         return z + h.to(z.dtype)
 
     return Network(init, apply, self_condition)

@@ -26,6 +26,7 @@ from purevdm.nn.layers import (
     group_norm_init,
     over_space,
     pointwise,
+    swish,
     upsample,
 )
 from purevdm.nn.monotone import CONVEX, monotone_activation, monotone_dense
@@ -53,6 +54,7 @@ __all__ = [
     "normal",
     "over_space",
     "pointwise",
+    "swish",
     "timestep_embedding",
     "upsample",
     "zeros",

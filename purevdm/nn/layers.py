@@ -25,6 +25,7 @@ __all__ = [
     "group_norm_init",
     "over_space",
     "pointwise",
+    "swish",
     "upsample",
 ]
 
@@ -168,6 +169,12 @@ def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float) -
     fixed = settled(centre.detach())
     shift = settled(bias + (fixed - centre) * slope)
     return ((wide - over_space(fixed, x)) * over_space(slope, x) + over_space(shift, x)).to(x.dtype)
+
+
+def swish(x: Tensor) -> Tensor:
+    """x sigmoid(x), elementwise, also called SiLU."""
+    # As a product, the backward pass of a compiled graph reuses the sigmoid instead of storing one of its own.
+    return x * torch.sigmoid(x) if torch.compiler.is_compiling() else F.silu(x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:

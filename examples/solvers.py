@@ -1,0 +1,90 @@
+"""Steps against error, for each way of sampling, on a source whose every answer is known: a Gaussian.
+
+    python examples/solvers.py
+
+With data from N(0.4, 0.2**2) the best eps_hat is affine in z, and so is every step: the distribution that a sampler ends
+in is Gaussian, and its mean and variance follow from a run for each unit of noise. The error printed is the 2-Wasserstein
+distance to the true distribution of z_0, exact, without sampling noise; the start is the true distribution of z_1.
+Grids of steps are even in time under the cosine schedule (Nichol & Dhariwal 2021), or even in gamma.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from purevdm import process, sampling
+
+MEAN, STD = 0.4, 0.2
+ENDS = (-13.3, 5.0)
+METHODS = ("ancestral", "ddim", "dpmpp_2m")
+GRIDS = ("time", "gamma")
+
+
+def levels(steps: int, grid: str) -> Tensor:
+    """gamma before, between and after the steps, from time 1 to time 0: (steps + 1,), float64."""
+    left = 1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps
+    low, high = ENDS
+    if grid == "gamma":
+        return low + (high - low) * left
+    first, last = (math.atan(math.exp(gamma / 2.0)) for gamma in ENDS)  # sigma = sin, alpha = cos of an angle
+    return 2.0 * torch.log(torch.tan(first + (last - first) * left))
+
+
+def moments(gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of z at gamma."""
+    alpha, sigma = process.alpha(gamma), process.sigma(gamma)
+    return alpha * MEAN, torch.sqrt((alpha * STD).square() + sigma.square())
+
+
+def eps_hat(z: Tensor, gamma: Tensor) -> Tensor:
+    """E[eps given z_t = z]."""
+    mean, std = moments(gamma)
+    return process.sigma(gamma) * (z - mean) / std.square()
+
+
+def error(method: str, steps: int, grid: str) -> float:
+    """The distance of the sampled z_0 from the true one."""
+    gammas = levels(steps, grid)
+    # Latents: one without any noise, one with a unit of z_1's, one with a unit of each step's.
+    noises = torch.cat([torch.zeros(steps + 2, 1), torch.eye(steps + 2)[:, 1:]], 1).double()
+    mean, std = moments(gammas[0])
+
+    def step(i: Tensor, z: Tensor, x_last: Tensor) -> tuple[Tensor, Tensor]:
+        gamma_t, gamma_s = gammas[i], gammas[i + 1]
+        eps = eps_hat(z, gamma_t)
+        if method == "ancestral":
+            return sampling.ancestral_step(z, eps, gamma_s, gamma_t, noises[:, i + 2])
+        if method == "ddim":
+            return sampling.ddim_step(z, eps, gamma_s, gamma_t)
+        gamma_last = gammas[(i - 1).clamp(min=0)]
+        return sampling.dpmpp_2m_step(z, eps, gamma_s, gamma_t, x_last, gamma_last, i == 0)
+
+    start = mean + std * noises[:, 1]
+    z = sampling.run(step, (start, torch.zeros_like(start)), steps)[0]
+    true_mean, true_std = moments(gammas[-1])
+    return math.hypot(z[0] - true_mean, (z[1:] - z[0]).square().sum().sqrt() - true_std)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50, 100, 250, 1000])
+    parser.add_argument("--out", type=Path, help="a JSON file for the table")
+    args = parser.parse_args()
+    if min(args.steps) < 1:
+        parser.error("--steps must be at least 1")
+    columns = [(method, grid) for grid in GRIDS for method in METHODS]
+    table = {steps: [error(method, steps, grid) for method, grid in columns] for steps in args.steps}
+    print("| steps | " + " | ".join(f"`{method}`, {grid}" for method, grid in columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for steps, row in table.items():
+        print(f"| {steps} | " + " | ".join(f"{value:.1e}" for value in row) + " |")
+    if args.out:
+        args.out.write_text(json.dumps({"columns": columns, "errors": table}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
