@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import settled
-from purevdm.nn._batching import convolve
+from purevdm.nn._batching import concatenate, convolve
 from purevdm.nn.initialisers import Initialiser, Params, lecun_normal
 
 __all__ = [
@@ -194,11 +194,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
     if q.shape[-1] % heads:
         raise ValueError(f"heads: expected a divisor of the {q.shape[-1]} channels, got {heads}")
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
+    q = q / math.sqrt(q.shape[-1])
+
     # Written out, as F.scaled_dot_product_attention has no batching rule on the CPU: vmap would loop over the examples.
     # The weights are normalised after they are applied: one pass less over a (tokens, other tokens) matrix.
-    logits = q / math.sqrt(q.shape[-1]) @ k.mT
-    weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
-    return (weights @ v / weights.sum(-1, keepdim=True)).transpose(-3, -2).flatten(-2)
+    def attend(q: Tensor) -> Tensor:
+        logits = q @ k.mT
+        weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
+        return weights @ v / weights.sum(-1, keepdim=True)
+
+    # A CPU takes the queries in parts: matrices of a mebibyte stay in its cache, and are not given back to the system.
+    parts = min(16, q.shape[:-1].numel() * k.shape[-2] // 2**18) if q.device.type == "cpu" else 1
+    out = attend(q) if parts < 2 else concatenate([attend(part) for part in q.chunk(parts, -2)], -2)
+    return out.transpose(-3, -2).flatten(-2)
 
 
 def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:
