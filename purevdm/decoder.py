@@ -8,6 +8,7 @@ All comes from differences between the logits of two values, (f_u - f_v) times a
 exact in float32 over gamma in [-30, 30].
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm._compile import settled
 
 __all__ = ["Decoder", "data_range", "discrete"]
 
@@ -83,34 +85,35 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
         return index.round().clamp(0, vocab_size - 1)
 
     def spacing(like: Tensor, gamma_0: Tensor) -> Tensor:
-        """The distance between neighbouring values in units of the noise at time 0, of the shape of an event."""
+        """The distance between neighbouring values in units of the noise at time 0: one number, or one a dimension."""
         _, width = affine(like)
-        return (torch.exp(-0.5 * gamma_0) * (2.0 / vocab_size) / width).expand(like.shape)
+        return torch.exp(-0.5 * gamma_0) * (2.0 / vocab_size) / width  # type: ignore[no-any-return]
 
-    def relative_logits(index: Tensor, noise: Tensor, gamma_0: Tensor) -> Tensor:
+    def relative_logits(index: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         """The logit of every value less that of the value at ``index``, from which z is ``noise`` standard deviations off:
         -((d + noise)**2 - noise**2) / 2 = -d (d + 2 noise) / 2, with d the distance to ``index``."""
         values = torch.arange(vocab_size, dtype=noise.dtype, device=noise.device)
-        d = (index[..., None] - values) * spacing(noise, gamma_0)[..., None]
+        d = (index[..., None] - values) * step[..., None]
         return -0.5 * d * (d + 2.0 * noise[..., None])
 
     def log_probs(z: Tensor, gamma_0: Tensor) -> Tensor:
         _checks.floating("z", z)
         index = nearest(z)
         noise = (z - place(index)) * torch.exp(-0.5 * gamma_0)
-        return torch.log_softmax(relative_logits(index, noise, gamma_0), dim=-1)
+        return torch.log_softmax(relative_logits(index, noise, spacing(z, gamma_0)), dim=-1)
 
     def reconstruction(x: Tensor, eps_0: Tensor, gamma_0: Tensor) -> Tensor:
-        index = integers(x).to(_checks.floating("eps_0", eps_0).dtype)
+        index = settled(integers(x).to(_checks.floating("eps_0", eps_0).dtype))
         # The largest logit is that of the value nearest to z_0: it keeps the exponentials within range, and finding it by
         # rounding saves a pass over all values. As a constant it drops out of the derivative.
-        step = spacing(eps_0, gamma_0).detach()
-        noise = eps_0.detach()
+        width = settled(spacing(eps_0, gamma_0) * torch.ones_like(eps_0))  # its gradient sums over values first
+        step, noise = width.detach(), eps_0.detach()
         d = (index - (index + noise / step).round().clamp(0, vocab_size - 1)) * step
-        largest = -0.5 * d * (d + 2.0 * noise)
-        # exp(-80) is below the last digit of the sum, 1 or more, even in float64; and exp is slow where it underflows.
-        below = (relative_logits(index, eps_0, gamma_0) - largest[..., None]).clamp(min=-80.0)
-        return largest + torch.exp(below).sum(-1).log()
+        largest = settled(-0.5 * d * (d + 2.0 * noise))
+        # exp(-50) is below the last digit of the sum, 1 or more, even in float64, and exponentials are slow where they
+        # underflow. Powers of two, as a compiler would store those of e for the backward pass, for every value.
+        below = (relative_logits(index, eps_0, width) - largest[..., None]).clamp(min=-50.0)
+        return largest + torch.exp2(below * math.log2(math.e)).sum(-1).log()
 
     def log_prob(x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
         z = _checks.floating("z", z)
