@@ -109,7 +109,8 @@ def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
     A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
     """
     kernel = params["kernel"]
-    return convolve(x, kernel, params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
+    # Settled, as then its gradient has its strides, whatever the map's: fused optimisers go by memory.
+    return convolve(x, settled(kernel), params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
 
 
 def upsample(x: Tensor, space: Sequence[int]) -> Tensor:
