@@ -86,17 +86,21 @@ def memory(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[i
     """The peak of a compiled training step over what was held before it, in MiB, at each batch size, without and with
     blocks computed again. One graph serves all sizes."""
 
-    def reset() -> None:
-        if args.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def held(what: str) -> float:
-        if args.device != "cpu":
-            return (torch.cuda.max_memory_allocated() if what == "VmHWM" else torch.cuda.memory_allocated()) / 2**20
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    def status(field: str) -> float:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
         return int(line.split()[1]) / 1024
+
+    def held() -> float:
+        return status("VmRSS") if args.device == "cpu" else torch.cuda.memory_allocated() / 2**20
+
+    def reset_peak() -> None:
+        if args.device == "cpu":
+            Path("/proc/self/clear_refs").write_text("5")
+        else:
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak() -> float:
+        return status("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
 
     table: dict[str, dict[int, float]] = {}
     for name, remat in (("plain", False), ("remat", True)):
@@ -109,10 +113,10 @@ def memory(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[i
             x = random.randint(key, (batch, *shape), 0, 256)
             torch._dynamo.mark_dynamic(x, 0)
             grad(params, x, key)
-            before, started = held("VmRSS"), time.perf_counter()
-            reset()
+            before, started = held(), time.perf_counter()
+            reset_peak()
             grad(params, x, key)
-            table[name][batch] = held("VmHWM") - before
+            table[name][batch] = peak() - before
             seconds = time.perf_counter() - started
             print(f"  {name}, batch {batch:>4}: peak {table[name][batch]:8.0f} MiB, {seconds:6.2f} s")
     return table
@@ -196,6 +200,8 @@ def main() -> None:
         "step": lambda: loss_and_grad(params, x, key),
         "sample": lambda: model.sample(params, key, args.samples, steps=1),
     }
+    if args.no_eager:
+        parts = {part: {n: call for n, call in calls.items() if not n.endswith(", eager")} for part, calls in parts.items()}
     sizes = (args.embed, args.layers, args.size, args.batch, args.samples, args.steps)
     for other in (
         peers.official(args.jax_vdm, *sizes) if args.jax_vdm else {},
@@ -214,7 +220,7 @@ def main() -> None:
         if part == "memory":
             results[part] = memory(args, shape)
             continue
-        calls = {name: call for name, call in parts[part].items() if not (args.no_eager and name.endswith("purevdm, eager"))}
+        calls = parts[part]
         operations: dict[str, float] = {}
         if part in flops:
             number = counted(flops[part]) * (args.steps if part == "sample" else 1)
