@@ -101,9 +101,7 @@ def main() -> None:
     leaves, average = optree.tree_leaves(params), optree.tree_leaves(ema)
     optimizer = torch.optim.AdamW(leaves, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     warmup = max(1, args.steps // 20)
-    # Inductor's channels-last convolutions lose more in the group norms between them than they win, on a CPU.
-    options = {"layout_optimization": False} if torch.device(args.device).type == "cpu" else {}
-    step = torch.compile(torch.func.grad_and_value(model.loss_fn), fullgraph=True, options=options)
+    step = torch.compile(torch.func.grad_and_value(model.loss_fn), fullgraph=True)
 
     losses = []
     for i in (bar := tqdm(range(args.steps), desc="train (the first step compiles)")):

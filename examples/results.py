@@ -110,7 +110,7 @@ def run(found: dict, args) -> None:
         make, follows = SCHEDULES[schedule]
         model = purevdm.vdm(NETWORKS[network](), make(), event_shape=SHAPE, vocab_size=LEVELS)
         torch._dynamo.reset()
-        grad_fn = training.gradients(model, variance=follows, compile=True, options={"layout_optimization": False})
+        grad_fn = training.gradients(model, variance=follows, compile=True)
         for seed in seeds:
             # the split of the data is one for all, all else is the seed's
             x, test = data(random.split(random.key(0), 5)[0])

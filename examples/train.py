@@ -118,11 +118,9 @@ def run(config: Config, group: parallel.Group) -> int:
     if first:
         print(f"{train.name}: {train.size} examples {train.event_shape}; {test.name}: {test.size}")
         print(f"{config.model.network}: {count} parameters; step {state.step} of {config.optimizer.steps}")
-    on_cpu = group.device.type == "cpu"
-    options = {"options": {"layout_optimization": False}} if on_cpu and config.compile else {}
     m = config.model
-    grad_fn = training.gradients(model, variance=m.variance, compile=config.compile, remat=m.remat, **options)
-    elbo = torch.compile(model.elbo, fullgraph=True, **options) if config.compile else None
+    grad_fn = training.gradients(model, variance=m.variance, compile=config.compile, remat=m.remat)
+    elbo = torch.compile(model.elbo, fullgraph=True) if config.compile else None
     log = Log(config.out, state.step) if first else None
     checkpoints = config.out / "checkpoints"
 
