@@ -6,6 +6,7 @@ decoder (:mod:`purevdm.decoder`) into a :class:`VDM`.
 """
 
 from purevdm import (
+    aot,
     decoder,
     elbo,
     evaluation,
@@ -27,6 +28,7 @@ __all__ = [
     "VDM",
     "Noise",
     "Sample",
+    "aot",
     "decoder",
     "elbo",
     "evaluation",
