@@ -52,7 +52,9 @@ def load_or_compile(
         TypeError: a function that holds something whose content cannot be compared; from the compiled function, arguments
             of another structure, dtype or device.
         ValueError: a file that is damaged or something else; from the compiled function, arguments of other sizes.
-        RuntimeError: a PyTorch that does not compile ahead of time.
+        FileNotFoundError: no such folder.
+        RuntimeError: a PyTorch that does not compile ahead of time; from the compiled function, a marked size that is out of
+            the range that the compiler found it good for.
 
     Example:
         step = aot.load_or_compile("step.aot", torch.func.grad_and_value(model.loss_fn), (params, x, key))
@@ -66,6 +68,8 @@ def load_or_compile(
     if load is None:
         raise RuntimeError(f"PyTorch {torch.__version__} compiles nothing ahead of time; use torch.compile")
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected a file in a folder that is there, got {path}")
     kinds = _kinds(args, dynamic=True)
     key = _identity.digest(f, repr(kinds), json.dumps(options, sort_keys=True, default=str))
     saved = _read(path)

@@ -122,6 +122,8 @@ def test_bad_input_is_refused_at_the_door(tmp_path, monkeypatch):
         aot.load_or_compile(tmp_path / "f", 1, ())
     with pytest.raises(TypeError, match="args: expected a tuple of arguments, got "):
         aot.load_or_compile(tmp_path / "f", torch.sin, torch.zeros(2))
+    with pytest.raises(FileNotFoundError, match=r"path: expected a file in a folder that is there, got .*none.f"):
+        aot.load_or_compile(tmp_path / "none" / "f", torch.sin, (torch.zeros(2),))
     monkeypatch.delattr(torch.compiler, "load_compiled_function")
     with pytest.raises(RuntimeError, match="compiles nothing ahead of time"):
         aot.load_or_compile(tmp_path / "f", torch.sin, (torch.zeros(2),))
