@@ -1,0 +1,50 @@
+"""The benchmark's program: what it prints and writes, on parts that compile in seconds."""
+
+import json
+
+import benchmark
+import pytest
+import torch
+
+
+def test_the_program_prints_ratios_and_writes_every_time(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "times.json"
+    sizes = ["--batch", "2", "--size", "4", "--embed", "32", "--layers", "1", "--runs", "2"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "random", "reconstruction", *sizes, "--out", str(out)])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    results = json.loads(out.read_text())
+    assert results["torch"] == torch.__version__
+    for part, runs in (("random", 40), ("reconstruction", 2)):
+        for name, row in results[part].items():
+            assert name in printed
+            assert len(row["seconds"]) == runs
+            assert min(row["first"], *row["seconds"]) > 0
+
+
+def test_a_line_has_medians_ratios_rates_and_shares(capsys):
+    benchmark.report(
+        {
+            "ours": {"first": 9.0, "seconds": [0.3, 0.1, 0.2], "flops": 1e9},
+            "theirs": {"first": 0.5, "seconds": [0.5, 0.4, 0.6]},
+            "peak: product": {"first": 0.0, "seconds": [0.1], "flops": 1e9},
+        }
+    )
+    ours, theirs, peak = (" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
+    assert ours == "ours 200.00 ms [100.00, 300.00] 1.00 x 5.0 GFLOP/s = 50% of the peaks (first call 9.0 s)"
+    assert theirs == "theirs 500.00 ms [400.00, 600.00] 2.50 x (first call 0.5 s)"
+    assert peak == "peak: product 100.00 ms [100.00, 100.00] 0.50 x 10.0 GFLOP/s (first call 0.0 s)"
+
+
+def test_products_and_convolutions_are_counted():
+    calls, flops = benchmark.peaks(torch.float32, "cpu", embed=8, batch=2, size=4)
+    for name, call in calls.items():
+        assert flops[name] == pytest.approx(benchmark.counted(call), rel=1e-6)
+
+
+@pytest.mark.parametrize(("argument", "message"), [("--runs", "must be at least 1"), ("--steps", "must be at least 1")])
+def test_bad_arguments_are_refused(argument, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", argument, "0"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert message in capsys.readouterr().err
