@@ -1,7 +1,7 @@
 """Compiled functions on disk: a second process starts in seconds.
 
 ``torch.compile`` caches what its last stage makes; a new process still traces the whole function again. Here all is kept,
-through PyTorch's ahead-of-time compilation (experimental there, in 2.13).
+through PyTorch's ahead-of-time compilation (2.13 or newer; experimental there).
 """
 
 import functools
@@ -53,7 +53,7 @@ def load_or_compile(
             of another structure, dtype or device.
         ValueError: a file that is damaged or something else; from the compiled function, arguments of other sizes.
         FileNotFoundError: no such folder.
-        RuntimeError: a PyTorch that does not compile ahead of time; from the compiled function, a marked size that is out of
+        RuntimeError: a PyTorch older than 2.13; from the compiled function, a marked size that is out of
             the range that the compiler found it good for.
 
     Example:
@@ -64,9 +64,8 @@ def load_or_compile(
         raise TypeError(f"f: expected a function, got {type(f).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args: expected a tuple of arguments, got {_checks.describe(args)}")
-    load = getattr(torch.compiler, "load_compiled_function", None)
-    if load is None:
-        raise RuntimeError(f"PyTorch {torch.__version__} compiles nothing ahead of time; use torch.compile")
+    if torch.__version__ < "2.13":
+        raise RuntimeError(f"compiling ahead of time takes PyTorch 2.13 or newer, this is {torch.__version__}")
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: expected a file in a folder that is there, got {path}")
@@ -74,7 +73,7 @@ def load_or_compile(
     key = _identity.digest(f, repr(kinds), json.dumps(options, sort_keys=True, default=str))
     saved = _read(path)
     if saved is not None and saved[0] == key:
-        compiled = load(io.BytesIO(saved[1]))
+        compiled = torch.compiler.load_compiled_function(io.BytesIO(saved[1]))
     else:
         settings = {**(options or {}), "guard_filter_fn": _guards}
         compiled = torch.compile(_bare(f), fullgraph=True, options=settings).aot_compile((args, {}))  # type: ignore[attr-defined]
