@@ -41,8 +41,8 @@ def load_or_compile(
     Args:
         path: the file; its folder must be there.
         f: a pure function of its positional arguments.
-        args: example arguments, pytrees of tensors; other leaves become constants. Sizes are fixed but where marked by
-            ``torch._dynamo.mark_dynamic``.
+        args: example arguments, pytrees of contiguous tensors; other leaves become constants. Sizes are fixed but where
+            marked by ``torch._dynamo.mark_dynamic``.
         options: inductor's, as ``torch.compile`` takes them.
 
     Returns:
@@ -51,7 +51,8 @@ def load_or_compile(
     Raises:
         TypeError: a function that holds something whose content cannot be compared; from the compiled function, arguments
             of another structure, dtype or device.
-        ValueError: a file that is damaged or something else; from the compiled function, arguments of other sizes.
+        ValueError: a file that is damaged or something else; a tensor that is not contiguous; from the compiled function,
+            arguments of other sizes.
         FileNotFoundError: no such folder.
         RuntimeError: a PyTorch older than 2.13; from the compiled function, a marked size that is out of
             the range that the compiler found it good for.
@@ -133,6 +134,10 @@ def _kinds(args: tuple[Any, ...], dynamic: bool) -> dict[str, Any]:
     for path, leaf in zip(paths, leaves, strict=True):
         name = f"args[{path[0]}]" + "".join(f"[{step!r}]" for step in path[1:])
         if isinstance(leaf, Tensor):
+            if not leaf.is_contiguous():
+                raise ValueError(
+                    f"{name}: expected a contiguous tensor, got strides {leaf.stride()} of sizes {tuple(leaf.shape)}"
+                )
             free = getattr(leaf, "_dynamo_dynamic_indices", ()) if dynamic else ()
             sizes = tuple(None if axis in free else size for axis, size in enumerate(leaf.shape))
             kinds[name] = _Kind(str(leaf.dtype), str(leaf.device), leaf.requires_grad, sizes)
