@@ -50,7 +50,7 @@ def load_or_compile(
 
     Raises:
         TypeError: a function that holds something whose content cannot be compared; from the compiled function, arguments
-            of another structure, dtype or device.
+            of another structure, dtype or device, or under a transform of ``torch.func``.
         ValueError: a file that is damaged or something else; a tensor that is not contiguous; from the compiled function,
             arguments of other sizes.
         FileNotFoundError: no such folder.
@@ -126,6 +126,9 @@ class _Kind(NamedTuple):
     requires_grad: bool
     sizes: tuple[int | None, ...]  # None where any size will do
 
+    def __str__(self) -> str:
+        return f"a {self.dtype} tensor on {self.device}" + (" that requires a gradient" if self.requires_grad else "")
+
 
 def _kinds(args: tuple[Any, ...], dynamic: bool) -> dict[str, Any]:
     """What each leaf is, by its path: a tensor's kind, another leaf itself."""
@@ -134,13 +137,17 @@ def _kinds(args: tuple[Any, ...], dynamic: bool) -> dict[str, Any]:
     for path, leaf in zip(paths, leaves, strict=True):
         name = f"args[{path[0]}]" + "".join(f"[{step!r}]" for step in path[1:])
         if isinstance(leaf, Tensor):
+            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+                raise TypeError(
+                    f"{name}: expected a tensor outside of torch.func's transforms; compile the transformed function"
+                )
             if not leaf.is_contiguous():
                 raise ValueError(
                     f"{name}: expected a contiguous tensor, got strides {leaf.stride()} of sizes {tuple(leaf.shape)}"
                 )
             free = getattr(leaf, "_dynamo_dynamic_indices", ()) if dynamic else ()
             sizes = tuple(None if axis in free else size for axis, size in enumerate(leaf.shape))
-            kinds[name] = _Kind(str(leaf.dtype), str(leaf.device), leaf.requires_grad, sizes)
+            kinds[name] = _Kind(str(leaf.dtype).removeprefix("torch."), str(leaf.device), leaf.requires_grad, sizes)
         else:
             kinds[name] = leaf
     return kinds

@@ -72,7 +72,11 @@ def test_another_function_options_or_kind_of_arguments_compile_again(saved):
         (lambda p, x: (p, x[0]), ValueError, r"args\[1\]: expected sizes \(None, 2\), .*got \(2,\)"),
         (lambda p, x: (p, x.double()), TypeError, r"args\[1\]: expected .*float32.* got .*float64"),
         (lambda p, x: (p, 1.0), TypeError, r"args\[1\]: expected .*float32.* got 1.0"),
-        (lambda p, x: ({"a": p["a"].requires_grad_()}, x), TypeError, r"args\[0\]\['a'\]: expected .*got .*True"),
+        (
+            lambda p, x: ({"a": p["a"].requires_grad_()}, x),
+            TypeError,
+            r"args\[0\]\['a'\]: expected .*got .*requires a gradient",
+        ),
         (lambda p, x: ({"b": p["a"]}, x), TypeError, r"args: expected the structure .*args\[0\]\['a'\]"),
         (lambda p, x: (p,), TypeError, r"args: expected the structure .*args\[1\]"),
     ],
@@ -81,6 +85,19 @@ def test_arguments_of_another_kind_are_refused(saved, change, error, message):
     f = aot.load_or_compile(saved, scaled(2.0), example())
     with pytest.raises(error, match=message):
         f(*change(*arguments()))
+
+
+@pytest.mark.usefixtures("never_compiles")
+def test_transforms_from_outside_are_refused(saved):
+    f = aot.load_or_compile(saved, scaled(2.0), example())
+    params, x = arguments()
+    for transformed in (
+        lambda: torch.func.grad(lambda x: f(params, x)["y"].sum())(x),
+        lambda: torch.func.jvp(lambda x: f(params, x)["y"], (x,), (x,)),
+        lambda: torch.func.vmap(lambda x: f(params, x)["y"])(x[None]),
+    ):
+        with pytest.raises(TypeError, match=r"args\[1\]: expected a tensor outside of torch.func's transforms"):
+            transformed()
 
 
 def test_a_stale_file_is_replaced(tmp_path):
