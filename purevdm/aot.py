@@ -137,7 +137,7 @@ def _kinds(args: tuple[Any, ...], dynamic: bool) -> dict[str, Any]:
     for path, leaf in zip(paths, leaves, strict=True):
         name = f"args[{path[0]}]" + "".join(f"[{step!r}]" for step in path[1:])
         if isinstance(leaf, Tensor):
-            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+            if _checks.transformed(leaf):
                 raise TypeError(
                     f"{name}: expected a tensor outside of torch.func's transforms; compile the transformed function"
                 )
