@@ -5,7 +5,7 @@
 
 Prints, for each part, the seconds of the first call (which compiles), medians with minimum and maximum, ratios (they are
 what carries over to other machines), and GFLOP/s with their share of what this machine's matrix products and convolutions
-reach, measured in the same turns. The part "memory" measures the peak of a training step at several batch sizes.
+reach, measured in the same turns (nn.winograd's are counted as if it multiplied as often as the direct convolutions). The part "memory" measures the peak of a training step at several batch sizes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 import purevdm
-from purevdm import random, training
+from purevdm import nn, random, training
 from purevdm.evaluation import evaluate
 
 PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "memory")
@@ -173,6 +173,9 @@ def main() -> None:
     def normal(key: torch.Tensor) -> torch.Tensor:
         return random.normal(key, (args.batch, *shape))
 
+    def transformed(params: Any, key: torch.Tensor, n: int, *, steps: torch.Tensor) -> torch.Tensor:
+        return model.sample(nn.winograd(params), key, n, steps=steps)
+
     loss_and_grad = torch.func.grad_and_value(model.loss_fn)
     compiled = {
         name: torch.compile(f, fullgraph=True)
@@ -182,6 +185,7 @@ def main() -> None:
             "evaluation": model.elbo,
             "step": loss_and_grad,
             "sample": model.sample,
+            "transformed": transformed,
         }.items()
     }
     parts: dict[str, Calls] = {
@@ -204,6 +208,7 @@ def main() -> None:
         },
         "sample": {
             "purevdm, compiled": lambda: compiled["sample"](params, key, args.samples, steps=count),
+            "purevdm, compiled, nn.winograd": lambda: compiled["transformed"](params, key, args.samples, steps=count),
             "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count),
         },
     }

@@ -193,7 +193,7 @@ def unet(
         def block(params: nn.Params, x: Tensor) -> Tensor:
             return again(params, x, context, next(keep), given.ctrl)
 
-        dtype = params["conv_in"]["kernel"].dtype
+        dtype = params["dense0"]["kernel"].dtype
         h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition, dtype))
         skips = [h]
         for i in range(len(widths)):

@@ -116,7 +116,7 @@ def vdm_unet(
         def block(params: nn.Params, x: Tensor) -> Tensor:
             return again(params, x, context, next(keep))
 
-        dtype = params["conv_in"]["kernel"].dtype
+        dtype = params["dense0"]["kernel"].dtype
         h = nn.conv(params["conv_in"], _blocks.inputs(z, exponents, x_hat, self_condition, dtype))
         skips = [h]
         for i in range(layers):

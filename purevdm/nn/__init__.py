@@ -11,6 +11,7 @@ torch.Size([5])
 """
 
 from purevdm.nn._batching import concatenate
+from purevdm.nn._winograd import winograd
 from purevdm.nn.features import fourier_features, timestep_embedding
 from purevdm.nn.initialisers import Initialiser, Params, constant, lecun_normal, normal, zeros
 from purevdm.nn.layers import (
@@ -57,5 +58,6 @@ __all__ = [
     "swish",
     "timestep_embedding",
     "upsample",
+    "winograd",
     "zeros",
 ]
