@@ -5,7 +5,8 @@
 
 Prints, for each part, the seconds of the first call (which compiles), medians with minimum and maximum, ratios (they are
 what carries over to other machines), and GFLOP/s with their share of what this machine's matrix products and convolutions
-reach, measured in the same turns (nn.winograd's are counted as if it multiplied as often as the direct convolutions). The part "memory" measures the peak of a training step at several batch sizes.
+reach, measured in the same turns (those of nn.winograd count the products of the direct convolutions, which it saves). The
+part "memory" measures the peak of a training step at several batch sizes.
 """
 
 import argparse
