@@ -20,6 +20,7 @@ from purevdm.nn.initialisers import Params
 
 __all__ = ["filtered", "winograd"]
 
+EXACT = (torch.float32, torch.float64)  # the transforms cost a bit, and half precision has none to spare
 TAPS, OUT = 3, 4
 WINDOW = OUT + TAPS - 1
 POINTS = (0.0, math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2.0), -math.sqrt(2.0))  # and infinity
@@ -79,7 +80,7 @@ def winograd(params: Params, min_channels: int = 32) -> Params:
         kernel: Any = tree.get("kernel")
         if not _transformable(kernel, min_channels):
             return {name: visit(part, f"{path}[{name!r}]") for name, part in tree.items()}
-        if kernel.dtype not in (torch.float32, torch.float64):
+        if kernel.dtype not in EXACT:
             raise TypeError(f"{path}['kernel']: expected float32 or float64, got {_checks.describe(kernel)}")
         found.append(path)
         return {"winograd": _transform(kernel), **{name: part for name, part in tree.items() if name != "kernel"}}
@@ -165,4 +166,6 @@ _FILTERED = torch.ops.purevdm.winograd.default
 
 def filtered(params: Params, x: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution of stride 1 with zero padding by a transformed kernel: (n_in, *space) to (n_out, *space)."""
+    if x.dtype not in EXACT:
+        raise TypeError(f"x: a kernel transformed by nn.winograd takes float32 or float64, got {_checks.describe(x)}")
     return _FILTERED(x, params["data"], params["kernel"], params["output"], bias)  # type: ignore[no-any-return]

@@ -158,3 +158,10 @@ def test_a_compiled_batch_in_a_loop_is_the_eager_one():
 def test_bad_arguments_are_refused(params, min_channels, error, message):
     with pytest.raises(error, match=message):
         nn.winograd(params, min_channels)
+
+
+def test_a_network_in_half_precision_refuses_transformed_kernels():
+    network = purevdm.networks.mixed(purevdm.networks.vdm_unet(32, 1, dropout=0.0), torch.bfloat16)
+    params = nn.winograd(network.init(random.key(0), (3, 4, 4)))
+    with pytest.raises(TypeError, match=r"x: a kernel transformed by nn.winograd takes float32 or float64, got .*bfloat16"):
+        network.apply(params, torch.zeros(3, 4, 4), torch.tensor(0.0))
