@@ -30,7 +30,7 @@ import purevdm
 from purevdm import nn, random, training
 from purevdm.evaluation import evaluate
 
-PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "memory")
+PARTS = ("random", "reconstruction", "convolution", "evaluation", "step", "sample", "memory")
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -60,6 +60,18 @@ def peaks(dtype: torch.dtype, device: str, embed: int, batch: int, size: int) ->
     calls: Calls = {"peak: matrix product": lambda: a @ a, "peak: convolution": lambda: conv2d(x, kernel, padding=1)}
     flops = {"peak: matrix product": 2.0 * n**3, "peak: convolution": 2.0 * 9 * batch * embed**2 * size**2}
     return calls, flops
+
+
+def convolutions(key: torch.Tensor, samples: int, size: int) -> Calls:
+    """Compiled convolutions at the widths and sizes of a U-Net's resolutions, direct and by ``nn.winograd``."""
+    calls: Calls = {}
+    for width, places in ((32, size), (64, size), (256, -(-size // 4))):
+        params = nn.conv_init(key, width, width)
+        x = random.normal(key, (samples, width, places, places)).contiguous(memory_format=torch.channels_last)
+        for name, form in (("direct", params), ("nn.winograd", nn.winograd(params))):
+            conv = torch.compile(torch.func.vmap(functools.partial(nn.conv, form)), fullgraph=True, dynamic=False)
+            calls[f"{width} channels, {places}x{places}, {name}"] = functools.partial(conv, x)
+    return calls
 
 
 def counted(call: Callable[[], Any]) -> float:
@@ -199,6 +211,7 @@ def main() -> None:
             "with gradient, compiled": lambda: compiled["reconstruction"](gamma_0),
             "with gradient, eager": lambda: reconstruction(gamma_0),
         },
+        "convolution": convolutions(key, args.samples, args.size),
         "evaluation": {
             "evaluate, compiled": lambda: evaluate(model, params, [(x, None)], key, elbo=compiled["evaluation"]),
             "evaluate, eager": lambda: evaluate(model, params, [(x, None)], key),
@@ -245,7 +258,7 @@ def main() -> None:
             operations = dict.fromkeys(calls, number)
             extra, their_flops = peaks(dtype, args.device, args.embed, args.batch, args.size)
             calls, operations = calls | extra, operations | their_flops
-        runs = args.runs * (20 if part == "random" else 1)
+        runs = args.runs * (20 if part in ("random", "convolution") else 1)
         results[part] = timed(calls, runs, args.device)
         for name, number in operations.items():
             results[part][name]["flops"] = number

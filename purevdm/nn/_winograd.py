@@ -48,10 +48,10 @@ def winograd(params: Params, min_channels: int = 32) -> Params:
     """The same parameters for sampling and evaluation on a CPU: the kernels of three taps along each axis that have at
     least ``min_channels`` channels on both sides, transformed for Winograd's F(4, 3).
 
-    ``nn.conv`` takes either form. Compiled, a convolution along two axes has a quarter of its multiplications, and took
-    0.9 of its time with 32 channels, 0.7 with 64, 0.4 with 256; its rounding error is about twice the direct one's. In
-    eager it is slower. It is for inference: train the kernels themselves. A convolution with a stride of 2 computes every
-    place and drops the rest, with as many multiplications as before.
+    ``nn.conv`` takes either form. Compiled, a convolution along two axes has a quarter of its multiplications, and gains the
+    more, the wider it is (``examples/benchmark.py --parts convolution``); its rounding error is about twice the direct
+    one's. In eager it is slower. It is for inference: train the kernels themselves. A convolution with a stride of 2
+    computes every place and drops the rest, with as many multiplications as before.
 
     Args:
         params: nested dicts, of a model or a network or a layer: each ``{"kernel": (n_out, n_in, 3, ...), ...}`` in it
