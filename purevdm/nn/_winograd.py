@@ -2,8 +2,8 @@
 
 Four neighbouring outputs of a filter of three taps are a bilinear map of six inputs and the taps: A [(G g) * (B d)], with
 six products in place of twelve. Along two axes that makes 36 in place of 144, so a convolution is 36 small matrix products
-between two cheap changes of basis. The interpolation points 0, +-1/sqrt(2), +-sqrt(2) and infinity keep the rounding error
-below twice that of the direct sum; the usual 0, +-1, +-2 make it four times.
+between two cheap changes of basis. The interpolation points 0, +-1/sqrt(2), +-sqrt(2) and infinity keep the rounding error at
+twice that of PyTorch's direct sum with channels last, as compiled graphs have it; the usual 0, +-1, +-2 make it four times.
 """
 
 import math
@@ -49,8 +49,8 @@ def winograd(params: Params, min_channels: int = 32) -> Params:
     least ``min_channels`` channels on both sides, transformed for Winograd's F(4, 3).
 
     ``nn.conv`` takes either form. Compiled, a convolution along two axes has a quarter of its multiplications, and gains the
-    more, the wider it is (``examples/benchmark.py --parts convolution``); its rounding error is about twice the direct
-    one's. In eager it is slower. It is for inference: train the kernels themselves. A convolution with a stride of 2
+    more, the wider it is (``examples/benchmark.py --parts convolution``); its rounding error is about twice that of
+    the direct one it replaces there. In eager it is slower. It is for inference: train the kernels themselves. A convolution with a stride of 2
     computes every place and drops the rest, with as many multiplications as before.
 
     Args:
@@ -167,6 +167,9 @@ _FILTERED = torch.ops.purevdm.winograd.default
 
 def filtered(params: Params, x: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution of stride 1 with zero padding by a transformed kernel: (n_in, *space) to (n_out, *space)."""
+    n_in, rank = params["kernel"].shape[-2], params["kernel"].ndim - 2
+    if x.ndim != 1 + rank or x.shape[0] != n_in:
+        raise ValueError(f"x: expected {n_in} channels and {rank} axes of space, got {_checks.describe(x)}")
     if x.dtype not in EXACT:
         raise TypeError(f"x: a kernel transformed by nn.winograd takes float32 or float64, got {_checks.describe(x)}")
     return _FILTERED(x, params["data"], params["kernel"], params["output"], bias)  # type: ignore[no-any-return]

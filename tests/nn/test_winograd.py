@@ -160,6 +160,12 @@ def test_bad_arguments_are_refused(params, min_channels, error, message):
         nn.winograd(params, min_channels)
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 4), (1, 3, 4, 4)])
+def test_a_map_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="x: expected 3 channels and 2 axes of space"):
+        nn.conv(nn.winograd(layer(0), 1), torch.zeros(shape, dtype=torch.float64))
+
+
 def test_a_network_in_half_precision_refuses_transformed_kernels():
     network = purevdm.networks.mixed(purevdm.networks.vdm_unet(32, 1, dropout=0.0), torch.bfloat16)
     params = nn.winograd(network.init(random.key(0), (3, 4, 4)))
