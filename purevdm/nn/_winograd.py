@@ -2,8 +2,9 @@
 
 Four neighbouring outputs of a filter of three taps are a bilinear map of six inputs and the taps: A [(G g) * (B d)], with
 six products in place of twelve. Along two axes that makes 36 in place of 144, so a convolution is 36 small matrix products
-between two cheap changes of basis. The interpolation points 0, +-1/sqrt(2), +-sqrt(2) and infinity keep the rounding error at
-twice that of PyTorch's direct sum with channels last, as compiled graphs have it; the usual 0, +-1, +-2 make it four times.
+between two cheap changes of basis. The interpolation points 0, +-1/sqrt(2), +-sqrt(2) and infinity keep the rounding error
+at twice that of PyTorch's direct sum with channels last, as compiled graphs have it; the usual 0, +-1, +-2 make it four
+times.
 """
 
 import math
@@ -49,9 +50,9 @@ def winograd(params: Params, min_channels: int = 32) -> Params:
     least ``min_channels`` channels on both sides, transformed for Winograd's F(4, 3).
 
     ``nn.conv`` takes either form. Compiled, a convolution along two axes has a quarter of its multiplications, and gains the
-    more, the wider it is (``examples/benchmark.py --parts convolution``); its rounding error is about twice that of
-    the direct one it replaces there. In eager it is slower. It is for inference: train the kernels themselves. A convolution with a stride of 2
-    computes every place and drops the rest, with as many multiplications as before.
+    more, the wider it is (``examples/benchmark.py --parts convolution``); its rounding error is about twice that of the
+    direct one which it replaces there. In eager it is slower. It is for inference: train the kernels themselves. A
+    convolution with a stride of 2 computes every place and drops the rest, with as many multiplications as before.
 
     Args:
         params: nested dicts, of a model or a network or a layer: each ``{"kernel": (n_out, n_in, 3, ...), ...}`` in it
