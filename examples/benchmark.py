@@ -226,6 +226,8 @@ def main() -> None:
             "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count),
         },
     }
+    if args.device != "cpu" or dtype != torch.float32:
+        del parts["sample"]["purevdm, compiled, nn.winograd"]  # which is for a CPU, and takes no less
     flops = {
         "evaluation": lambda: model.elbo(params, x, key),
         "step": lambda: loss_and_grad(params, x, key),
