@@ -211,7 +211,7 @@ def main() -> None:
             "with gradient, compiled": lambda: compiled["reconstruction"](gamma_0),
             "with gradient, eager": lambda: reconstruction(gamma_0),
         },
-        "convolution": convolutions(key, args.samples, args.size),
+        "convolution": convolutions(key, args.samples, args.size) if "convolution" in args.parts else {},
         "evaluation": {
             "evaluate, compiled": lambda: evaluate(model, params, [(x, None)], key, elbo=compiled["evaluation"]),
             "evaluate, eager": lambda: evaluate(model, params, [(x, None)], key),

@@ -7,6 +7,7 @@ at twice that of PyTorch's direct sum with channels last, as compiled graphs hav
 times.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,11 +107,10 @@ def _transform(kernel: Tensor) -> Params:
     def matrix(rows: list[list[float]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.float64, device=kernel.device)
 
-    spread = kernel.double()
-    output = one = matrix(OUTPUT)
-    for axis in range(kernel.ndim - 2):
-        spread = torch.tensordot(spread, matrix(KERNEL), ([2], [1]))  # takes the first axis left, adds its own at the end
-        output = torch.kron(output, one) if axis else one
+    rank, taps, spread = kernel.ndim - 2, matrix(KERNEL), kernel.double()
+    for _ in range(rank):
+        spread = torch.tensordot(spread, taps, ([2], [1]))  # takes the first axis left, adds its own at the end
+    output = functools.reduce(torch.kron, [matrix(OUTPUT)] * rank)
     parts = {"data": matrix(DATA), "kernel": spread.movedim((0, 1), (-1, -2)).contiguous(), "output": output}
     return {name: part.to(kernel.dtype) for name, part in parts.items()}
 
@@ -136,26 +136,21 @@ def _filter(x: Tensor, data: Tensor, kernel: Tensor, output: Tensor, bias: Tenso
 
 
 def _filtered(x: Tensor, data: Tensor, kernel: Tensor, output: Tensor, bias: Tensor | None) -> Tensor:
-    one = x.ndim == kernel.ndim - 1
-    y = _filter(x[None] if one else x, data, kernel, output, bias)
-    return y[0] if one else y
+    """With any axes before the channels, one example's or a batch's or more."""
+    channels = 1 - kernel.ndim  # the channels' axis, from the end
+    y = _filter(x.reshape(-1, *x.shape[channels:]), data, kernel, output, bias)
+    return y.reshape(*x.shape[:channels], *y.shape[1:])
 
 
 def _filtered_batch(
     info: Any, in_dims: tuple[Any, ...], x: Tensor, data: Tensor, kernel: Tensor, output: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, int]:
-    weights = (data, kernel, output, bias)
-    if any(axis is not None for axis in in_dims[1:]):
-        # An ensemble of kernels: one after another.
-        each = [
-            [w if axis is None or w is None else w.select(axis, i) for w, axis in zip((x, *weights), in_dims, strict=True)]
-            for i in range(info.batch_size)
-        ]
-        return torch.stack([_FILTERED(*one) for one in each]), 0
-    x = x.movedim(in_dims[0], 0)
-    if x.ndim == kernel.ndim:
-        return _FILTERED(x, *weights), 0
-    return _FILTERED(x.flatten(0, 1), *weights).unflatten(0, (info.batch_size, -1)), 0  # a batch of batches
+    if all(axis is None for axis in in_dims[1:]):
+        return _FILTERED(x.movedim(in_dims[0], 0), data, kernel, output, bias), 0
+    # An ensemble of kernels: one after another.
+    arguments: Any = list(zip((x, data, kernel, output, bias), in_dims, strict=True))
+    each = ([a if axis is None else a.select(axis, i) for a, axis in arguments] for i in range(info.batch_size))
+    return torch.stack([_FILTERED(*one) for one in each]), 0
 
 
 _library = torch.library.Library("purevdm", "FRAGMENT")
