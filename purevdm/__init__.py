@@ -6,7 +6,6 @@ decoder (:mod:`purevdm.decoder`) into a :class:`VDM`.
 """
 
 from purevdm import (
-    aot,
     decoder,
     elbo,
     evaluation,
@@ -28,7 +27,6 @@ __all__ = [
     "VDM",
     "Noise",
     "Sample",
-    "aot",
     "decoder",
     "elbo",
     "evaluation",

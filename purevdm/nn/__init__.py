@@ -11,7 +11,6 @@ torch.Size([5])
 """
 
 from purevdm.nn._batching import concatenate
-from purevdm.nn._winograd import winograd
 from purevdm.nn.features import fourier_features, timestep_embedding
 from purevdm.nn.initialisers import Initialiser, Params, constant, lecun_normal, normal, zeros
 from purevdm.nn.layers import (
@@ -58,6 +57,5 @@ __all__ = [
     "swish",
     "timestep_embedding",
     "upsample",
-    "winograd",
     "zeros",
 ]

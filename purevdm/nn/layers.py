@@ -10,7 +10,6 @@ from torch import Tensor
 from purevdm import _checks, random
 from purevdm._compile import settled
 from purevdm.nn._batching import concatenate, convolve
-from purevdm.nn._winograd import filtered
 from purevdm.nn.initialisers import Initialiser, Params, lecun_normal
 
 __all__ = [
@@ -107,12 +106,8 @@ def conv_init(
 def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
     """A convolution with zero padding: (n_in, *space) to (n_out, *space), space of rank 1 to 3.
 
-    A stride of 1 keeps each size n; a stride of s leaves ceil(n / s). The kernel is as :func:`conv_init` made it, or as
-    :func:`winograd` transformed it.
+    A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
     """
-    if "winograd" in params:
-        y = filtered(params["winograd"], x, params.get("bias"))
-        return y if stride == 1 else y[(slice(None), *[slice(None, None, stride)] * (y.ndim - 1))]
     kernel = params["kernel"]
     # Settled, as then its gradient has its strides, whatever the map's: fused optimisers go by memory.
     return convolve(x, settled(kernel), params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
