@@ -48,7 +48,8 @@ def _labels(labels: Any, n: int, low: int = 0, high: int | None = None) -> np.nd
     if y.dtype.kind not in "iu" or y.shape != (n,):
         raise DataError(f"expected {n} integer labels, found {y.dtype} of shape {y.shape}")
     if y.min() < low or (high is not None and y.max() > high):
-        raise DataError(f"expected labels from {low} to {high or '...'}, found {y.min()} to {y.max()}")
+        wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise DataError(f"expected labels {wanted}, found {y.min()} to {y.max()}")
     return y.astype(np.int64) - low
 
 
@@ -80,7 +81,7 @@ def digits() -> Dataset:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    return _over("digits", found.images[:, None].astype(np.uint8), 17, found.target, 10)
+    return _over("digits", found.images[:, None].astype(np.uint8), 17, _labels(found.target, 1797), 10)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -272,6 +273,8 @@ def huggingface(
         if split not in loaded:
             raise DataError(f"{name}: expected a split {split!r}, found {sorted(loaded)}")
         loaded = loaded[split]
+    if not len(loaded):
+        raise DataError(f"{name} {split}: expected examples, found none")
     columns = loaded.features
     image = image or next((column for column, kind in columns.items() if isinstance(kind, datasets.Image)), None)
     label = label or ("label" if "label" in columns else None)
@@ -285,7 +288,7 @@ def huggingface(
 
     def fetch(indices: np.ndarray) -> list[tuple[str, Any]]:
         items = zip(indices, undecoded[indices][image], strict=True)
-        return [(f"{name}, image {i}", io.BytesIO(x["bytes"]) if x["bytes"] else x["path"]) for i, x in items]
+        return [(f"{name}, image {i}", x and (io.BytesIO(x["bytes"]) if x["bytes"] else x["path"])) for i, x in items]
 
     classes = getattr(columns.get(label), "num_classes", _count(labels))
     return _decoded(f"{name} {split}", fetch, len(loaded), size, channels, labels, classes)
