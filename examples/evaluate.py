@@ -17,11 +17,11 @@ import optree
 import torch
 import tyro
 from presets import Config, Data, Model, build, datasets, keys, load, test_batches
+from readers import DataError
 from tqdm import tqdm
 
 from purevdm import evaluation, interop, random
 from purevdm.training.checkpoint import CheckpointError
-from purevdm.training.sources import DataError
 
 
 @dataclass

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import readers
 import torch
 
 import purevdm
 from purevdm import networks, random, schedules
-from purevdm.training import AdamW, checkpoint, sources
+from purevdm.training import AdamW, checkpoint
 from purevdm.training.data import Dataset, batch, split
 
 
@@ -170,18 +171,18 @@ def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
     """The training and the test set; the key decides what is held out where the source has no test set."""
     match data.source:
         case "cifar10":
-            return sources.cifar10(data.path, "train"), sources.cifar10(data.path, "test")
+            return readers.cifar10(data.path, "train"), readers.cifar10(data.path, "test")
         case "imagenet32" | "imagenet64":
             size = int(data.source[-2:])
-            return sources.imagenet(data.path, size, "train"), sources.imagenet(data.path, size, "test")
+            return readers.imagenet(data.path, size, "train"), readers.imagenet(data.path, size, "test")
         case "digits":
-            whole = sources.digits()
+            whole = readers.digits()
         case "folder":
-            whole = sources.image_folder(data.path, data.size, data.channels)
+            whole = readers.image_folder(data.path, data.size, data.channels)
         case "array":
-            whole = sources.array(data.path, data.layout, data.vocab_size)
+            whole = readers.array(data.path, data.layout, data.vocab_size)
         case "huggingface":
-            whole = sources.huggingface(data.path, size=data.size)
+            whole = readers.huggingface(data.path, size=data.size)
     return split(whole, key, data.held_out)
 
 

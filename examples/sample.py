@@ -16,11 +16,11 @@ import torch
 import tyro
 from pictures import grid
 from presets import condition, load
+from readers import DataError
 from tqdm import tqdm
 
 from purevdm import random
 from purevdm.training.checkpoint import CheckpointError
-from purevdm.training.sources import DataError
 
 
 @dataclass

@@ -22,13 +22,13 @@ import tyro
 from pictures import curve, grid
 from PIL import Image
 from presets import PRESETS, Config, as_json, build, condition, datasets, keys, test_batches
+from readers import DataError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from purevdm import evaluation, random, training
 from purevdm.training import checkpoint, parallel
 from purevdm.training.data import augment, batch, rows
-from purevdm.training.sources import DataError
 
 # What may differ between a run and its continuation.
 FREE = {"out", "resume", "log_every", "eval_every", "save_every", "keep", "eval_examples", "eval_batch", "eval_passes"}
