@@ -5,7 +5,7 @@
 
 Prints, for each part, the seconds of the first call (which compiles), medians with minimum and maximum, ratios (they are
 what carries over to other machines), and GFLOP/s with their share of what this machine's matrix products and convolutions
-reach, measured in the same turns (those of nn.winograd count the products of the direct convolutions, which it saves). The
+reach, measured in the same turns. The
 part "memory" measures the peak of a training step at several batch sizes.
 """
 
@@ -27,10 +27,10 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 import purevdm
-from purevdm import nn, random, training
+from purevdm import random, training
 from purevdm.evaluation import evaluate
 
-PARTS = ("random", "reconstruction", "convolution", "evaluation", "step", "sample", "memory")
+PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "memory")
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -60,18 +60,6 @@ def peaks(dtype: torch.dtype, device: str, embed: int, batch: int, size: int) ->
     calls: Calls = {"peak: matrix product": lambda: a @ a, "peak: convolution": lambda: conv2d(x, kernel, padding=1)}
     flops = {"peak: matrix product": 2.0 * n**3, "peak: convolution": 2.0 * 9 * batch * embed**2 * size**2}
     return calls, flops
-
-
-def convolutions(key: torch.Tensor, samples: int, size: int) -> Calls:
-    """Compiled convolutions at the widths and sizes of a U-Net's resolutions, direct and by ``nn.winograd``."""
-    calls: Calls = {}
-    for width, places in ((32, size), (64, size), (256, -(-size // 4))):
-        params = nn.conv_init(key, width, width)
-        x = random.normal(key, (samples, width, places, places)).contiguous(memory_format=torch.channels_last)
-        for name, form in (("direct", params), ("nn.winograd", nn.winograd(params))):
-            conv = torch.compile(torch.func.vmap(functools.partial(nn.conv, form)), fullgraph=True, dynamic=False)
-            calls[f"{width} channels, {places}x{places}, {name}"] = functools.partial(conv, x)
-    return calls
 
 
 def counted(call: Callable[[], Any]) -> float:
@@ -186,9 +174,6 @@ def main() -> None:
     def normal(key: torch.Tensor) -> torch.Tensor:
         return random.normal(key, (args.batch, *shape))
 
-    def transformed(params: Any, key: torch.Tensor, n: int, *, steps: torch.Tensor) -> torch.Tensor:
-        return model.sample(nn.winograd(params), key, n, steps=steps)
-
     loss_and_grad = torch.func.grad_and_value(model.loss_fn)
     compiled = {
         name: torch.compile(f, fullgraph=True)
@@ -198,7 +183,6 @@ def main() -> None:
             "evaluation": model.elbo,
             "step": loss_and_grad,
             "sample": model.sample,
-            "transformed": transformed,
         }.items()
     }
     parts: dict[str, Calls] = {
@@ -211,7 +195,6 @@ def main() -> None:
             "with gradient, compiled": lambda: compiled["reconstruction"](gamma_0),
             "with gradient, eager": lambda: reconstruction(gamma_0),
         },
-        "convolution": convolutions(key, args.samples, args.size) if "convolution" in args.parts else {},
         "evaluation": {
             "evaluate, compiled": lambda: evaluate(model, params, [(x, None)], key, elbo=compiled["evaluation"]),
             "evaluate, eager": lambda: evaluate(model, params, [(x, None)], key),
@@ -222,12 +205,9 @@ def main() -> None:
         },
         "sample": {
             "purevdm, compiled": lambda: compiled["sample"](params, key, args.samples, steps=count),
-            "purevdm, compiled, nn.winograd": lambda: compiled["transformed"](params, key, args.samples, steps=count),
             "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count),
         },
     }
-    if args.device != "cpu" or dtype != torch.float32:
-        del parts["sample"]["purevdm, compiled, nn.winograd"]  # which is for a CPU, and takes no less
     flops = {
         "evaluation": lambda: model.elbo(params, x, key),
         "step": lambda: loss_and_grad(params, x, key),
@@ -260,7 +240,7 @@ def main() -> None:
             operations = dict.fromkeys(calls, number)
             extra, their_flops = peaks(dtype, args.device, args.embed, args.batch, args.size)
             calls, operations = calls | extra, operations | their_flops
-        runs = args.runs * (20 if part in ("random", "convolution") else 1)
+        runs = args.runs * (20 if part == "random" else 1)
         results[part] = timed(calls, runs, args.device)
         for name, number in operations.items():
             results[part][name]["flops"] = number

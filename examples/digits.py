@@ -15,12 +15,15 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import optree
+import readers
 import torch
-from sklearn.datasets import load_digits
+from pictures import tiles
 from tqdm import tqdm
 
 import purevdm
 from purevdm import random
+from purevdm.evaluation import evaluate
+from purevdm.training.data import batch, split
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -31,9 +34,9 @@ GAMMA = dict(gamma_min=-8.0, gamma_max=4.0)
 
 def data(key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Train and test images, integers (n, 1, 8, 8) in [0, 16], split by a key."""
-    x = torch.tensor(load_digits().images, dtype=torch.int64)[:, None]
-    order = random.permutation(key, len(x)).to("cpu")
-    return x[order[TEST:]], x[order[:TEST]]
+    parts = split(readers.digits(), key.cpu(), TEST)
+    train, test = (batch(part, np.arange(part.size))[0].long() for part in parts)
+    return train, test
 
 
 def histogram_bits(train: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
@@ -43,27 +46,10 @@ def histogram_bits(train: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
     return -torch.gather(log_p.expand(len(test), -1, -1), 2, test.flatten(1)[..., None]).mean((1, 2))
 
 
-def test_bits(model: purevdm.VDM, params, test: torch.Tensor, key: torch.Tensor, passes: int) -> tuple[float, float]:
-    """The bound on the test set in bits/dim, the mean over passes, and its standard error over images."""
-    bound = torch.zeros(len(test), dtype=torch.float64, device=test.device)
-    with torch.no_grad():
-        for k in tqdm(random.split(key, passes), desc="test bound"):
-            bound += model.elbo(params, test, k).total.double() / passes
-    bits = bound / (math.prod(SHAPE) * math.log(2))
-    return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
-
-
-def grid(images: torch.Tensor, side: int) -> np.ndarray:
-    """The first side * side images, tiled with a gap."""
-    tiles = torch.nn.functional.pad(images[: side * side, 0].float().cpu(), (1, 1, 1, 1), value=LEVELS - 1.0)
-    height = tiles.shape[-1]
-    return tiles.reshape(side, side, height, height).transpose(1, 2).reshape(side * height, -1).numpy()
-
-
 def pictures(out: Path, real: torch.Tensor, samples: torch.Tensor, losses: list[float]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 5.3), layout="constrained")
     for ax, images, title in zip(axes, (real, samples), ("real", "samples"), strict=True):
-        ax.imshow(grid(images, 8), cmap="gray_r", vmin=0, vmax=LEVELS - 1, interpolation="nearest")
+        ax.imshow(tiles(LEVELS - 1 - images[:64], LEVELS, side=8), interpolation="nearest")
         ax.set_title(title)
         ax.axis("off")
     figure.savefig(out / "samples.png", dpi=120)
@@ -94,7 +80,7 @@ def main() -> None:
     train, test = (x.to(args.device) for x in data(k_data))
 
     # Fourier features of periods down to 1/8, about the spacing of 17 levels in [-1, 1], show the grid that data lie on.
-    network = purevdm.networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16, **GAMMA)
+    network = purevdm.networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16)
     model = purevdm.vdm(network, purevdm.schedules.learned_linear(**GAMMA), event_shape=SHAPE, vocab_size=LEVELS)
     params = model.init(k_init)
     ema = optree.tree_map(torch.clone, params)
@@ -119,12 +105,13 @@ def main() -> None:
         losses.append(loss.item())
         bar.set_postfix_str(f"{np.mean(losses[-50:]):.3f} bits/dim")
 
-    bits, error = test_bits(model, ema, test, k_test, args.passes)
+    with tqdm(total=len(test), desc="test bound") as bar:
+        bound = evaluate(model, ema, [(test, None)], k_test, passes=args.passes, callback=bar.update).total
     baseline = histogram_bits(train, test)
     with tqdm(total=250, desc="sample") as bar:
         samples = model.sample(ema, k_sample, 64, steps=250, callback=lambda i, z: bar.update())
     pictures(args.out, test, samples, losses)
-    print(f"test bound          {bits:.4f} +- {error:.4f} bits/dim ({args.steps} steps, {len(test)} images)")
+    print(f"test bound          {bound} bits/dim ({args.steps} steps, {len(test)} images)")
     print(f"pixel histograms    {baseline.mean():.4f} +- {baseline.std() / math.sqrt(len(baseline)):.4f} bits/dim")
     print(f"uniform             {math.log2(LEVELS):.4f} bits/dim")
     tqdm.write(f"pictures in {args.out}, after {time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -33,7 +33,7 @@ class Arguments:
     data: Data = field(default_factory=lambda: Data(source="cifar10", path="data"))
     """For an official checkpoint."""
     gamma: tuple[float, float] = (-13.3, 5.0)
-    """For an official checkpoint: the ends that its network was told of."""
+    """For an official checkpoint: the endpoints between which its network normalises gamma."""
     split: Literal["train", "test"] = "test"
     passes: int = 1
     """Passes of times over the data."""
@@ -83,8 +83,8 @@ def official(args: Arguments):
     embed = network["conv_in"]["kernel"].shape[0]
     model = Model(
         embed=embed,
-        layers=len(network["down"]),
-        attention=(0,) if "attn" in network["down"]["0"] else (),
+        layers=len(network["down"]["0"]),
+        attention=(0,) if "attn" in network["down"]["0"]["0"] else (),
         fourier=(6, 7) if network["conv_in"]["kernel"].shape[1] > network["conv_out"]["kernel"].shape[0] else (),
         flag=network["dense0"]["kernel"].shape[0] > embed,
         schedule="learned_linear" if "w" in schedule else "monotone_mlp" if "l1" in schedule else "fixed_linear",

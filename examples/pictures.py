@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import optree
 import torch
 
 from purevdm import VDM, schedules
@@ -37,7 +38,7 @@ def grid(x: torch.Tensor, vocab_size: int, path: Path) -> None:
 
 def curve(model: VDM, params, path: Path) -> None:
     """The schedule: gamma, and its slope, against time."""
-    device = next(iter(torch.utils._pytree.tree_leaves(params))).device
+    device = optree.tree_leaves(params)[0].device
     t = torch.linspace(0, 1, 257, device=device, dtype=model.dtype)
     gamma, slope = (v.detach().cpu() for v in schedules.gamma_and_slope(model.schedule, params["schedule"], t))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")

@@ -88,7 +88,7 @@ class Config:
     seed: int = 1
     out: Path = Path("runs/train")
     resume: bool = False
-    """Go on from the latest checkpoint in out, to the bit as if never stopped."""
+    """Go on from the latest checkpoint in out, bit for bit as if never stopped."""
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 1000
@@ -191,14 +191,13 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
-    ends = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)
+    endpoints = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)
     shared = dict(
         fourier=m.fourier,
         cond_dim=int(m.flag),
         classes=classes if m.labels else 0,
         cond_drop=m.cond_drop,
         self_condition=m.self_condition,
-        **ends,
     )
     match m.network:
         case "vdm_unet":
@@ -223,9 +222,9 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes
         network = networks.mixed(network)
     match m.schedule:
         case "monotone_mlp_pinned":
-            schedule = schedules.monotone_mlp(**ends, pin_ends=True)
+            schedule = schedules.monotone_mlp(**endpoints, pin_endpoints=True)
         case name:
-            schedule = getattr(schedules, name)(**ends)
+            schedule = getattr(schedules, name)(**endpoints)
     return purevdm.vdm(network, schedule, event_shape, vocab_size, timesteps=m.timesteps)
 
 

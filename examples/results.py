@@ -23,25 +23,25 @@ from pictures import grid
 from tqdm import tqdm
 
 import purevdm
-from purevdm import elbo, networks, random, schedules, training
+from purevdm import networks, random, schedules, training
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FOURIER = (1, 2, 3)
 NETWORKS = {
-    "unet": lambda: networks.unet(32, (1, 2), 1, attention=(1,), fourier=FOURIER, **GAMMA),
-    "vdm_unet": lambda: networks.vdm_unet(32, 2, fourier=FOURIER, dropout=0.0, groups=8, **GAMMA),
-    "mlp": lambda: networks.mlp(512, 3, fourier=FOURIER, **GAMMA),
+    "unet": lambda: networks.unet(32, (1, 2), 1, attention=(1,), fourier=FOURIER),
+    "vdm_unet": lambda: networks.vdm_unet(32, 2, fourier=FOURIER, dropout=0.0, groups=8),
+    "mlp": lambda: networks.mlp(512, 3, fourier=FOURIER),
 }
-ENDS = (GAMMA["gamma_min"], GAMMA["gamma_max"])
+ENDPOINTS = (GAMMA["gamma_min"], GAMMA["gamma_max"])
 # name: the schedule, and whether its interior follows the variance (App. I.2) or, like all else, the bound
 SCHEDULES = {
-    "fixed_linear": (lambda: schedules.fixed_linear(*ENDS), False),
-    "learned_linear": (lambda: schedules.learned_linear(*ENDS), False),
-    "monotone_mlp": (lambda: schedules.monotone_mlp(*ENDS), False),
-    "monotone_mlp, pinned": (lambda: schedules.monotone_mlp(*ENDS, pin_ends=True), True),
-    "constrained_monotone": (lambda: schedules.constrained_monotone(*ENDS), True),
+    "fixed_linear": (lambda: schedules.fixed_linear(*ENDPOINTS), False),
+    "learned_linear": (lambda: schedules.learned_linear(*ENDPOINTS), False),
+    "monotone_mlp": (lambda: schedules.monotone_mlp(*ENDPOINTS), False),
+    "monotone_mlp, pinned": (lambda: schedules.monotone_mlp(*ENDPOINTS, pin_endpoints=True), True),
+    "constrained_monotone": (lambda: schedules.constrained_monotone(*ENDPOINTS), True),
 }
 TIMES = 101
 
@@ -75,9 +75,7 @@ def evaluate(model, params, x, key, passes) -> dict:
     bound = torch.stack([model.elbo(params, x, k).total for k in random.split(k_bound, passes)]).double() * bits
     single = []
     for k in random.split(k_times, passes):
-        noise = elbo.draw(k, len(x), SHAPE, antithetic=False, train=False)
-        terms = torch.func.vmap(model.elbo_core, in_dims=(None, 0, elbo.axes(False)))(params, x, noise)
-        single.append(terms.diffusion.double() * bits)
+        single.append(model._replace(antithetic=False).elbo(params, x, k).diffusion.double() * bits)
     # within images, over time and noise
     variance = torch.stack(single).var(0).mean()
     t = torch.linspace(0, 1, TIMES)
@@ -96,9 +94,8 @@ def evaluate(model, params, x, key, passes) -> dict:
 
 def time_loss(model, params, x, key, t):
     """The mean diffusion loss of some images at one time, nats."""
-    keys = random.split(key, len(x))
-    noise = torch.func.vmap(lambda k: elbo.draw_one(k, t, SHAPE, train=False), out_dims=elbo.axes(False))(keys)
-    return torch.func.vmap(model.elbo_core, in_dims=(None, 0, elbo.axes(False)))(params, x, noise).diffusion.mean()
+    seeds = purevdm.Seeds(t.expand(len(x)), random.split(key, len(x)))
+    return model.elbo(params, x, seeds).diffusion.mean()
 
 
 def run(found: dict, args) -> None:

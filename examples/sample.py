@@ -19,7 +19,7 @@ from presets import condition, load
 from readers import DataError
 from tqdm import tqdm
 
-from purevdm import random
+from purevdm import random, solvers
 from purevdm.training.checkpoint import CheckpointError
 
 
@@ -32,7 +32,7 @@ class Arguments:
     batch: int = 64
     """How many at once."""
     steps: int = 250
-    method: Literal["ancestral", "ddim", "dpmpp_2m"] = "ancestral"
+    solver: Literal["ancestral", "ddim", "dpmpp_2m"] = "ancestral"
     """The last two are deterministic, and need few steps."""
     grid: Literal["time", "gamma"] = "time"
     """In what the steps are even."""
@@ -71,7 +71,7 @@ def main() -> None:
                 random.fold_in(random.key(args.seed, device=args.device), j),
                 size,
                 steps=args.steps,
-                method=args.method,
+                solver=getattr(solvers, args.solver)(),
                 grid=args.grid,
                 cond=condition(config, torch.zeros(size, device=args.device), labels),
                 guidance=args.guidance,

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from purevdm import process, sampling
+from purevdm import process, sampling, solvers
+from purevdm.denoiser import Prediction
 
 MEAN, STD = 0.4, 0.2
 ENDS = (-13.3, 5.0)
-METHODS = ("ancestral", "ddim", "dpmpp_2m")
+SOLVERS = {"ancestral": solvers.ancestral(), "ddim": solvers.ddim(), "dpmpp_2m": solvers.dpmpp_2m()}
 GRIDS = ("time", "gamma")
 
 
@@ -40,31 +41,30 @@ def moments(gamma: Tensor) -> tuple[Tensor, Tensor]:
     return alpha * MEAN, torch.sqrt((alpha * STD).square() + sigma.square())
 
 
-def eps_hat(z: Tensor, gamma: Tensor) -> Tensor:
-    """E[eps given z_t = z]."""
+def denoise(z: Tensor, gamma: Tensor) -> Prediction:
+    """E[eps given z_t = z], and the E[x given z_t = z] that goes with it."""
     mean, std = moments(gamma)
-    return process.sigma(gamma) * (z - mean) / std.square()
+    eps = process.sigma(gamma) * (z - mean) / std.square()
+    return Prediction(eps, process.x_from_eps(z, eps, gamma))
 
 
-def error(method: str, steps: int, grid: str) -> float:
+def error(solver: str, steps: int, grid: str) -> float:
     """The distance of the sampled z_0 from the true one."""
     gammas = levels(steps, grid)
     # Latents: one without any noise, one with a unit of z_1's, one with a unit of each step's.
     noises = torch.cat([torch.zeros(steps + 2, 1), torch.eye(steps + 2)[:, 1:]], 1).double()
     mean, std = moments(gammas[0])
-
-    def step(i: Tensor, z: Tensor, x_last: Tensor) -> tuple[Tensor, Tensor]:
-        gamma_t, gamma_s = gammas[i], gammas[i + 1]
-        eps = eps_hat(z, gamma_t)
-        if method == "ancestral":
-            return sampling.ancestral_step(z, eps, gamma_s, gamma_t, noises[:, i + 2])
-        if method == "ddim":
-            return sampling.ddim_step(z, eps, gamma_s, gamma_t)
-        gamma_last = gammas[(i - 1).clamp(min=0)]
-        return sampling.dpmpp_2m_step(z, eps, gamma_s, gamma_t, x_last, gamma_last, i == 0)
-
     start = mean + std * noises[:, 1]
-    z = sampling.run(step, (start, torch.zeros_like(start)), steps)[0]
+    init, take = SOLVERS[solver]
+
+    def step(i: Tensor, z: Tensor, *carry: Tensor) -> tuple[Tensor, ...]:
+        gamma_t, gamma_s = gammas[i], gammas[i + 1]
+        if solver == "ancestral":  # with units of noise in place of random noise
+            return (solvers.ancestral_step(z, denoise(z, gamma_t).eps, gamma_s, gamma_t, noises[:, i + 2]),)
+        done = take(denoise, z, gamma_t, gamma_s, None, carry)
+        return (done.z, *done.carry)
+
+    z = sampling.loop(step, (start, *init(start, gammas[0])), steps)[0]
     true_mean, true_std = moments(gammas[-1])
     return math.hypot(z[0] - true_mean, (z[1:] - z[0]).square().sum().sqrt() - true_std)
 
@@ -76,9 +76,9 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps) < 1:
         parser.error("--steps must be at least 1")
-    columns = [(method, grid) for grid in GRIDS for method in METHODS]
-    table = {steps: [error(method, steps, grid) for method, grid in columns] for steps in args.steps}
-    print("| steps | " + " | ".join(f"`{method}`, {grid}" for method, grid in columns) + " |")
+    columns = [(solver, grid) for grid in GRIDS for solver in SOLVERS]
+    table = {steps: [error(solver, steps, grid) for solver, grid in columns] for steps in args.steps}
+    print("| steps | " + " | ".join(f"`{solver}`, {grid}" for solver, grid in columns) + " |")
     print("|---|" + "---|" * len(columns))
     for steps, row in table.items():
         print(f"| {steps} | " + " | ".join(f"{value:.1e}" for value in row) + " |")

@@ -83,7 +83,7 @@ def main() -> None:
     x = swirl(k_data)
     # The example standardises its data: mean 0 and variance 1 in each dimension.
     u = (2 * x + 1) / VALUES - 1
-    decoder = purevdm.decoder.discrete(VALUES, loc=u.mean(0).tolist(), scale=u.std(0).tolist())
+    decoder = purevdm.decoders.discrete(VALUES, loc=u.mean(0).tolist(), scale=u.std(0).tolist())
     model = purevdm.vdm(
         purevdm.networks.mlp(hidden=512), purevdm.schedules.learned_linear(), event_shape=(2,), decoder=decoder
     )

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 4 examples/train.py cifar10
 
 Writes into --out: config.json, metrics.jsonl, TensorBoard's files, checkpoints/, and at each evaluation a grid of samples
-and the schedule's curve. --resume goes on from the latest checkpoint, to the bit as if never stopped. Ctrl-C saves and
+and the schedule's curve. --resume goes on from the latest checkpoint, bit for bit as if never stopped. Ctrl-C saves and
 stops.
 """
 
@@ -119,7 +119,8 @@ def run(config: Config, group: parallel.Group) -> int:
         print(f"{train.name}: {train.size} examples {train.event_shape}; {test.name}: {test.size}")
         print(f"{config.model.network}: {count} parameters; step {state.step} of {config.optimizer.steps}")
     m = config.model
-    grad_fn = training.gradients(model, variance=m.variance, compile=config.compile, remat=m.remat)
+    options = dict(variance=m.variance, compile=config.compile, remat=m.remat, accumulate=config.accumulate)
+    grad_fn = training.gradients(model, **options)
     elbo = torch.compile(model.elbo, fullgraph=True) if config.compile else None
     log = Log(config.out, state.step) if first else None
     checkpoints = config.out / "checkpoints"
@@ -127,6 +128,7 @@ def run(config: Config, group: parallel.Group) -> int:
     stopping = []
     previous = {s: signal.signal(s, lambda number, frame: stopping.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     size = config.batch // group.size
+    mine = slice(group.rank * size, (group.rank + 1) * size)  # this process's rows of each batch
     metric = None
     last_good = start
 
@@ -138,20 +140,19 @@ def run(config: Config, group: parallel.Group) -> int:
     try:
         while state.step < config.optimizer.steps:
             chosen = rows(k["order"].cpu(), train.size, state.step, config.batch)
-            x, labels = batch(train, chosen[group.rank * size : (group.rank + 1) * size], group.device)
+            x, labels = batch(train, chosen[mine], group.device)
             flags = torch.zeros(size, device=group.device)
             if config.data.augment:
-                k_step = random.fold_in(k["augment"], state.step)
-                x, flags = augment(k_step, x, (group.rank, group.size))
+                keys_of_images = random.split(random.fold_in(k["augment"], state.step), config.batch)
+                x, flags = augment(keys_of_images[mine], x)
+            seeds = model.seeds(random.fold_in(k["loss"], state.step), config.batch).rows(mine)
             state, metrics = training.train_step(
                 config.optimizer,
                 grad_fn,
                 state,
                 x,
-                k["loss"],
+                seeds,
                 condition(config, flags, labels),
-                accumulate=config.accumulate,
-                part=(group.rank, group.size),
                 average=parallel.average,
             )
             bar.update()

@@ -2,11 +2,12 @@
 
 A model is a few pure functions, and everything they depend on is an argument: parameters are a pytree, randomness is a
 key, noise is a tensor. :func:`vdm` binds a network (:mod:`purevdm.networks`), a schedule (:mod:`purevdm.schedules`) and a
-decoder (:mod:`purevdm.decoder`) into a :class:`VDM`.
+decoder (:mod:`purevdm.decoders`) into a :class:`VDM`.
 """
 
 from purevdm import (
-    decoder,
+    decoders,
+    denoiser,
     elbo,
     evaluation,
     interop,
@@ -16,10 +17,12 @@ from purevdm import (
     random,
     sampling,
     schedules,
+    solvers,
     training,
+    types,
     variance,
 )
-from purevdm.elbo import ELBO, Noise
+from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.vdm import VDM, Sample, vdm
 
 __all__ = [
@@ -27,7 +30,9 @@ __all__ = [
     "VDM",
     "Noise",
     "Sample",
-    "decoder",
+    "Seeds",
+    "decoders",
+    "denoiser",
     "elbo",
     "evaluation",
     "interop",
@@ -35,11 +40,12 @@ __all__ = [
     "nn",
     "process",
     "random",
-    "sampler",
     "sampling",
     "schedules",
+    "solvers",
     "training",
+    "types",
     "variance",
     "vdm",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,20 +1,24 @@
 """The door: what every public function asks of its arguments.
 
-Shapes, dtypes and Python values are checked always; values inside tensors only in eager, where reading them costs no
-graph break (:func:`readable` says when). Every message names the argument, what was given, and what is wanted.
+Structure, shapes, dtypes and Python values are checked always. Values inside tensors are checked in eager alone, where
+reading them breaks no graph (:func:`readable` says when). Such a check is a :class:`Fact`, and :func:`verify` reads all
+facts of a call in one transfer. Every message names the argument, what was given, and what is wanted.
 """
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
+from purevdm.types import PyTree
+
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether the values of these tensors may be looked at here: not while compiling, and not on the meta device."""
+    """Whether values may be read here: not while compiling, and not on the meta device."""
     return not torch.compiler.is_compiling() and not any(t.is_meta for t in tensors)
 
 
@@ -94,7 +98,7 @@ def real(name: str, x: object) -> float:
     """A finite Python number."""
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name}: expected a number, got {describe(x)}")
-    if not math.isfinite(x):
+    if not -math.inf < x < math.inf:  # math.isfinite would not take a compiler's symbolic number
         raise ValueError(f"{name}: expected a finite number, got {x}")
     return float(x)
 
@@ -128,27 +132,104 @@ def choice(name: str, x: object, options: Sequence[str]) -> str:
     return x  # type: ignore[return-value]
 
 
+class Fact(NamedTuple):
+    """Something that must hold of values in tensors.
+
+    Attributes:
+        holds: bool, of any shape.
+        error: makes the error where one of them does not hold.
+    """
+
+    holds: Tensor
+    error: Callable[[], Exception]
+
+
+def verify(facts: Sequence[Fact]) -> None:
+    """Raises the error of the first fact that does not hold. Waits for the device once, however many there are."""
+    if not facts or torch.compiler.is_compiling():
+        return
+    held = [plain(fact.holds).all() for fact in facts]
+    for fact, holds in zip(facts, torch.stack([h.to(held[0].device) for h in held]).tolist(), strict=True):
+        if not holds:
+            raise fact.error()
+
+
+def outside(wanted: str, name: str, x: Tensor) -> ValueError:
+    """The error for values that are not all among those wanted."""
+    low, high = (v.item() for v in plain(x).aminmax())
+    return ValueError(f"{name}: expected {wanted}, got values from {low} to {high}")
+
+
 def within(name: str, x: Tensor, low: int, high: int) -> None:
-    """Every value of an integer tensor in [low, high]; looked at in eager only."""
+    """Every value of an integer tensor in [low, high]; read in eager alone."""
     if readable(x) and x.numel() > 0:
-        smallest, largest = (int(v) for v in plain(x).aminmax())
-        if smallest < low or largest > high:
-            raise ValueError(f"{name}: expected integers in [{low}, {high}], got values from {smallest} to {largest}")
+        wanted = f"integers in [{low}, {high}]"
+        verify([Fact((x >= low) & (x <= high), lambda: outside(wanted, name, x))])
 
 
-def params(name: str, tree: object) -> None:
-    """A pytree of tensors without NaN; the first bad leaf is named by its path. Values are looked at in eager only."""
-    if torch.compiler.is_compiling():
-        return
-    paths: list[tuple]
-    leaves: list[Tensor]
-    paths, leaves, _ = optree.tree_flatten_with_path(tree)  # type: ignore[arg-type, assignment]
-    for path, leaf in zip(paths, leaves, strict=True):
-        tensor("/".join(map(str, (name, *path))), leaf)
-    if not leaves or not readable(*leaves):
-        return
-    found = torch.stack([plain(leaf).isnan().any().cpu() for leaf in leaves])
-    if found.any():
-        first = int(found.nonzero()[0])
-        where = "/".join(map(str, (name, *paths[first])))
-        raise ValueError(f"{where}: expected numbers, got NaN in {describe(leaves[first])}")
+Structure = tuple[tuple[tuple[Any, ...], tuple[int, ...], torch.dtype], ...]
+"""The path, the shape and the dtype of each leaf of a tree, in order."""
+
+
+def structure(tree: PyTree) -> Structure:
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)
+    return tuple((path, tuple(leaf.shape), leaf.dtype) for path, leaf in zip(paths, leaves, strict=True))
+
+
+def dotted(*path: Any) -> str:
+    """A leaf's path, as messages and files spell it."""
+    return ".".join(map(str, path))
+
+
+def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
+    """A tree of tensors with the leaves, shapes and dtypes of a structure; that its floats are finite comes back as a fact.
+
+    Raises:
+        TypeError, ValueError: a leaf that is missing, surplus, misshapen or of another dtype; it is named by its path.
+    """
+    # Positions in the tree are matched by name, as a compiler follows dicts and not optree's flattening.
+    leaves: dict[tuple[Any, ...], Any] = {}
+    _walk(tree, (), leaves)
+    for path, shape, dtype in wanted:
+        if path not in leaves:
+            raise ValueError(f"{name}: expected a leaf {dotted(name, *path)} of shape {shape}, found none{_hint(tree)}")
+        leaf = tensor(dotted(name, *path), leaves[path])
+        if tuple(leaf.shape) != shape:
+            raise ValueError(f"{dotted(name, *path)}: expected shape {shape}, got {describe(leaf)}")
+        if leaf.dtype != dtype:
+            raise TypeError(f"{dotted(name, *path)}: expected {dtype}, got {describe(leaf)}")
+    if len(leaves) != len(wanted):
+        known = {path for path, _, _ in wanted}
+        surplus = next(path for path in leaves if path not in known)
+        raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}{_hint(tree)}")
+    return finite(name, leaves)
+
+
+def _walk(tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) -> None:
+    if isinstance(tree, dict):
+        for key, branch in tree.items():
+            _walk(branch, (*path, key), leaves)
+    elif isinstance(tree, (tuple, list)):
+        for i, branch in enumerate(tree):
+            _walk(branch, (*path, i), leaves)
+    elif tree is not None:
+        leaves[path] = tree
+
+
+def _hint(tree: Any) -> str:
+    if isinstance(tree, dict) and "network" in tree and "schedule" in tree:
+        return ""
+    return "; a model's parameters are a dict with the keys 'network' and 'schedule', as its init makes it"
+
+
+def finite(name: str, leaves: dict[tuple[Any, ...], Tensor]) -> list[Fact]:
+    """That every floating-point leaf is finite, in eager; it is named by its path."""
+
+    def fact(path: tuple[Any, ...], leaf: Tensor) -> Fact:
+        def error() -> Exception:
+            found = "NaN" if plain(leaf).isnan().any() else "an infinity"
+            return ValueError(f"{dotted(name, *path)}: expected finite numbers, got {found} in {describe(leaf)}")
+
+        return Fact(plain(leaf).isfinite().all(), error)
+
+    return [fact(path, leaf) for path, leaf in leaves.items() if leaf.is_floating_point() and readable(leaf)]

@@ -1,31 +1,32 @@
-"""The variational bound: -log p(x) <= prior + reconstruction + diffusion (eq. 11), each term in nats, for ONE example.
+"""The variational bound: -log p(x) <= prior + reconstruction + diffusion (eq. 11), each term in nats.
 
-The core is deterministic, its noise an argument; :func:`draw` makes the noise of a batch from a key. Batch the core by
-``torch.func.vmap`` over the noise and the data.
+The mathematics of one example takes all that is random, and the predicted noise, as arguments. :func:`bound` puts it
+together for a batch. :func:`draw_seeds` and :func:`draw_noise` make the noise from a key.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purevdm import _checks, process, random
-from purevdm.decoder import Decoder, data_range
+from purevdm import _checks, denoiser, process, random, schedules
+from purevdm.decoders import Decoder
 from purevdm.networks import Network
-from purevdm.schedules import Schedule, gamma_and_slope
+from purevdm.schedules import Levels, Schedule
+from purevdm.types import Key, Params, Shape
 
 __all__ = [
     "ELBO",
-    "Levels",
+    "Model",
     "Noise",
+    "Seeds",
+    "bound",
     "diffusion_loss",
     "discretise",
-    "draw",
-    "draw_one",
+    "draw_noise",
+    "draw_seeds",
     "draw_times",
-    "elbo",
-    "predict",
     "prior_loss",
     "reconstruction_loss",
     "terms",
@@ -51,6 +52,23 @@ class ELBO(NamedTuple):
         return self.recon + self.prior + self.diffusion
 
 
+class Seeds(NamedTuple):
+    """What the noise of a batch is made from, one row an example. Rows of a batch's seeds are the seeds of those examples,
+    so a process or a piece takes its rows and computes what the whole would.
+
+    Attributes:
+        t: the times, (B,), in [0, 1); at T >= 1 steps, each one of 1/T, ..., 1.
+        key: a key for each example, int32 (B, 2).
+    """
+
+    t: Tensor
+    key: Tensor
+
+    def rows(self, index: slice | Tensor) -> "Seeds":
+        """The seeds of some examples."""
+        return Seeds(self.t[index], self.key[index])
+
+
 class Noise(NamedTuple):
     """All that is random in one example's bound. A batch of them has a leading axis on each field.
 
@@ -67,14 +85,34 @@ class Noise(NamedTuple):
     key: Tensor | None = None
 
 
+class Model(Protocol):
+    """What the bound and the sampler need of a model; :class:`purevdm.VDM` is one."""
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+    @property
+    def timesteps(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+# The mathematics, for one example
+
+
 def prior_loss(f: Tensor, gamma_1: Tensor) -> Tensor:
     """KL(q(z_1 given x) || N(0, I)) in nats, summed over one encoded example f: shape ().
 
-    Per dimension, (alpha_1**2 f**2 + sigma_1**2 - 1 - log sigma_1**2) / 2.
+    Per dimension, (alpha_1**2 f**2 + sigma_1**2 - 1 - log sigma_1**2) / 2. gamma_1 is of shape () or of f's.
     """
     alpha2 = torch.sigmoid(-gamma_1)
     # sigma**2 - 1 - log sigma**2 = softplus(-gamma) - sigmoid(-gamma), about alpha**4 / 2: in float64, as the two nearly
-    # cancel. One number an example, so it costs nothing.
+    # cancel. Most often one number an example.
     wide = -gamma_1.double()
     excess = (F.softplus(wide, threshold=700) - torch.sigmoid(wide)).to(gamma_1.dtype)
     return 0.5 * (alpha2 * f.square() + excess).sum()
@@ -86,109 +124,58 @@ def reconstruction_loss(decoder: Decoder, x: Tensor, eps_0: Tensor, gamma_0: Ten
 
 
 def diffusion_loss(eps: Tensor, eps_hat: Tensor, weight: Tensor) -> Tensor:
-    """weight |eps - eps_hat|**2 / 2 in nats, for one example: shape ().
+    """weight |eps - eps_hat|**2 / 2 in nats, summed over one example: shape ().
 
-    The weight is gamma'(t) in continuous time (eq. 17), T expm1(gamma(t) - gamma(s)) in T steps (eq. 14).
+    The weight, of shape () or of eps', is gamma'(t) in continuous time (eq. 17), T expm1(gamma(t) - gamma(s)) in T steps
+    (eq. 14).
     """
-    return 0.5 * weight * (eps - eps_hat).square().sum()
+    return 0.5 * (weight * (eps - eps_hat).square()).sum()
 
 
-def elbo(
-    network: Network,
-    schedule: Schedule,
-    decoder: Decoder,
-    timesteps: int,
-    params: dict[str, Any],
-    x: Tensor,
-    noise: Noise,
-    cond: Any = None,
-) -> ELBO:
-    """The bound's three terms for one example, a deterministic function of its noise.
-
-    Args:
-        network, schedule, decoder: the model.
-        timesteps: T, the number of discrete steps, or 0 for continuous time.
-        params: ``{"network": ..., "schedule": ...}``.
-        x: integers, shape ``event_shape``.
-        noise: the example's noise.
-        cond: the example's condition, as the network takes it.
-
-    Returns:
-        Three tensors of shape (), nats.
-    """
-
-    def gamma(t: Tensor) -> Tensor:
-        return schedule.gamma(params["schedule"], t)
-
-    if timesteps == 0:
-        gamma_t, weight = gamma_and_slope(schedule, params["schedule"], noise.t)
-    else:
-        gamma_t, gamma_s = gamma(noise.t), gamma(noise.t - 1.0 / timesteps)
-        weight = timesteps * torch.expm1(gamma_t - gamma_s)
-    levels = Levels(gamma(torch.zeros_like(noise.t)), gamma(torch.ones_like(noise.t)), gamma_t, weight)
-    return terms(network, decoder, params["network"], x, noise, levels, cond)
-
-
-class Levels(NamedTuple):
-    """All that one example's bound asks of the schedule: each of shape ().
-
-    Attributes:
-        gamma_0, gamma_1: the ends.
-        gamma_t: gamma at the example's time.
-        weight: the weight of its diffusion loss, see :func:`diffusion_loss`.
-    """
-
-    gamma_0: Tensor
-    gamma_1: Tensor
-    gamma_t: Tensor
-    weight: Tensor
-
-
-def terms(
-    network: Network,
-    decoder: Decoder,
-    params: dict[str, Any],
-    x: Tensor,
-    noise: Noise,
-    levels: Levels,
-    cond: Any = None,
-) -> ELBO:
-    """:func:`elbo` with the schedule's values given; ``params`` are the network's."""
-    f = decoder.encode(x, noise.eps.dtype)
-    z_t = process.diffuse(f, levels.gamma_t, noise.eps)
-    eps_hat = predict(network, decoder, params, z_t, levels.gamma_t, cond, noise.key)
-    if eps_hat.shape != z_t.shape:
-        raise ValueError(f"network: expected eps_hat of the latent's shape {tuple(z_t.shape)}, got {tuple(eps_hat.shape)}")
+def terms(decoder: Decoder, x: Tensor, eps_0: Tensor, eps: Tensor, eps_hat: Tensor, levels: Levels) -> ELBO:
+    """The bound's three terms for one example, each of shape (), from its noise and the noise that a network saw in z_t."""
     return ELBO(
-        recon=reconstruction_loss(decoder, x, noise.eps_0, levels.gamma_0),
-        prior=prior_loss(f, levels.gamma_1),
-        diffusion=diffusion_loss(noise.eps, eps_hat, levels.weight),
+        recon=reconstruction_loss(decoder, x, eps_0, levels.gamma_0),
+        prior=prior_loss(decoder.encode(x, eps.dtype), levels.gamma_1),
+        diffusion=diffusion_loss(eps, eps_hat, levels.weight),
     )
 
 
-def predict(
-    network: Network,
-    decoder: Decoder,
-    params: dict[str, Any],
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Tensor | None = None,
-) -> Tensor:
-    """eps_hat of one latent, a function of the latent alone: what the bound asks for.
+# A batch
 
-    A self-conditioned network is applied twice: first without an estimate of the data, then with the one that it gave,
-    clamped to the data's range, which no gradient passes. A key leaves the estimate out half of the time, as training
-    does (Chen, Zhang, Hinton 2022).
+
+def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
+    """The bound's three terms for a batch, a deterministic function of its noise.
+
+    Args:
+        model: the model.
+        params: ``{"network": ..., "schedule": ...}``.
+        x: data, (B, *event_shape).
+        noise: the batch's noise.
+        cond: the batch's condition, as the network takes it.
+
+    Returns:
+        Each term (B,), nats.
     """
-    if not network.self_condition:
-        return network.apply(params, z, gamma, cond=cond, key=key)
-    k_first, k_second, k_coin = (None, None, None) if key is None else random.split(key, 3).unbind(0)
-    first = network.apply(params, z, gamma, cond=cond, key=k_first).detach()
-    x_hat = torch.clamp(process.x_from_eps(z, first, gamma), *data_range(decoder, z)).detach()
-    if k_coin is not None:
-        x_hat = torch.where(random.bernoulli(k_coin, 0.5, ()), x_hat, 0.0)
-    return network.apply(params, z, gamma, cond=cond, key=k_second, x_hat=x_hat)
+    context = cond if model.schedule.contextual else None
+    levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, context)
+    return bound_at(model, params["network"], x, noise, levels, cond)
+
+
+def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, levels: Levels, cond: Any = None) -> ELBO:
+    """:func:`bound` with the schedule's values given; ``params`` are the network's."""
+    f = model.decoder.encode(x, noise.eps.dtype)
+    z_t = process.diffuse(f, process.align(levels.gamma_t, f), noise.eps)
+    eps_hat = denoiser.in_bound(model.network, model.decoder, params, z_t, levels.gamma_t, cond, noise.key)
+    each = Levels(*(level.expand_as(levels.gamma_t) for level in levels))
+
+    def one(x: Tensor, eps_0: Tensor, eps: Tensor, eps_hat: Tensor, levels: Levels) -> ELBO:
+        return terms(model.decoder, x, eps_0, eps, eps_hat, levels)
+
+    return torch.func.vmap(one)(x, noise.eps_0, noise.eps, eps_hat, each)
+
+
+# Noise from a key
 
 
 def discretise(t: Tensor, timesteps: int) -> Tensor:
@@ -203,7 +190,7 @@ def discretise(t: Tensor, timesteps: int) -> Tensor:
 
 
 def draw_times(
-    key: Tensor, n: int, *, antithetic: bool = True, timesteps: int = 0, dtype: torch.dtype = torch.float32
+    key: Key, n: int, *, antithetic: bool = True, timesteps: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The times of a batch: shape (n,).
 
@@ -222,54 +209,29 @@ def draw_times(
     return discretise(t, timesteps)
 
 
-def draw_one(
-    key: Tensor, t: Tensor, event_shape: tuple[int, ...], dtype: torch.dtype = torch.float32, train: bool = True
-) -> Noise:
-    """The noise of one example at a given time, from the example's own key; ``train`` gives the network a key."""
-    k_noise, k_network = random.split(key).unbind(0)
-    eps_0, eps = random.normal(k_noise, (2, *event_shape), dtype).unbind(0)
-    return Noise(t, eps_0, eps, k_network if train else None)
+def draw_seeds(
+    key: Key, n: int, *, antithetic: bool = True, timesteps: int = 0, dtype: torch.dtype = torch.float32
+) -> Seeds:
+    """The seeds of a batch of n examples: times drawn together, and a key for each example.
 
-
-def draw(
-    key: Tensor,
-    n: int,
-    event_shape: tuple[int, ...],
-    *,
-    antithetic: bool = True,
-    timesteps: int = 0,
-    dtype: torch.dtype = torch.float32,
-    train: bool = True,
-    part: tuple[Any, int] = (0, 1),
-) -> Noise:
-    """The noise of a batch of n examples: times drawn together, and for each example a key of its own.
-
-    Example i's normals depend on the key and on i alone, not on n. ``part=(i, k)`` gives the noise of the i-th of k equal
-    parts, n examples each, of a batch of k n: together they are what one draw for the whole batch is. i may be an
-    integer tensor, for one graph to serve all parts.
+    Example i's key depends on the batch's key and on i alone, not on n.
 
     Raises:
         TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
     """
     _checks.key("key", key)
-    index, parts = part
-    parts = _checks.integer("part[1]", parts, 1)
-    if not isinstance(index, Tensor):
-        index = _checks.integer("part[0]", index, 0, parts - 1)
-    keys = random.split(key, parts * n + 1)
-    t = draw_times(keys[0], parts * n, antithetic=antithetic, timesteps=timesteps, dtype=dtype)
-    if parts > 1:
-        rows = torch.arange(n, device=key.device) + index * n
-        keys, t = keys[rows + 1], t[rows]
-    else:
-        keys = keys[1:]
-
-    def one(key: Tensor, t: Tensor) -> Noise:
-        return draw_one(key, t, event_shape, dtype, train)
-
-    return torch.func.vmap(one, out_dims=axes(train))(keys, t)  # type: ignore[arg-type]
+    keys = random.split(key, _checks.integer("n", n, 1) + 1)
+    return Seeds(draw_times(keys[0], n, antithetic=antithetic, timesteps=timesteps, dtype=dtype), keys[1:])
 
 
-def axes(train: bool) -> Noise:
-    """The batch axes of a batch's noise, for vmap's ``in_dims``."""
-    return Noise(0, 0, 0, 0 if train else None)  # type: ignore[arg-type]
+def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:
+    """The noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys."""
+    dtype = seeds.t.dtype
+
+    def one(key: Key) -> tuple[Tensor, Tensor, Tensor]:
+        k_noise, k_network = random.split(key).unbind(0)
+        eps_0, eps = random.normal(k_noise, (2, *event_shape), dtype).unbind(0)
+        return eps_0, eps, k_network
+
+    eps_0, eps, keys = torch.func.vmap(one)(seeds.key)
+    return Noise(seeds.t, eps_0, eps, keys if train else None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm.elbo import ELBO
-from purevdm.nn import Params
+from purevdm.types import Key, Params
 from purevdm.vdm import VDM
 
 __all__ = ["Evaluation", "Figure", "evaluate"]
@@ -48,7 +48,7 @@ def evaluate(
     model: VDM,
     params: Params,
     batches: Iterable[tuple[Tensor, Any]],
-    key: Tensor,
+    key: Key,
     *,
     passes: int = 1,
     elbo: Callable[..., ELBO] | None = None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm.nn import Params
+from purevdm.types import Params
 
 __all__ = ["Checkpoint", "from_flax", "load_flax", "to_flax"]
 
@@ -23,7 +23,7 @@ _BLOCK = {"GroupNorm_0": "norm1", "GroupNorm_1": "norm2"} | {
     name: name for name in ("conv1", "conv2", "cond_proj", "nin_shortcut")
 }
 _ATTENTION = {"GroupNorm_0": "norm"} | {name: name for name in ("q", "k", "v", "proj_out")}
-_MIDDLE = {"block_1": ("block1",), "block_2": ("block2",), "attn_1": ("block1", "attn")}
+_PARTS = {"block": (_BLOCK, ("resnet",)), "attn": (_ATTENTION, ("attn", "0"))}  # one attention pattern, the first
 _TOP = {"GroupNorm_0": "norm_out"} | {name: name for name in ("dense0", "dense1", "conv_in", "conv_out")}
 
 
@@ -46,13 +46,15 @@ def _unet_path(path: Path_) -> Path_:
     head, rest = path[0], path[1:]
     if "." not in head:
         return (_TOP[head], *rest)
-    part, name = head.split(".", 1)
+    half, name = head.split(".", 1)
     kind, _, index = name.partition("_")
-    names = {"block": _BLOCK, "attn": _ATTENTION}[kind]
-    inner = (names[rest[0]], *rest[1:])
-    if part == "mid":
-        return ("mid", *_MIDDLE[name], *inner)
-    return ({"down": "down", "up": "up"}[part], str(int(index)), *(("attn",) if kind == "attn" else ()), *inner)
+    names, room = _PARTS[kind]
+    block = {
+        "mid": ("mid", f"block{int(index)}"),
+        "down": ("down", "0", str(int(index))),
+        "up": ("up", "0", str(int(index))),
+    }
+    return (*block[half], *room, names[rest[0]], *rest[1:])
 
 
 def _path_from_flax(path: Path_) -> Path_:
@@ -68,14 +70,17 @@ def _path_to_flax(path: Path_, image: bool) -> Path_:
         return ("gamma" if image else "noise_schedule", *rest)
     if not image:
         return ("score_net", *rest)
-    block = {ours: theirs for theirs, ours in _BLOCK.items()}
-    attention = {ours: theirs for theirs, ours in _ATTENTION.items()}
     if rest[0] not in ("down", "mid", "up"):
-        return ("score_model", {ours: theirs for theirs, ours in _TOP.items()}[rest[0]], *rest[1:])
-    half, index, inner = rest[0], rest[1].removeprefix("block"), rest[2:]
-    if inner[0] == "attn":
-        return ("score_model", f"{half}.attn_{index}", attention[inner[1]], *inner[2:])
-    return ("score_model", f"{half}.block_{index}", block[inner[0]], *inner[1:])
+        return ("score_model", _inverse(_TOP)[rest[0]], *rest[1:])
+    half, (index, room, *inner) = rest[0], rest[1:] if rest[0] == "mid" else rest[2:]
+    kind = {"resnet": "block", "attn": "attn"}[room]
+    names, prefix = _PARTS[kind]
+    inner = inner[len(prefix) - 1 :]
+    return ("score_model", f"{half}.{kind}_{index.removeprefix('block')}", _inverse(names)[inner[0]], *inner[1:])
+
+
+def _inverse(names: dict[str, str]) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in names.items()}
 
 
 def _leaves(tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
@@ -147,7 +152,7 @@ def to_flax(params: Params) -> dict[str, Any]:
     Raises:
         TypeError, ValueError: a leaf that is no tensor, or parameters that have no place in the official model.
     """
-    _checks.params("params", params)
+    _checks.verify(_checks.finite("params", dict(_leaves(params))))
     tree: dict[str, Any] = {}
     image = "conv_in" in params.get("network", {})
     for path, leaf in _leaves(params):

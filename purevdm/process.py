@@ -1,9 +1,9 @@
 """The diffusion's mathematics: the variance-preserving process in terms of gamma, minus the log signal-to-noise ratio.
 
-No network, no randomness: noise comes as an argument. Functions are elementwise; gamma is a tensor that broadcasts against
-the rest, most often of shape (). With alpha**2 + sigma**2 = 1 and SNR = alpha**2 / sigma**2 = exp(-gamma) (sec. 3.1-3.2),
-all is computed from gamma by ``sigmoid``, ``softplus`` and ``expm1``, so that nothing cancels: float32 is good to a few
-units in the last place for gamma in [-30, 30].
+No network, no randomness: noise comes as an argument. Functions are elementwise. gamma is a tensor that broadcasts against
+the rest: a number of shape (), or one for each dimension of an event. With alpha**2 + sigma**2 = 1 and SNR = alpha**2 /
+sigma**2 = exp(-gamma) (sec. 3.1-3.2), all is computed from gamma by ``sigmoid``, ``softplus`` and ``expm1``, so that
+nothing cancels: float32 is good to a few units in the last place for gamma in [-30, 30].
 
 Times run from s < t, and gamma grows with time: gamma_s < gamma_t.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "Gaussian",
+    "align",
     "alpha",
     "diffuse",
     "eps_from_v",
@@ -38,6 +39,11 @@ class Gaussian(NamedTuple):
 
     mean: Tensor
     std: Tensor
+
+
+def align(gamma: Tensor, z: Tensor) -> Tensor:
+    """gamma of a batch, (B,) or (B, *event_shape), shaped to broadcast against its latents z, (B, *event_shape)."""
+    return gamma.reshape(gamma.shape + (1,) * (z.ndim - gamma.ndim))
 
 
 def alpha(gamma: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import settled
+from purevdm._compile import materialize
 
 __all__ = [
     "bernoulli",
@@ -63,9 +63,9 @@ def _threefry2x32(key: Tensor, high: Tensor | int, low: Tensor) -> tuple[Tensor,
     for group in range(5):
         for by in _ROTATIONS[group % 2]:
             # Words used three times a round, expressions repeated, would grow the code by three a round, and take half a
-            # minute a draw to compile. Settled, they still fuse into one loop and live in registers.
-            x0 = settled(x0 + x1)
-            x1 = settled(_rotate_left(x1, by) ^ x0)
+            # minute a draw to compile. In memory, they still fuse into one loop and live in registers.
+            x0 = materialize(x0 + x1)
+            x1 = materialize(_rotate_left(x1, by) ^ x0)
         x0 = x0 + schedule[(group + 1) % 3]
         x1 = x1 + (schedule[(group + 2) % 3] + (group + 1))
     return x0, x1

@@ -1,101 +1,125 @@
-"""The way back: from noise at time 1 to data at time 0 by steps of the generative model (App. A, eq. 34)."""
+"""The way back: from a key to data, by the steps of any of :mod:`purevdm.solvers`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process
+from purevdm import _checks, denoiser, process, random, schedules, solvers
+from purevdm.denoiser import Prediction
+from purevdm.elbo import Model
+from purevdm.solvers import Solver
+from purevdm.types import Key, Params
 
-__all__ = ["Denoised", "ancestral_step", "ddim_step", "dpmpp_2m_step", "guide", "run"]
-
-Bounds = tuple[Tensor, Tensor]
-
-
-class Denoised(NamedTuple):
-    """A step's result: the next latent, and the x_hat that it was made from (both of z's shape)."""
-
-    z: Tensor
-    x_hat: Tensor
-
-
-def ancestral_step(
-    z_t: Tensor, eps_hat: Tensor, gamma_s: Tensor, gamma_t: Tensor, eps: Tensor, clip: Bounds | None = None
-) -> Denoised:
-    """A draw of p(z_s given z_t) = q(z_s given z_t, x = x_hat) (eq. 34), elementwise.
-
-    Args:
-        z_t: the latent at the later time t.
-        eps_hat: the noise that the network sees in it.
-        gamma_s, gamma_t: gamma at s < t; they broadcast.
-        eps: standard normal noise, of z_t's shape.
-        clip: bounds (low, high) to clamp x_hat to, or None.
-
-    Returns:
-        z_s and x_hat.
-    """
-    x_hat = process.x_from_eps(z_t, eps_hat, gamma_t)
-    if clip is None:
-        q = process.posterior_from_eps(z_t, eps_hat, gamma_s, gamma_t)
-    else:
-        x_hat = torch.clamp(x_hat, *clip)
-        q = process.posterior(z_t, x_hat, gamma_s, gamma_t)
-    return Denoised(q.mean + q.std * eps, x_hat)
-
-
-def ddim_step(z_t: Tensor, eps_hat: Tensor, gamma_s: Tensor, gamma_t: Tensor, clip: Bounds | None = None) -> Denoised:
-    """The deterministic step of DDIM (Song, Meng, Ermon 2020): z_s = alpha_s x_hat + sigma_s eps_hat, elementwise.
-
-    The first-order solver of the probability flow: with the true eps_hat, an error of order 1 in the step. ``clip``
-    clamps x_hat, and then eps_hat is the noise that goes with it. Else as :func:`ancestral_step`.
-    """
-    x_hat = process.x_from_eps(z_t, eps_hat, gamma_t)
-    if clip is not None:
-        x_hat = torch.clamp(x_hat, *clip)
-        eps_hat = process.eps_from_x(z_t, x_hat, gamma_t)
-    return Denoised(process.diffuse(x_hat, gamma_s, eps_hat), x_hat)
-
-
-def dpmpp_2m_step(
-    z_t: Tensor,
-    eps_hat: Tensor,
-    gamma_s: Tensor,
-    gamma_t: Tensor,
-    x_last: Tensor,
-    gamma_last: Tensor,
-    first: Tensor,
-    clip: Bounds | None = None,
-) -> Denoised:
-    """A step of DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), elementwise: deterministic, of order 2.
-
-    In lambda = -gamma / 2, half the log signal-to-noise ratio, with h the step and x extrapolated from this and the last
-    estimate: z_s = sigma_s / sigma_t z_t - alpha_s expm1(-h) x. One evaluation of the network a step.
-
-    Args:
-        z_t, eps_hat, gamma_s, gamma_t, clip: as in :func:`ddim_step`.
-        x_last, gamma_last: the last step's x_hat, and the gamma at which it was made.
-        first: a bool tensor of shape (): whether there was no last step; then this one is :func:`ddim_step`.
-    """
-    x_hat = process.x_from_eps(z_t, eps_hat, gamma_t)
-    if clip is not None:
-        x_hat = torch.clamp(x_hat, *clip)
-    ratio = torch.where(first, torch.ones_like(gamma_t), (gamma_last - gamma_t) / (gamma_t - gamma_s))
-    x = torch.where(first, x_hat, x_hat + (x_hat - x_last) / (2.0 * ratio))
-    scale = process.sigma(gamma_s) / process.sigma(gamma_t)
-    return Denoised(scale * z_t - process.alpha(gamma_s) * torch.expm1(0.5 * (gamma_s - gamma_t)) * x, x_hat)
-
-
-def guide(eps_hat: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022): eps_free + guidance (eps_hat - eps_free), with the noise seen under
-    the condition and without one. 1 gives the condition's own, 0 none of it, more than 1 exaggerates it."""
-    return eps_free + guidance * (eps_hat - eps_free)
-
+__all__ = ["Sample", "loop", "sample"]
 
 State = tuple[Tensor, ...]
 
 
-def run(
+class Sample(NamedTuple):
+    """What sampling gives when the trajectory is asked for.
+
+    Attributes:
+        x: data, (n, *event_shape).
+        z: the latents from time 1 to time 0, (steps + 1, n, *event_shape).
+    """
+
+    x: Tensor
+    z: Tensor
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    params: Params,
+    key: Key,
+    n: int,
+    *,
+    steps: int | Tensor = 1000,
+    solver: Solver | None = None,
+    grid: str = "time",
+    cond: Any = None,
+    guidance: float | Tensor = 1.0,
+    decode: str = "argmax",
+    clip: bool = False,
+    trajectory: bool = False,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Any:
+    """See :meth:`purevdm.VDM.sample`, which checks the parameters first.
+
+    The sampling key is split in three: the first draws z_1, step i draws from ``fold_in`` of the second and i, and the
+    third decodes.
+    """
+    k_z, k_steps, k_decode = random.split(_checks.key("key", key), 3).unbind(0)
+    n = _checks.integer("n", n, 1)
+    _checks.choice("decode", decode, ("argmax", "sample"))
+    _checks.choice("grid", grid, ("time", "gamma"))
+    solver = solvers.ancestral() if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver: expected a Solver such as purevdm.solvers.ddim(), got {_checks.describe(solver)}")
+    weight = _guidance(guidance, n, key)
+    if weight is not None and cond is None:
+        raise ValueError("cond: expected the condition that guidance strengthens, got None")
+    if clip and model.decoder.bounds is None:
+        raise ValueError("clip: expected False, as these data have no bounds")
+    context = cond if model.schedule.contextual else None
+    if context is not None:
+        denoiser.batch_axes(context, n)
+    total = torch.as_tensor(steps, device=key.device).to(model.dtype)
+    z_1 = random.normal(k_z, (n, *model.event_shape), model.dtype)
+    limits = None if model.decoder.bounds is None else model.decoder.bounds(z_1[0])
+
+    def gamma(t: Tensor) -> Tensor:
+        """gamma of the batch at one time, shaped to broadcast against the latents."""
+        if model.schedule.contextual:
+            found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), context)
+        else:
+            found = schedules.gamma(model.schedule, params["schedule"], t)
+            found = found.expand(n, *found.shape)
+        return process.align(found, z_1)
+
+    gamma_0, gamma_1 = (gamma(t) for t in torch.tensor([0.0, 1.0], dtype=model.dtype, device=key.device).unbind(0))
+    univariate = gamma_1[0].numel() == 1
+
+    def after(i: Tensor) -> Tensor:
+        """gamma after i steps."""
+        left = (total - i) / total
+        return gamma(left) if grid == "time" else gamma_0 + (gamma_1 - gamma_0) * left
+
+    def step(i: Tensor, z: Tensor, *state: Tensor) -> State:
+        # A self-conditioned network sees the last step's estimate.
+        x_last, carry = (state[0], state[1:]) if model.network.self_condition else (None, state)
+        if x_last is not None and limits is not None:
+            x_last = x_last.clamp(*limits)
+
+        def denoise(z: Tensor, gamma: Tensor) -> Prediction:
+            at = gamma.reshape(n) if univariate else gamma
+            options = dict(x_hat=x_last, guidance=weight, bounds=limits if clip else None)
+            return denoiser.predict(model.network, params["network"], z, at, cond, **options)  # type: ignore[arg-type]
+
+        done = solver.step(denoise, z, after(i), after(i + 1), random.fold_in(k_steps, i), carry)
+        # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
+        return (done.z, done.x_hat.clone(), *done.carry) if model.network.self_condition else (done.z, *done.carry)
+
+    start = (z_1, torch.zeros_like(z_1)) if model.network.self_condition else (z_1,)
+    latents = loop(step, (*start, *solver.init(z_1, gamma_1)), steps, trajectory=trajectory, callback=callback)[0]
+    z_0 = (latents[-1] if trajectory else latents) / process.alpha(gamma_0)
+    x = model.decoder.mode(z_0) if decode == "argmax" else model.decoder.sample(k_decode, z_0, gamma_0)
+    return Sample(x, latents) if trajectory else x
+
+
+def _guidance(guidance: float | Tensor, n: int, key: Key) -> float | Tensor | None:
+    """The weight of the condition, or None where it is 1 and the condition's own prediction serves."""
+    if not isinstance(guidance, Tensor):
+        weight = _checks.real("guidance", guidance)
+        return None if weight == 1.0 else weight
+    if _checks.floating("guidance", guidance).ndim:
+        _checks.shaped("guidance", guidance, (n,))
+    return guidance.to(key.device)
+
+
+def loop(
     step: Callable[..., State],
     state: State,
     steps: int | Tensor,

@@ -1,135 +1,315 @@
 """Noise schedules: gamma(t), minus the log signal-to-noise ratio at time t in [0, 1] (sec. 3.2, App. H).
 
-A :class:`Schedule` is a pair of pure functions. ``gamma(params, t)`` is elementwise in t, strictly increasing, and
-differentiable in t by ``torch.func.jvp`` (the continuous-time loss weighs with its derivative, eq. 17).
-The defaults of the ends, -13.3 and 5, are the paper's for 8-bit images.
+A :class:`Schedule` is a pair of pure functions. ``gamma(params, t)`` takes one time and is strictly increasing in it. It
+returns a number, or a tensor of the event's shape for a schedule of its own in each dimension (multivariate noise). It is
+differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative (eq. 17). The functions
+:func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
+
+The default endpoints, -13.3 and 5, are the paper's for 8-bit images.
 
 >>> import torch
 >>> from purevdm import random, schedules
 >>> schedule = schedules.learned_linear()
 >>> params = schedule.init(random.key(0))
->>> schedule.gamma(params, torch.tensor([0.0, 0.5, 1.0]))
+>>> schedules.gamma(schedule, params, torch.tensor([0.0, 0.5, 1.0]))
 tensor([-13.3000,  -4.1500,   5.0000])
+
+A schedule of one's own, here a fixed one for each of three dimensions:
+
+>>> def init(key):
+...     return {}
+>>> def gamma(params, t):
+...     return -10.0 + torch.tensor([12.0, 14.0, 16.0]) * t
+>>> schedules.gamma(schedules.Schedule(init, gamma), {}, torch.tensor(0.5))
+tensor([-4., -3., -2.])
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, nn, random
+from purevdm import _checks, _values, nn, random
+from purevdm.types import Key, Params
 
-__all__ = ["Schedule", "constrained_monotone", "fixed_linear", "gamma_and_slope", "learned_linear", "monotone_mlp"]
+__all__ = [
+    "Levels",
+    "Schedule",
+    "constrained_monotone",
+    "fixed_linear",
+    "gamma",
+    "gamma_and_slope",
+    "learned_linear",
+    "levels",
+    "monotone_mlp",
+]
 
 
+@_values.by_content
 class Schedule(NamedTuple):
     """A noise schedule.
 
     Attributes:
         init: ``init(key) -> params``.
-        gamma: ``gamma(params, t) -> gamma``, of t's shape and dtype, for t in [0, 1].
+        gamma: ``gamma(params, t) -> gamma`` for one time t in [0, 1], shape (): of shape () or ``event_shape``, of t's
+            dtype, strictly increasing in t.
+        endpoints: gamma(0) and gamma(1) as it starts, for networks that embed gamma between them. None: a model computes
+            them from the schedule's initial parameters.
+        contextual: whether gamma sees a context: ``gamma(params, t, context)``, where the context is the example's
+            condition as the model's functions are given it (MuLAN, Sahoo et al. 2024, arXiv 2312.13236).
     """
 
-    init: Callable[[Tensor], nn.Params]
-    gamma: Callable[[nn.Params, Tensor], Tensor]
+    init: Callable[[Key], Params]
+    gamma: Callable[..., Tensor]
+    endpoints: tuple[float, float] | None = None
+    contextual: bool = False
 
 
-def gamma_and_slope(schedule: Schedule, params: nn.Params, t: Tensor) -> tuple[Tensor, Tensor]:
-    """gamma(t) and gamma'(t), each of t's shape, by a forward derivative: what a second backward would do, in one graph."""
-    # The parameters get zeros for tangents, made here: those that PyTorch would make of itself have no storage, and a
-    # compiled backward that multiplies them as matrices crashes (2.13).
+# What all schedules share
+
+
+def _over_times(schedule: Schedule, params: Params, t: Tensor, context: Any) -> Tensor:
+    """gamma at times (n,), each with its context."""
+    if schedule.contextual:
+        return torch.func.vmap(lambda t, c: schedule.gamma(params, t, c))(t, context)
+    return torch.func.vmap(lambda t: schedule.gamma(params, t))(t)
+
+
+def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> Tensor:
+    """gamma at any number of times.
+
+    Args:
+        schedule: the schedule.
+        params: its parameters.
+        t: times in [0, 1], floating-point, of any shape.
+        context: for a contextual schedule, one context a time: t is then of shape (n,), and so is each tensor's first axis.
+
+    Returns:
+        A number or a tensor of the event's shape for each time: ``t.shape`` or ``(*t.shape, *event_shape)``.
+
+    Raises:
+        TypeError, ValueError: times that are not floating-point; no context for a contextual schedule.
+    """
+    found = _over_times(schedule, params, _flat(schedule, t, context), context)
+    return found.reshape((*t.shape, *found.shape[1:]))
+
+
+def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+    """gamma(t) and its derivative gamma'(t), each as :func:`gamma` returns it, by forward-mode differentiation.
+
+    So that a further backward pass goes through both in one graph. Arguments and errors are those of :func:`gamma`.
+    """
+    # The parameters get zero tangents made here: those that PyTorch makes itself have no storage, and a compiled backward
+    # pass that multiplies them as matrices crashes (2.13). The derivative is taken outside of vmap, as under it a product
+    # of a tangent of shape () with a number is of float64. A copy, as times that were expanded take no tangents.
     still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
-    # And a time alone gets an axis: a product of a tangent of shape () with a number is of float64, under vmap. A copy, as
-    # times that were expanded take no tangents.
-    one = t[None].clone()
-    gamma, slope = torch.func.jvp(schedule.gamma, (params, one), (still, torch.ones_like(one)))  # type: ignore[misc]
-    return gamma[0], slope[0]
+    flat = _flat(schedule, t, context).clone()
+    found, slope = torch.func.jvp(
+        lambda params, t: _over_times(schedule, params, t, context),  # type: ignore[misc]
+        (params, flat),
+        (still, torch.ones_like(flat)),
+    )
+    return found.reshape((*t.shape, *found.shape[1:])), slope.reshape((*t.shape, *slope.shape[1:]))
+
+
+def _flat(schedule: Schedule, t: Tensor, context: Any) -> Tensor:
+    _checks.floating("t", t)
+    if schedule.contextual and context is None:
+        raise ValueError("cond: expected the condition that the schedule takes for its context, got None")
+    return t.reshape(-1)
+
+
+class Levels(NamedTuple):
+    """The noise levels that the bound of a batch needs. Each field is (B,) or (B, *event_shape), the first two without
+    the leading axis where no context tells examples apart.
+
+    Attributes:
+        gamma_0, gamma_1: gamma at the times 0 and 1.
+        gamma_t: gamma at each example's time.
+        weight: the weight of its diffusion loss: gamma'(t) in continuous time (eq. 17), T expm1(gamma(t) - gamma(s)) in T
+            steps (eq. 14).
+    """
+
+    gamma_0: Tensor
+    gamma_1: Tensor
+    gamma_t: Tensor
+    weight: Tensor
+
+
+def levels(schedule: Schedule, params: Params, t: Tensor, timesteps: int = 0, context: Any = None) -> Levels:
+    """The noise levels of a batch at its times t, (B,), in continuous time or, with ``timesteps`` > 0, in T steps."""
+    if schedule.contextual:
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+    else:
+        zero, one = torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device).unbind(0)
+    gamma_0, gamma_1 = (gamma(schedule, params, end, context) for end in (zero, one))
+    if timesteps == 0:
+        return Levels(gamma_0, gamma_1, *gamma_and_slope(schedule, params, t, context))
+    gamma_t = gamma(schedule, params, t, context)
+    gamma_s = gamma(schedule, params, t - 1.0 / timesteps, context)
+    return Levels(gamma_0, gamma_1, gamma_t, timesteps * torch.expm1(gamma_t - gamma_s))
+
+
+def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = None) -> list[_checks.Fact]:
+    """That gamma is finite and increases, at nine times, in the dtype and on the device of ``like``; in eager."""
+    if not _checks.readable(like):
+        return []
+    with torch.no_grad():
+        t = torch.linspace(0.0, 1.0, 9, dtype=like.dtype, device=like.device)
+        if schedule.contextual:  # the first example's
+            context = optree.tree_map(lambda leaf: leaf[:1].expand(9, *leaf.shape[1:]), context)  # type: ignore[arg-type]
+        found = gamma(schedule, params, t, context)
+
+    def error() -> Exception:
+        values = _checks.plain(found).double().cpu()
+        values = values if values.ndim == 1 else values.flatten(1).mean(1)
+        return ValueError(
+            "schedule: expected gamma(t) to be finite and strictly increasing, got "
+            + ", ".join(f"{value:.4g}" for value in values.tolist()[::2])
+            + " at t = 0, 1/4, 1/2, 3/4, 1"
+            + (" (means over dimensions)" if found.ndim > 1 else "")
+        )
+
+    return [_checks.Fact(found.isfinite().all() & (found.diff(dim=0) > 0).all(), error)]
+
+
+# Lines
+
+
+class Linear(NamedTuple):
+    """The settings of a line."""
+
+    gamma_min: float
+    gamma_max: float
+
+
+def _linear(gamma_min: float, gamma_max: float) -> Linear:
+    return Linear(*_checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max))
 
 
 def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
     """gamma_min + (gamma_max - gamma_min) t, with nothing to learn.
 
     Raises:
-        TypeError, ValueError: ends that are no finite numbers, or gamma_min >= gamma_max.
+        TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
-    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+    line = _linear(gamma_min, gamma_max)
+    return Schedule(_no_params, partial(_fixed_gamma, line), endpoints=line[:2])
 
-    def init(key: Tensor) -> nn.Params:
-        _checks.key("key", key)
-        return {}
 
-    def gamma(params: nn.Params, t: Tensor) -> Tensor:
-        return low + (high - low) * _checks.floating("t", t)
+def _no_params(key: Key) -> Params:
+    _checks.key("key", key)
+    return {}
 
-    return Schedule(init, gamma)
+
+def _fixed_gamma(line: Linear, params: Params, t: Tensor) -> Tensor:
+    return line.gamma_min + (line.gamma_max - line.gamma_min) * _checks.floating("t", t)
 
 
 def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
     """b + |w| t, learned, from b = gamma_min and b + w = gamma_max at the start. Parameters ``{"w": (), "b": ()}``.
 
     Raises:
-        TypeError, ValueError: ends that are no finite numbers, or gamma_min >= gamma_max.
+        TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
-    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
-
-    def init(key: Tensor) -> nn.Params:
-        _checks.key("key", key)
-        return {"w": torch.tensor(high - low, device=key.device), "b": torch.tensor(low, device=key.device)}
-
-    def gamma(params: nn.Params, t: Tensor) -> Tensor:
-        return params["b"] + params["w"].abs() * _checks.floating("t", t)
-
-    return Schedule(init, gamma)
+    line = _linear(gamma_min, gamma_max)
+    return Schedule(partial(_line_init, line), _line_gamma, endpoints=line[:2])
 
 
-def monotone_mlp(gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 1024, pin_ends: bool = False) -> Schedule:
+def _line_init(line: Linear, key: Key) -> Params:
+    _checks.key("key", key)
+    return {
+        "w": torch.tensor(line.gamma_max - line.gamma_min, device=key.device),
+        "b": torch.tensor(line.gamma_min, device=key.device),
+    }
+
+
+def _line_gamma(params: Params, t: Tensor) -> Tensor:
+    return params["b"] + params["w"].abs() * _checks.floating("t", t)
+
+
+# Monotone networks
+
+
+class MonotoneMLP(NamedTuple):
+    """The settings of :func:`monotone_mlp`."""
+
+    gamma_min: float
+    gamma_max: float
+    hidden: int
+    pin_endpoints: bool
+
+
+def monotone_mlp(
+    gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 1024, pin_endpoints: bool = False
+) -> Schedule:
     """A learned monotone network (App. H): a line plus a hidden layer, with the absolute values of its kernels.
 
     h(t) = b + |w| t + |k3| . tanh((|k2| (2t - 1) + b2) / 2) / hidden. Increasing terms add up to an increasing sum.
 
     Args:
-        gamma_min, gamma_max: the line's ends at the start.
+        gamma_min, gamma_max: the line's endpoints at the start.
         hidden: the hidden layer's width.
-        pin_ends: False gives gamma = h, the official code's schedule, whose ends h(0) and h(1) lie off gamma_min and
-            gamma_max by what the hidden layer adds there. True rescales h so that gamma(0) = b and gamma(1) = b + |w|,
-            to the bit: two parameters are the ends, and the hidden layer shapes the interior alone.
+        pin_endpoints: False gives gamma = h, the official code's schedule, whose endpoints h(0) and h(1) are off gamma_min
+            and gamma_max by what the hidden layer adds there. True rescales h so that gamma(0) = b and gamma(1) = b + |w|
+            exactly: two parameters are the endpoints, and the hidden layer shapes the interior alone.
 
     Returns:
         A schedule with the parameters ``{"l1": {"kernel": (1, 1), "bias": (1,)}, "l2": {"kernel": (1, hidden), "bias":
         (hidden,)}, "l3": {"kernel": (hidden, 1)}}`` (w and b are l1's), as in the official code.
 
     Raises:
-        TypeError, ValueError: ends that are no finite numbers, gamma_min >= gamma_max, or hidden < 1.
+        TypeError, ValueError: endpoints that are not finite numbers, gamma_min >= gamma_max, or hidden < 1.
     """
-    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
-    hidden = _checks.integer("hidden", hidden, 1)
+    line = _linear(gamma_min, gamma_max)
+    settings = MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), bool(pin_endpoints))
+    return Schedule(partial(_mlp_init, settings), partial(_mlp_gamma, settings), endpoints=line[:2])
 
-    def init(key: Tensor) -> nn.Params:
-        _checks.key("key", key)
-        k2, k3 = random.split(key).unbind(0)
-        return {
-            "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low))
-            | {"bias": torch.tensor([low]).to(key.device)},
-            "l2": nn.dense_init(k2, 1, hidden, kernel_init=nn.normal(1e-2)),
-            "l3": nn.dense_init(k3, hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
-        }
 
-    def bump(params: nn.Params, t: Tensor) -> Tensor:
-        k2, b2, k3 = params["l2"]["kernel"][0].abs(), params["l2"]["bias"], params["l3"]["kernel"][:, 0].abs()
-        return torch.tanh(0.5 * (k2 * (2.0 * t[..., None] - 1.0) + b2)) @ k3 / hidden
+def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
+    _checks.key("key", key)
+    k2, k3 = random.split(key).unbind(0)
+    low, high, hidden, _ = settings
+    return {
+        "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low)) | {"bias": torch.tensor([low]).to(key.device)},
+        "l2": nn.dense_init(k2, 1, hidden, kernel_init=nn.normal(1e-2)),
+        "l3": nn.dense_init(k3, hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
+    }
 
-    def gamma(params: nn.Params, t: Tensor) -> Tensor:
-        _checks.floating("t", t)
-        b, w = params["l1"]["bias"][0], params["l1"]["kernel"][0, 0].abs()
-        if not pin_ends:
-            return b + w * t + bump(params, t)
-        ends = bump(params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-        rise = w + (ends[1] - ends[0])
-        return b + w * ((w * t + (bump(params, t) - ends[0])) / rise)
 
-    return Schedule(init, gamma)
+def _mlp_bump(settings: MonotoneMLP, params: Params, t: Tensor) -> Tensor:
+    k2, b2, k3 = params["l2"]["kernel"][0].abs(), params["l2"]["bias"], params["l3"]["kernel"][:, 0].abs()
+    return torch.tanh(0.5 * (k2 * (2.0 * t[..., None] - 1.0) + b2)) @ k3 / settings.hidden
+
+
+def _mlp_gamma(settings: MonotoneMLP, params: Params, t: Tensor) -> Tensor:
+    _checks.floating("t", t)
+    b, w = params["l1"]["bias"][0], params["l1"]["kernel"][0, 0].abs()
+    bump = _mlp_bump(settings, params, t)
+    if not settings.pin_endpoints:
+        return b + w * t + bump
+    ends = _mlp_bump(settings, params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
+    return b + w * _pinned((w * t + (bump - ends[0])) / (w + (ends[1] - ends[0])), t)
+
+
+def _pinned(risen: Tensor, t: Tensor) -> Tensor:
+    """A curve from 0 to 1 with these values set at t = 0 and t = 1, where sums of another shape may round otherwise; its
+    derivative stays."""
+    at = risen.detach()
+    return risen - ((t == 0.0).to(t.dtype) * at + (t == 1.0).to(t.dtype) * (at - 1.0))
+
+
+class ConstrainedMonotone(NamedTuple):
+    """The settings of :func:`constrained_monotone`."""
+
+    gamma_min: float
+    gamma_max: float
+    hidden: tuple[int, ...]
+    activation: str
+    weights: tuple[float, ...]
 
 
 def constrained_monotone(
@@ -139,14 +319,14 @@ def constrained_monotone(
     activation: str = "elu",
     weights: Sequence[float] = (7, 7, 2),
 ) -> Schedule:
-    """A learned monotone network between exact ends (Runje & Shankaranarayana 2023, arXiv 2205.11775).
+    """A learned monotone network between exact endpoints (Runje & Shankaranarayana 2023, arXiv 2205.11775).
 
     gamma(t) = b + |w| (t + f(t) - f(0)) / (1 + f(1) - f(0)), f being layers of :func:`purevdm.nn.monotone_dense` over
-    2t - 1. So gamma(0) = b and gamma(1) = b + |w| to the bit, two parameters; f shapes the interior alone, any increasing
+    2t - 1. So gamma(0) = b and gamma(1) = b + |w| exactly, two parameters; f shapes the interior alone, into any increasing
     curve; and gamma increases strictly, however flat f is.
 
     Args:
-        gamma_min, gamma_max: the ends at the start, between which gamma starts close to a line.
+        gamma_min, gamma_max: the endpoints at the start, between which gamma starts close to a line.
         hidden: the widths of the hidden layers.
         activation: the base of their activations, one of ``purevdm.nn.CONVEX``.
         weights: how many units are convex, concave and saturated, relative to one another.
@@ -155,36 +335,36 @@ def constrained_monotone(
         A schedule with the parameters ``{"w": (), "b": (), "layers": {"0": {"kernel", "bias"}, ...}}``.
 
     Raises:
-        TypeError, ValueError: ends that are no finite numbers, gamma_min >= gamma_max, no hidden layer, an activation that
-            is not increasing and convex, or weights that are not three.
+        TypeError, ValueError: endpoints that are not finite numbers, gamma_min >= gamma_max, no hidden layer, an
+            activation that is not increasing and convex, or weights that are not three.
     """
-    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
-    widths = [_checks.integer(f"hidden[{i}]", n, 1) for i, n in enumerate(hidden)]
+    line = _linear(gamma_min, gamma_max)
+    widths = tuple(_checks.integer(f"hidden[{i}]", n, 1) for i, n in enumerate(hidden))
     if not widths:
         raise ValueError("hidden: expected at least one layer, got none")
     nn.monotone_activation(torch.zeros(1), activation, weights)  # refuses bad ones here
+    settings = ConstrainedMonotone(*line, widths, activation, tuple(weights))
+    return Schedule(partial(_constrained_init, settings), partial(_constrained_gamma, settings), endpoints=line[:2])
 
-    def init(key: Tensor) -> nn.Params:
-        _checks.key("key", key)
-        *k_hidden, k_out = random.split(key, len(widths) + 1).unbind(0)
-        layers = [nn.dense_init(k, n, m) for k, n, m in zip(k_hidden, [1, *widths], widths, strict=False)]
-        layers.append(nn.dense_init(k_out, widths[-1], 1, bias=False, kernel_init=nn.normal(1e-3)))
-        line = {"w": torch.tensor(high - low, device=key.device), "b": torch.tensor(low, device=key.device)}
-        return line | {"layers": {str(i): layer for i, layer in enumerate(layers)}}
 
-    def bend(params: nn.Params, t: Tensor) -> Tensor:
-        h = (2.0 * t - 1.0)[..., None]
-        for i in range(len(widths)):
-            h = nn.monotone_dense(params["layers"][str(i)], h, 1, activation, weights)
-        return nn.monotone_dense(params["layers"][str(len(widths))], h, 1, None)[..., 0]
+def _constrained_init(settings: ConstrainedMonotone, key: Key) -> Params:
+    widths = settings.hidden
+    line = _line_init(Linear(settings.gamma_min, settings.gamma_max), key)
+    *k_hidden, k_out = random.split(key, len(widths) + 1).unbind(0)
+    layers = [nn.dense_init(k, n, m) for k, n, m in zip(k_hidden, [1, *widths], widths, strict=False)]
+    layers.append(nn.dense_init(k_out, widths[-1], 1, bias=False, kernel_init=nn.normal(1e-3)))
+    return line | {"layers": {str(i): layer for i, layer in enumerate(layers)}}
 
-    def gamma(params: nn.Params, t: Tensor) -> Tensor:
-        _checks.floating("t", t)
-        ends = bend(params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-        risen = (t + (bend(params, t) - ends[0])) / (1.0 + (ends[1] - ends[0]))
-        # At the ends a product of other shape may round otherwise: there the value is set, and the derivative left.
-        at = risen.detach()
-        off = (t == 0.0).to(t.dtype) * at + (t == 1.0).to(t.dtype) * (at - 1.0)
-        return params["b"] + params["w"].abs() * (risen - off)
 
-    return Schedule(init, gamma)
+def _bend(settings: ConstrainedMonotone, params: Params, t: Tensor) -> Tensor:
+    h, last = (2.0 * t - 1.0)[..., None], len(settings.hidden)
+    for i in range(last):
+        h = nn.monotone_dense(params["layers"][str(i)], h, 1, settings.activation, settings.weights)
+    return nn.monotone_dense(params["layers"][str(last)], h, 1, None)[..., 0]
+
+
+def _constrained_gamma(settings: ConstrainedMonotone, params: Params, t: Tensor) -> Tensor:
+    _checks.floating("t", t)
+    ends = _bend(settings, params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
+    risen = (t + (_bend(settings, params, t) - ends[0])) / (1.0 + (ends[1] - ends[0]))
+    return params["b"] + params["w"].abs() * _pinned(risen, t)

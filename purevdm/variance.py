@@ -1,29 +1,31 @@
 """Learning a schedule's interior by the variance of the bound's estimate (App. I.2).
 
-In continuous time the bound depends on the schedule's ends alone; the interior only says how noisy its Monte Carlo
-estimate is. With gamma(t) = gamma_0 + (gamma_1 - gamma_0) r(t), r from 0 to 1, the ends follow the bound and r the variance.
-Since the estimate's mean does not depend on r, the gradient of its variance is that of its square, 2 L dL/dr.
+In continuous time the bound depends on the schedule's endpoints alone; the interior only says how noisy its Monte Carlo
+estimate is. With gamma(t) = gamma_0 + (gamma_1 - gamma_0) r(t), r from 0 to 1, the endpoints follow the bound and r the
+variance. Since the estimate's mean does not depend on r, the gradient of its variance is that of its square, 2 L dL/dr.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from purevdm import nn
-from purevdm.elbo import Levels
-from purevdm.schedules import Schedule, gamma_and_slope
+from purevdm import elbo, process, schedules
+from purevdm.elbo import ELBO, Model, Noise
+from purevdm.schedules import Levels, Schedule
+from purevdm.types import Params
 
-__all__ = ["Curve", "curve", "levels", "pull_back", "variance_cotangent"]
+__all__ = ["Curve", "curve", "gradients", "levels", "pull_back", "variance_cotangent"]
 
 
 class Curve(NamedTuple):
-    """A schedule at a batch's times, its ends apart from its interior.
+    """A schedule at a batch's times, its endpoints apart from its interior.
 
     Attributes:
-        gamma_0, gamma_1: the ends, each ().
-        r: the place between them, (B,), in [0, 1].
-        slope: r'(t), (B,).
+        gamma_0, gamma_1: the endpoints, each () or ``event_shape``, with a leading axis B where a context tells examples
+            apart.
+        r: the way from one to the other, (B,) or (B, *event_shape), in [0, 1].
+        slope: r'(t), as r.
     """
 
     gamma_0: Tensor
@@ -32,20 +34,18 @@ class Curve(NamedTuple):
     slope: Tensor
 
 
-def curve(schedule: Schedule, params: nn.Params, t: Tensor) -> Curve:
-    """The schedule at times t, (B,). Any schedule will do: those of a line have an r that nothing moves."""
-    zero, one = (torch.full((), end, dtype=t.dtype, device=t.device) for end in (0.0, 1.0))
-    gamma_0, gamma_1 = schedule.gamma(params, zero), schedule.gamma(params, one)
-    gamma_t, slope = gamma_and_slope(schedule, params, t)
+def curve(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> Curve:
+    """The schedule at times (B,), in continuous time."""
+    gamma_0, gamma_1, gamma_t, slope = schedules.levels(schedule, params, t, 0, context)
     rise = gamma_1 - gamma_0
     return Curve(gamma_0, gamma_1, (gamma_t - gamma_0) / rise, slope / rise)
 
 
 def levels(curve: Curve) -> Levels:
-    """What the bound asks of the schedule, in continuous time, for a batch: each field (B,)."""
+    """What the bound asks of the schedule: the inverse of :func:`curve`."""
     gamma_0, gamma_1, r, slope = curve
     rise = gamma_1 - gamma_0
-    return Levels(gamma_0.expand(r.shape), gamma_1.expand(r.shape), gamma_0 + rise * r, rise * slope)
+    return Levels(gamma_0, gamma_1, gamma_0 + rise * r, rise * slope)
 
 
 def variance_cotangent(gradient: Curve, diffusion: Tensor) -> Curve:
@@ -58,17 +58,40 @@ def variance_cotangent(gradient: Curve, diffusion: Tensor) -> Curve:
         gradient: of the mean bound.
         diffusion: L_i, (B,), in the bound's units.
     """
-    return gradient._replace(r=2.0 * diffusion * gradient.r, slope=2.0 * diffusion * gradient.slope)
+    twice = process.align(2.0 * diffusion, gradient.r)
+    return gradient._replace(r=twice * gradient.r, slope=twice * gradient.slope)
 
 
-def pull_back(schedule: Schedule, params: nn.Params, t: Tensor, cotangent: Curve) -> nn.Params:
+def pull_back(schedule: Schedule, params: Params, t: Tensor, cotangent: Curve, context: Any = None) -> Params:
     """The gradient with respect to the schedule's parameters from one with respect to the curve."""
     if not params:
         return {}
     held = Curve(*(part.detach() for part in cotangent))
 
-    def product(params: nn.Params) -> Tensor:
-        parts = zip(curve(schedule, params, t), held, strict=True)
+    def product(params: Params) -> Tensor:
+        parts = zip(curve(schedule, params, t, context), held, strict=True)
         return sum(((part * weight).sum() for part, weight in parts), torch.zeros((), dtype=t.dtype, device=t.device))
 
     return torch.func.grad(product)(params)
+
+
+def gradients(
+    model: Model, params: Params, x: Tensor, noise: Noise, scale: float, cond: Any = None
+) -> tuple[Params, ELBO, Curve]:
+    """The gradient of the mean bound times ``scale``, but for the schedule's interior that of the mean squared diffusion
+    loss (its losses times ``scale``), in one pass.
+
+    Returns:
+        The gradients, the bound's terms (each (B,), nats), and the schedule's curve.
+    """
+    context = cond if model.schedule.contextual else None
+    at = curve(model.schedule, params["schedule"], noise.t, context)
+
+    def mean(params: Params, curve: Curve) -> tuple[Tensor, ELBO]:
+        terms = elbo.bound_at(model, params, x, noise, levels(curve), cond)
+        return terms.total.mean() * scale, terms
+
+    (network, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(params["network"], at)
+    cotangent = variance_cotangent(of_curve, terms.diffusion * scale)
+    of_schedule = pull_back(model.schedule, params["schedule"], noise.t, cotangent, context)
+    return {"network": network, "schedule": of_schedule}, terms, at

@@ -1,97 +1,285 @@
-"""A model: a network, a schedule and a decoder bound into pure functions of parameters and keys."""
+"""A model: a network, a schedule and a decoder, and the functions of parameters and keys that they make together."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, elbo, random, variance
-from purevdm.decoder import Decoder, discrete, integers
-from purevdm.elbo import ELBO, Noise
+from purevdm import _checks, _values, denoiser, elbo, random, sampling, schedules, variance
+from purevdm._compile import constant
+from purevdm.decoders import Decoder, discrete
+from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
-from purevdm.nn import Params
-from purevdm.sampler import Sample, sampler
+from purevdm.sampling import Sample
 from purevdm.schedules import Schedule
+from purevdm.solvers import Solver
+from purevdm.types import Key, Params, Shape
 
 __all__ = ["VDM", "Sample", "vdm"]
 
 
-Part = tuple[Any, int]
-"""(i, k): the i-th of k equal parts of a batch; i may be an integer tensor."""
-
-
 class VDM(NamedTuple):
-    """A variational diffusion model. Every function is pure; B is the batch size.
+    """A variational diffusion model: data, and pure functions that read it. :func:`vdm` makes one and checks its parts.
+
+    ``model._replace(timesteps=1000)`` is the same model in 1000 steps. Models pickle, compare and print by content.
+
+    In the methods, B is the batch size. ``params`` are nested dicts of tensors, ``{"network": ..., "schedule": ...}``, of
+    the structure, shapes and dtypes that ``init`` gives. x holds data, (B, *event_shape), which the decoder checks.
+    ``cond`` is a condition for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of
+    these examples where they are rows of a larger batch. ``train`` switches the network's dropout on.
 
     Attributes:
-        init: ``init(key) -> params``, nested dicts of tensors: ``{"network": ..., "schedule": ...}``.
-        loss_fn: ``loss_fn(params, x, key, cond=None, *, train=True)``: the bound's Monte Carlo estimate, the mean over the
-            batch, in bits per dimension, shape (). x holds integers (B, *event_shape). ``train=False`` switches
-            dropout off. ``part=(i, k)`` says that x is the i-th of k equal parts of a batch, whose noise is drawn for the
-            whole: the parts' losses and gradients average to the whole's, over processes or pieces. (All four functions
-            of a batch take it, and ``draw``.)
-        loss_and_stats: like ``loss_fn``, but ``(loss, stats)`` for ``has_aux=True``: a dict of the parts ``recon``,
-            ``prior`` and ``diffusion`` (bits/dim, they sum to the loss) and the ends ``gamma_0`` and ``gamma_1``.
-        vlb_and_variance_grads: ``vlb_and_variance_grads(params, x, key, cond=None, *, train=True, has_aux=False)``: in one
-            pass, ``(grads, loss)`` as ``torch.func.grad_and_value(loss_fn)`` gives them, or ``(grads, (loss, stats))``, but
-            with the schedule's interior following not the bound but the variance of its estimate, the mean of the squared
-            diffusion losses in (bits/dim)**2 (App. I.2, :mod:`purevdm.variance`). In continuous time only.
-        elbo: ``elbo(params, x, key, cond=None, *, train=False) -> ELBO``: the three terms, each (B,), nats.
-        elbo_core: ``elbo_core(params, x, noise, cond=None) -> ELBO``: one example with explicit noise, each (), nats.
-        draw: ``draw(key, n, *, train=True) -> Noise``: the noise that ``elbo`` draws for a batch of n.
-        sample: ``sample(params, key, n, *, steps=1000, method="ancestral", grid="time", cond=None, guidance=1.0,
-            decode="argmax", clip=False, trajectory=False, callback=None)``: n samples, int64 (n, *event_shape); see
-            :func:`purevdm.sampler.sampler`.
-        eps_hat: ``eps_hat(params, z, gamma, cond=None, x_hat=None)``: the predicted noise in a batch of latents, gamma of
-            shape (B,); a self-conditioned network makes its own estimate of the data where none is given.
-        gamma: ``gamma(params, t)``: the schedule, elementwise.
-        network, schedule, decoder, event_shape, timesteps, dtype: what the model was made of.
+        network: predicts the noise in a latent.
+        schedule: gamma(t).
+        decoder: data to numbers and back.
+        event_shape: the shape of one example.
+        timesteps: T, the number of steps of the discrete-time bound, or 0 for continuous time.
+        antithetic: whether a batch's times are spread evenly.
+        dtype: of parameters, latents and losses.
+
+    Raises (every method):
+        TypeError, ValueError: bad arguments, named: parameters of another structure or not finite (the leaf is named),
+            a schedule that does not increase, data of another shape or outside of the decoder's support, an empty batch,
+            a key of the wrong form. Values in tensors are read in eager alone, in one transfer.
     """
 
-    init: Callable[[Tensor], Params]
-    loss_fn: Callable[..., Tensor]
-    loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]]
-    vlb_and_variance_grads: Callable[..., tuple[Params, Any]]
-    elbo: Callable[..., ELBO]
-    elbo_core: Callable[..., ELBO]
-    draw: Callable[..., Noise]
-    sample: Callable[..., Any]
-    eps_hat: Callable[..., Tensor]
-    gamma: Callable[[Params, Tensor], Tensor]
     network: Network
     schedule: Schedule
     decoder: Decoder
     event_shape: tuple[int, ...]
-    timesteps: int
-    dtype: torch.dtype
+    timesteps: int = 0
+    antithetic: bool = True
+    dtype: torch.dtype = torch.float32
+
+    # Parameters and noise
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters: ``{"network": ..., "schedule": ...}``."""
+        k_network, k_schedule = random.split(_checks.key("key", key)).unbind(0)
+        params = {"network": self.network.init(k_network, self.event_shape), "schedule": self.schedule.init(k_schedule)}
+        return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
+
+    def seeds(self, key: Key, n: int) -> Seeds:
+        """The seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
+        return elbo.draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
+
+    def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
+        """The noise that the losses draw for a batch of n, each field (n, ...)."""
+        return elbo.draw_noise(self._seeds(key, n), self.event_shape, train)
+
+    # The bound
+
+    def loss_fn(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True) -> Tensor:
+        """The bound's Monte Carlo estimate, the mean over the batch: bits per dimension, shape ()."""
+        return self.loss_and_stats(params, x, key, cond, train=train)[0]
+
+    def loss_and_stats(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """:meth:`loss_fn` and its parts, for ``has_aux=True``.
+
+        Returns:
+            The loss, and a dict of the parts ``recon``, ``prior`` and ``diffusion`` (bits/dim, they sum to the loss) and of
+            the endpoints ``gamma_0`` and ``gamma_1`` (means, where a dimension or an example has its own).
+        """
+        terms, levels = self._bound(params, x, key, cond, train)
+        return self._summary(terms, levels.gamma_0, levels.gamma_1)
+
+    def vlb_and_variance_grads(
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        train: bool = True,
+        has_aux: bool = False,
+    ) -> tuple[Params, Any]:
+        """``(grads, loss)`` as ``torch.func.grad_and_value(loss_fn)`` gives them, in one pass, but with the schedule's
+        interior following not the bound but the variance of its estimate: the mean of the squared diffusion losses,
+        (bits/dim)**2 (App. I.2, :mod:`purevdm.variance`). In continuous time only.
+
+        Returns:
+            ``(grads, loss)``, or ``(grads, (loss, stats))`` with ``has_aux``.
+        """
+        if self.timesteps:
+            raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
+        n = self._check(params, x, cond)
+        noise = self.draw(key, n, train=train)
+        grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
+        loss, stats = self._summary(terms, curve.gamma_0, curve.gamma_1)
+        return grads, (loss, stats) if has_aux else loss
+
+    def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
+        """The bound's three terms for each example: each (B,), nats."""
+        return self._bound(params, x, key, cond, train)[0]
+
+    def elbo_core(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
+        """The bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
+        _checks.shaped("x", x, self.event_shape)
+        _checks.shaped("noise.t", noise.t, ())
+        _checks.shaped("noise.eps_0", noise.eps_0, self.event_shape)
+        _checks.shaped("noise.eps", noise.eps, self.event_shape)
+
+        def batch(leaf: Tensor | None) -> Tensor | None:
+            return None if leaf is None else leaf[None]
+
+        cond = None if cond is None else optree.tree_map(batch, cond, none_is_leaf=True)
+        self._check(params, x[None], cond)
+        terms = elbo.bound(self, params, x[None], Noise(*map(batch, noise)), cond)  # type: ignore[arg-type]
+        return ELBO(*(term[0] for term in terms))
+
+    # Prediction and samples
+
+    def gamma(self, params: Params, t: Tensor, cond: Any = None) -> Tensor:
+        """The schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
+        return schedules.gamma(self.schedule, params["schedule"], t, cond if self.schedule.contextual else None)
+
+    def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
+        """The predicted noise in latents z, (B, *event_shape), at gamma, (B,) or (B, *event_shape).
+
+        A self-conditioned network makes its own estimate x_hat of the data where none is given.
+        """
+        _checks.floating("z", z)
+        _checks.shaped("z", z, (*z.shape[:1], *self.event_shape))
+        if gamma.shape != z.shape:
+            _checks.shaped("gamma", gamma, z.shape[:1])
+        if x_hat is None:
+            return denoiser.in_bound(self.network, self.decoder, params["network"], z, gamma, cond)
+        return denoiser.eps_hat(self.network, params["network"], z, gamma, cond, None, x_hat)
+
+    def sample(
+        self,
+        params: Params,
+        key: Key,
+        n: int,
+        *,
+        steps: int | Tensor = 1000,
+        solver: Solver | None = None,
+        grid: str = "time",
+        cond: Any = None,
+        guidance: float | Tensor = 1.0,
+        decode: str = "argmax",
+        clip: bool = False,
+        trajectory: bool = False,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Any:
+        """n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0. Builds no autograd graph.
+
+        A self-conditioned network sees each step's estimate of the data, clamped to their range, in the next.
+
+        Args:
+            params, key, n: the parameters, a key, how many.
+            steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
+            solver: a value of :mod:`purevdm.solvers`; ancestral sampling (eq. 34) where left out.
+            grid: what the steps are even in, "time" or "gamma".
+            cond: n conditions.
+            guidance: other than 1, weighs the condition against none, for a network with ``cond_drop`` > 0 (classifier-free,
+                Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
+            decode: "argmax", or "sample" to draw from p(x given z_0).
+            clip: whether to clamp every estimate of the data to their range.
+            trajectory: whether to return a :class:`Sample`, with all latents.
+            callback: in eager, called as ``callback(i, z)`` after each step.
+        """
+        _checks.verify(self._facts(params, cond))
+        return sampling.sample(
+            self,
+            params,
+            key,
+            n,
+            steps=steps,
+            solver=solver,
+            grid=grid,
+            cond=cond,
+            guidance=guidance,
+            decode=decode,
+            clip=clip,
+            trajectory=trajectory,
+            callback=callback,
+        )
+
+    # What the methods share
+
+    @property
+    def _bits_per_nat(self) -> float:
+        """From nats an example to bits per dimension."""
+        return 1.0 / (math.prod(self.event_shape) * math.log(2.0))
+
+    @constant
+    def _structure(self) -> _checks.Structure:
+        return _structure(self.network.init, self.schedule.init, self.event_shape, self.dtype)
+
+    def _facts(self, params: Params, cond: Any) -> list[_checks.Fact]:
+        facts = _checks.matches("params", params, self._structure())
+        if not torch.compiler.is_compiling():
+            like = torch.empty((), dtype=self.dtype, device=_device(params))
+            facts += schedules.increasing(self.schedule, params["schedule"], like, cond)
+        return facts
+
+    def _check(self, params: Params, x: Tensor, cond: Any) -> int:
+        """Checks what every loss is given. Returns the size of the batch."""
+        holds = self.decoder.check(x)
+        if x.ndim == 0 or tuple(x.shape[1:]) != self.event_shape:
+            shape = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"x: expected shape (B, {shape}), got {_checks.describe(x)}")
+        if x.shape[0] == 0:
+            raise ValueError(f"x: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
+        facts = self._facts(params, cond)
+        if _checks.readable(x):
+            facts.append(_checks.Fact(holds, lambda: _checks.outside(self.decoder.support, "x", x)))
+        _checks.verify(facts)
+        return x.shape[0]
+
+    def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
+        if not isinstance(key, Seeds):
+            return self.seeds(key, n)
+        _checks.shaped("key.t", key.t, (n,))
+        _checks.shaped("key.key", key.key, (n, 2))
+        return key
+
+    def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> tuple[ELBO, schedules.Levels]:
+        n = self._check(params, x, cond)
+        noise = self.draw(key, n, train=train)
+        context = cond if self.schedule.contextual else None
+        levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, context)
+        return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels
+
+    def _summary(self, terms: ELBO, gamma_0: Tensor, gamma_1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        stats = {name: term.mean() * self._bits_per_nat for name, term in terms._asdict().items()}
+        loss = stats["recon"] + stats["prior"] + stats["diffusion"]
+        return loss, stats | {"gamma_0": gamma_0.mean(), "gamma_1": gamma_1.mean()}
 
 
-def batched(cond: Any, n: int) -> Any:
-    """The batch axes of a condition for vmap's ``in_dims``: the first of every tensor in it, n long.
+def _device(params: Params) -> torch.device:
+    leaves = optree.tree_leaves(params)  # type: ignore[arg-type, var-annotated]
+    return leaves[0].device if leaves else torch.device("cpu")  # type: ignore[attr-defined]
 
-    Raises:
-        ValueError: a tensor of another length.
-    """
-    if cond is None:
-        return None
 
-    def axis(leaf: Any) -> int | None:
-        if leaf is None:
-            return None
-        if _checks.tensor("cond", leaf).ndim == 0 or leaf.shape[0] != n:
-            raise ValueError(f"cond: expected a condition for each of the {n} examples, got {_checks.describe(leaf)}")
-        return 0
+@functools.lru_cache(maxsize=256)
+def _structure(
+    network_init: Callable[..., Params], schedule_init: Callable[..., Params], event_shape: Shape, dtype: torch.dtype
+) -> _checks.Structure:
+    """The leaves of a model's parameters, without computing them where their ``init`` runs on the meta device."""
 
-    return optree.tree_map(axis, cond, none_is_leaf=True)
+    def init(key: Key) -> Params:
+        return {"network": network_init(key, event_shape), "schedule": schedule_init(key)}
+
+    try:
+        params = init(random.key(0, device="meta"))
+    except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
+        params = init(random.key(0))
+    leaves = _checks.structure(params)
+    return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
 
 
 def vdm(
     network: Network,
     schedule: Schedule,
-    event_shape: Sequence[int],
+    event_shape: Shape,
     vocab_size: int | None = None,
     *,
     decoder: Decoder | None = None,
@@ -99,14 +287,14 @@ def vdm(
     antithetic: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> VDM:
-    """Binds a network, a schedule and a decoder into a variational diffusion model.
+    """A variational diffusion model of a network, a schedule and a decoder.
 
     Args:
-        network: predicts the noise; see :mod:`purevdm.networks`.
-        schedule: gamma(t); see :mod:`purevdm.schedules`.
+        network: predicts the noise, the data or v; see :mod:`purevdm.networks`.
+        schedule: gamma(t); see :mod:`purevdm.schedules`. A network that normalises gamma takes its endpoints.
         event_shape: the shape of one example, of any rank: (3, 32, 32) for images, (2,) for points, (length,) for series.
         vocab_size: how many values the data take, 256 unless a decoder is given.
-        decoder: another decoder than ``purevdm.decoder.discrete(vocab_size)``.
+        decoder: another decoder than ``purevdm.decoders.discrete(vocab_size)``.
         timesteps: T, the number of steps of the discrete-time bound (eq. 14), or 0 or None for continuous time (eq. 17).
         antithetic: whether a batch's times are spread evenly (App. I) or independent.
         dtype: of parameters, latents and losses: float32, or float64 for proofs.
@@ -115,9 +303,7 @@ def vdm(
         A :class:`VDM`.
 
     Raises:
-        TypeError, ValueError: here, arguments out of range; in the model's functions, floats or out-of-range integers as
-            x, a wrong event shape, an empty batch, a key of the wrong form, steps < 1, NaN in the parameters (the leaf is
-            named). Values are looked at in eager only; no check breaks a compiled graph.
+        TypeError, ValueError: arguments out of range, or a network made for other endpoints of gamma than the schedule's.
 
     >>> import torch, purevdm
     >>> from purevdm import random
@@ -128,143 +314,38 @@ def vdm(
     >>> model.sample(params, random.key(3), 5, steps=10).shape
     torch.Size([5, 2])
     """
-    for name, part, form in (("network", network, ("init", "apply")), ("schedule", schedule, ("init", "gamma"))):
-        if not all(callable(getattr(part, f, None)) for f in form):
-            raise TypeError(f"{name}: expected a NamedTuple with {' and '.join(form)}, got {_checks.describe(part)}")
+    for name, part, kind in (("network", network, Network), ("schedule", schedule, Schedule)):
+        if not isinstance(part, kind):
+            raise TypeError(f"{name}: expected a purevdm {kind.__name__}, got {_checks.describe(part)}")
     event_shape = _checks.shape("event_shape", event_shape)
     if 0 in event_shape:
         raise ValueError(f"event_shape: expected sizes of at least 1, got {event_shape}")
     if decoder is not None and vocab_size is not None:
         raise ValueError(f"vocab_size: the decoder has its own, {decoder.vocab_size}; leave this one out")
     decoder = discrete(256 if vocab_size is None else vocab_size) if decoder is None else decoder
+    if not isinstance(decoder, Decoder):
+        raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
     timesteps = 0 if timesteps is None else _checks.integer("timesteps", timesteps, 0)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
-    nats_to_bits_per_dim = 1.0 / (math.prod(event_shape) * math.log(2.0))
+    network = _told(network, schedule)
+    return VDM(network, schedule, decoder, event_shape, timesteps, bool(antithetic), dtype)
 
-    def init(key: Tensor) -> Params:
-        k_network, k_schedule = random.split(_checks.key("key", key)).unbind(0)
-        params = {"network": network.init(k_network, event_shape), "schedule": schedule.init(k_schedule)}
-        return optree.tree_map(lambda leaf: leaf.to(dtype), params)  # type: ignore[arg-type, return-value]
 
-    def check_batch(x: Tensor) -> int:
-        integers(x)
-        if x.ndim == 0 or tuple(x.shape[1:]) != event_shape:
-            raise ValueError(f"x: expected shape (B, {', '.join(map(str, event_shape))}), got {_checks.describe(x)}")
-        if x.shape[0] == 0:
-            raise ValueError(f"x: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
-        _checks.within("x", x, 0, decoder.vocab_size - 1)
-        return x.shape[0]
-
-    def draw(key: Tensor, n: int, *, train: bool = True, part: Part = (0, 1)) -> Noise:
-        options = dict(antithetic=antithetic, timesteps=timesteps, dtype=dtype, train=train, part=part)
-        return elbo.draw(key, n, event_shape, **options)  # type: ignore[arg-type]
-
-    def elbo_core(params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
-        _checks.params("params", params)
-        _checks.shaped("x", integers(x), event_shape)
-        _checks.within("x", x, 0, decoder.vocab_size - 1)
-        _checks.shaped("noise.t", noise.t, ())
-        _checks.shaped("noise.eps_0", noise.eps_0, event_shape)
-        _checks.shaped("noise.eps", noise.eps, event_shape)
-        return elbo.elbo(network, schedule, decoder, timesteps, params, x, noise, cond)
-
-    def batch_elbo(
-        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = False, part: Part = (0, 1)
-    ) -> ELBO:
-        _checks.params("params", params)
-        n = check_batch(x)
-        noise = draw(key, n, train=train, part=part)
-
-        def one(x: Tensor, noise: Noise, cond: Any) -> ELBO:
-            return elbo.elbo(network, schedule, decoder, timesteps, params, x, noise, cond)
-
-        return torch.func.vmap(one, in_dims=(0, elbo.axes(train), batched(cond, n)))(x, noise, cond)
-
-    def loss_and_stats(
-        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True, part: Part = (0, 1)
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = batch_elbo(params, x, key, cond, train=train, part=part)
-        ends = schedule.gamma(params["schedule"], torch.tensor([0.0, 1.0], dtype=dtype, device=x.device))
-        return summarise(terms, ends[0], ends[1])
-
-    def summarise(terms: ELBO, gamma_0: Tensor, gamma_1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        stats = {name: term.mean() * nats_to_bits_per_dim for name, term in terms._asdict().items()}
-        loss = stats["recon"] + stats["prior"] + stats["diffusion"]
-        return loss, stats | {"gamma_0": gamma_0, "gamma_1": gamma_1}
-
-    def loss_fn(
-        params: Params, x: Tensor, key: Tensor, cond: Any = None, *, train: bool = True, part: Part = (0, 1)
-    ) -> Tensor:
-        return loss_and_stats(params, x, key, cond, train=train, part=part)[0]
-
-    def vlb_and_variance_grads(
-        params: Params,
-        x: Tensor,
-        key: Tensor,
-        cond: Any = None,
-        *,
-        train: bool = True,
-        part: Part = (0, 1),
-        has_aux: bool = False,
-    ) -> tuple[Params, Any]:
-        if timesteps:
-            raise ValueError(f"timesteps: in {timesteps} steps the bound depends on the schedule's interior; expected 0")
-        _checks.params("params", params)
-        n = check_batch(x)
-        noise = draw(key, n, train=train, part=part)
-        axes = (0, elbo.axes(train), 0, batched(cond, n))
-
-        def bound(params: Params, curve: variance.Curve) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
-            def one(x: Tensor, noise: Noise, levels: elbo.Levels, cond: Any) -> ELBO:
-                return elbo.terms(network, decoder, params, x, noise, levels, cond)
-
-            terms = torch.func.vmap(one, in_dims=axes)(x, noise, variance.levels(curve), cond)
-            loss, stats = summarise(terms, curve.gamma_0, curve.gamma_1)
-            return loss, (stats, terms.diffusion * nats_to_bits_per_dim)
-
-        curve = variance.curve(schedule, params["schedule"], noise.t)
-        grads, (loss, (stats, diffusion)) = torch.func.grad_and_value(bound, argnums=(0, 1), has_aux=True)(
-            params["network"], curve
+def _told(network: Network, schedule: Schedule) -> Network:
+    """The network with the schedule's endpoints, if it was given none."""
+    endpoints = schedule.endpoints
+    if endpoints is None and not schedule.contextual:
+        ends = schedules.gamma(schedule, schedule.init(random.key(0)), torch.tensor([0.0, 1.0]))
+        endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
+    if endpoints is None:
+        return network
+    if network.endpoints is None:
+        told = {name: _values.rebound(getattr(network, name), endpoints=endpoints) for name in ("init", "apply")}
+        return network._replace(**told, endpoints=endpoints if told["apply"] is not network.apply else None)
+    if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(network.endpoints, endpoints, strict=True)):
+        raise ValueError(
+            f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
+            f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out"
         )
-        cotangent = variance.variance_cotangent(grads[1], diffusion)
-        both = {
-            "network": grads[0],
-            "schedule": variance.pull_back(schedule, params["schedule"], noise.t, cotangent),
-        }
-        return both, (loss, stats) if has_aux else loss
-
-    def gamma(params: Params, t: Tensor) -> Tensor:
-        return schedule.gamma(params["schedule"], t)
-
-    def eps_hat(params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
-        _checks.floating("z", z)
-        _checks.shaped("z", z, (*z.shape[:1], *event_shape))
-        _checks.shaped("gamma", gamma, z.shape[:1])
-
-        def one(z: Tensor, gamma: Tensor, cond: Any, x_hat: Tensor | None) -> Tensor:
-            if x_hat is None:
-                return elbo.predict(network, decoder, params["network"], z, gamma, cond)
-            return network.apply(params["network"], z, gamma, cond=cond, x_hat=x_hat)
-
-        axes = (0, 0, batched(cond, z.shape[0]), None if x_hat is None else 0)
-        return torch.func.vmap(one, in_dims=axes)(z, gamma, cond, x_hat)
-
-    return VDM(
-        init=init,
-        loss_fn=loss_fn,
-        loss_and_stats=loss_and_stats,
-        vlb_and_variance_grads=vlb_and_variance_grads,
-        elbo=batch_elbo,
-        elbo_core=elbo_core,
-        draw=draw,
-        sample=sampler(eps_hat, gamma, decoder, event_shape, dtype, network.self_condition),
-        eps_hat=eps_hat,
-        gamma=gamma,
-        network=network,
-        schedule=schedule,
-        decoder=decoder,
-        event_shape=event_shape,
-        timesteps=timesteps,
-        dtype=dtype,
-    )
+    return network

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from purevdm import decoder, process
+from purevdm import decoders, process
 from purevdm.networks import Network
 
 
@@ -31,10 +31,11 @@ def gaussian(std: float) -> Network:
 
 def categorical(p: Tensor) -> Network:
     """The ideal denoiser of independent pixels with probabilities p over len(p) values."""
-    places = decoder.discrete(len(p)).encode(torch.arange(len(p)), p.dtype)
+    places = decoders.discrete(len(p)).encode(torch.arange(len(p)), p.dtype)
 
     def denoise(z: Tensor, gamma: Tensor) -> Tensor:
-        logits = p.log() - 0.5 * ((z[..., None] - process.alpha(gamma) * places) / process.sigma(gamma)) ** 2
+        alpha, sigma = process.alpha(gamma)[..., None], process.sigma(gamma)[..., None]
+        logits = p.log() - 0.5 * ((z[..., None] - alpha * places) / sigma) ** 2
         return logits.softmax(-1) @ places
 
     return _network(denoise)
@@ -46,7 +47,7 @@ def entropy(p: Tensor) -> float:
 
 def gaussian_pmf(std: float, vocab: int) -> Tensor:
     """A Gaussian quantised to the decoder's values."""
-    f = decoder.discrete(vocab).encode(torch.arange(vocab), torch.float64)
+    f = decoders.discrete(vocab).encode(torch.arange(vocab), torch.float64)
     return torch.softmax(-0.5 * (f / std) ** 2, 0)
 
 

@@ -9,9 +9,9 @@ NORMALS, MASK = random.normal(random.key(0), (3, 8)), random.bernoulli(random.ke
 
 
 @pytest.mark.parametrize(("x", "used"), [(NORMALS, lambda x: x * 2), (MASK, lambda x: x & True)])
-def test_settled_is_the_same_value(x, used):
-    assert _compile.settled(x) is x
-    compiled = torch.compile(torch.func.vmap(lambda x: used(_compile.settled(x))))
+def test_materialize_is_the_same_value(x, used):
+    assert _compile.materialize(x) is x
+    compiled = torch.compile(torch.func.vmap(lambda x: used(_compile.materialize(x))))
     assert torch.equal(compiled(x), used(x))
 
 

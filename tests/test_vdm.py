@@ -1,9 +1,13 @@
 """The assembled model: composition through torch.func, compiled graphs, bad input at the door."""
 
+import functools
 import math
+import operator
+import pickle
 import resource
 
 import hypothesis.strategies as st
+import optree
 import perturb
 import pytest
 import torch
@@ -11,11 +15,11 @@ from hypothesis import given, settings
 from torch._dynamo.utils import counters
 
 import purevdm
-from purevdm import decoder, networks, nn, random, schedules
+from purevdm import decoders, networks, random, schedules
 
 seeds = st.integers(0, 2**31)
-tree_map = torch.utils._pytree.tree_map
-tree_leaves = torch.utils._pytree.tree_leaves
+tree_map = optree.tree_map
+tree_leaves = optree.tree_leaves
 
 
 def perturbed(model):
@@ -122,7 +126,7 @@ def test_compiled_evaluation_in_discrete_time():
 
 def test_compiled_reconstruction_never_holds_the_vocabulary():
     """4096 pixels of 65536 values: an axis of values would take a gibibyte for each intermediate."""
-    d = decoder.discrete(65536)
+    d = decoders.discrete(65536)
     x, eps = random.randint(random.key(0), (4096,), 0, 65536), random.normal(random.key(1), (4096,))
 
     @torch.compile(fullgraph=True)
@@ -162,43 +166,93 @@ def test_events_of_any_rank(shape):
     assert ((samples >= 0) & (samples < 5)).all()
 
 
-def test_a_network_of_ones_own_and_a_module():
-    """The two of the documentation of purevdm.networks."""
+def test_a_model_is_data():
+    """It pickles, compares, prints itself, and changes by _replace; in a compiled graph, too."""
+    model = images()
+    again = pickle.loads(pickle.dumps(model))
+    assert again == model
+    assert hash(again) == hash(model)
+    assert model != model._replace(timesteps=5)
+    assert model != purevdm.vdm(networks.vdm_unet(8, 2, groups=4, cond_dim=1), schedules.learned_linear(), (1, 4, 4), 16)
+    for word in ("UNet(embed=8", "Linear(gamma_min=-13.3", "Discrete(vocab_size=16", "event_shape=(1, 4, 4)"):
+        assert word in repr(model)
+    assert len(repr(model)) < 1000
+    assert "0x" not in repr(model)
+    params, x = points().init(random.key(0)), random.randint(random.key(1), (5, 2), 0, 256)
+    continuous, discrete = points(), points(timesteps=3)
+    assert continuous._replace(timesteps=3) == discrete
+    assert torch.equal(*(m.loss_fn(params, x, random.key(2)) for m in (continuous._replace(timesteps=3), discrete)))
+    assert not torch.equal(*(m.loss_fn(params, x, random.key(2)) for m in (continuous, discrete)))
+    other = points()._replace(decoder=decoders.discrete(16))
+    with pytest.raises(ValueError, match=r"integers in \[0, 15\]"):
+        other.loss_fn(params, x, random.key(2))
 
-    def linear_network():
-        def init(key, event_shape):
-            return nn.dense_init(key, event_shape[0] + 1, event_shape[0])
 
-        def apply(params, z, gamma, cond=None, key=None):
-            return nn.dense(params, torch.cat([z, gamma[None]]))
+def test_seeds_stand_for_a_key():
+    model = points()
+    params, x, key = perturbed(model), random.randint(random.key(1), (6, 2), 0, 256), random.key(2)
+    seeds = model.seeds(key, 6)
+    assert torch.equal(model.loss_fn(params, x, seeds), model.loss_fn(params, x, key))
+    rows = torch.cat([model.elbo(params, x[i : i + 2], seeds.rows(slice(i, i + 2))).total for i in (0, 2, 4)])
+    torch.testing.assert_close(rows, model.elbo(params, x, key).total)
+    with pytest.raises(ValueError, match=r"key.t: expected shape \(6,\)"):
+        model.loss_fn(params, x, seeds.rows(slice(0, 2)))
 
-        return networks.Network(init, apply)
 
-    class Module(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(3, 2)
+def test_endpoints_are_told_once():
+    """A network left without takes the schedule's; another pair than the schedule's is refused."""
+    schedule = schedules.learned_linear(-8.0, 4.0)
+    z = torch.ones(2)
+    for network in (networks.mlp(8), networks.mlp(8, gamma_min=-8.0, gamma_max=4.0)):
+        model = purevdm.vdm(network, schedule, (2,))
+        assert model.network.endpoints == (-8.0, 4.0)
+        params = model.init(random.key(0))
+        outs = [model.eps_hat(params, z[None], torch.tensor([g])) for g in (-8.0, 4.0)]
+        assert (outs[0] - outs[1]).norm() > 1e-3
+    assert purevdm.vdm(networks.mlp(8), schedule, (2,)) == purevdm.vdm(network, schedule, (2,))
+    own = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 9.0 * t)
+    assert purevdm.vdm(networks.mlp(8), own, (2,)).network.endpoints == (-6.0, 3.0)
+    with pytest.raises(ValueError, match=r"network: it normalises gamma between -13\.3 and 5.0, but the schedule starts"):
+        purevdm.vdm(networks.vdm_unet(32, 1, gamma_min=-13.3, gamma_max=5.0), schedule, (3, 4, 4))
 
-        def forward(self, z, gamma):
-            return self.layer(torch.cat([z, gamma[:, None]], 1))
 
-    module = Module()
+@pytest.mark.parametrize(
+    "gamma",
+    [lambda p, t: 5.0 - 18.0 * t, lambda p, t: 0.0 * t, lambda p, t: torch.log(t), lambda p, t: torch.stack([t, -t])],
+    ids=["falling", "flat", "infinite", "one falling"],
+)
+def test_schedules_that_do_not_increase_are_refused(gamma):
+    model = purevdm.vdm(
+        networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z),
+        schedules.Schedule(lambda key: {}, gamma, endpoints=(-13.3, 5.0)),
+        (2,),
+    )
+    params = {"network": {}, "schedule": {}}
+    for call in (
+        lambda: model.loss_fn(params, X, KEY),
+        lambda: model.elbo_core(params, X[0], purevdm.Noise(*(field[0] for field in model.draw(KEY, 1)))),
+        lambda: model.sample(params, KEY, 2, steps=2),
+    ):
+        with pytest.raises(ValueError, match="schedule: expected gamma"):
+            call()
 
-    def module_network(module):
-        def init(key, event_shape):
-            return {name: p.detach().clone() for name, p in module.named_parameters()}
 
-        def apply(params, z, gamma, cond=None, key=None):
-            return torch.func.functional_call(module, params, (z[None], gamma[None]))[0]
+def test_dynamic_shapes_compile():
+    """With every size and number of the model symbolic."""
+    model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
+    params, x = perturbed(model), random.randint(random.key(1), (5, 2), 0, 16)
+    step = torch.func.grad_and_value(model.loss_fn)
+    got = torch.compile(step, fullgraph=True, dynamic=True)(params, x, random.key(2))
+    close(got, step(params, x, random.key(2)), 1e-4)
+    sample = torch.compile(model.sample, fullgraph=True, dynamic=True)
+    got = sample(params, random.key(3), 3, steps=torch.tensor(4))
+    assert torch.equal(got, model.sample(params, random.key(3), 3, steps=4))
 
-        return networks.Network(init, apply)
 
-    x = random.randint(random.key(1), (4, 2), 0, 256)
-    for network in (linear_network(), module_network(module)):
-        model = purevdm.vdm(network, schedules.learned_linear(), (2,))
-        grads = torch.func.grad(model.loss_fn)(model.init(random.key(0)), x, random.key(2))
-        assert all(leaf.isfinite().all() for leaf in tree_leaves(grads))
-        assert any(leaf.norm() > 0 for leaf in tree_leaves(grads["network"]))
+def test_a_graph_refuses_parameters_of_another_model():
+    step = torch.compile(MODEL.loss_fn, fullgraph=True)
+    with pytest.raises(Exception, match=r"params\.network\.dense2\.bias: expected shape"):
+        step(change("network.dense2.bias", torch.ones(1)), X, KEY)
 
 
 def test_import_has_no_side_effects():
@@ -219,8 +273,18 @@ MODEL = points()
 PARAMS = MODEL.init(random.key(0))
 X = torch.zeros(3, 2, dtype=torch.int64)
 KEY = random.key(1)
-NAN = tree_map(torch.clone, PARAMS)
-NAN["network"]["dense2"]["kernel"][0, 0] = math.nan
+
+
+def change(path, leaf):
+    """The parameters with another leaf, or without it."""
+    params = optree.tree_map(torch.clone, PARAMS)
+    *above, name = path.split(".")
+    functools.reduce(operator.getitem, above, params)[name] = leaf
+    return params
+
+
+NAN = change("network.dense2.kernel", torch.full((16, 16), math.nan))
+INFINITE = change("schedule.b", torch.tensor(-math.inf))
 
 
 @pytest.mark.parametrize("door", ["loss_fn", "loss_and_stats", "elbo"])
@@ -236,8 +300,15 @@ NAN["network"]["dense2"]["kernel"][0, 0] = math.nan
         (PARAMS, X, torch.zeros(3, dtype=torch.int32), ValueError, "key: "),
         (PARAMS, X, torch.zeros(2), TypeError, "key: "),
         (PARAMS, X, 0, TypeError, r"key: .*random\.key\(0\)"),
-        (NAN, X, KEY, ValueError, "params/network/dense2/kernel: expected numbers, got NaN"),
-        ({"network": {"w": 3.0}}, X, KEY, TypeError, "params/network/w"),
+        (NAN, X, KEY, ValueError, "params.network.dense2.kernel: expected finite numbers, got NaN"),
+        (INFINITE, X, KEY, ValueError, "params.schedule.b: expected finite numbers, got an infinity"),
+        (PARAMS["network"], X, KEY, ValueError, "params: expected a leaf .* 'network' and 'schedule'"),
+        (change("network.dense2.bias", None), X, KEY, ValueError, r"params: .*params.network.dense2.bias of shape \(16,\)"),
+        (change("network.dense2.bias", torch.ones(1)), X, KEY, ValueError, r"params.network.dense2.bias: expected shape"),
+        (change("network.dense2.bias", torch.ones(16).double()), X, KEY, TypeError, "bias: expected torch.float32"),
+        (change("network.dense2.bias", 3.0), X, KEY, TypeError, "params.network.dense2.bias: expected a torch.Tensor"),
+        (change("network.dense9", torch.ones(1)), X, KEY, ValueError, "params: expected no leaf params.network.dense9"),
+        (change("schedule.w", torch.zeros(())), X, KEY, ValueError, "schedule: expected gamma.* strictly increasing"),
     ],
 )
 def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
@@ -254,7 +325,7 @@ def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
         (lambda: purevdm.vdm(None, schedules.fixed_linear(), (2,)), TypeError, "network"),
         (lambda: purevdm.vdm(networks.mlp(), networks.mlp(), (2,)), TypeError, "schedule"),
         (lambda: points(vocab_size=1), ValueError, "vocab_size"),
-        (lambda: points(vocab_size=4, decoder=decoder.discrete(4)), ValueError, "vocab_size"),
+        (lambda: points(vocab_size=4, decoder=decoders.discrete(4)), ValueError, "vocab_size"),
         (lambda: points(timesteps=-1), ValueError, "timesteps"),
         (lambda: points(timesteps=1.5), TypeError, "timesteps"),
         (lambda: points(dtype=torch.float16), TypeError, "dtype"),
@@ -271,7 +342,7 @@ def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
                 networks.Network(lambda k, s: {}, lambda *a, **k: torch.zeros(7)), schedules.fixed_linear(), (2,)
             ).loss_fn({"network": {}, "schedule": {}}, X, KEY),
             ValueError,
-            "network: expected eps_hat",
+            r"network: expected an output of shape \(2,\)",
         ),
     ],
 )

@@ -1,42 +1,25 @@
 """How a feature map becomes the tokens of an attention, by an einops pattern, and back."""
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
 
 from einops import rearrange
 from torch import Tensor
 
 from purevdm import _checks
 
-
-class Adapter(NamedTuple):
-    """A pattern, understood.
-
-    Attributes:
-        rank: how many axes of space the feature map has.
-        tokens: ``tokens(x)``: (channels, *space) to (..., tokens, channels).
-        feature_map: ``feature_map(tokens, space)``: the way back.
-    """
-
-    rank: int
-    tokens: Callable[[Tensor], Tensor]
-    feature_map: Callable[[Tensor, tuple[int, ...]], Tensor]
-
-
 DEFAULTS = {1: "c l -> l c", 2: "c h w -> (h w) c", 3: "c d h w -> (d h w) c"}
 
 
-def parse(pattern: str) -> Adapter:
-    """Reads an einops pattern from a feature map to tokens.
+def rank(pattern: str) -> int:
+    """How many axes of space a pattern's feature map has. Checks the whole pattern.
 
     Left of the arrow stand the feature map's axes, the channels first; right of it the same axes, grouped at will: last
     the channels alone, before them what attends to one another, before that what is kept apart, if anything. So
-    ``"c h w -> (h w) c"`` lets all places attend to all, ``"c h w -> h w c"`` the places of each row (axial attention),
+    ``"c h w -> (h w) c"`` lets all positions attend to all, ``"c h w -> h w c"`` those of each row (axial attention),
     ``"c d h w -> d (h w) c"`` those of each slice.
 
     Raises:
-        TypeError, ValueError: a pattern that is no string, not invertible, or with the channels elsewhere.
+        TypeError, ValueError: a pattern that is not a string, not invertible, or with the channels elsewhere.
     """
     if not isinstance(pattern, str):
         raise TypeError(f"adapter: expected an einops pattern such as {DEFAULTS[2]!r}, got {_checks.describe(pattern)}")
@@ -60,11 +43,15 @@ def parse(pattern: str) -> Adapter:
         raise refused("it is not invertible: each axis must stand once on each side")
     if groups[-1] != axes[0] or len(groups) < 2:
         raise refused(f"the last axis on the right must be the channels alone, {axes[0]!r}")
+    return len(axes) - 1
 
-    def tokens(x: Tensor) -> Tensor:
-        return rearrange(x, pattern)
 
-    def feature_map(tokens: Tensor, space: tuple[int, ...]) -> Tensor:
-        return rearrange(tokens, f"{right} -> {left}", **dict(zip(axes[1:], space, strict=True)))
+def tokens(pattern: str, x: Tensor) -> Tensor:
+    """A feature map (channels, *space) as tokens, (..., tokens, channels)."""
+    return rearrange(x, pattern)
 
-    return Adapter(len(axes) - 1, tokens, feature_map)
+
+def feature_map(pattern: str, tokens: Tensor, space: tuple[int, ...]) -> Tensor:
+    """The way back."""
+    left, right = (side.strip() for side in pattern.split("->"))
+    return rearrange(tokens, f"{right} -> {left}", **dict(zip(left.split()[1:], space, strict=True)))

@@ -1,4 +1,4 @@
-"""The blocks that the U-Nets share: a ResNet block under a context, attention over a map's places, and to a sequence."""
+"""The blocks of the networks: a ResNet block under a context, attention over a map's positions, and to a sequence."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from purevdm import _checks, nn, random
-from purevdm._compile import channels_last, settled
-from purevdm.networks._adapter import Adapter
+from purevdm._compile import channels_last, materialize
+from purevdm.networks import _adapter
+from purevdm.types import Key, Params
 
 
-def resnet_init(key: Tensor, n_in: int, n_out: int, hidden: int, rank: int = 2) -> nn.Params:
+def resnet_init(key: Key, n_in: int, n_out: int, hidden: int, rank: int = 2) -> Params:
     keys = random.split(key, 4)
     size = (3,) * rank
     params = {
@@ -28,7 +29,7 @@ def resnet_init(key: Tensor, n_in: int, n_out: int, hidden: int, rank: int = 2) 
     return params
 
 
-def resnet(params: nn.Params, x: Tensor, context: Tensor, groups: int, keep: Tensor | None, rate: float) -> Tensor:
+def resnet(params: Params, x: Tensor, context: Tensor, groups: int, keep: Tensor | None, rate: float) -> Tensor:
     """Norm, swish, convolution, twice, around a shift by the context; ``keep`` is the mask of the dropout at ``rate``."""
     h = nn.conv(params["conv1"], nn.swish(nn.group_norm(params["norm1"], x, groups)))
     h = h + nn.over_space(nn.dense(params["cond_proj"], context), h)
@@ -39,8 +40,8 @@ def resnet(params: nn.Params, x: Tensor, context: Tensor, groups: int, keep: Ten
     return (nn.pointwise(params["nin_shortcut"], x) if "nin_shortcut" in params else x) + h
 
 
-def attention_init(key: Tensor, channels: int, ctrl_dim: int = 0) -> nn.Params:
-    """Attention of a map's places to one another, or, with a ``ctrl_dim``, to a sequence of that width."""
+def attention_init(key: Key, channels: int, ctrl_dim: int = 0) -> Params:
+    """Attention of a map's positions to one another, or, with a ``ctrl_dim``, to a sequence of that width."""
     keys = random.split(key, 3)
     sources = {"q": channels, "k": ctrl_dim or channels, "v": ctrl_dim or channels}
     return {
@@ -50,22 +51,20 @@ def attention_init(key: Tensor, channels: int, ctrl_dim: int = 0) -> nn.Params:
     }
 
 
-def attend(
-    params: nn.Params, x: Tensor, adapter: Adapter, groups: int, heads: int = 1, ctrl: Tensor | None = None
-) -> Tensor:
-    tokens = adapter.tokens(nn.group_norm(params["norm"], x, groups))
+def attend(params: Params, x: Tensor, adapter: str, groups: int, heads: int = 1, ctrl: Tensor | None = None) -> Tensor:
+    tokens = _adapter.tokens(adapter, nn.group_norm(params["norm"], x, groups))
     source = tokens if ctrl is None else ctrl.to(tokens.dtype)
     q, k, v = nn.dense(params["q"], tokens), nn.dense(params["k"], source), nn.dense(params["v"], source)
     out = nn.dense(params["proj_out"], nn.attention(q, k, v, heads))
-    return x + adapter.feature_map(out, tuple(x.shape[1:]))
+    return x + _adapter.feature_map(adapter, out, tuple(x.shape[1:]))
 
 
-def dropout_masks(key: Tensor | None, rate: float, shapes: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
+def dropout_masks(key: Key | None, rate: float, shapes: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
     """A mask for each shape, all from one draw (it compiles faster), or None for each without a key or a rate."""
     if key is None or rate == 0.0:
         return [None for _ in shapes]
     sizes = [math.prod(shape) for shape in shapes]
-    masks = settled(random.bernoulli(key, 1.0 - rate, (sum(sizes),))).split(sizes)
+    masks = materialize(random.bernoulli(key, 1.0 - rate, (sum(sizes),))).split(sizes)
     return [mask.reshape(*shape[1:], shape[0]).movedim(-1, 0) for mask, shape in zip(masks, shapes, strict=True)]
 
 
@@ -86,26 +85,39 @@ def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., T
     return again
 
 
-def level(gamma: Tensor, low: float, high: float) -> Tensor:
-    """What is embedded of gamma: its place between the ends, from 0 to 1000."""
-    return 1000.0 * ((gamma - low) / (high - low))
+PAPER = (-13.3, 5.0)  # the endpoints of a network outside of a model
 
 
-def context_init(keys: Tensor, embed: int, cond_dim: int) -> nn.Params:
+def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, float] | None:
+    """A network's arguments, checked: both, or None for neither."""
+    if gamma_min is None and gamma_max is None:
+        return None
+    return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+
+
+def normalised(gamma: Tensor, endpoints: tuple[float, float] | None, z: Tensor) -> Tensor:
+    """gamma between its endpoints, from 0 to 1, one number: the mean where each dimension has its own (MuLAN's choice)."""
+    if gamma.ndim and gamma.shape != z.shape:
+        raise ValueError(f"gamma: expected shape () or {tuple(z.shape)}, got {_checks.describe(gamma)}")
+    low, high = endpoints or PAPER
+    return ((gamma.mean() if gamma.ndim else gamma) - low) / (high - low)
+
+
+def context_init(keys: Tensor, embed: int, cond_dim: int) -> Params:
     hidden = 4 * embed
     return {"dense0": nn.dense_init(keys[0], embed + cond_dim, hidden), "dense1": nn.dense_init(keys[1], hidden, hidden)}
 
 
-def context(params: nn.Params, level: Tensor, embed: int, vector: Tensor | None, label: Tensor | None) -> Tensor:
-    """What the blocks know of the noise level and the condition: (4 * embed,)."""
-    features = nn.timestep_embedding(level, embed)
+def context(params: Params, gamma: Tensor, embed: int, vector: Tensor | None, label: Tensor | None) -> Tensor:
+    """What the blocks know of the normalised gamma and of the condition: (4 * embed,)."""
+    features = nn.timestep_embedding(1000.0 * gamma, embed)
     features = (features if vector is None else nn.concatenate([features, vector])).to(params["dense0"]["kernel"].dtype)
     h = nn.dense(params["dense0"], features)
     h = nn.swish(h if label is None else h + label)
     return nn.swish(nn.dense(params["dense1"], h))
 
 
-def keys(key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def split_key(key: Key | None) -> tuple[Tensor | None, Tensor | None]:
     """A network's key in two: for the dropout of features, and for that of the condition."""
     return (None, None) if key is None else tuple(random.split(key).unbind(0))  # type: ignore[return-value]
 

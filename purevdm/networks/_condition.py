@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
+from purevdm.types import Key, Params
 
 
 class Condition(NamedTuple):
@@ -46,9 +47,9 @@ def kinds(cond_dim: int, classes: int, ctrl_dim: int, cond_drop: float) -> Kinds
     return found
 
 
-def init(kinds: Kinds, key: Tensor, width: int) -> nn.Params:
+def init(kinds: Kinds, key: Key, width: int) -> Params:
     """``{"cond": ...}``: an embedding of the classes, and of what stands for a dropped condition; {} where there is none."""
-    params: nn.Params = {}
+    params: Params = {}
     dropped = kinds.drop > 0.0
     if kinds.classes:
         params["label"] = nn.embedding_init(key, kinds.classes + dropped, width)
@@ -59,7 +60,7 @@ def init(kinds: Kinds, key: Tensor, width: int) -> nn.Params:
     return {"cond": params} if params else {}
 
 
-def read(kinds: Kinds, params: nn.Params, cond: Any, like: Tensor, key: Tensor | None = None) -> Condition:
+def read(kinds: Kinds, params: Params, cond: Any, like: Tensor, key: Key | None = None) -> Condition:
     """The condition as the layers take it, in z's dtype: the vector (cond_dim,), the label's embedding (width,), the
     sequence (tokens, ctrl_dim); None for the kinds that the network does not take.
 
@@ -100,18 +101,20 @@ _FIELDS = {"vector": "cond_dim", "label": "classes", "ctrl": "ctrl_dim"}
 def _sorted(kinds: Kinds, cond: Any) -> Condition:
     """The condition by kind; refused where the network takes other kinds."""
     sizes = dict(zip(_FIELDS, kinds[:3], strict=True))
-    taken = [f"{name} ({_FIELDS[name]}={size})" for name, size in sizes.items() if size]
+    taken = [name for name, size in sizes.items() if size]
+
+    def wanted() -> str:
+        return ", ".join(f"{name} ({_FIELDS[name]}={sizes[name]})" for name in taken)
+
     if isinstance(cond, Tensor) and len(taken) == 1:
-        (name,) = (name for name, size in sizes.items() if size)
-        cond = Condition(**{name: cond})
+        cond = Condition(**{taken[0]: cond})
     if cond is not None and not isinstance(cond, Condition):
-        wanted = f"a Condition with {', '.join(taken)}" if taken else "None, as this network takes none (cond_dim=0)"
-        raise (ValueError if not taken else TypeError)(f"cond: expected {wanted}, got {_checks.describe(cond)}")
+        if taken:
+            raise TypeError(f"cond: expected a Condition with {wanted()}, got {_checks.describe(cond)}")
+        raise ValueError(f"cond: expected None, as this network takes none (cond_dim=0), got {_checks.describe(cond)}")
     if cond is None or all(value is None for value in cond):
         if taken and kinds.drop == 0.0:
-            raise ValueError(
-                f"cond: expected {', '.join(taken)}, got None; a network with cond_drop > 0 learns to go without"
-            )
+            raise ValueError(f"cond: expected {wanted()}, got None; a network with cond_drop > 0 learns to go without")
         return Condition()
     for name, size in sizes.items():
         value = getattr(cond, name)

@@ -1,25 +1,47 @@
 """The form of a score network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from purevdm.nn import Params
+from purevdm import _values
+from purevdm.types import Key, Params, Shape
+
+PREDICTIONS = ("eps", "x", "v")
 
 
+@_values.by_content
 class Network(NamedTuple):
-    """A score network, for one example.
+    """A score network.
 
     Attributes:
         init: ``init(key, event_shape) -> params``.
-        apply: ``apply(params, z, gamma, cond=None, key=None) -> eps_hat``: the noise in the latent z (``event_shape``) at
-            noise level gamma (shape ()), given a condition. A key switches on what is random in training (dropout of
-            features and of the condition); without one the network is deterministic.
+        apply: ``apply(params, z, gamma, cond=None, key=None) -> output``, for one example: the latent z (``event_shape``)
+            at noise level gamma (shape (), or ``event_shape`` under a schedule of that shape), given a condition. A key
+            switches on what is random in training (dropout of features and of the condition); without one the network is
+            deterministic.
+        batched: whether ``apply`` takes a whole batch instead, with a leading axis B on z, gamma, every tensor of the
+            condition, and the keys, (B, 2). It is then called without ``vmap``, as a network needs that normalises over
+            the batch, checkpoints, or calls kernels without a batching rule.
+        predicts: what the output is: the noise "eps", the clean data "x", or "v" = alpha eps - sigma x (Salimans & Ho
+            2022).
         self_condition: whether ``apply`` also takes ``x_hat``, an earlier estimate of the data (``event_shape``) or None
             for none (Chen, Zhang, Hinton 2022, arXiv 2208.04202).
+        residual: whether z is added to what ``apply`` returns.
+        outputs: how many numbers ``apply`` returns for each of z's, on a new last axis; None for one, of z's shape.
+        dtype: what ``apply`` computes in: floating-point parameters are cast to it in each call. None leaves them.
+        endpoints: the values of gamma that ``apply`` normalises between. A model refuses a schedule with others. None: the
+            model tells it the schedule's, if its functions are bound to settings with a field ``endpoints``.
     """
 
-    init: Callable[[Tensor, Sequence[int]], Params]
+    init: Callable[[Key, Shape], Params]
     apply: Callable[..., Tensor]
+    batched: bool = False
+    predicts: str = "eps"
     self_condition: bool = False
+    residual: bool = False
+    outputs: int | None = None
+    dtype: torch.dtype | None = None
+    endpoints: tuple[float, float] | None = None

@@ -1,13 +1,7 @@
 """Mixed precision: a network that computes in a shorter dtype than its parameters have."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import optree
 import torch
-from torch import Tensor
 
-from purevdm import nn
 from purevdm.networks._network import Network
 
 
@@ -16,19 +10,11 @@ def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
 
     The parameters themselves, their gradients and averages stay float32, and so does all around the network: the latent and
     its Fourier features, the embedding of gamma, the schedule, the random numbers and the losses. The networks of this
-    library compute in their parameters' dtype and return z's.
+    library compute in their parameters' dtype.
 
     Raises:
         TypeError: another dtype than bfloat16 or float16.
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"dtype: expected torch.bfloat16 or torch.float16, got {dtype!r}")
-
-    def init(key: Tensor, event_shape: Sequence[int]) -> nn.Params:
-        return network.init(key, event_shape)
-
-    def apply(params: nn.Params, z: Tensor, gamma: Tensor, **options: Any) -> Tensor:
-        short: Any = optree.tree_map(lambda leaf: leaf.to(dtype), params)  # type: ignore[arg-type]
-        return network.apply(short, z, gamma, **options)
-
-    return Network(init, apply, network.self_condition)
+    return network._replace(dtype=dtype)

@@ -2,13 +2,27 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from purevdm import _checks, nn, random
 from purevdm.networks import _blocks, _condition
-from purevdm.networks._network import Network
+from purevdm.networks._network import PREDICTIONS, Network
+from purevdm.types import Key, Params, Shape
+
+
+class MLP(NamedTuple):
+    """The settings of :func:`mlp`."""
+
+    hidden: int
+    layers: int
+    fourier: tuple[int, ...]
+    condition: _condition.Kinds
+    self_condition: bool
+    outputs: int | None
+    endpoints: tuple[float, float] | None
 
 
 def mlp(
@@ -20,8 +34,10 @@ def mlp(
     classes: int = 0,
     cond_drop: float = 0.0,
     self_condition: bool = False,
-    gamma_min: float = -13.3,
-    gamma_max: float = 5.0,
+    predicts: str = "eps",
+    outputs: int | None = None,
+    gamma_min: float | None = None,
+    gamma_max: float | None = None,
 ) -> Network:
     """Hidden layers with swish and a linear output, over z, gamma normalised to [-1, 1], and Fourier features of both.
 
@@ -33,7 +49,10 @@ def mlp(
         classes: how many classes its label takes, embedded and added to the first hidden layer; 0 for none.
         cond_drop: the rate at which training drops the condition for guidance, when ``apply`` is given a key.
         self_condition: whether an earlier estimate of the data goes in beside z.
-        gamma_min, gamma_max: what the network takes for -1 and 1; give the ends that the schedule starts from.
+        predicts: what the output is: "eps", "x" or "v".
+        outputs: how many numbers the network returns for each of z's, on a new last axis; None for one, of z's shape.
+        gamma_min, gamma_max: the endpoints between which the network normalises gamma, constants. Left out, those that the
+            model's schedule starts from (outside of a model, the paper's).
 
     Returns:
         A :class:`~purevdm.networks.Network` for events of any shape (flattened inside). Its layers are named ``dense1``,
@@ -42,39 +61,53 @@ def mlp(
     Raises:
         TypeError, ValueError: an argument out of its range.
     """
-    hidden, layers = _checks.integer("hidden", hidden, 1), _checks.integer("layers", layers, 1)
-    kinds = _condition.kinds(cond_dim, classes, 0, cond_drop)
-    exponents = tuple(_checks.integer("fourier", n) for n in fourier)
-    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+    settings = MLP(
+        hidden=_checks.integer("hidden", hidden, 1),
+        layers=_checks.integer("layers", layers, 1),
+        fourier=tuple(_checks.integer("fourier", n) for n in fourier),
+        condition=_condition.kinds(cond_dim, classes, 0, cond_drop),
+        self_condition=bool(self_condition),
+        outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
+        endpoints=_blocks.endpoints(gamma_min, gamma_max),
+    )
+    return Network(
+        init=partial(_init, settings),
+        apply=partial(_apply, settings),
+        predicts=_checks.choice("predicts", predicts, PREDICTIONS),
+        self_condition=settings.self_condition,
+        outputs=settings.outputs,
+        endpoints=settings.endpoints,
+    )
 
-    def init(key: Tensor, event_shape: Sequence[int]) -> nn.Params:
-        _checks.key("key", key)
-        size = math.prod(_checks.shape("event_shape", event_shape))
-        n_in = (size + 1) * (1 + 2 * len(exponents)) + size * self_condition + kinds.cond_dim
-        widths = [n_in, *[hidden] * layers, size]
-        *keys, k_cond = random.split(key, layers + 2).unbind(0)
-        dense = {f"dense{i + 1}": nn.dense_init(k, widths[i], widths[i + 1]) for i, k in enumerate(keys)}
-        return dense | _condition.init(kinds, k_cond, hidden)
 
-    def apply(
-        params: nn.Params,
-        z: Tensor,
-        gamma: Tensor,
-        cond: Any = None,
-        key: Tensor | None = None,
-        x_hat: Tensor | None = None,
-    ) -> Tensor:
-        _checks.shaped("gamma", gamma, ())
-        given = _condition.read(kinds, params, cond, z, key)
-        level = 2.0 * ((gamma - low) / (high - low)) - 1.0
-        h = nn.concatenate([z.flatten(), level[None]])
-        features = nn.fourier_features(h, exponents) if exponents else None
-        estimate = _blocks.estimate(z, x_hat, self_condition)
-        h = nn.concatenate([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
-        h = nn.dense(params["dense1"], h.to(params["dense1"]["kernel"].dtype))
-        h = nn.swish(h if given.label is None else h + given.label)
-        for i in range(1, layers):
-            h = nn.swish(nn.dense(params[f"dense{i + 1}"], h))
-        return nn.dense(params[f"dense{layers + 1}"], h).reshape(z.shape).to(z.dtype)
+def _init(settings: MLP, key: Key, event_shape: Shape) -> Params:
+    _checks.key("key", key)
+    size, hidden, layers = math.prod(_checks.shape("event_shape", event_shape)), settings.hidden, settings.layers
+    n_in = (size + 1) * (1 + 2 * len(settings.fourier)) + size * settings.self_condition + settings.condition.cond_dim
+    widths = [n_in, *[hidden] * layers, size * (settings.outputs or 1)]
+    *keys, k_cond = random.split(key, layers + 2).unbind(0)
+    dense = {f"dense{i + 1}": nn.dense_init(k, widths[i], widths[i + 1]) for i, k in enumerate(keys)}
+    return dense | _condition.init(settings.condition, k_cond, hidden)
 
-    return Network(init, apply, self_condition)
+
+def _apply(
+    settings: MLP,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Key | None = None,
+    x_hat: Tensor | None = None,
+) -> Tensor:
+    given = _condition.read(settings.condition, params, cond, z, key)
+    level = 2.0 * _blocks.normalised(gamma, settings.endpoints, z) - 1.0
+    h = nn.concatenate([z.flatten(), level[None]])
+    features = nn.fourier_features(h, settings.fourier) if settings.fourier else None
+    estimate = _blocks.estimate(z, x_hat, settings.self_condition)
+    h = nn.concatenate([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
+    h = nn.dense(params["dense1"], h.to(params["dense1"]["kernel"].dtype))
+    h = nn.swish(h if given.label is None else h + given.label)
+    for i in range(1, settings.layers):
+        h = nn.swish(nn.dense(params[f"dense{i + 1}"], h))
+    h = nn.dense(params[f"dense{settings.layers + 1}"], h)
+    return h.reshape(z.shape) if settings.outputs is None else h.reshape(*z.shape, settings.outputs)

@@ -12,7 +12,7 @@ torch.Size([5])
 
 from purevdm.nn._batching import concatenate
 from purevdm.nn.features import fourier_features, timestep_embedding
-from purevdm.nn.initialisers import Initialiser, Params, constant, lecun_normal, normal, zeros
+from purevdm.nn.initialisers import Initialiser, constant, lecun_normal, normal, zeros
 from purevdm.nn.layers import (
     attention,
     conv,
@@ -34,7 +34,6 @@ from purevdm.nn.monotone import CONVEX, monotone_activation, monotone_dense
 __all__ = [
     "CONVEX",
     "Initialiser",
-    "Params",
     "attention",
     "concatenate",
     "constant",

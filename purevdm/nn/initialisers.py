@@ -1,31 +1,28 @@
 """How kernels start."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from purevdm import random
+from purevdm.types import Key, Shape
 
-__all__ = ["Initialiser", "Params", "constant", "lecun_normal", "normal", "zeros"]
+__all__ = ["Initialiser", "constant", "lecun_normal", "normal", "zeros"]
 
-Params = dict[str, Any]
-"""Nested dicts of tensors."""
-
-Initialiser = Callable[[Tensor, Sequence[int], int], Tensor]
+Initialiser = Callable[[Key, Shape, int], Tensor]
 """``(key, shape, fan_in) -> kernel``, float32 on the key's device."""
 
 
-def lecun_normal(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+def lecun_normal(key: Key, shape: Shape, fan_in: int) -> Tensor:
     """Normal of variance 1 / fan_in, truncated at two standard deviations of the normal before truncation."""
     # 0.8796... is the standard deviation of a standard normal truncated to (-2, 2).
     scale = 1.0 / math.sqrt(fan_in) / 0.87962566103423978
     return random.truncated_normal(key, -2.0, 2.0, shape) * scale
 
 
-def zeros(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+def zeros(key: Key, shape: Shape, fan_in: int) -> Tensor:
     """All zeros."""
     return torch.zeros(tuple(shape), device=key.device)
 
@@ -33,7 +30,7 @@ def zeros(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
 def constant(value: float) -> Initialiser:
     """An initialiser: everywhere this value."""
 
-    def init(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+    def init(key: Key, shape: Shape, fan_in: int) -> Tensor:
         return torch.full(tuple(shape), value, device=key.device)
 
     return init
@@ -42,7 +39,7 @@ def constant(value: float) -> Initialiser:
 def normal(stddev: float = 1e-2) -> Initialiser:
     """An initialiser: normal with mean 0 and this standard deviation."""
 
-    def init(key: Tensor, shape: Sequence[int], fan_in: int) -> Tensor:
+    def init(key: Key, shape: Shape, fan_in: int) -> Tensor:
         return random.normal(key, shape) * stddev
 
     return init

@@ -1,16 +1,16 @@
 """Dense layers, convolutions, norms, attention, tables and dropout."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm._compile import settled
+from purevdm._compile import materialize
 from purevdm.nn._batching import concatenate, convolve
-from purevdm.nn.initialisers import Initialiser, Params, lecun_normal
+from purevdm.nn.initialisers import Initialiser, lecun_normal
+from purevdm.types import Key, Params, Shape
 
 __all__ = [
     "attention",
@@ -32,7 +32,7 @@ __all__ = [
 # Dense and convolution
 
 
-def dense_init(key: Tensor, n_in: int, n_out: int, bias: bool = True, kernel_init: Initialiser = lecun_normal) -> Params:
+def dense_init(key: Key, n_in: int, n_out: int, bias: bool = True, kernel_init: Initialiser = lecun_normal) -> Params:
     """``{"kernel": (n_in, n_out), "bias": (n_out,)}``, the bias zero.
 
     Raises:
@@ -43,7 +43,7 @@ def dense_init(key: Tensor, n_in: int, n_out: int, bias: bool = True, kernel_ini
     return _with_bias(key, kernel_init(key, (n_in, n_out), n_in), n_out, bias)
 
 
-def _with_bias(key: Tensor, kernel: Tensor, n_out: int, bias: bool) -> Params:
+def _with_bias(key: Key, kernel: Tensor, n_out: int, bias: bool) -> Params:
     return {"kernel": kernel} | ({"bias": torch.zeros(n_out, device=key.device)} if bias else {})
 
 
@@ -54,7 +54,7 @@ def dense(params: Params, x: Tensor) -> Tensor:
 
 
 def pointwise(params: Params, x: Tensor) -> Tensor:
-    """:func:`dense` along the first axis, at each place of a feature map: (n_in, *space) to (n_out, *space)."""
+    """:func:`dense` along the first axis, at each position of a feature map: (n_in, *space) to (n_out, *space)."""
     if torch.compiler.is_compiling():
         return dense(params, x.movedim(0, -1)).movedim(-1, 0)  # channels are neighbours in memory
     y = (params["kernel"].transpose(0, 1) @ x.flatten(1)).unflatten(1, x.shape[1:])
@@ -62,11 +62,11 @@ def pointwise(params: Params, x: Tensor) -> Tensor:
 
 
 def over_space(per_channel: Tensor, x: Tensor) -> Tensor:
-    """One number a channel, (channels,), shaped to broadcast over the places of a feature map (channels, *space)."""
+    """One number a channel, (channels,), shaped to broadcast over the positions of a feature map (channels, *space)."""
     return per_channel.reshape(-1, *(1 for _ in x.shape[1:]))
 
 
-def embedding_init(key: Tensor, n: int, dim: int) -> Params:
+def embedding_init(key: Key, n: int, dim: int) -> Params:
     """``{"embedding": (n, dim)}``, normal of variance 1 / dim.
 
     Raises:
@@ -83,10 +83,10 @@ def embedding(params: Params, index: Tensor) -> Tensor:
 
 
 def conv_init(
-    key: Tensor,
+    key: Key,
     n_in: int,
     n_out: int,
-    kernel_size: Sequence[int] = (3, 3),
+    kernel_size: Shape = (3, 3),
     bias: bool = True,
     kernel_init: Initialiser = lecun_normal,
 ) -> Params:
@@ -109,12 +109,12 @@ def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
     A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
     """
     kernel = params["kernel"]
-    # Settled, as then its gradient has its strides, whatever the map's: fused optimisers go by memory.
-    return convolve(x, settled(kernel), params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
+    # In memory, so that its gradient has its strides, whatever the map's: fused optimisers go by memory order.
+    return convolve(x, materialize(kernel), params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
 
 
-def upsample(x: Tensor, space: Sequence[int]) -> Tensor:
-    """Each place of a feature map twice along each axis, cut to ``space``: undoes the sizes of a convolution of stride 2.
+def upsample(x: Tensor, space: Shape) -> Tensor:
+    """Each position of a feature map twice along each axis, cut to ``space``: undoes the sizes of a convolution of stride 2.
 
     Raises:
         ValueError: a size that twice the map's does not reach, or reaches by more than one.
@@ -129,7 +129,7 @@ def upsample(x: Tensor, space: Sequence[int]) -> Tensor:
 # Normalisation, attention, dropout
 
 
-def group_norm_init(key: Tensor, channels: int) -> Params:
+def group_norm_init(key: Key, channels: int) -> Params:
     """``{"scale": ones (channels,), "bias": zeros (channels,)}``.
 
     Raises:
@@ -141,7 +141,7 @@ def group_norm_init(key: Tensor, channels: int) -> Params:
 
 
 def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -> Tensor:
-    """Normalises each group of channels of one feature map (channels, *space) over its channels and places.
+    """Normalises each group of channels of one feature map (channels, *space) over its channels and positions.
 
     Raises:
         ValueError: the channels do not divide into the groups.
@@ -155,20 +155,20 @@ def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -
 
 def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float) -> Tensor:
     """:func:`group_norm` for a compiler: one number a channel wherever possible, so that its loops run along channels that
-    are neighbours in memory, and gradients are sums over places alone."""
+    are neighbours in memory, and gradients are sums over positions alone."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     scale, bias = params["scale"].to(wide.dtype), params["bias"].to(wide.dtype)
-    var, mean = (settled(s) for s in torch.var_mean(wide, tuple(range(1, x.ndim)), correction=0))
+    var, mean = (materialize(s) for s in torch.var_mean(wide, tuple(range(1, x.ndim)), correction=0))
 
     def over_group(s: Tensor) -> Tensor:
         """The mean over each group, for each of its channels."""
         return s.unflatten(0, (groups, -1)).mean(-1, keepdim=True).expand(groups, s.shape[0] // groups).flatten()
 
     centre = over_group(mean)
-    slope = settled(scale * torch.rsqrt(over_group(var + (mean - centre).square()) + eps))
+    slope = materialize(scale * torch.rsqrt(over_group(var + (mean - centre).square()) + eps))
     # wide - centre first, which is exact for large means; the centre's derivative goes by the shift, which is the bias.
-    fixed = settled(centre.detach())
-    shift = settled(bias + (fixed - centre) * slope)
+    fixed = materialize(centre.detach())
+    shift = materialize(bias + (fixed - centre) * slope)
     return ((wide - over_space(fixed, x)) * over_space(slope, x) + over_space(shift, x)).to(x.dtype)
 
 

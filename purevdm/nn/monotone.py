@@ -15,8 +15,8 @@ from torch import Tensor
 
 from purevdm import _checks
 from purevdm.nn._batching import concatenate
-from purevdm.nn.initialisers import Params
 from purevdm.nn.layers import dense
+from purevdm.types import Params
 
 __all__ = ["CONVEX", "monotone_activation", "monotone_dense"]
 

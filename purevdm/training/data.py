@@ -1,7 +1,7 @@
 """Data for training: images as integers, in an order that is a pure function of a key and the step.
 
 A :class:`Dataset` gives any rows by index, from memory, a memory map, or files read when they are asked for;
-:mod:`purevdm.training.sources` makes them. Needs NumPy (extra ``train``).
+``examples/readers.py`` makes them of published and of your own data. Needs NumPy (extra ``train``).
 """
 
 import functools
@@ -70,7 +70,7 @@ def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu"
     return x, labels
 
 
-def augment(key: Tensor, x: Tensor, part: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
+def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Random flips and rotations of square images, as the official ``cifar10_aug`` does it.
 
     Each image is flipped left to right with probability 1/2, and then turned by 90, 180 or 270 degrees with
@@ -78,27 +78,25 @@ def augment(key: Tensor, x: Tensor, part: tuple[int, int] = (0, 1)) -> tuple[Ten
     wider one, and the bound is that of images with the flag 0.
 
     Args:
-        key: each image draws from a key of its own.
+        keys: a key for each image, (B, 2): ``random.split(key, B)``, or the rows of these images of a larger split.
         x: (B, channels, size, size).
-        part: (i, k): x is the i-th of k equal parts of a batch.
 
     Returns:
         The images, and the flags, float32 (B,): 1 where changed.
 
     Raises:
-        TypeError, ValueError: a key of the wrong form, or images that are not square.
+        TypeError, ValueError: keys that are not one for each image, or images that are not square.
     """
-    _checks.key("key", key)
     if x.ndim != 4 or x.shape[2] != x.shape[3]:
         raise ValueError(f"x: expected square images (B, channels, size, size), got {_checks.describe(x)}")
+    _checks.shaped("keys", keys, (x.shape[0], 2))
 
     def draw(key: Tensor) -> tuple[Tensor, Tensor]:
         k_flip, k_turn, k_by = random.split(key, 3).unbind(0)
         turns = random.randint(k_by, (), 1, 4) * random.bernoulli(k_turn, 0.5, ())
         return random.bernoulli(k_flip, 0.5, ()), turns
 
-    first = part[0] * x.shape[0]
-    flip, turns = torch.func.vmap(draw)(random.split(key, part[1] * x.shape[0])[first : first + x.shape[0]])
+    flip, turns = torch.func.vmap(draw)(keys)
     x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     turned = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)])
     x = turned[turns, torch.arange(x.shape[0], device=x.device)]

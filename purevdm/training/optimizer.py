@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw as _adamw
 
 from purevdm import _checks
-from purevdm.nn import Params
+from purevdm.types import Params
 
 __all__ = ["AdamW", "Moments", "apply", "clip", "decayed", "global_norm", "init", "learning_rate", "update_average"]
 

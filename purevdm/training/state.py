@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm.nn import Params
+from purevdm.elbo import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
+from purevdm.types import Key, Params
 from purevdm.vdm import VDM
 
 __all__ = ["NonFiniteLossError", "TrainState", "gradients", "init", "train_step"]
@@ -36,53 +37,86 @@ class NonFiniteLossError(FloatingPointError):
     """A loss or a gradient that is NaN or infinite; the message holds the step and the loss's parts."""
 
 
-def init(model: VDM, key: Tensor) -> TrainState:
+def init(model: VDM, key: Key) -> TrainState:
     """The state before the first step."""
     params = model.init(key)
     return TrainState(0, params, optree.tree_map(torch.clone, params), optimizer.init(params))  # type: ignore[arg-type]
 
 
 GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Tensor]]]]
-"""``(params, x, key, cond, *, part) -> (grads, (loss, stats))``."""
+"""``(params, x, key, cond) -> (grads, (loss, stats))``, the key a key or the batch's Seeds."""
 
 
-def gradients(model: VDM, *, variance: bool = False, compile: bool = False, remat: bool = False, **options: Any) -> GradFn:
+def gradients(
+    model: VDM,
+    *,
+    variance: bool = False,
+    compile: bool = False,
+    remat: bool = False,
+    accumulate: int = 1,
+    **options: Any,
+) -> GradFn:
     """The function that gives a step its gradients: the bound's, or with the schedule's interior following the variance.
 
     Args:
         model: the model.
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
-        compile: whether to compile it, one graph for every part of every step.
+        compile: whether to compile it.
         remat: whether the loss alone is compiled and differentiated from outside, so that networks made with ``remat=True``
             compute their blocks again in the backward pass, for less memory.
+        accumulate: into how many pieces to cut each batch, one after the other; the result is that of the whole, with less
+            memory. One graph serves all pieces.
         options: for ``torch.compile``.
 
     Raises:
-        ValueError: remat without compile, or with variance.
+        ValueError: remat without compile, or with variance; from the function, a batch that does not divide into the pieces.
     """
     if remat and (variance or not compile):
         raise ValueError("remat: expected compile=True and variance=False with it")
+    accumulate = _checks.integer("accumulate", accumulate, 1)
 
-    def grad_fn(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, part: tuple[Any, int] = (0, 1)) -> Any:
+    def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         if variance:
-            return model.vlb_and_variance_grads(params, x, key, cond, part=part, has_aux=True)
-        loss = torch.func.grad_and_value(model.loss_and_stats, has_aux=True)
-        return loss(params, x, key, cond, part=part)
+            return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
+        return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
 
-    if not remat:
-        return torch.compile(grad_fn, fullgraph=True, **options) if compile else grad_fn
-    compiled = torch.compile(model.loss_and_stats, fullgraph=True, **options)
+    if remat:
+        whole = _from_outside(torch.compile(model.loss_and_stats, fullgraph=True, **options))
+    elif compile:
+        whole = torch.compile(whole, fullgraph=True, **options)
+    if accumulate == 1:
+        return whole
 
-    def outside(params: Params, x: Tensor, key: Tensor, cond: Any = None, *, part: tuple[Any, int] = (0, 1)) -> Any:
+    def in_pieces(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
+        n = x.shape[0]
+        if n % accumulate:
+            raise ValueError(f"accumulate: expected a divisor of the batch of {n}, got {accumulate}")
+        seeds = key if isinstance(key, Seeds) else model.seeds(key, n)
+        total: Any = []
+        spec: Any = None
+        for start in range(0, n, n // accumulate):
+            rows = slice(start, start + n // accumulate)
+            piece = None if cond is None else optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)
+            leaves: Any
+            leaves, spec = optree.tree_flatten(whole(params, x[rows], seeds.rows(rows), piece))  # type: ignore[arg-type]
+            total = torch._foreach_add(total, leaves) if total else leaves
+        return optree.tree_unflatten(spec, torch._foreach_div(total, accumulate))
+
+    return in_pieces
+
+
+def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> GradFn:
+    """The gradients of a compiled loss by ``torch.autograd.grad``, which knows checkpoints as ``torch.func`` does not."""
+
+    def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         leaves: Any
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        loss, stats = compiled(optree.tree_unflatten(spec, leaves), x, key, cond, part=part)
+        loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
         grads: Any = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        plain = {name: value.detach() for name, value in stats.items()}
-        return optree.tree_unflatten(spec, grads), (loss.detach(), plain)
+        return optree.tree_unflatten(spec, grads), (loss.detach(), {name: v.detach() for name, v in stats.items()})
 
-    return outside
+    return grad_fn
 
 
 def train_step(
@@ -90,58 +124,38 @@ def train_step(
     grad_fn: GradFn,
     state: TrainState,
     x: Tensor,
-    key: Tensor,
+    key: Key | Seeds,
     cond: Any = None,
     *,
-    accumulate: int = 1,
-    part: tuple[int, int] = (0, 1),
     average: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """One step of training, a pure function: the state that goes in is left as it was.
-
-    The step's key is ``fold_in(key, state.step)``, so one key serves the whole training, and a state says all that is
-    needed to go on.
 
     Args:
         settings: of the optimiser.
         grad_fn: of :func:`gradients`.
         state: the state.
-        x: the process's part of the batch, integers (B, *event_shape).
-        key: the key of the training.
+        x: the batch, or the process's rows of it, data (B, *event_shape).
+        key: the key of the training: the step draws from ``fold_in(key, state.step)``, so that one key serves the whole
+            training, and a state says all that is needed to go on. For rows of a larger batch, their Seeds:
+            ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
         cond: its conditions.
-        accumulate: into how many pieces to cut x, one after the other; the result is that of the whole, with less memory.
-        part: (i, k): x is the i-th of k equal parts of a global batch, whose noise is drawn as if it were one.
-        average: averages a list of tensors over the processes, in place of which comes the result.
+        average: takes a list of tensors to their means over the processes, as :func:`purevdm.training.parallel.average`.
 
     Returns:
         The next state, and what to log: the loss and its parts in bits/dim, the gradient's norm, the learning rate.
 
     Raises:
-        TypeError, ValueError: settings out of their range, or a batch that does not divide into the pieces.
+        TypeError, ValueError: settings out of their range.
         NonFiniteLossError: a loss or a gradient that is NaN or infinite.
     """
     optimizer.checked(settings)
-    accumulate = _checks.integer("accumulate", accumulate, 1)
-    if x.shape[0] % accumulate:
-        raise ValueError(f"accumulate: expected a divisor of the batch of {x.shape[0]}, got {accumulate}")
-    index, parts = part
-    k_step = random.fold_in(key, state.step)
-    spec: Any = None
-    total: Any = []
-    size = x.shape[0] // accumulate
-    for i in range(accumulate):
-        rows = slice(i * size, (i + 1) * size)
-        piece = None if cond is None else optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)
-        at = torch.tensor(index * accumulate + i, device=x.device)
-        out = grad_fn(state.params, x[rows], k_step, piece, part=(at, parts * accumulate))
+    out = grad_fn(state.params, x, key if isinstance(key, Seeds) else random.fold_in(key, state.step), cond)
+    if average is not None:
         leaves: Any
         leaves, spec = optree.tree_flatten(out)  # type: ignore[arg-type]
-        total = torch._foreach_add(total, leaves) if total else leaves
-    mean = torch._foreach_div(total, accumulate) if accumulate > 1 else total
-    if average is not None:
-        mean = average(list(mean))
-    whole: Any = optree.tree_unflatten(spec, mean)
-    grads, (loss, stats) = whole
+        out = optree.tree_unflatten(spec, average(list(leaves)))  # type: ignore[assignment]
+    grads, (loss, stats) = out
     values = {"loss": loss, **stats, "grad_norm": optimizer.global_norm(grads)}
     metrics = dict(zip(values, torch.stack([v.detach().double() for v in values.values()]).tolist(), strict=True))
     bad = [name for name, value in metrics.items() if value != value or abs(value) == float("inf")]

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import digits
+import pictures
 import pytest
 import torch
 
-from examples import digits
 from purevdm import random
 
 SCRIPT = Path(digits.__file__)
@@ -39,12 +40,13 @@ def test_histograms_are_near_the_known_figure():
     torch.testing.assert_close(uniform, torch.full_like(uniform, math.log2(17)))
 
 
-def test_grid_keeps_every_pixel():
+def test_tiles_keep_every_pixel():
     images = torch.arange(4 * 4).reshape(4, 1, 2, 2)
-    tiles = digits.grid(images, 2)
-    assert tiles.shape == (8, 8)
-    assert (tiles[1:3, 1:3] == images[0, 0].numpy()).all()
-    assert (tiles[5:7, 1:3] == images[2, 0].numpy()).all()
+    tiles = pictures.tiles(images, 16, side=2)
+    assert tiles.shape == (8, 8, 3)
+    assert (tiles[1:3, 1:3, 0] == 17 * images[0, 0].numpy()).all()
+    assert (tiles[5:7, 1:3, 0] == 17 * images[2, 0].numpy()).all()
+    assert (tiles[0] == 255).all()
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_schedules_with_a_comma_in_their_name_are_told_apart():
 
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "NETWORKS", {"mlp": lambda: results.networks.mlp(8, fourier=(), **results.GAMMA)})
+    monkeypatch.setattr(results, "NETWORKS", {"mlp": lambda: results.networks.mlp(8, fourier=())})
     one = {name: results.SCHEDULES[name] for name in ("fixed_linear", "constrained_monotone")}
     monkeypatch.setattr(results, "SCHEDULES", one)
     monkeypatch.setattr(sys, "argv", ["results.py", "--steps", "5", "--seeds", "1", "--passes", "2", "--out", str(tmp_path)])

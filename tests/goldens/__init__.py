@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import optree
 import torch
 
 import purevdm
@@ -70,7 +71,7 @@ def case(name: str, dtype: torch.dtype = torch.float32) -> Case:
     noise = noise._replace(t=noise.t.to(dtype), eps_0=noise.eps_0.to(dtype), eps=noise.eps.to(dtype))
 
     def params(prefix: str) -> Any:
-        return torch.utils._pytree.tree_map(lambda leaf: leaf.to(dtype), interop.from_flax(tree(arrays, prefix)))
+        return optree.tree_map(lambda leaf: leaf.to(dtype), interop.from_flax(tree(arrays, prefix)))
 
     return Case(
         arrays,

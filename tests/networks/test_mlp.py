@@ -40,9 +40,10 @@ def test_any_event(shape, cond_dim, layers):
     [
         (lambda: networks.mlp(0), ValueError, "hidden"),
         (lambda: networks.mlp(layers=0), ValueError, "layers"),
-        (lambda: networks.mlp(gamma_max=-20.0), ValueError, "gamma_min"),
+        (lambda: networks.mlp(gamma_max=-20.0), TypeError, "gamma_min"),
+        (lambda: networks.mlp(gamma_min=5.0, gamma_max=-20.0), ValueError, "gamma_min"),
         (lambda: networks.mlp().init(random.key(0), 2), TypeError, "event_shape"),
-        (lambda: networks.mlp().apply({}, torch.zeros(2), torch.zeros(2)), ValueError, "gamma"),
+        (lambda: networks.mlp().apply({}, torch.zeros(2), torch.zeros(3)), ValueError, "gamma"),
         (lambda: networks.mlp().apply({}, torch.zeros(2), torch.zeros(()), torch.zeros(1)), ValueError, "cond"),
     ],
 )

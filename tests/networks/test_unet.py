@@ -37,7 +37,7 @@ def test_events_of_every_rank(adapter, shape):
     assert out.shape == shape
     assert out.isfinite().all()
     # at the start the last convolution is zero, and eps_hat is z
-    assert torch.equal(network.apply(network.init(random.key(0), shape), z, ZERO), z)
+    assert not network.apply(network.init(random.key(0), shape), z, ZERO).any()  # the last convolution starts at zero
 
 
 @settings(max_examples=15)
@@ -76,13 +76,13 @@ def test_axial_attention_keeps_rows_apart():
     # the middle's attention by itself
     from purevdm.networks import _adapter, _blocks
 
-    rows = _adapter.parse("c h w -> h w c")
+    rows = "c h w -> h w c"
     x = random.normal(random.key(1), (8, 4, 5))
 
     def seen(x):
-        tokens = rows.tokens(x)
+        tokens = _adapter.tokens(rows, x)
         attn = params["mid"]["block1"]["attn"]["0"]
-        return rows.feature_map(purevdm.nn.attention(tokens @ attn["q"]["kernel"], tokens, tokens, 2), (4, 5))
+        return _adapter.feature_map(rows, purevdm.nn.attention(tokens @ attn["q"]["kernel"], tokens, tokens, 2), (4, 5))
 
     other = x.clone()
     other[:, 2] += 1.0
@@ -166,7 +166,7 @@ def test_the_compiled_sampler_is_the_eager_one():
         (lambda: networks.unet(adapter="c h w -> c (h w)"), ValueError, "adapter: .*channels"),
         (lambda: networks.unet(adapter=("c h w -> h w c", "c l -> l c")), ValueError, "adapter"),
         (lambda: networks.unet(adapter=()), ValueError, "adapter"),
-        (lambda: networks.unet(gamma_min=5.0), ValueError, "gamma_min"),
+        (lambda: networks.unet(gamma_min=5.0), TypeError, "gamma_max"),
         (lambda: networks.unet().init(random.key(0), (3, 8)), ValueError, "event_shape"),
         (lambda: networks.unet().apply({}, torch.zeros(3, 8), ZERO), ValueError, "z: expected"),
         (lambda: networks.unet().apply({}, torch.zeros(3, 8, 8), torch.zeros(1)), ValueError, "gamma"),

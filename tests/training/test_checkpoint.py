@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from optree import tree_leaves, tree_map
 
 from purevdm import random, training
 from purevdm.training import checkpoint

@@ -46,20 +46,21 @@ def test_batches():
 @given(seeds, st.integers(1, 6))
 def test_augmented_images_are_turns_of_their_own(seed, n):
     x = random.randint(random.key(seed), (n, 2, 3, 3), 0, 256, torch.uint8)
-    y, flags = data.augment(random.key(seed + 1), x)
+    keys = random.split(random.key(seed + 1), n)
+    y, flags = data.augment(keys, x)
     for before, after, flag in zip(x, y, flags, strict=True):
         turns = [image.rot90(k, (-2, -1)) for image in (before, before.flip(-1)) for k in range(4)]
         assert any(torch.equal(after, turn) for turn in turns)
         assert flag == 0 or flag == 1
         if flag == 0:
             assert torch.equal(after, before)
-    halves = [data.augment(random.key(seed + 1), x, (i, n))[0] if n > 1 else y for i, x in enumerate(x[:, None])]
+    halves = [data.augment(keys[i : i + 1], x[i : i + 1])[0] for i in range(n)]
     assert torch.equal(torch.cat(halves), y)
 
 
 def test_augmentation_is_as_frequent_as_the_official_one():
     x = torch.arange(9, dtype=torch.uint8).reshape(1, 3, 3).expand(4000, 1, 3, 3)
-    y, flags = data.augment(random.key(0), x)
+    y, flags = data.augment(random.split(random.key(0), len(x)), x)
     assert abs(flags.mean() - 0.75) < 4 * (0.75 * 0.25 / 4000) ** 0.5
     kinds = [(y == turn).all((1, 2, 3)).double().mean() for turn in (x[:1], x[:1].flip(-1), x[:1].rot90(1, (-2, -1)))]
     for found, want in zip(kinds, (1 / 4, 1 / 4, 1 / 12), strict=True):
@@ -81,7 +82,8 @@ def test_a_split_shares_out_every_example():
         (lambda: data.rows(random.key(0), 3, -1, 1), ValueError, "step"),
         (lambda: data.rows(random.key(0), 3, 0, 0), ValueError, "batch"),
         (lambda: data.rows(0, 3, 0, 1), TypeError, "key"),
-        (lambda: data.augment(random.key(0), torch.zeros(2, 1, 3, 4)), ValueError, "square"),
+        (lambda: data.augment(random.split(random.key(0)), torch.zeros(2, 1, 3, 4)), ValueError, "square"),
+        (lambda: data.augment(random.key(0), torch.zeros(2, 1, 4, 4)), ValueError, "keys: expected"),
         (lambda: data.split(numbers(), random.key(0), 20), ValueError, "held_out"),
     ],
 )

@@ -4,11 +4,12 @@ import itertools
 import math
 
 import hypothesis.strategies as st
+import optree
 import pytest
 import tiny
 import torch
 from hypothesis import given
-from torch.utils._pytree import tree_leaves, tree_map
+from optree import tree_leaves, tree_map
 
 from purevdm import random, training
 from purevdm.training import optimizer
@@ -16,12 +17,12 @@ from purevdm.training import optimizer
 
 def trees(seed=0):
     params = tiny.model().init(random.key(seed))
-    leaves, spec = torch.utils._pytree.tree_flatten(params)
+    leaves, spec = optree.tree_flatten(params)
     grads = [
         [random.normal(k, leaf.shape) for leaf, k in zip(leaves, random.split(random.key(i), len(leaves)), strict=True)]
         for i in range(5)
     ]
-    return params, [torch.utils._pytree.tree_unflatten(g, spec) for g in grads]
+    return params, [optree.tree_unflatten(spec, g) for g in grads]
 
 
 def test_steps_are_those_of_torch_with_groups():

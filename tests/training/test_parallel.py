@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch.utils._pytree import tree_leaves
+from optree import tree_leaves
 
 from purevdm import random, training
 from purevdm.training import parallel

@@ -4,7 +4,7 @@ import sys
 
 import tiny
 import torch
-from torch.utils._pytree import tree_leaves
+from optree import tree_leaves
 
 from purevdm import random, training
 from purevdm.training import parallel
@@ -13,17 +13,18 @@ from purevdm.training import parallel
 def main(path: str) -> None:
     torch.set_num_threads(1)
     group = parallel.join("cpu")
-    state, grad_fn = tiny.state(), training.gradients(tiny.model())
+    model, state = tiny.model(), tiny.state()
+    grad_fn = training.gradients(model)
     size = 8 // group.size
     for step in range(3):
-        x = tiny.data(seed=step)[group.rank * size : (group.rank + 1) * size]
+        rows = slice(group.rank * size, (group.rank + 1) * size)
+        seeds = model.seeds(random.fold_in(random.key(3), step), 8)
         state, metrics = training.train_step(
             tiny.SETTINGS,
             grad_fn,
             state,
-            x,
-            random.key(3),
-            part=(group.rank, group.size),
+            tiny.data(seed=step)[rows],
+            seeds.rows(rows),
             average=lambda tensors: parallel.average(tensors, bucket=100),
         )
     if group.rank == 0:

@@ -1,5 +1,7 @@
 """The discrete decoder: a distribution, peaked at what was encoded, exact in float32."""
 
+import math
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from goldens import CASES, case
 from hypothesis import given
 
-from purevdm import decoder, process, random
+from purevdm import decoders, process, random
 
 vocab = st.integers(2, 300)
 gammas = st.floats(-30, 30)
@@ -20,7 +22,7 @@ def official_log_probs(z, gamma_0, values):
 
 @given(vocab, st.integers(0, 10**6))
 def test_encoding_returns(v, i):
-    d = decoder.discrete(v)
+    d = decoders.discrete(v)
     x = torch.tensor(i % v)
     f = d.encode(x)
     assert -1 < f < 1
@@ -30,17 +32,18 @@ def test_encoding_returns(v, i):
 
 @given(vocab, gammas, st.floats(-1.5, 1.5))
 def test_probabilities_sum_to_one(v, gamma, z):
-    log_p = decoder.discrete(v).log_probs(torch.tensor([z]), torch.tensor(gamma))
+    log_p = decoders.discrete(v).log_probs(torch.tensor([z]), torch.tensor(gamma))
     assert log_p.shape == (1, v)
     torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(1), rtol=0, atol=2e-5)
 
 
 @given(vocab, gammas, st.integers(0, 10**6))
 def test_probability_peaks_at_the_encoded_value(v, gamma, i):
-    d, x = decoder.discrete(v), torch.tensor([i % v])
+    d, x = decoders.discrete(v), torch.tensor([i % v])
     log_p = d.log_probs(d.encode(x), torch.tensor(gamma))[0]
     assert log_p[x] == log_p.max()
-    if gamma < 10:
+    # the next value's logit is lower by half the squared spacing, if float32 can tell that from the rounding of log_p
+    if 2.0 / v**2 * math.exp(-gamma) > 1e-5:
         assert log_p.argmax() == x
 
 
@@ -48,7 +51,7 @@ def test_probability_peaks_at_the_encoded_value(v, gamma, i):
 def test_float32_is_accurate(v, gamma, seed, reach):
     """Reconstruction from the noise, against the official form in float64."""
     k1, k2 = random.split(random.key(seed))
-    d = decoder.discrete(v)
+    d = decoders.discrete(v)
     x, eps = random.randint(k1, (6,), 0, v), random.normal(k2, (6,)) * reach / 2
     gamma = torch.tensor(gamma)
     f, g = d.encode(x, torch.float64), gamma.double()
@@ -63,7 +66,7 @@ def test_float32_is_accurate(v, gamma, seed, reach):
 @given(vocab, st.floats(-12, 12), st.integers(0, 2**31))
 def test_log_prob_picks_from_log_probs(v, gamma, seed):
     k1, k2 = random.split(random.key(seed))
-    d, g = decoder.discrete(v), torch.tensor(gamma, dtype=torch.float64)
+    d, g = decoders.discrete(v), torch.tensor(gamma, dtype=torch.float64)
     x = random.randint(k1, (2, 3), 0, v)
     z = random.normal(k2, (2, 3), torch.float64)
     want = d.log_probs(z, g).gather(-1, x.long()[..., None])[..., 0]
@@ -78,7 +81,7 @@ def test_generation_is_the_official_one(name):
 
 
 def test_gradients_are_those_of_the_official_form():
-    d = decoder.discrete(17)
+    d = decoders.discrete(17)
     x, eps = torch.arange(17), random.normal(random.key(0), (17,), torch.float64)
     values = d.encode(torch.arange(17), torch.float64)
 
@@ -97,7 +100,7 @@ def test_gradients_are_those_of_the_official_form():
 
 def test_far_noise_keeps_its_probability():
     """40 standard deviations off, where exponentials relative to the true value would overflow or vanish."""
-    d = decoder.discrete(256)
+    d = decoders.discrete(256)
     x, eps = torch.tensor([3, 128]), torch.tensor([-40.0, 40.0])
     values = d.encode(torch.arange(256), torch.float64)
     for gamma in (-20.0, -9.0, -5.0):
@@ -108,7 +111,7 @@ def test_far_noise_keeps_its_probability():
 
 
 def test_samples_follow_the_probabilities():
-    d, g = decoder.discrete(5), torch.tensor(-2.0)
+    d, g = decoders.discrete(5), torch.tensor(-2.0)
     z = torch.tensor(0.13)
     x = d.sample(random.key(0), z.expand(100_000), g)
     frequencies = x.bincount(minlength=5) / len(x)
@@ -118,7 +121,7 @@ def test_samples_follow_the_probabilities():
 @given(st.integers(0, 2**31))
 def test_standardised_values(seed):
     """loc and scale per dimension, as the 2D example standardises."""
-    d = decoder.discrete(256, loc=[0.1, -0.2], scale=[0.5, 0.25])
+    d = decoders.discrete(256, loc=[0.1, -0.2], scale=[0.5, 0.25])
     x = random.randint(random.key(seed), (7, 2), 0, 256)
     u = 2 * ((x + 0.5) / 256) - 1
     f = d.encode(x)
@@ -133,14 +136,14 @@ def test_standardised_values(seed):
 @pytest.mark.parametrize(
     ("call", "error", "word"),
     [
-        (lambda: decoder.discrete(1), ValueError, "vocab_size"),
-        (lambda: decoder.discrete(2.5), TypeError, "vocab_size"),
-        (lambda: decoder.discrete(8, scale=0.0), ValueError, "scale"),
-        (lambda: decoder.discrete(8, scale=[1.0, -1.0]), ValueError, "scale"),
-        (lambda: decoder.discrete(8).encode(torch.zeros(3)), TypeError, "x: expected"),
-        (lambda: decoder.discrete(8).encode(torch.tensor([True])), TypeError, "x: expected"),
-        (lambda: decoder.discrete(8).log_prob(torch.tensor([8]), torch.zeros(1), torch.tensor(0.0)), ValueError, "from 8"),
-        (lambda: decoder.discrete(8).mode(torch.tensor([8])), TypeError, "z"),
+        (lambda: decoders.discrete(1), ValueError, "vocab_size"),
+        (lambda: decoders.discrete(2.5), TypeError, "vocab_size"),
+        (lambda: decoders.discrete(8, scale=0.0), ValueError, "scale"),
+        (lambda: decoders.discrete(8, scale=[1.0, -1.0]), ValueError, "scale"),
+        (lambda: decoders.discrete(8).encode(torch.zeros(3)), TypeError, "x: expected"),
+        (lambda: decoders.discrete(8).encode(torch.tensor([True])), TypeError, "x: expected"),
+        (lambda: decoders.discrete(8).log_prob(torch.tensor([8]), torch.zeros(1), torch.tensor(0.0)), ValueError, "from 8"),
+        (lambda: decoders.discrete(8).mode(torch.tensor([8])), TypeError, "z"),
     ],
 )
 def test_bad_input_is_named(call, error, word):

@@ -1,0 +1,173 @@
+"""A network applied to a batch: mapped over it or whole, whatever it predicts, self-conditioned, guided, clamped.
+
+Nobody else calls ``network.apply``. All functions take a batch of latents z, (B, *event_shape), with gamma of shape (B,) or
+(B, *event_shape), a condition whose tensors have a leading axis of B, and keys (B, 2), or None to be deterministic.
+"""
+
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, process, random
+from purevdm.decoders import Decoder
+from purevdm.networks import Network
+from purevdm.types import Params
+
+__all__ = ["Prediction", "batch_axes", "eps_hat", "guide", "in_bound", "output", "predict"]
+
+
+class Prediction(NamedTuple):
+    """What a network says of a latent, in both forms: z = alpha x + sigma eps."""
+
+    eps: Tensor
+    x: Tensor
+
+
+def batch_axes(cond: Any, n: int) -> Any:
+    """The batch axes of a condition for vmap's ``in_dims``: the first of every tensor in it, n long.
+
+    Raises:
+        TypeError, ValueError: something that is not a tensor, or a tensor of another length.
+    """
+    if cond is None:
+        return None
+
+    def axis(leaf: Any) -> int | None:
+        if leaf is None:
+            return None
+        if _checks.tensor("cond", leaf).ndim == 0 or leaf.shape[0] != n:
+            raise ValueError(f"cond: expected a condition for each of the {n} examples, got {_checks.describe(leaf)}")
+        return 0
+
+    return optree.tree_map(axis, cond, none_is_leaf=True)
+
+
+def output(
+    network: Network,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+    x_hat: Tensor | None = None,
+) -> Tensor:
+    """What the network returns, with z added where it is residual: (B, *event_shape), with a last axis of ``outputs``
+    where it has them, in z's dtype.
+
+    Raises:
+        TypeError, ValueError: a condition that is not one for each example, or an output of another shape.
+    """
+    axes = batch_axes(cond, z.shape[0])
+    if network.dtype is not None:
+        dtype = network.dtype
+        params = optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
+
+    def one(z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:
+        estimate = {} if x_hat is None else {"x_hat": x_hat}
+        return network.apply(params, z, gamma, cond=cond, key=key, **estimate)
+
+    if network.batched:
+        found = one(z, gamma, cond, key, x_hat)
+    else:
+        in_dims = (0, 0, axes, None if key is None else 0, None if x_hat is None else 0)
+        found = torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, key, x_hat)
+    wanted = z.shape if network.outputs is None else (*z.shape, network.outputs)
+    if found.shape != wanted:
+        got = tuple(found.shape[1:])
+        raise ValueError(f"network: expected an output of shape {tuple(wanted[1:])} an example, got {got}")
+    found = found.to(z.dtype)
+    return z + found if network.residual else found
+
+
+def eps_hat(
+    network: Network,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+    x_hat: Tensor | None = None,
+) -> Tensor:
+    """The noise that the network sees in z, whatever it predicts; arguments as :func:`output`.
+
+    Raises:
+        ValueError: besides, a network with several outputs, which predicts a distribution and not the noise.
+    """
+    if network.outputs is not None:
+        raise ValueError(f"network: expected one output for each number of the latent, got outputs={network.outputs}")
+    found = output(network, params, z, gamma, cond, key, x_hat)
+    if network.predicts == "eps":
+        return found
+    to_eps = {"x": process.eps_from_x, "v": process.eps_from_v}[network.predicts]
+    return to_eps(z, found, process.align(gamma, z))
+
+
+def predict(
+    network: Network,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    *,
+    x_hat: Tensor | None = None,
+    guidance: float | Tensor | None = None,
+    bounds: tuple[Tensor, Tensor] | None = None,
+) -> Prediction:
+    """The noise and the data that a sampler's step works with.
+
+    Args:
+        network, params, z, gamma, cond: the network and its latents.
+        x_hat: the last step's estimate, for a self-conditioned network.
+        guidance: the weight of the condition against none, a number or (B,): see :func:`guide`. None applies the network
+            once, with the condition.
+        bounds: what to clamp the data to, or None; the noise is then the one that goes with the clamped data.
+    """
+    eps = eps_hat(network, params, z, gamma, cond, None, x_hat)
+    if guidance is not None:
+        eps = guide(eps, eps_hat(network, params, z, gamma, None, None, x_hat), guidance)
+    level = process.align(gamma, z)
+    x = process.x_from_eps(z, eps, level)
+    if bounds is None:
+        return Prediction(eps, x)
+    x = torch.clamp(x, *bounds)
+    return Prediction(process.eps_from_x(z, x, level), x)
+
+
+def guide(eps: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): eps_free + guidance (eps - eps_free), with the noise seen under the
+    condition and without one. 1 gives the condition's own, 0 none of it, more than 1 exaggerates it. One weight for all,
+    or one for each example, (B,)."""
+    if isinstance(guidance, Tensor) and guidance.ndim:
+        guidance = process.align(guidance, eps)
+    return eps_free + guidance * (eps - eps_free)
+
+
+def in_bound(
+    network: Network,
+    decoder: Decoder,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+) -> Tensor:
+    """eps_hat as a function of the latent alone, which the bound asks for.
+
+    A self-conditioned network is applied twice: first without an estimate of the data, then with the one that it gave,
+    clamped to the data's range, which no gradient passes. Keys leave the estimate out half of the time, as training does
+    (Chen, Zhang, Hinton 2022).
+    """
+    if not network.self_condition:
+        return eps_hat(network, params, z, gamma, cond, key)
+    k_first = k_second = k_coin = None
+    if key is not None:
+        k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
+    first = eps_hat(network, params, z, gamma, cond, k_first).detach()
+    x_hat = process.x_from_eps(z, first, process.align(gamma, z))
+    x_hat = (x_hat if decoder.bounds is None else torch.clamp(x_hat, *decoder.bounds(z))).detach()
+    if k_coin is not None:
+        coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
+        x_hat = torch.where(process.align(coin, z), x_hat, 0.0)
+    return eps_hat(network, params, z, gamma, cond, k_second, x_hat)

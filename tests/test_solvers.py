@@ -1,0 +1,117 @@
+"""One step of each kind: the official numbers, the order on a known flow, one graph, values that compare."""
+
+import itertools
+import math
+import pickle
+
+import numpy as np
+import perturb
+import pytest
+import sources
+import torch
+from goldens import CASES, case, nchw
+from torch._dynamo.utils import counters
+
+import purevdm
+from purevdm import networks, process, random, schedules, solvers
+
+NO_PARAMS = {"network": {}, "schedule": {}}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_the_official_ones(name):
+    c = case(name)
+    z = nchw(c.arrays["score/z"])
+    for i in (0, 5, 9):
+        gamma_s, gamma_t = (c.model.gamma(c.params, torch.tensor(t)) for t in ((9 - i) / 10, (10 - i) / 10))
+        eps_hat = c.model.eps_hat(c.params, z, gamma_t.expand(4), c.cond)
+        got = solvers.ancestral_step(z, eps_hat, gamma_s, gamma_t, nchw(c.arrays[f"sample/{i}/eps"]))
+        want = nchw(c.arrays[f"sample/{i}/z_s"])
+        assert (got - want).norm() <= 1e-5 * want.norm()
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
+
+
+STD = 0.4
+
+
+def flow(z_1, gamma_0, gamma_1):
+    """Where the probability flow of x ~ N(0, STD**2) takes z_1: the marginals' scales."""
+    scales = [torch.sqrt(process.alpha(g) ** 2 * STD**2 + process.sigma(g) ** 2) for g in (gamma_0, gamma_1)]
+    return z_1 * scales[0] / scales[1]
+
+
+@pytest.mark.parametrize("grid", ["time", "gamma"])
+@pytest.mark.parametrize(("solver", "order"), [(solvers.ddim(), 1), (solvers.dpmpp_2m(), 2)])
+def test_deterministic_solvers_have_their_order_on_a_gaussian(solver, order, grid):
+    # a bent schedule, so that the two grids differ
+    schedule = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
+    model = purevdm.vdm(sources.gaussian(STD), schedule, (50,), 256, dtype=torch.float64)
+    params = NO_PARAMS
+    errors = []
+    for steps in (20, 40, 80, 160):
+        z = model.sample(params, random.key(0), 4, steps=steps, solver=solver, grid=grid, trajectory=True).z
+        want = flow(z[0], *(model.gamma(params, torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)))
+        errors.append((z[-1] - want).norm() / want.norm())
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert abs(rates[-1] - order) < 0.15, rates
+    assert errors[-1] < (0.02 if order == 1 else 0.001)
+
+
+@pytest.mark.parametrize("solver", [solvers.ddim(), solvers.dpmpp_2m()], ids=["ddim", "dpmpp_2m"])
+def test_few_steps_follow_the_source(solver):
+    p = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)
+    model = purevdm.vdm(sources.categorical(p), schedules.fixed_linear(-10.0, 10.0), (50,), 4, dtype=torch.float64)
+    x = model.sample(NO_PARAMS, random.key(0), 400, steps=40, solver=solver, clip=True)
+    frequencies = x.flatten().bincount(minlength=4) / x.numel()
+    assert (frequencies - p).abs().max() < 4 * 0.5 / math.sqrt(20_000) + 0.01
+
+
+def test_one_step_is_the_estimate_itself():
+    z, eps = random.normal(random.key(0), (2, 5), torch.float64)
+    gamma_s, gamma_t = torch.tensor(-40.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    x_hat = process.x_from_eps(z, eps, gamma_t)
+    done = solvers.ddim_step(x_hat, eps, gamma_s)
+    torch.testing.assert_close(done, x_hat, rtol=1e-6, atol=1e-6)
+    two = solvers.dpmpp_2m_step(z, x_hat, gamma_s, gamma_t, torch.zeros_like(z), torch.tensor(math.inf))
+    torch.testing.assert_close(two, done)
+
+
+def test_solvers_compile_for_any_number_of_steps():
+    model = purevdm.vdm(networks.mlp(8, fourier=(), self_condition=True), schedules.learned_linear(), (2,))
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.3)
+    compiled = torch.compile(model.sample, fullgraph=True)
+    counters.clear()
+    for steps in (1, 2, 9):
+        options = dict(solver=solvers.dpmpp_2m(), grid="gamma")
+        got = compiled(params, random.key(steps), 3, steps=torch.tensor(steps), **options)
+        assert torch.equal(got, model.sample(params, random.key(steps), 3, steps=steps, **options))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_solvers_are_values():
+    for make in (solvers.ancestral, solvers.ddim, solvers.dpmpp_2m):
+        assert make() == make() == pickle.loads(pickle.dumps(make()))
+        assert make().step.__name__ in repr(make())
+    assert len({solvers.ancestral(), solvers.ddim(), solvers.dpmpp_2m(), solvers.ddim()}) == 3
+
+
+def test_a_solver_of_ones_own():
+    """Heun's method: two evaluations a step, of order 2 on the exact flow of a Gaussian."""
+
+    def velocity(z, gamma, prediction):
+        return process.sigma(gamma) * (prediction.eps - process.sigma(gamma) * z) / 2
+
+    def step(denoise, z_t, gamma_t, gamma_s, key, carry):
+        first, h = denoise(z_t, gamma_t), gamma_s - gamma_t
+        slope = velocity(z_t, gamma_t, first)
+        euler = z_t + h * slope
+        return solvers.Step(z_t + h * (slope + velocity(euler, gamma_s, denoise(euler, gamma_s))) / 2, first.x)
+
+    heun = solvers.Solver(lambda z_1, gamma_1: (), step)
+    model = purevdm.vdm(sources.gaussian(STD), schedules.fixed_linear(-6.0, 4.0), (50,), dtype=torch.float64)
+    errors = []
+    for steps in (40, 80, 160):
+        z = model.sample(NO_PARAMS, random.key(0), 4, steps=steps, solver=heun, trajectory=True).z
+        want = flow(z[0], *torch.tensor([-6.0, 4.0], dtype=torch.float64))
+        errors.append((z[-1] - want).norm() / want.norm())
+    assert abs(math.log2(errors[-2] / errors[-1]) - 2) < 0.15
