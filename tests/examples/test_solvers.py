@@ -21,7 +21,7 @@ def test_the_best_noise_estimate_is_the_conditional_mean():
     x = torch.linspace(-2, 3, 20001, dtype=torch.float64)
     eps = (z - alpha * x) / sigma
     weight = torch.exp(-0.5 * (((x - solvers.MEAN) / solvers.STD) ** 2 + eps**2))
-    torch.testing.assert_close(solvers.denoise(z, gamma), (weight * eps).sum() / weight.sum()).eps
+    torch.testing.assert_close(solvers.denoise(z, gamma).eps, (weight * eps).sum() / weight.sum())
 
 
 def test_the_program_prints_its_table(tmp_path, monkeypatch, capsys):
