@@ -14,7 +14,7 @@ from torch import Tensor
 
 from purevdm import _checks
 
-__all__ = ["Group", "average", "join", "leave"]
+__all__ = ["Group", "average", "barrier", "join", "leave"]
 
 
 class Group(NamedTuple):
@@ -47,6 +47,12 @@ def join(device: str = "cpu") -> Group:
     return Group(dist.get_rank(), size, place)
 
 
+def barrier() -> None:
+    """Waits until every process of the group has come here."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     """Leaves the group, if there is one, and waits until the threads that served it have ended.
 
@@ -62,7 +68,7 @@ def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
     They travel in flat buckets of about ``bucket`` numbers of one dtype: few large messages, not many small ones.
     """
     bucket = _checks.integer("bucket", bucket, 1)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return list(tensors)
     result: list[Tensor | None] = [None] * len(tensors)
     waiting: list[int] = []

@@ -29,6 +29,9 @@ def main(path: str) -> None:
         )
     if group.rank == 0:
         torch.save([tree_leaves(state.params), metrics["loss"], group], path)
+    parallel.barrier()
+    if not Path(path).exists():
+        sys.exit(f"rank {group.rank}: passed the barrier before the first has written")
     parallel.leave()
     left = [thread for thread in threads() if "gloo" in thread]
     if left:
