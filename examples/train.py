@@ -168,6 +168,8 @@ def run(config: Config, group: parallel.Group) -> int:
             if first and (state.step % config.save_every == 0 or last or stop):
                 save()
             if stop and not last:
+                # torchrun ends the processes left half a minute after one has stopped; the first may still be saving.
+                parallel.barrier()
                 if first:
                     tqdm.write(f"stopped at step {state.step}, saved in {last_good}; go on with --resume")
                 return 130

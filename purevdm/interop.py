@@ -91,9 +91,12 @@ def _leaves(tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
         yield path, tree
 
 
-def _put(tree: Params, path: Path_, leaf: Any) -> None:
+def _put(tree: Params, path: Path_, leaf: Any, source: str) -> None:
+    """Sets a leaf; ``source`` says in messages which argument, and where in it, the leaf comes from."""
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
+    if path[-1] in tree:
+        raise ValueError(f"{source}: expected one leaf that becomes {'/'.join(path)!r}, got a second")
     tree[path[-1]] = leaf
 
 
@@ -134,7 +137,7 @@ def from_flax(tree: Mapping[str, Any]) -> Params:
         value = _tensor(name, leaf)
         if value.ndim == 4:
             value = value.permute(3, 2, 0, 1).contiguous()
-        _put(params, ours, value.reshape(()) if ours in _SCALARS else value)
+        _put(params, ours, value.reshape(()) if ours in _SCALARS else value, f"tree: {name}")
     if not params["network"]:
         raise ValueError(f"tree: expected the official VDM's score_model or score_net, got {sorted(map(str, tree))}")
     return params
@@ -162,7 +165,7 @@ def to_flax(params: Params) -> dict[str, Any]:
             raise ValueError(f"params: the official VDM has no place for {'/'.join(path)!r}") from None
         value = leaf.reshape(1) if path in _SCALARS else leaf
         value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value
-        _put(tree, theirs, value.detach().cpu().contiguous().numpy())
+        _put(tree, theirs, value.detach().cpu().contiguous().numpy(), f"params: {'/'.join(path)}")
     return tree
 
 
@@ -174,7 +177,8 @@ def load_flax(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a truncated file, one of another format, or one without those fields.
+        ValueError: a truncated file, one of another format, or one without those fields; or a leaf that is no array of the
+            official model's, or has another dtype than NumPy's and JAX's plain ones, or an impossible shape.
         ImportError: msgpack is not installed.
     """
     try:
@@ -183,41 +187,110 @@ def load_flax(path: str | Path) -> Checkpoint:
         raise ImportError("reading .flax files needs msgpack: pip install 'purevdm[flax]'") from error
     data = Path(path).read_bytes()
 
-    def array(payload: bytes) -> Tensor:
-        shape, name, raw = msgpack.unpackb(payload, raw=True)
-        dtype = getattr(torch, name.decode())
-        if len(raw) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"an array of shape {tuple(shape)} has {len(raw)} bytes")
-        return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
-
     def extension(code: int, payload: bytes) -> Any:
-        if code in (1, 3):  # an array; a NumPy scalar, packed like one
-            return array(payload)
-        return msgpack.ExtType(code, payload)
+        # An array; a NumPy scalar, packed like one. Read later, when the leaf's name is known.
+        return _Packed(payload) if code in (1, 3) else msgpack.ExtType(code, payload)
 
     try:
-        state = msgpack.unpackb(data, ext_hook=extension, raw=False, strict_map_key=False, max_ext_len=2**32 - 1)
+        state = msgpack.unpackb(
+            data,
+            ext_hook=extension,
+            object_pairs_hook=_distinct,
+            raw=False,
+            strict_map_key=False,
+            max_ext_len=2**32 - 1,
+        )
     except Exception as error:  # msgpack raises many kinds; each means the same to the caller
         raise ValueError(f"{path}: no whole .flax checkpoint ({error or type(error).__name__})") from error
     missing = [f for f in Checkpoint._fields if not isinstance(state, dict) or f not in state]
     if missing:
         raise ValueError(f"{path}: no VDM checkpoint: without {', '.join(missing)}")
     try:
-        step, *trees = (_unchunk(state[field]) for field in Checkpoint._fields)
-        return Checkpoint(int(step), *(from_flax(tree) for tree in trees))
-    except (TypeError, ValueError, KeyError) as error:
+        step = state["step"]
+        if isinstance(step, _Packed):
+            step = _array("step", step.payload)
+            step = step.item() if step.numel() == 1 else step
+        step = _checks.integer("step", step, 0)
+        trees = (from_flax(_unpack(state[field], (field,))) for field in ("params", "ema_params"))
+        return Checkpoint(step, *trees)
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: no VDM checkpoint: {error}") from error
 
 
-def _unchunk(tree: Any) -> Any:
-    """Arrays above a gibibyte are stored in pieces, in a dict with a mark; this joins them."""
+class _Packed(NamedTuple):
+    """An array as the file holds it: in msgpack, its shape, the name of its dtype, and its bytes."""
+
+    payload: bytes
+
+
+_PLAIN = "bool float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64"
+_DTYPES = {name: getattr(torch, name) for name in _PLAIN.split()}
+_CHUNKED = "__msgpack_chunked_array__"
+
+
+def _distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A dict of what one map of the file holds."""
+    found: dict[Any, Any] = {}
+    for name, entry in pairs:
+        if name in found:
+            raise ValueError(f"two entries are named {name!r}")
+        found[name] = entry
+    return found
+
+
+def _unpack(tree: Any, path: Path_) -> Any:
+    """What the file holds, with tensors for arrays. Those above a gibibyte lie there in pieces, in a dict with a mark."""
+    name = "/".join(path)
+    if isinstance(tree, _Packed):
+        return _array(name, tree.payload)
     if not isinstance(tree, dict):
-        return tree
-    if "__msgpack_chunked_array__" in tree:
-        shape, chunks = (_in_order(tree[field]) for field in ("shape", "chunks"))
-        return torch.cat(chunks).reshape([int(d) for d in shape])
-    return {name: _unchunk(branch) for name, branch in tree.items()}
+        raise ValueError(f"{name}: expected an array, got {type(tree).__name__}")
+    if _CHUNKED not in tree:
+        return {key: _unpack(branch, (*path, str(key))) for key, branch in tree.items()}
+    shape, chunks = (_in_order(name, tree, field) for field in ("shape", "chunks"))
+    pieces = [_unpack(chunk, (*path, "chunks", str(i))) for i, chunk in enumerate(chunks)]
+    if not pieces or not all(isinstance(p, Tensor) and p.ndim == 1 and p.dtype == pieces[0].dtype for p in pieces):
+        raise ValueError(f"{name}: expected chunks that are flat arrays of one dtype")
+    count, whole = _count(name, shape, pieces[0].dtype), torch.cat(pieces)
+    if whole.numel() != count:
+        raise ValueError(f"{name}: expected {count} numbers for shape {tuple(shape)}, got {whole.numel()} in the chunks")
+    return whole.reshape(shape)
 
 
-def _in_order(numbered: dict[str, Any]) -> list[Any]:
+def _in_order(name: str, tree: dict[Any, Any], field: str) -> list[Any]:
+    """A list as Flax stores it: a dict by position."""
+    numbered = tree.get(field)
+    if not isinstance(numbered, dict) or numbered.keys() != {str(i) for i in range(len(numbered))}:
+        raise ValueError(f"{name}: expected {field} of an array in chunks as entries '0', '1' and so on")
     return [numbered[str(i)] for i in range(len(numbered))]
+
+
+def _array(name: str, payload: bytes) -> Tensor:
+    import msgpack  # load_flax has found it
+
+    try:
+        shape, kind, raw = msgpack.unpackb(payload, raw=True)
+        kind, raw = kind.decode(), memoryview(raw)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: expected a packed array, got another extension ({error or type(error).__name__})"
+        ) from None
+    if kind not in _DTYPES:
+        raise ValueError(f"{name}: expected a dtype out of {', '.join(_DTYPES)}, got {kind[:40]!r}")
+    dtype = _DTYPES[kind]
+    size = _count(name, shape, dtype) * dtype.itemsize
+    if len(raw) != size:
+        raise ValueError(f"{name}: expected {size} bytes for {kind} of shape {tuple(shape)}, got {len(raw)} bytes")
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    if dtype == torch.bool and max(raw) > 1:
+        raise ValueError(f"{name}: expected bytes 0 and 1 for bool, got {max(raw)}")
+    return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)
+
+
+def _count(name: str, shape: Any, dtype: torch.dtype) -> int:
+    """How many numbers an array of this shape has, if there can be one."""
+    good = isinstance(shape, list) and len(shape) <= 64 and all(type(d) is int and d >= 0 for d in shape)
+    if not good or math.prod(d or 1 for d in shape) * dtype.itemsize >= 2**63:
+        raise ValueError(f"{name}: expected the shape of an array, got {str(shape)[:80]}")
+    return math.prod(shape)

@@ -122,3 +122,102 @@ def test_damaged_checkpoints_say_so(checkpoint, tmp_path):
 def test_bad_input_is_named(call, error, word):
     with pytest.raises(error, match=word):
         call()
+
+
+def packed_as(shape, dtype, raw):
+    return msgpack.ExtType(1, msgpack.packb((shape, dtype, raw), use_bin_type=True))
+
+
+def pieces(shape, *chunks):
+    numbered = {"shape": dict(enumerate(shape)), "chunks": dict(enumerate(chunks))}
+    return {"__msgpack_chunked_array__": True} | {
+        field: {str(i): entry for i, entry in entries.items()} for field, entries in numbered.items()
+    }
+
+
+FOUR = packed(np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "word"),
+    [
+        (packed_as((3,), "qint8", bytes(3)), "expected a dtype out of bool, .*, got 'qint8'"),
+        (packed_as((1,), "complex64", bytes(8)), "got 'complex64'"),
+        (packed_as((1,), "Tensor", bytes(8)), "got 'Tensor'"),
+        (packed_as((1,), "x" * 1000, bytes(8)), "got 'x{40}'$"),
+        (packed_as((2, -2), "float32", bytes(16)), r"expected the shape of an array, got \[2, -2\]"),
+        (packed_as((-1, -4), "float32", bytes(16)), "shape of an array"),
+        (packed_as((2.0,), "float32", bytes(8)), "shape of an array"),
+        (packed_as((True,), "float32", bytes(4)), "shape of an array"),
+        (packed_as(4, "float32", bytes(16)), "shape of an array"),
+        (packed_as((1,) * 1000, "float32", bytes(4)), "shape of an array"),
+        (packed_as((0, 2**62, 2**62), "float32", b""), "shape of an array"),
+        (packed_as((2**40, 2**40), "float32", b""), "shape of an array"),
+        (packed_as((2**40,), "float32", bytes(4)), "expected 4398046511104 bytes .*, got 4 bytes"),
+        (packed_as((2,), "float32", bytes(12)), "expected 8 bytes .*, got 12 bytes"),
+        (packed_as((), "float32", b""), "expected 4 bytes .*, got 0 bytes"),
+        (packed_as((2,), "bool", b"\1\2"), "expected bytes 0 and 1 for bool, got 2"),
+        (packed_as((2,), "float32", [1, 2]), "packed array"),
+        (packed_as((2,), 7, bytes(8)), "packed array"),
+        (msgpack.ExtType(1, b"\xc1"), "packed array"),
+        (msgpack.ExtType(1, b""), "packed array"),
+        (msgpack.ExtType(9, bytes(10**6)), "expected an array, got ExtType$"),
+        ("x" * 10**6, "expected an array, got str$"),
+        (None, "expected an array, got NoneType$"),
+        ([1.0], "expected an array, got list$"),
+        (pieces((3,), FOUR), r"expected 3 numbers for shape \(3,\), got 4 in the chunks"),
+        (pieces((-4,), FOUR), "shape of an array"),
+        (pieces((8,), FOUR, packed(np.ones(4, np.int32))), "flat arrays of one dtype"),
+        (pieces((5,), FOUR, packed(np.float32(1))), "flat arrays of one dtype"),
+        (pieces((4,)), "flat arrays of one dtype"),
+        (pieces((4,), {}), "flat arrays of one dtype"),
+        ({"__msgpack_chunked_array__": True, "shape": {"0": 4}}, "expected chunks"),
+        ({"__msgpack_chunked_array__": True, "shape": {"1": 4}, "chunks": {"0": FOUR}}, "expected shape"),
+    ],
+)
+def test_bad_leaves_are_named(tmp_path, leaf, word):
+    path = tmp_path / "bad.flax"
+    state = {"step": 1, "params": {"gamma": {"w": leaf}}, "ema_params": {}}
+    path.write_bytes(msgpack.packb(state))
+    with pytest.raises(ValueError, match=rf"bad\.flax: .*params/gamma/w: .*{word}"):
+        interop.load_flax(path)
+
+
+@pytest.mark.parametrize("name", interop._DTYPES)
+def test_plain_dtypes_load(tmp_path, name):
+    path, dtype = tmp_path / "plain.flax", getattr(torch, name)
+    values = torch.tensor([0, 1, 1, 0]).to(dtype)
+    tree = {"score_model": {"dense0": {"bias": packed_as((2, 2), name, values.view(torch.uint8).numpy().tobytes())}}}
+    tree["score_model"]["dense0"]["kernel"] = packed_as((0, 3), name, b"")
+    path.write_bytes(msgpack.packb({"step": packed(np.int32(7)), "params": tree, "ema_params": tree}))
+    step, params, _ = interop.load_flax(path)
+    layer = params["network"]["dense0"]
+    assert step == 7
+    assert layer["bias"].dtype == dtype
+    assert torch.equal(layer["bias"], values.reshape(2, 2))
+    assert layer["kernel"].shape == (0, 3)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "1", True, None, packed(np.ones(2, np.int32)), packed(np.float32(math.nan)), {}])
+def test_bad_steps_are_named(tmp_path, step):
+    path = tmp_path / "bad.flax"
+    path.write_bytes(msgpack.packb({"step": step, "params": {}, "ema_params": {}}))
+    with pytest.raises(ValueError, match=r"bad\.flax: no VDM checkpoint: step"):
+        interop.load_flax(path)
+
+
+def test_two_names_of_one_leaf_are_refused(tmp_path):
+    leaf = {"conv1": {"kernel": np.zeros((3, 3, 1, 1))}}
+    with pytest.raises(ValueError, match=r"tree: score_model/down.block_00/conv1/kernel: expected one leaf that becomes"):
+        interop.from_flax({"score_model": {"down.block_0": leaf, "down.block_00": leaf}})
+    with pytest.raises(
+        ValueError, match=r"tree: noise_schedule/w: expected one leaf that becomes 'schedule/w', got a second"
+    ):
+        interop.from_flax({"gamma": {"w": np.zeros(1)}, "noise_schedule": {"w": np.zeros(1)}})
+    twice = {"conv_in": {}, "down": {name: {"conv1": {"kernel": torch.zeros(1)}} for name in ("0", "block0")}}
+    with pytest.raises(ValueError, match=r"params: network/down/block0/conv1/kernel: expected one leaf"):
+        interop.to_flax({"network": twice})
+    path = tmp_path / "twice.flax"
+    path.write_bytes(b"\x82" + 2 * (msgpack.packb("step") + msgpack.packb(1)))
+    with pytest.raises(ValueError, match=r"twice\.flax: .*two entries are named 'step'"):
+        interop.load_flax(path)

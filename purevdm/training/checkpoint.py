@@ -5,10 +5,15 @@ A checkpoint is a folder named by its step, ``00001000/``, with ``state.safetens
 then renamed, so that whoever stops the process, and when, what is there is whole. Needs safetensors (extra ``train``).
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,8 @@ __all__ = ["CheckpointError", "best", "latest", "load", "load_params", "notes", 
 
 FORMAT = 1
 TENSORS, NOTES = "state.safetensors", "state.json"
+_NUMBER = "[0-9]{8}|[1-9][0-9]{8,17}"
+ASIDE = ".old"  # ends the name of a checkpoint that another of its step is about to replace
 
 
 class CheckpointError(ValueError):
@@ -39,7 +46,13 @@ def _flat(state: TrainState) -> dict[str, Tensor]:
 def _named(trees: Any) -> dict[str, Tensor]:
     """The leaves by their paths, joined by dots."""
     paths, leaves, _ = optree.tree_flatten_with_path(trees)
-    return {".".join(map(str, path)): leaf for path, leaf in zip(paths, leaves, strict=True)}
+    named: dict[str, Tensor] = {}
+    for path, leaf in zip(paths, leaves, strict=True):
+        name = ".".join(map(str, path))
+        if name in named:
+            raise ValueError(f"state: expected leaves whose paths differ when joined by dots, got {name!r} twice")
+        named[name] = leaf
+    return named
 
 
 def save(
@@ -47,39 +60,79 @@ def save(
 ) -> Path:
     """Writes a checkpoint into a folder of them, and removes old ones.
 
+    Several processes may write into one folder. The new checkpoint always stays, as do those whose notes are damaged.
+
     Args:
         folder: made if it is not there.
         state: the state.
-        metric: what the best is judged by, the less the better.
-        extra: anything that JSON holds.
+        metric: what the best is judged by, the less the better. One that is not finite is written as null, and judges
+            nothing.
+        extra: anything that JSON holds, so no NaN and no infinity.
         keep: how many of the latest stay; the best stays besides.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        TypeError, ValueError: arguments that cannot be written; nothing is then.
     """
     folder, keep = Path(folder), _checks.integer("keep", keep, 1)
+    step = _checks.integer("state.step", state.step, 0, 10**18 - 1)
+    described = {"format": FORMAT, "step": step, "metric": _metric(metric), "sha256": "", "extra": extra}
+    try:
+        json.dumps(described, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"extra: expected what JSON holds, got {error}") from None
+    # Copied, since safetensors refuses leaves that share memory.
+    leaves = {name: leaf.detach().to("cpu", copy=True).contiguous() for name, leaf in _flat(state).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{state.step:08d}"
-    draft = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
+    final = folder / f"{step:08d}"
+    draft = folder / f".{final.name}.{uuid.uuid4().hex}"
     draft.mkdir()
-    save_file({name: leaf.detach().contiguous() for name, leaf in _flat(state).items()}, draft / TENSORS)
-    described = {
-        "format": FORMAT,
-        "step": state.step,
-        "metric": metric,
-        "sha256": _digest(draft / TENSORS),
-        "extra": extra,
-    }
-    (draft / NOTES).write_text(json.dumps(described, indent=1))
-    for path in (draft / TENSORS, draft / NOTES, draft):
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    draft.rename(final)
-    _sync(folder)
-    _prune(folder, keep)
+    try:
+        save_file(leaves, draft / TENSORS)
+        described["sha256"] = _digest(draft / TENSORS)
+        (draft / NOTES).write_text(json.dumps(described, indent=1, allow_nan=False))
+        for path in (draft / TENSORS, draft / NOTES, draft):
+            _sync(path)
+        _replace(draft, final)
+    finally:
+        _remove(draft)
+    _prune(folder, keep, final)
     return final
+
+
+def _metric(metric: Any) -> float | None:
+    """A metric that can be compared, or None."""
+    if isinstance(metric, Tensor) and metric.numel() == 1:
+        metric = metric.item()
+    if metric is not None and (isinstance(metric, bool) or not isinstance(metric, int | float)):
+        raise TypeError(f"metric: expected a real number or None, got {_checks.describe(metric)}")
+    return float(metric) if metric is not None and -sys.float_info.max <= metric <= sys.float_info.max else None
+
+
+def _replace(draft: Path, final: Path) -> None:
+    """Gives a draft its name. A checkpoint of that name is first set aside, where `_all` finds it should we die here."""
+    while True:
+        try:
+            draft.rename(final)
+            break
+        except OSError:
+            if not os.path.lexists(final):
+                raise
+        with contextlib.suppress(FileNotFoundError):
+            final.rename(final.with_name(f".{final.name}.{uuid.uuid4().hex}{ASIDE}"))
+    _sync(final.parent)
+    for aside in final.parent.glob(f".{final.name}.*{ASIDE}"):
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a link to one but not what it links to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -96,34 +149,78 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _all(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
+def _all(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by their steps, oldest first."""
+    found: dict[int, Path] = {}
+    for path in folder.glob("*"):
+        # Names as `save` writes them; isdigit() is true of other alphabets' digits too.
+        match = re.fullmatch(rf"({_NUMBER})|\.({_NUMBER})\.[0-9a-f]+{re.escape(ASIDE)}", path.name)
+        if match and path.is_dir():
+            step = int(match[1] or match[2])
+            found[step] = path if match[1] else found.get(step, path)
+    return dict(sorted(found.items()))
 
 
-def _prune(folder: Path, keep: int) -> None:
-    stay = {*_all(folder)[-keep:], best(folder)}
-    for path in _all(folder):
-        if path not in stay:
+def _prune(folder: Path, keep: int, new: Path) -> None:
+    found, judged = _all(folder), {}
+    stay = {new, *list(found.values())[-keep:]}
+    for step, path in found.items():
+        try:
+            judged[step] = _judgement(path)
+        except CheckpointError:
+            stay.add(path)  # nobody can tell whether it is the best
+    least = _least(judged)
+    for step, path in found.items():
+        if path not in stay and step != least:
             # First out of sight, then away: a half-removed checkpoint must not look like one.
-            gone = folder / f".{path.name}.gone"
-            path.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
-    for leftover in folder.glob(".[0-9]*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+            gone = folder / f".{step:08d}.{uuid.uuid4().hex}"
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(gone)
+            _remove(gone)
+    for path in folder.glob(".*"):
+        if re.fullmatch(rf"\.({_NUMBER})\.[0-9a-z.]+", path.name) and path not in found.values() and _stale(path):
+            _remove(path)
+
+
+def _stale(path: Path) -> bool:
+    """Whether nothing happened to a leftover for an hour. One that is younger may be another process's draft."""
+    try:
+        times = [max(s.st_mtime, s.st_ctime) for s in (p.lstat() for p in (path, *path.glob("*")))]
+        return max(times) < time.time() - 3600
+    except FileNotFoundError:
+        return False
 
 
 def latest(folder: str | os.PathLike) -> Path | None:
     """The newest checkpoint of a folder, or None where there is none."""
-    found = _all(Path(folder))
-    return found[-1] if found else None
+    return next(reversed(_all(Path(folder)).values()), None)
 
 
 def best(folder: str | os.PathLike) -> Path | None:
-    """The checkpoint with the least metric, the latest of equals, or None where none has one."""
-    judged = [(notes(path)["metric"], -i, path) for i, path in enumerate(_all(Path(folder)))]
-    judged = [entry for entry in judged if entry[0] is not None]
-    return min(judged)[2] if judged else None
+    """The checkpoint with the least finite metric, the latest of equals, or None where none has one.
+
+    Raises:
+        CheckpointError: the notes of one of them are missing or damaged.
+    """
+    found = _all(Path(folder))
+    least = _least({step: _judgement(path) for step, path in found.items()})
+    return None if least is None else found[least]
+
+
+def _judgement(path: Path) -> float | None:
+    """A checkpoint's metric, None where it has none, or where another process just removed it."""
+    try:
+        return _metric(notes(path)["metric"])
+    except CheckpointError:
+        if path.exists():
+            raise
+        return None
+
+
+def _least(metrics: dict[int, float | None]) -> int | None:
+    """The step with the least metric, the latest of equals."""
+    judged = [(metric, -step) for step, metric in metrics.items() if metric is not None]
+    return -min(judged)[1] if judged else None
 
 
 def notes(path: str | os.PathLike) -> dict[str, Any]:
@@ -135,13 +232,17 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
     file = Path(path) / NOTES
     try:
         found = json.loads(file.read_text())
-        if found["format"] != FORMAT:
-            raise CheckpointError(f"{file}: expected format {FORMAT}, got {found['format']}")
-        return {"step": int(found["step"]), **found}
-    except FileNotFoundError:
+        if found["format"] == FORMAT:
+            _checks.integer("step", found["step"], 0)
+            _metric(found["metric"])
+            if not isinstance(found["sha256"], str):
+                raise TypeError(f"sha256: expected text, got {_checks.describe(found['sha256'])}")
+            return found
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{file}: expected a checkpoint's notes, found no file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
         raise CheckpointError(f"{file}: damaged ({error})") from None
+    raise CheckpointError(f"{file}: expected format {FORMAT}, got {found['format']}")
 
 
 def _tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Since the noise of a batch is a function of its key, and a process draws that of
 computes with the whole batch, but for the order of sums.
 """
 
+import importlib
 import os
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from purevdm import _checks
 
-__all__ = ["Group", "average", "join", "leave"]
+__all__ = ["Group", "average", "barrier", "join", "leave"]
 
 
 class Group(NamedTuple):
@@ -39,12 +40,24 @@ def join(device: str = "cpu") -> Group:
     place = torch.device(f"cuda:{os.environ['LOCAL_RANK']}") if kind == "cuda" else torch.device(device)
     if kind == "cuda":
         torch.cuda.set_device(place)
+    # Ten functions in there have the group of the moment as a default argument. torch.func imports the module; were that to
+    # happen after the next line, the group, and with it gloo's threads, would outlive `leave` and could abort the exit.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     return Group(dist.get_rank(), size, place)
 
 
+def barrier() -> None:
+    """Waits until every process of the group has come here."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
-    """Leaves the group, if there is one."""
+    """Leaves the group, if there is one, and waits until the threads that served it have ended.
+
+    Call it before the program ends. A gloo thread that releases a tensor while Python shuts down aborts the process.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -55,7 +68,7 @@ def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
     They travel in flat buckets of about ``bucket`` numbers of one dtype: few large messages, not many small ones.
     """
     bucket = _checks.integer("bucket", bucket, 1)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return list(tensors)
     result: list[Tensor | None] = [None] * len(tensors)
     waiting: list[int] = []

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,143 @@ def test_the_last_and_the_best_stay(tmp_path):
     assert checkpoint.best(tmp_path / "nothing") is None
 
 
+def test_steps_sort_as_numbers(tmp_path):
+    state = tiny.state()
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        path = checkpoint.save(tmp_path, state._replace(step=step), metric=1.0, keep=1)
+        assert path.is_dir()
+        assert checkpoint.latest(tmp_path) == checkpoint.best(tmp_path) == path
+    assert [p.name for p in tmp_path.iterdir()] == ["100000000"]
+    path = checkpoint.save(tmp_path, state._replace(step=5), keep=1)  # someone went back
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000005", "100000000"]
+    assert same(checkpoint.load(path, state), state._replace(step=5))
+
+
+def test_other_names_are_no_checkpoints(tmp_path):
+    path = checkpoint.save(tmp_path, tiny.state(), metric=1.0)
+    for name in ("\N{ARABIC-INDIC DIGIT THREE}" * 8, "3", "000000003", "99999999x", "9" * 19, ".99999999"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "99999998").write_text("a file")
+    assert checkpoint.latest(tmp_path) == checkpoint.best(tmp_path) == path
+    before = set(tmp_path.iterdir())
+    later = checkpoint.save(tmp_path, tiny.state()._replace(step=1))
+    assert set(tmp_path.iterdir()) == {*before, later}
+
+
+@pytest.mark.parametrize("metric", [math.nan, math.inf, -math.inf, torch.tensor(math.nan)])
+def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, metric):
+    state = tiny.state()
+    first = checkpoint.save(tmp_path, state, metric=metric)
+    assert checkpoint.notes(first)["metric"] is None
+    assert checkpoint.best(tmp_path) is None
+    change(first / "state.json", metric=float(metric))  # as older versions wrote it
+    assert checkpoint.best(tmp_path) is None
+    second = checkpoint.save(tmp_path, state._replace(step=1), metric=torch.tensor(2.0))
+    assert checkpoint.best(tmp_path) == second
+    checkpoint.save(tmp_path, state._replace(step=2), keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000001", "00000002"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        (dict(metric="2"), TypeError, "metric: expected a real number or None, got '2'"),
+        (dict(metric=True), TypeError, "metric"),
+        (dict(metric=torch.zeros(2)), TypeError, "metric"),
+        (dict(extra={"rate": math.nan}), ValueError, "extra: expected what JSON holds"),
+        (dict(extra={1, 2}), TypeError, "extra: expected what JSON holds"),
+        (dict(keep=0), ValueError, "keep"),
+        (dict(state=tiny.state()._replace(step=-1)), ValueError, "state.step"),
+        (dict(state=tiny.state()._replace(step=10**18)), ValueError, "state.step"),
+        (
+            dict(state=tiny.state()._replace(params={"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})),
+            ValueError,
+            "params.a.b",
+        ),
+    ],
+)
+def test_what_cannot_be_written_is_named(tmp_path, options, error, word):
+    with pytest.raises(error, match=word):
+        checkpoint.save(tmp_path / "new", **(dict(state=tiny.state()) | options))
+    assert not (tmp_path / "new").exists()
+
+
+def test_leaves_may_share_memory(tmp_path):
+    state = tiny.state()
+    state = state._replace(ema_params=state.params)
+    assert same(checkpoint.load(checkpoint.save(tmp_path, state), tiny.state()), state)
+
+
+def test_damaged_notes_do_not_stop_a_save(tmp_path):
+    damaged = checkpoint.save(tmp_path, tiny.state(), metric=0.0)
+    (damaged / "state.json").write_text("{")
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, tiny.state()._replace(step=step), metric=float(step), keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000000", "00000001", "00000003"]
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.best(tmp_path)
+
+
+def test_links_are_followed_and_their_targets_left(tmp_path):
+    there = checkpoint.save(tmp_path / "elsewhere", trained(1))
+    here = tmp_path / "here"
+    here.mkdir()
+    for again in (False, True):  # replaced by one of its step; pruned
+        (here / there.name).symlink_to(there)
+        assert same(checkpoint.load(checkpoint.latest(here), tiny.state()), trained(1))
+        checkpoint.save(here, tiny.state()._replace(step=1 + again), keep=1)
+        assert [p.name for p in here.iterdir()] == [f"0000000{1 + again}"]
+        assert not (here / f"0000000{1 + again}").is_symlink()
+        checkpoint._remove(here / "00000001")
+    assert same(checkpoint.load(there, tiny.state()), trained(1))
+
+
+def test_leftovers_go_when_no_process_can_be_writing_them(tmp_path, monkeypatch):
+    names = [".00000007.4711", ".00000007.0123abcd", ".00000006.gone"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.safetensors").write_bytes(b"half")
+    checkpoint.save(tmp_path, tiny.state())
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "00000000"])
+    later = time.time() + 3700
+    monkeypatch.setattr(time, "time", lambda: later)
+    checkpoint.save(tmp_path, tiny.state())
+    assert [p.name for p in tmp_path.iterdir()] == ["00000000"]
+
+
+def test_a_step_saved_again_is_never_away(tmp_path, monkeypatch):
+    state = trained(1)
+    path, rename = checkpoint.save(tmp_path, state, metric=1.0), Path.rename
+
+    def killed(self, target):
+        if self == path:  # set aside, and then
+            rename(self, target)
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, state, metric=2.0)
+    monkeypatch.undo()
+    found = checkpoint.latest(tmp_path)
+    assert found == checkpoint.best(tmp_path) != path
+    assert same(checkpoint.load(found, tiny.state()), state)
+    checkpoint.save(tmp_path, state._replace(step=2), keep=2)
+    assert checkpoint.best(tmp_path) == found
+    checkpoint.save(tmp_path, state, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000001", "00000002"]
+
+
+def test_processes_may_write_into_one_folder(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        states = [tiny.state()._replace(step=step) for step in (1, 1, 2, 2, 3, 3, 4, 4) for _ in range(4)]
+        for path in pool.map(lambda state: checkpoint.save(tmp_path, state, metric=1.0, keep=4), states):
+            assert path.parent == tmp_path
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"0000000{step}" for step in (1, 2, 3, 4)]
+    for path in tmp_path.iterdir():
+        assert checkpoint.load(path, tiny.state()).step == int(path.name)
+
+
 def test_what_a_killed_process_leaves_is_not_seen(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, tiny.state())
 
@@ -86,6 +225,10 @@ def flip(path):
     path.write_bytes(data)
 
 
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 @pytest.mark.parametrize(
     ("file", "harm", "word"),
     [
@@ -96,6 +239,12 @@ def flip(path):
         ("state.json", os.unlink, "state.json: expected"),
         ("state.json", lambda p: p.write_text('{"format": 99}'), "state.json: expected format 1, got 99"),
         ("state.json", lambda p: p.write_text("[]"), "state.json: damaged"),
+        ("state.json", lambda p: p.write_text("[" * 100_000), "state.json: damaged"),
+        ("state.json", lambda p: change(p, step="x"), "state.json: damaged .*step"),
+        ("state.json", lambda p: change(p, step=-1), "state.json: damaged .*step"),
+        ("state.json", lambda p: change(p, step=1.5), "state.json: damaged .*step"),
+        ("state.json", lambda p: change(p, metric="1"), "state.json: damaged .*metric"),
+        ("state.json", lambda p: change(p, sha256=None), "state.json: damaged .*sha256"),
     ],
 )
 def test_damage_is_named(tmp_path, file, harm, word):

@@ -38,6 +38,7 @@ def test_alone_nothing_is_sent():
     tensors = [torch.ones(2), torch.zeros(3)]
     assert all(a is b for a, b in zip(parallel.average(tensors), tensors, strict=True))
     assert parallel.join("cpu") == parallel.Group(0, 1, torch.device("cpu"))
+    parallel.barrier()
     parallel.leave()
     with pytest.raises(ValueError, match="bucket"):
         parallel.average(tensors, 0)

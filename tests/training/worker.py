@@ -1,6 +1,7 @@
 """One process of a group: trains three steps on its part of each batch, and the first writes what comes out."""
 
 import sys
+from pathlib import Path
 
 import tiny
 import torch
@@ -29,7 +30,18 @@ def main(path: str) -> None:
         )
     if group.rank == 0:
         torch.save([tree_leaves(state.params), metrics["loss"], group], path)
+    parallel.barrier()
+    if not Path(path).exists():
+        sys.exit(f"rank {group.rank}: passed the barrier before the first has written")
     parallel.leave()
+    left = [thread for thread in threads() if "gloo" in thread]
+    if left:
+        sys.exit(f"rank {group.rank}: threads that outlive the group may abort the exit: {left}")
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, where Linux tells them."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 if __name__ == "__main__":
