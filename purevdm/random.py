@@ -17,7 +17,6 @@ tensor([-2.4425, -2.0357,  0.2055])
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -232,30 +231,28 @@ def _multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 # root rounded to float64 and then to float32 is the one rounded to float32 at once (but for sums of a product, where it
 # fails once in some 2**29, and for none of the 2**23 normals or Gumbels), and no compiler changes anything by fusing.
 
-_Number = TypeVar("_Number", Tensor, float)
-
 
 def _float32(*values: float) -> tuple[float, ...]:
     return tuple(torch.tensor(values, dtype=torch.float32).tolist())
 
 
-def _rounded(x: _Number) -> _Number:
+def _rounded(x: Tensor) -> Tensor:
     """float64 x, rounded to the 24 bits of float32 (a normal number of it), ties to even.
 
     Adding 2**29 x, which is exact, rounds the other 29 bits away. Casts there and back would do the same, but inductor has
     no vector code for them on a CPU, and takes such a pair away (until torch 2.12).
     """
-    x = settled(x) if isinstance(x, Tensor) else x
+    x = settled(x)
     high = x * 2.0**29
     return (high + x) - high
 
 
-def _polynomial(x: _Number, coefficients: Sequence[Tensor | float]) -> _Number:
+def _polynomial(x: Tensor, coefficients: Sequence[Tensor | float]) -> Tensor:
     """Horner's scheme from the highest power down, a fused multiply-add a step."""
-    p: Any = coefficients[0]
-    for c in coefficients[1:]:
-        p = _rounded(p * x + c)
-    return p
+    p = x * coefficients[0]
+    for c in coefficients[1:-1]:
+        p = _rounded(p + c) * x
+    return _rounded(p + coefficients[-1])
 
 
 _SQRT_HALF, _LN2_HIGH, _LN2_LOW = _float32(0.70710677, 0.693359375, -0.00021219444)
@@ -299,13 +296,11 @@ _ERF_ABOVE = _float32(0.00022905065, 0.003408291, 0.050955694, 0.18520832, 1.128
 _ERF_BELOW = _float32(-1.1791603e-07, 2.3547966e-05, 0.0010179626, 0.01407047, 0.11098505, 0.49746925, 1.0)
 
 
-def _erf(x: _Number) -> _Number:
+def _erf(x: Tensor) -> Tensor:
     """erf, which is 1 from 3.74 on: Eigen's rational approximation."""
     square = _rounded(x * x)
     y = _rounded(_rounded(x * _polynomial(square, _ERF_ABOVE)) / _polynomial(square, _ERF_BELOW))
-    if isinstance(x, Tensor):
-        return torch.where(x.abs() < _ERF_ONE, y, x.sign())
-    return y if abs(x) < _ERF_ONE else math.copysign(1.0, x)
+    return torch.where(x.abs() < _ERF_ONE, y, x.sign())
 
 
 # Giles, "Approximating the erfinv function" (GPU Computing Gems, 2012), single precision: two polynomials in
@@ -374,16 +369,6 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     return _erfinv(u) * _SQRT2[dtype]
 
 
-def _erf_bound(bound: float | Tensor, rounded: Tensor) -> Tensor:
-    """erf(bound / sqrt(2)) in the dtype and on the device of the rounded bound."""
-    if rounded.dtype == torch.float64:
-        return torch.erf(rounded / _SQRT2[torch.float64])
-    if isinstance(bound, Tensor):
-        return _erf(_rounded(rounded.double() * _SQRT_HALF)).to(rounded.dtype)
-    # A number's is computed here and now, in Python, and is a constant to a compiler.
-    return torch.full_like(rounded, _erf(_rounded(_round_to(bound, rounded.dtype) * _SQRT_HALF)))
-
-
 def truncated_normal(
     key: Tensor,
     lower: float | Tensor,
@@ -409,8 +394,12 @@ def truncated_normal(
     low = torch.as_tensor(lower, dtype=dtype, device=key.device)
     high = torch.as_tensor(upper, dtype=dtype, device=key.device)
     out_shape = torch.broadcast_shapes(low.shape, high.shape) if shape is None else _checks.shape("shape", shape)
-    u = uniform(key, out_shape, dtype, _erf_bound(lower, low), _erf_bound(upper, high))
-    x = _erfinv(u) * _SQRT2[dtype]
+    root = _SQRT2[dtype]
+    if dtype == torch.float64:
+        bounds = [torch.erf(bound / root) for bound in (low, high)]
+    else:  # from 6 on, erf is 1
+        bounds = [_erf(_rounded(bound.double().clamp(-6.0, 6.0) * _SQRT_HALF)).to(dtype) for bound in (low, high)]
+    x = _erfinv(uniform(key, out_shape, dtype, *bounds)) * root
     infinity = torch.full((), math.inf, dtype=dtype, device=key.device)
     return torch.minimum(torch.maximum(x, torch.nextafter(low, infinity)), torch.nextafter(high, -infinity))
 
