@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", int, float)
 
 
 def constant(f: F) -> F:
@@ -16,6 +17,13 @@ def constant(f: F) -> F:
     """
     f._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return f
+
+
+def fixed(number: T) -> T:
+    """A Python number that a compiler takes for a constant, even under ``dynamic=True``, which makes numbers symbolic."""
+    if not torch.compiler.is_compiling():
+        return number
+    return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return]
 
 
 def materialize(x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ exact in float32 over gamma in [-30, 30].
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, random
-from purevdm._compile import materialize
+from purevdm._compile import fixed, materialize
 from purevdm.types import Key
 
 __all__ = ["Decoder", "discrete"]
@@ -69,8 +68,8 @@ class Discrete(NamedTuple):
 
     @property
     def values(self) -> int:
-        """``vocab_size``, which a compiler with symbolic sizes takes for a constant, as ``index`` makes it one."""
-        return operator.index(self.vocab_size)
+        """``vocab_size``, a constant to a compiler."""
+        return fixed(self.vocab_size)
 
 
 def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:

@@ -242,7 +242,7 @@ def _rounded(x: Tensor) -> Tensor:
     Adding 2**29 x, which is exact, rounds the other 29 bits away. Casts there and back would do the same, but inductor has
     no vector code for them on a CPU, and takes such a pair away (until torch 2.12).
     """
-    x = settled(x)
+    x = materialize(x)
     high = x * 2.0**29
     return (high + x) - high
 
@@ -270,7 +270,7 @@ def _log(x: Tensor, exponent: int = 0, steps: int = 5) -> Tensor:
     for shift in (2**i for i in reversed(range(steps))):
         small = m < _SQRT_HALF * 2.0 ** (1 - shift)
         m, e = torch.where(small, m * 2.0**shift, m), torch.where(small, e - shift, e)
-    y, e = settled(m - 1.0), settled(e)
+    y, e = materialize(m - 1.0), materialize(e)
     square = _rounded(y * y)
     cube = _rounded(square * y)
     low = _polynomial(cube, (*(_polynomial(y, row) for row in _LOG), _rounded(_LN2_LOW * e)))
@@ -333,8 +333,8 @@ def _erfinv(x: Tensor) -> Tensor:
     """erfinv on [-1, 1]. float64 is torch's; the others compute in float32, as XLA does."""
     if x.dtype == torch.float64:
         return torch.erfinv(x)
-    y = settled(x.double())
-    log = settled(_log1p(_rounded(-y * y)))
+    y = materialize(x.double())
+    log = materialize(_log1p(_rounded(-y * y)))
     near = log > -5.0
     w = _rounded(torch.where(near, -2.5 - log, _rounded(torch.sqrt(-log)) - 3.0))
     pairs = zip(_ERFINV_CENTRE, _ERFINV_TAIL, strict=True)

@@ -4,6 +4,8 @@ import torch
 
 from purevdm.networks._network import Network
 
+__all__ = ["mixed"]
+
 
 def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
     """The same network with its parameters cast to ``dtype`` in each call.

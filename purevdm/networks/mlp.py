@@ -12,6 +12,8 @@ from purevdm.networks import _blocks, _condition
 from purevdm.networks._network import PREDICTIONS, Network
 from purevdm.types import Key, Params, Shape
 
+__all__ = ["mlp"]
+
 
 class MLP(NamedTuple):
     """The settings of :func:`mlp`."""

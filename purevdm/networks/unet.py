@@ -12,6 +12,8 @@ from purevdm.networks import _adapter, _blocks, _condition
 from purevdm.networks._network import PREDICTIONS, Network
 from purevdm.types import Key, Params, Shape
 
+__all__ = ["unet", "vdm_unet"]
+
 
 class UNet(NamedTuple):
     """The settings of :func:`unet`."""
