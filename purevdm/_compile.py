@@ -23,7 +23,7 @@ def fixed(number: T) -> T:
     """A Python number that a compiler takes for a constant, even under ``dynamic=True``, which makes numbers symbolic."""
     if not torch.compiler.is_compiling():
         return number
-    return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return]
+    return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return, return-value]
 
 
 def materialize(x: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """What the tests share: fresh compilers, Hypothesis profiles, tiny models."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
 settings.register_profile("purevdm", deadline=None, max_examples=30, derandomize=True, database=None)
 settings.load_profile("purevdm")
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("PUREVDM_TEST_THREADS", "2")))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import optree
 import perturb
 import pytest
 import torch
+from compare import close, decoded_alike
 
 import purevdm
 from purevdm import denoiser, networks, nn, process, random, schedules
@@ -27,18 +28,18 @@ def test_self_conditioning_predicts_twice_and_half_of_the_time_in_training():
     def predict(keys=None, params=network, n=1):
         return denoiser.in_bound(model.network, model.decoder, params, z.expand(n, 2), gamma.expand(n), None, keys)
 
-    close = dict(rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(predict()[0], second, **close)
-    torch.testing.assert_close(model.eps_hat(params, z[None], gamma[None])[0], second, **close)
+    near = dict(rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(predict()[0], second, **near)
+    torch.testing.assert_close(model.eps_hat(params, z[None], gamma[None])[0], second, **near)
     outs = predict(random.split(random.key(7), 64), n=64)
-    estimated = sum(torch.allclose(out, second, **close) for out in outs)
-    assert estimated + sum(torch.allclose(out, first, **close) for out in outs) == 64
+    estimated = sum(torch.allclose(out, second, **near) for out in outs)
+    assert estimated + sum(torch.allclose(out, first, **near) for out in outs) == 64
     assert 16 <= estimated <= 48
     # no gradient through the estimate
     through = torch.func.grad(lambda p: predict(params=p).sum())(network)
     held = torch.func.grad(lambda p: apply(p, z, gamma, x_hat=x_hat).sum())(network)
     for a, b in zip(optree.tree_leaves(through), optree.tree_leaves(held), strict=True):
-        torch.testing.assert_close(a, b, **close)
+        torch.testing.assert_close(a, b, **near)
 
 
 def test_self_conditioning_runs_through_loss_and_bound():
@@ -70,13 +71,11 @@ def test_a_batched_network_is_the_mapped_one():
     params, x = mapped.init(random.key(0)), random.randint(random.key(1), (5, 3), 0, 16)
     for train in (True, False):
         pair = [torch.func.grad_and_value(m.loss_fn)(params, x, random.key(2), train=train) for m in (mapped, whole)]
-        for a, b in zip(*map(optree.tree_leaves, pair), strict=True):
-            assert (a - b).norm() <= 1e-5 * (b.norm() + 1e-3)
+        close(*pair, 1e-4)
     noise = mapped.draw(random.key(3), 1)
     one = type(noise)(*(field[0] for field in noise))
-    for a, b in zip(*(m.elbo_core(params, x[0], one) for m in (mapped, whole)), strict=True):
-        torch.testing.assert_close(a, b)
-    assert torch.equal(*(m.sample(params, random.key(4), 3, steps=5) for m in (mapped, whole)))
+    close(*(m.elbo_core(params, x[0], one) for m in (mapped, whole)), 1e-5)
+    decoded_alike(*(m.sample(params, random.key(4), 3, steps=5) for m in (mapped, whole)))
 
 
 def test_every_prediction_is_converted():

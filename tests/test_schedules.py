@@ -34,7 +34,7 @@ def test_gamma_and_its_derivative_are_the_official_ones(name):
     c = case(name)
     t = torch.tensor(c.arrays["gamma/t"])
     gamma, slope = torch.func.jvp(lambda t: c.model.gamma(c.params, t), (t,), (torch.ones_like(t),))
-    np.testing.assert_allclose(gamma, c.arrays["gamma/g"].reshape(-1), rtol=1e-6)
+    np.testing.assert_allclose(gamma, c.arrays["gamma/g"].reshape(-1), rtol=0, atol=5e-6)  # five units in the last place
     np.testing.assert_allclose(slope, c.arrays["gamma/dg"].reshape(-1), rtol=1e-5)
 
 

@@ -11,6 +11,7 @@ import optree
 import perturb
 import pytest
 import torch
+from compare import close, decoded_alike
 from hypothesis import given, settings
 from torch._dynamo.utils import counters
 
@@ -33,11 +34,6 @@ def points(**options):
 def images():
     network = networks.vdm_unet(8, 1, groups=4, dropout=0.1, fourier=(0,), cond_dim=1)
     return purevdm.vdm(network, schedules.learned_linear(), (1, 4, 4), 16)
-
-
-def close(a, b, tolerance=1e-5):
-    for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True):
-        assert (x - y).norm() <= tolerance * (y.norm() + 1e-3), (x, y)
 
 
 @settings(max_examples=8)
@@ -79,10 +75,10 @@ def test_per_example_gradients_sum_to_the_batch_gradient():
 
     each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))(params, x, noise)
     whole = torch.func.grad(lambda p: torch.func.vmap(one, in_dims=(None, 0, 0))(p, x, noise).sum())(params)
-    close(tree_map(lambda g: g.sum(0), each), whole)
+    close(tree_map(lambda g: g.sum(0), each), whole, 1e-4)
     # and through the loss itself, by the same keys: the mean in bits
     batch = torch.func.grad(model.loss_fn)(params, x, random.key(2))
-    close(tree_map(lambda g: g.mean(0) / (2 * math.log(2)), each), batch)
+    close(tree_map(lambda g: g.mean(0) / (2 * math.log(2)), each), batch, 1e-4)
 
 
 def test_vmap_over_keys_and_batches():
@@ -92,7 +88,7 @@ def test_vmap_over_keys_and_batches():
     x = random.randint(random.key(1), (4, 1, 2), 0, 256)
     mapped = torch.func.vmap(model.loss_fn, in_dims=(None, 0, 0))(params, x, keys)
     looped = torch.stack([model.loss_fn(params, a, k) for a, k in zip(x, keys, strict=True)])
-    torch.testing.assert_close(mapped, looped)
+    torch.testing.assert_close(mapped, looped, rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match=r"x: .*300"):
         torch.func.vmap(model.loss_fn, in_dims=(None, 0, 0))(params, x * 0 + 300, keys)
 
@@ -121,7 +117,7 @@ def test_compiled_evaluation_in_discrete_time():
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.monotone_mlp(hidden=8), (2,), timesteps=10)
     params = perturbed(model)
     x = random.randint(random.key(0), (3, 2), 0, 256)
-    close(torch.compile(model.elbo, fullgraph=True)(params, x, random.key(1)), model.elbo(params, x, random.key(1)))
+    close(torch.compile(model.elbo, fullgraph=True)(params, x, random.key(1)), model.elbo(params, x, random.key(1)), 1e-5)
 
 
 def test_compiled_reconstruction_never_holds_the_vocabulary():
@@ -138,7 +134,7 @@ def test_compiled_reconstruction_never_holds_the_vocabulary():
     grad, _ = step(x, eps, torch.tensor(-20.0))
     eager = torch.func.grad(lambda g, x, eps: d.reconstruction(x, eps, g).sum())
     want = sum(eager(torch.tensor(-20.0), *part) for part in zip(x.split(64), eps.split(64), strict=True))
-    torch.testing.assert_close(grad, want, rtol=1e-4, atol=1e-4)
+    close(grad, want, 1e-3)  # 4096 terms of either sign
     assert grad.isfinite()
 
 
@@ -194,7 +190,7 @@ def test_seeds_stand_for_a_key():
     seeds = model.seeds(key, 6)
     assert torch.equal(model.loss_fn(params, x, seeds), model.loss_fn(params, x, key))
     rows = torch.cat([model.elbo(params, x[i : i + 2], seeds.rows(slice(i, i + 2))).total for i in (0, 2, 4)])
-    torch.testing.assert_close(rows, model.elbo(params, x, key).total)
+    close(rows, model.elbo(params, x, key).total, 1e-5)
     with pytest.raises(ValueError, match=r"key.t: expected shape \(6,\)"):
         model.loss_fn(params, x, seeds.rows(slice(0, 2)))
 
@@ -246,7 +242,7 @@ def test_dynamic_shapes_compile():
     close(got, step(params, x, random.key(2)), 1e-4)
     sample = torch.compile(model.sample, fullgraph=True, dynamic=True)
     got = sample(params, random.key(3), 3, steps=torch.tensor(4))
-    assert torch.equal(got, model.sample(params, random.key(3), 3, steps=4))
+    decoded_alike(got, model.sample(params, random.key(3), 3, steps=4))
 
 
 def test_a_graph_refuses_parameters_of_another_model():

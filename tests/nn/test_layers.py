@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from compare import close
 from hypothesis import given
 
 from purevdm import nn, random
@@ -17,33 +18,35 @@ def draw(seed, *shape):
     return random.normal(random.key(seed), shape, torch.float64)
 
 
+def wide(params):
+    return {name: leaf.double() for name, leaf in params.items()}
+
+
 @given(seeds, sizes, sizes, st.booleans())
 def test_dense_is_affine(seed, n_in, n_out, bias):
-    params = nn.dense_init(random.key(seed), n_in, n_out, bias=bias)
+    params = wide(nn.dense_init(random.key(seed), n_in, n_out, bias=bias))
     assert set(params) == {"kernel", "bias"} if bias else {"kernel"}
-    x, y = draw(seed, 3, n_in).float(), draw(seed + 1, 3, n_in).float()
-    b = params.get("bias", torch.zeros(n_out))
-    torch.testing.assert_close(nn.dense(params, x + y) + b, nn.dense(params, x) + nn.dense(params, y), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(nn.dense(params, x), F.linear(x, params["kernel"].T, b), atol=1e-5, rtol=1e-5)
+    x, y = draw(seed, 3, n_in), draw(seed + 1, 3, n_in)
+    b = params.get("bias", torch.zeros(n_out, dtype=torch.float64))
+    torch.testing.assert_close(nn.dense(params, x + y) + b, nn.dense(params, x) + nn.dense(params, y))
+    torch.testing.assert_close(nn.dense(params, x), F.linear(x, params["kernel"].T, b))
 
 
 @given(seeds, sizes, sizes, sizes, sizes)
-def test_pointwise_is_dense_at_each_place(seed, n_in, n_out, h, w):
-    params = nn.dense_init(random.key(seed), n_in, n_out) | {"bias": draw(seed, n_out).float()}
-    x = draw(seed, n_in, h, w).float()
-    torch.testing.assert_close(
-        nn.pointwise(params, x), nn.dense(params, x.movedim(0, -1)).movedim(-1, 0), atol=1e-5, rtol=1e-5
-    )
+def test_pointwise_is_dense_at_each_position(seed, n_in, n_out, h, w):
+    params = wide(nn.dense_init(random.key(seed), n_in, n_out)) | {"bias": draw(seed, n_out)}
+    x = draw(seed, n_in, h, w)
+    torch.testing.assert_close(nn.pointwise(params, x), nn.dense(params, x.movedim(0, -1)).movedim(-1, 0))
 
 
 @given(seeds, sizes, sizes, st.integers(1, 3), st.sampled_from([1, 3, 5]))
 def test_conv_keeps_the_size_and_matches_torch(seed, n_in, n_out, rank, size):
-    params = nn.conv_init(random.key(seed), n_in, n_out, (size,) * rank)
-    x = draw(seed, n_in, *range(3, 3 + rank)).float()
+    params = wide(nn.conv_init(random.key(seed), n_in, n_out, (size,) * rank))
+    x = draw(seed, n_in, *range(3, 3 + rank))
     y = nn.conv(params, x)
     assert y.shape == (n_out, *x.shape[1:])
     reference = (F.conv1d, F.conv2d, F.conv3d)[rank - 1](x, params["kernel"], padding="same")
-    torch.testing.assert_close(y, reference, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y, reference)
 
 
 @given(seeds, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
@@ -94,7 +97,7 @@ def test_group_norm_compiled_in_three_dtypes():
         want = gradient(wide, batch.double())
         got = compiled(p, batch)
         assert got["scale"].dtype == dtype
-        torch.testing.assert_close({k: v.double() for k, v in got.items()}, want, rtol=tolerance, atol=tolerance)
+        close(got, want, tolerance)
 
 
 @given(seeds, sizes, sizes, st.sampled_from([1, 2, 3]))
