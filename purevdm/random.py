@@ -237,11 +237,11 @@ def _float32(*values: float) -> tuple[float, ...]:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """float64 x, rounded to the 24 bits of float32 (a normal number of it), ties to even.
-
-    Adding 2**29 x, which is exact, rounds the other 29 bits away. Casts there and back would do the same, but inductor has
-    no vector code for them on a CPU, and takes such a pair away (until torch 2.12).
-    """
+    """float64 x, rounded to the 24 bits of float32 (a normal number of it), ties to even."""
+    if not torch.compiler.is_compiling():
+        return x.float().double()
+    # Inductor has no vector code for these casts on a CPU, and before torch 2.13 takes such a pair away. Adding 2**29 x,
+    # which is exact, pushes the same 29 bits out.
     x = settled(x)
     high = x * 2.0**29
     return (high + x) - high
