@@ -164,7 +164,8 @@ def within(name: str, x: Tensor, low: int, high: int) -> None:
     """Every value of an integer tensor in [low, high]; read in eager alone."""
     if readable(x) and x.numel() > 0:
         wanted = f"integers in [{low}, {high}]"
-        verify([Fact((x >= low) & (x <= high), lambda: outside(wanted, name, x))])
+        wide = x.to(torch.int64)  # the bounds may not fit x's dtype
+        verify([Fact((wide >= low) & (wide <= high), lambda: outside(wanted, name, x))])
 
 
 Structure = tuple[tuple[tuple[Any, ...], tuple[int, ...], torch.dtype], ...]

@@ -120,11 +120,14 @@ def integers(x: Tensor) -> Tensor:
 
 
 def _check(settings: Discrete, x: Tensor) -> Tensor:
-    return (integers(x) >= 0) & (x < settings.values)
+    wide = integers(x).to(torch.int64)  # a byte compared with 256 would wrap
+    return (wide >= 0) & (wide < settings.values)
 
 
 def _affine(settings: Discrete, like: Tensor) -> tuple[Any, Any]:
-    loc, scale = (torch.tensor(a, dtype=like.dtype, device=like.device) if isinstance(a, tuple) else a for a in settings[1:])
+    loc, scale = (
+        torch.tensor(a, dtype=like.dtype, device=like.device) if isinstance(a, tuple) else fixed(a) for a in settings[1:]
+    )
     return loc, scale
 
 

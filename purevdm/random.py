@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from purevdm import _checks
-from purevdm._compile import materialize
+from purevdm import _checks, _float32
+from purevdm._compile import fixed, materialize
 
 __all__ = [
     "bernoulli",
@@ -215,131 +215,7 @@ def uniform(
             return unit
     low = torch.as_tensor(minval, dtype=dtype, device=key.device)
     high = torch.as_tensor(maxval, dtype=dtype, device=key.device)
-    return torch.maximum(low, _multiply_add(unit, high - low, low)).expand(shape)
-
-
-def _multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * x + shift, rounded once for float32: float64 holds the product exactly. So it is what XLA's fused
-    multiply-add gives, and the same on every device, whether its compiler fuses or not."""
-    if x.dtype != torch.float32:
-        return x * scale + shift
-    return (x.double() * scale.double() + shift.double()).float()
-
-
-# What follows is the arithmetic of XLA's code for a CPU with fused multiply-adds, operation by operation, so that draws are
-# those of jax.random bit for bit. float64 holds the numbers of float32: their products are exact in it, a sum, quotient or
-# root rounded to float64 and then to float32 is the one rounded to float32 at once (but for sums of a product, where it
-# fails once in some 2**29, and for none of the 2**23 normals or Gumbels), and no compiler changes anything by fusing.
-
-
-def _float32(*values: float) -> tuple[float, ...]:
-    return tuple(torch.tensor(values, dtype=torch.float32).tolist())
-
-
-def _rounded(x: Tensor) -> Tensor:
-    """float64 x, rounded to the 24 bits of float32 (a normal number of it), ties to even.
-
-    Adding 2**29 x, which is exact, rounds the other 29 bits away. Casts there and back would do the same, but inductor has
-    no vector code for them on a CPU, and takes such a pair away (until torch 2.12).
-    """
-    x = materialize(x)
-    high = x * 2.0**29
-    return (high + x) - high
-
-
-def _polynomial(x: Tensor, coefficients: Sequence[Tensor | float]) -> Tensor:
-    """Horner's scheme from the highest power down, a fused multiply-add a step."""
-    p = x * coefficients[0]
-    for c in coefficients[1:-1]:
-        p = _rounded(p + c) * x
-    return _rounded(p + coefficients[-1])
-
-
-_SQRT_HALF, _LN2_HIGH, _LN2_LOW = _float32(0.70710677, 0.693359375, -0.00021219444)
-_LOG = (
-    _float32(0.070376836, -0.1151461, 0.116769984),
-    _float32(-0.12420141, 0.14249323, -0.16668057),
-    _float32(0.20000714, -0.24999994, 0.3333333),
-)
-
-
-def _log(x: Tensor, exponent: int = 0, steps: int = 5) -> Tensor:
-    """log(2**exponent x), for x from 2**-2**steps to 1: Cephes' logf."""
-    # x = 2**e m with m in [sqrt(1/2), sqrt(2)): scaling by powers of two is exact, and needs no look at the bits.
-    m, e = x, torch.full_like(x, exponent)
-    for shift in (2**i for i in reversed(range(steps))):
-        small = m < _SQRT_HALF * 2.0 ** (1 - shift)
-        m, e = torch.where(small, m * 2.0**shift, m), torch.where(small, e - shift, e)
-    y, e = materialize(m - 1.0), materialize(e)
-    square = _rounded(y * y)
-    cube = _rounded(square * y)
-    low = _polynomial(cube, (*(_polynomial(y, row) for row in _LOG), _rounded(_LN2_LOW * e)))
-    return _rounded(_rounded(_rounded(y - 0.5 * square) + low) + _LN2_HIGH * e)
-
-
-_LOG1P_NEAR = _float32(0.41421357)[0]
-_LOG1P_ABOVE = _float32(4.527e-05, 0.49854103, 6.5787325, 29.911919, 60.94967, 57.112965, 20.039553)
-_LOG1P_BELOW = _float32(1.0, 15.062909, 83.04757, 221.7624, 309.09872, 216.42789, 60.11866)
-
-
-def _log1p(x: Tensor) -> Tensor:
-    """log(1 + x), for x in (-1, 0]: Cephes' log1p near 0."""
-    square = _rounded(x * x)
-    cube = _rounded(square * x)
-    ratio = _rounded(_polynomial(x, _LOG1P_ABOVE) / _polynomial(x, _LOG1P_BELOW))
-    near = _rounded(x + _rounded(_rounded(cube * ratio) - 0.5 * square))
-    return torch.where(x > -_LOG1P_NEAR, near, _log(_rounded(1.0 + x)))
-
-
-_ERF_ONE = _float32(3.7439213)[0]
-_ERF_ABOVE = _float32(0.00022905065, 0.003408291, 0.050955694, 0.18520832, 1.1283791)
-_ERF_BELOW = _float32(-1.1791603e-07, 2.3547966e-05, 0.0010179626, 0.01407047, 0.11098505, 0.49746925, 1.0)
-
-
-def _erf(x: Tensor) -> Tensor:
-    """erf, which is 1 from 3.74 on: Eigen's rational approximation."""
-    square = _rounded(x * x)
-    y = _rounded(_rounded(x * _polynomial(square, _ERF_ABOVE)) / _polynomial(square, _ERF_BELOW))
-    return torch.where(x.abs() < _ERF_ONE, y, x.sign())
-
-
-# Giles, "Approximating the erfinv function" (GPU Computing Gems, 2012), single precision: two polynomials in
-# w = -log(1 - x**2), the first about 2.5, the second in sqrt(w) about 3.
-_ERFINV_CENTRE = _float32(
-    2.81022636e-08,
-    3.43273939e-07,
-    -3.5233877e-06,
-    -4.39150654e-06,
-    0.00021858087,
-    -0.00125372503,
-    -0.00417768164,
-    0.246640727,
-    1.50140941,
-)
-_ERFINV_TAIL = _float32(
-    -0.000200214257,
-    0.000100950558,
-    0.00134934322,
-    -0.00367342844,
-    0.00573950773,
-    -0.0076224613,
-    0.00943887047,
-    1.00167406,
-    2.83297682,
-)
-
-
-def _erfinv(x: Tensor) -> Tensor:
-    """erfinv on [-1, 1]. float64 is torch's; the others compute in float32, as XLA does."""
-    if x.dtype == torch.float64:
-        return torch.erfinv(x)
-    y = materialize(x.double())
-    log = materialize(_log1p(_rounded(-y * y)))
-    near = log > -5.0
-    w = _rounded(torch.where(near, -2.5 - log, _rounded(torch.sqrt(-log)) - 3.0))
-    pairs = zip(_ERFINV_CENTRE, _ERFINV_TAIL, strict=True)
-    p = _polynomial(w, [torch.where(near, w.new_full((), centre), tail) for centre, tail in pairs])
-    return (torch.where(y.abs() == 1.0, math.inf, p) * y).to(x.dtype)
+    return torch.maximum(low, _float32.multiply_add(unit, high - low, low)).expand(shape)
 
 
 def _round_to(value: float, dtype: torch.dtype) -> float:
@@ -363,10 +239,10 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
         TypeError, ValueError: a key, shape or dtype of the wrong form.
     """
     _checks.key("key", key)
-    low = _ABOVE_MINUS_ONE.get(dtype, 0.0)
+    low = fixed(_ABOVE_MINUS_ONE.get(dtype, 0.0))
     # 1 - low rounds to 2, and doubling is exact: no fused multiply-add can change this draw.
     u = _unit(key, _checks.shape("shape", shape), dtype) * 2.0 + low
-    return _erfinv(u) * _SQRT2[dtype]
+    return _float32.erfinv(u) * fixed(_SQRT2[dtype])
 
 
 def truncated_normal(
@@ -394,12 +270,15 @@ def truncated_normal(
     low = torch.as_tensor(lower, dtype=dtype, device=key.device)
     high = torch.as_tensor(upper, dtype=dtype, device=key.device)
     out_shape = torch.broadcast_shapes(low.shape, high.shape) if shape is None else _checks.shape("shape", shape)
-    root = _SQRT2[dtype]
+    root = fixed(_SQRT2[dtype])
     if dtype == torch.float64:
         bounds = [torch.erf(bound / root) for bound in (low, high)]
     else:  # from 6 on, erf is 1
-        bounds = [_erf(_rounded(bound.double().clamp(-6.0, 6.0) * _SQRT_HALF)).to(dtype) for bound in (low, high)]
-    x = _erfinv(uniform(key, out_shape, dtype, *bounds)) * root
+        bounds = [
+            _float32.erf(_float32.rounded(bound.double().clamp(-6.0, 6.0) * fixed(_float32.SQRT_HALF))).to(dtype)
+            for bound in (low, high)
+        ]
+    x = _float32.erfinv(uniform(key, out_shape, dtype, *bounds)) * root
     infinity = torch.full((), math.inf, dtype=dtype, device=key.device)
     return torch.minimum(torch.maximum(x, torch.nextafter(low, infinity)), torch.nextafter(high, -infinity))
 
@@ -502,8 +381,8 @@ def gumbel(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     u = uniform(key, shape, dtype, torch.finfo(dtype).tiny, 1.0)
     if dtype == torch.float64:
         return -torch.log(-torch.log(u))
-    exponential = -_log(u.double(), steps=7).to(dtype)
-    return -_log(exponential.double() * 2.0**-7, exponent=7).to(dtype)
+    exponential = -_float32.log(u.double(), steps=7).to(dtype)
+    return -_float32.log(exponential.double() * 2.0**-7, exponent=7).to(dtype)
 
 
 def categorical(key: Tensor, logits: Tensor, axis: int = -1, shape: Sequence[int] | None = None) -> Tensor:

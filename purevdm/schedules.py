@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, nn, random
+from purevdm._compile import fixed
 from purevdm.types import Key, Params
 
 __all__ = [
@@ -206,7 +207,8 @@ def _no_params(key: Key) -> Params:
 
 
 def _fixed_gamma(line: Linear, params: Params, t: Tensor) -> Tensor:
-    return line.gamma_min + (line.gamma_max - line.gamma_min) * _checks.floating("t", t)
+    low, high = (fixed(end) for end in line)
+    return low + (high - low) * _checks.floating("t", t)
 
 
 def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:

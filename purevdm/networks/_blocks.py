@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from purevdm import _checks, nn, random
-from purevdm._compile import channels_last, materialize
+from purevdm._compile import channels_last, fixed, materialize
 from purevdm.networks import _adapter
 from purevdm.types import Key, Params
 
@@ -99,7 +99,7 @@ def normalised(gamma: Tensor, endpoints: tuple[float, float] | None, z: Tensor) 
     """gamma between its endpoints, from 0 to 1, one number: the mean where each dimension has its own (MuLAN's choice)."""
     if gamma.ndim and gamma.shape != z.shape:
         raise ValueError(f"gamma: expected shape () or {tuple(z.shape)}, got {_checks.describe(gamma)}")
-    low, high = endpoints or PAPER
+    low, high = (fixed(end) for end in endpoints or PAPER)
     return ((gamma.mean() if gamma.ndim else gamma) - low) / (high - low)
 
 

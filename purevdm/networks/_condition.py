@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
+from purevdm._compile import fixed
 from purevdm.types import Key, Params
 
 
@@ -70,7 +71,7 @@ def read(kinds: Kinds, params: Params, cond: Any, like: Tensor, key: Key | None 
     if not any(kinds[:3]):
         return cond
     params = params.get("cond", {})
-    keep = random.bernoulli(key, 1.0 - kinds.drop, ()) if key is not None and kinds.drop > 0.0 else None
+    keep = random.bernoulli(key, 1.0 - fixed(kinds.drop), ()) if key is not None and kinds.drop > 0.0 else None
 
     def or_none(value: Tensor | None, stand_in: str) -> Tensor:
         if value is None:

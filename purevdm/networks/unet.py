@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from purevdm import _checks, nn, random
+from purevdm._compile import fixed
 from purevdm.networks import _adapter, _blocks, _condition
 from purevdm.networks._network import PREDICTIONS, Network
 from purevdm.types import Key, Params, Shape
@@ -266,7 +267,7 @@ def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]
 
 def _block(settings: UNet, params: Params, x: Tensor, context: Tensor, mask: Tensor | None, ctrl: Tensor | None) -> Tensor:
     groups, heads = settings.groups, settings.heads
-    x = _blocks.resnet(params["resnet"], x, context, groups, mask, settings.dropout)
+    x = _blocks.resnet(params["resnet"], x, context, groups, mask, fixed(settings.dropout))
     if "attn" in params:
         for i, pattern in enumerate(settings.adapter):
             x = _blocks.attend(params["attn"][str(i)], x, pattern, groups, heads)
@@ -290,7 +291,7 @@ def _apply(
     k_dropout, k_cond = _blocks.split_key(key)
     given = _condition.read(settings.condition, params, cond, z, k_cond)
     context = _blocks.context(params, level, settings.embed, given.vector, given.label)
-    keep = iter(_blocks.dropout_masks(k_dropout, settings.dropout, _mask_shapes(settings, tuple(z.shape[1:]))))
+    keep = iter(_blocks.dropout_masks(k_dropout, fixed(settings.dropout), _mask_shapes(settings, tuple(z.shape[1:]))))
     apply_block = _blocks.rematerialised(partial(_block, settings), settings.remat)
 
     def block(params: Params, x: Tensor) -> Tensor:
