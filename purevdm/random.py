@@ -3,7 +3,12 @@
 A **key** is an int32 tensor of shape (2,): the two 32-bit words of a threefry2x32 key, the same bits that JAX keeps as
 uint32 (``key.view(torch.uint32)`` shows them). Every function is a pure function of its key: the same key gives the same
 draw on any device, in eager, compiled, and under ``torch.func.vmap``. Use a key once; to draw twice, :func:`split` it
-first. Results live on the key's device. (In float16 and bfloat16 a compiled graph may round less often than eager.)
+first. Results live on the key's device.
+
+Integers and float32 draws are those of ``jax.random`` bit for bit, as it draws on a CPU with fused multiply-adds, and the
+same on every CPU here, fused or not: they are made only of operations that IEEE 754 defines to the last bit. In float64,
+normals, truncated normals and Gumbels take torch's functions, whose last bits are the machine's. In float16 and bfloat16 a
+compiled graph may round less often than eager.
 
 The generator is threefry2x32 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), and the
 way from its words to draws is that of JAX with ``jax_threefry_partitionable=True``, JAX's default: element i of an array
@@ -226,10 +231,10 @@ def _multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return (x.double() * scale.double() + shift.double()).float()
 
 
-# What follows is the arithmetic of XLA's code for a CPU with fused multiply-adds, operation by operation, so that draws are
-# those of jax.random bit for bit. float64 holds the numbers of float32: their products are exact in it, a sum, quotient or
-# root rounded to float64 and then to float32 is the one rounded to float32 at once (but for sums of a product, where it
-# fails once in some 2**29, and for none of the 2**23 normals or Gumbels), and no compiler changes anything by fusing.
+# What follows is the arithmetic of XLA's code for a CPU with fused multiply-adds, operation by operation. Numbers of float32
+# are held in float64, which holds their products exactly, so that no compiler changes a bit by fusing a product with a sum.
+# A result rounded to float64 and then to float32 is the one rounded at once: always, for a sum, product, quotient or root;
+# for a fused multiply-add, except once in some 2**29, and for none of the 2**23 normals and Gumbels there are.
 
 
 def _float32(*values: float) -> tuple[float, ...]:
