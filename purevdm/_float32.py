@@ -1,9 +1,9 @@
 """Functions of float32 numbers that give the same bits on every machine: those of XLA's code for a CPU.
 
-What follows is that code's arithmetic, operation by operation, with its fused multiply-adds, so that draws are those of
-``jax.random`` bit for bit. float64 holds the numbers of float32: their products are exact in it, and a sum, quotient or root
-rounded to float64 and then to float32 is the one rounded to float32 at once (but for sums of a product, where it fails once
-in some 2**29, and for none of the 2**23 normals or Gumbels). So no compiler changes anything by fusing.
+What follows is that code's arithmetic, operation by operation, with its fused multiply-adds. Numbers of float32 are held in
+float64, which holds their products exactly, so that no compiler changes a bit by fusing a product with a sum. A result
+rounded to float64 and then to float32 is the one rounded at once: always, for a sum, product, quotient or root; for a fused
+multiply-add, except once in some 2**29, and for none of the 2**23 normals and Gumbels that there are.
 """
 
 import math

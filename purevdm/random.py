@@ -3,7 +3,12 @@
 A **key** is an int32 tensor of shape (2,): the two 32-bit words of a threefry2x32 key, the same bits that JAX keeps as
 uint32 (``key.view(torch.uint32)`` shows them). Every function is a pure function of its key: the same key gives the same
 draw on any device, in eager, compiled, and under ``torch.func.vmap``. Use a key once; to draw twice, :func:`split` it
-first. Results live on the key's device. (In float16 and bfloat16 a compiled graph may round less often than eager.)
+first. Results live on the key's device.
+
+Integers and float32 draws are those of ``jax.random`` bit for bit, as it draws on a CPU with fused multiply-adds, and the
+same on every CPU here, fused or not: they are made only of operations that IEEE 754 defines to the last bit. In float64,
+normals, truncated normals and Gumbels take torch's functions, whose last bits are the machine's. In float16 and bfloat16 a
+compiled graph may round less often than eager.
 
 The generator is threefry2x32 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), and the
 way from its words to draws is that of JAX with ``jax_threefry_partitionable=True``, JAX's default: element i of an array

@@ -284,7 +284,7 @@ def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
 
 def _mlp_bump(settings: MonotoneMLP, params: Params, t: Tensor) -> Tensor:
     k2, b2, k3 = params["l2"]["kernel"][0].abs(), params["l2"]["bias"], params["l3"]["kernel"][:, 0].abs()
-    return torch.tanh(0.5 * (k2 * (2.0 * t[..., None] - 1.0) + b2)) @ k3 / settings.hidden
+    return torch.tanh(0.5 * (k2 * (2.0 * t[..., None] - 1.0) + b2)) @ k3 / fixed(settings.hidden)
 
 
 def _mlp_gamma(settings: MonotoneMLP, params: Params, t: Tensor) -> Tensor:
