@@ -14,6 +14,7 @@ import torch
 from compare import close, decoded_alike
 from hypothesis import given, settings
 from torch._dynamo.utils import counters
+from versions import since_2_13
 
 import purevdm
 from purevdm import decoders, networks, random, schedules
@@ -93,6 +94,7 @@ def test_vmap_over_keys_and_batches():
         torch.func.vmap(model.loss_fn, in_dims=(None, 0, 0))(params, x * 0 + 300, keys)
 
 
+@since_2_13
 def test_the_compiled_step_is_the_eager_one():
     """The paper's network with dropout and a condition: one graph for every key and, where asked for, every batch."""
     model = images()
@@ -233,6 +235,7 @@ def test_schedules_that_do_not_increase_are_refused(gamma):
             call()
 
 
+@since_2_13
 def test_dynamic_shapes_compile():
     """With every size and number of the model symbolic."""
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from purevdm import _checks, random
 from purevdm.elbo import Seeds
@@ -69,10 +70,13 @@ def gradients(
         options: for ``torch.compile``.
 
     Raises:
+        RuntimeError: remat with a PyTorch older than 2.13, whose compiler fails on it.
         ValueError: remat without compile, or with variance; from the function, a batch that does not divide into the pieces.
     """
     if remat and (variance or not compile):
         raise ValueError("remat: expected compile=True and variance=False with it")
+    if remat and TorchVersion(torch.__version__) < (2, 13):  # inductor forgets a buffer in the backward pass
+        raise RuntimeError(f"remat: expected PyTorch 2.13 or newer, got {torch.__version__}")
     accumulate = _checks.integer("accumulate", accumulate, 1)
 
     def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:

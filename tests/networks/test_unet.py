@@ -7,6 +7,7 @@ import pytest
 import torch
 from compare import close, decoded_alike
 from hypothesis import given, settings
+from versions import since_2_13
 
 import purevdm
 from purevdm import networks, random, schedules, training
@@ -187,6 +188,7 @@ def test_an_estimate_is_refused_where_none_is_taken():
         network.apply(perturbed(network, (1, 4, 4)), z, ZERO, x_hat=z[0])
 
 
+@since_2_13
 @pytest.mark.slow
 def test_blocks_computed_again_give_the_same_gradients():
     """Both U-Nets in one graph: the loss compiled, checkpoints inside it, the gradient taken from outside."""
