@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from purevdm.training.data import Dataset
 
-CIFAR = "get the python version of CIFAR-10 from https://www.cs.toronto.edu/~kriz/cifar.html"
+CIFAR = "get the python or the binary version of CIFAR-10 from https://www.cs.toronto.edu/~kriz/cifar.html"
 IMAGENET = "get the downsampled images in npz format from https://image-net.org/download-images (an account is needed)"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
 
@@ -96,28 +96,37 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def cifar10(path: str | os.PathLike, split: str = "train") -> Dataset:
-    """The python version of CIFAR-10, as published.
+    """CIFAR-10 as published, in its python or its binary version.
 
     Args:
-        path: ``cifar-10-python.tar.gz``, the folder unpacked from it, or the folder that holds either.
+        path: ``cifar-10-python.tar.gz`` or ``cifar-10-binary.tar.gz``, the folder unpacked from it, or the folder that holds
+            either.
         split: "train" (50,000) or "test" (10,000).
 
     Raises:
         DataError: an archive or a batch that is missing or damaged.
     """
     names = _names(split, [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"])
-    path, inner = Path(path), "cifar-10-batches-py"
-    path = next((p for p in (path / inner, path / "cifar-10-python.tar.gz") if p.exists()), path)
+    path, inner, suffix = Path(path), "cifar-10-batches-py", ""
+    published = (inner, "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-binary.tar.gz")
+    path = next((path / name for name in published if (path / name).exists()), path)
     with _reading(path, "an archive of CIFAR-10", CIFAR):
         if path.is_dir():
-            batches = {path / name: (path / name).read_bytes() for name in names}
+            suffix = ".bin" if any(path.glob("*.bin")) else ""
+            batches = {path / name: (path / f"{name}{suffix}").read_bytes() for name in names}
         else:
             with tarfile.open(path) as archive:
-                batches = {path / name: archive.extractfile(f"{inner}/{name}").read() for name in names}
+                if any("cifar-10-batches-bin" in name for name in archive.getnames()):
+                    inner, suffix = "cifar-10-batches-bin", ".bin"
+                batches = {path / name: archive.extractfile(f"{inner}/{name}{suffix}").read() for name in names}
     images, labels = [], []
     for file, content in batches.items():
         with _reading(file, "a batch of CIFAR-10", CIFAR):
-            entries = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+            if suffix:
+                table = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+                entries = {b"data": table[:, 1:], b"labels": table[:, 0]}
+            else:
+                entries = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
             images.append(_images(entries[b"data"], 32))
             labels.append(_labels(entries[b"labels"], len(images[-1]), 0, 9))
     return _over(f"cifar10 {split}", np.concatenate(images), 256, np.concatenate(labels), 10)

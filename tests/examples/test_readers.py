@@ -20,26 +20,31 @@ IMAGES = {name: RNG.integers(0, 256, (4, 3072), np.uint8) for name in NAMES}
 LABELS = {name: RNG.integers(0, 10, 4).tolist() for name in NAMES}
 
 
-def write_cifar(folder, packed=False, **changes):
-    """CIFAR-10's python version; a batch of other content, or left out where that is None."""
+def write_cifar(folder, packed=False, binary=False, **changes):
+    """CIFAR-10's python or binary version; a batch of other content, or left out where that is None."""
     entries = {name: {b"data": IMAGES[name], b"labels": LABELS[name], b"batch_label": b"x"} for name in NAMES}
     files = {name: pickle.dumps(found, protocol=2) for name, found in (entries | changes).items() if found is not None}
-    inner = folder / "cifar-10-batches-py"
+    inner, archived = folder / "cifar-10-batches-py", folder / "cifar-10-python.tar.gz"
+    if binary:
+        rows = {name: np.concatenate([np.array(LABELS[name], np.uint8)[:, None], IMAGES[name]], 1) for name in NAMES}
+        files = {f"{name}.bin": table.tobytes() for name, table in rows.items()}
+        inner, archived = folder / "cifar-10-batches-bin", folder / "cifar-10-binary.tar.gz"
     inner.mkdir(exist_ok=True)
     for name, content in files.items():
         (inner / name).write_bytes(content)
     if not packed:
         return inner
-    with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
+    with tarfile.open(archived, "w:gz") as archive:
         archive.add(inner, inner.name)
     shutil.rmtree(inner)
-    return folder / "cifar-10-python.tar.gz"
+    return archived
 
 
 @pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("above", [True, False])
-def test_cifar(tmp_path, packed, above):
-    path = write_cifar(tmp_path, packed)
+def test_cifar(tmp_path, packed, binary, above):
+    path = write_cifar(tmp_path, packed, binary)
     path = tmp_path if above else path
     train, test = (readers.cifar10(path, split) for split in ("train", "test"))
     assert (train.size, train.event_shape, train.vocab_size, train.classes) == (20, (3, 32, 32), 256, 10)
