@@ -173,7 +173,7 @@ def load_flax(path: str | Path) -> Checkpoint:
     """Reads an official ``.flax`` checkpoint (msgpack), without Flax. Needs the extra ``flax``, which brings msgpack.
 
     Args:
-        path: the file, with the fields ``step``, ``params`` and ``ema_params`` at its top (others are left alone).
+        path: the file, with the fields ``step``, ``params`` and ``ema_params`` at its top (any other is ignored).
 
     Raises:
         FileNotFoundError: no such file.

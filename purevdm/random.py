@@ -28,6 +28,7 @@ from torch import Tensor
 
 from purevdm import _checks, _float32
 from purevdm._compile import fixed, materialize
+from purevdm.types import Key
 
 __all__ = [
     "bernoulli",
@@ -60,7 +61,7 @@ def _rotate_left(x: Tensor, by: int) -> Tensor:
     return (x << by) | ((x >> (32 - by)) & ((1 << by) - 1))
 
 
-def _threefry2x32(key: Tensor, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
+def _threefry2x32(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypts the 64-bit counters (high, low) under a key, all int32: 20 rounds of add, rotate, xor."""
     k0, k1 = key.unbind(0)
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
@@ -89,14 +90,14 @@ def _low_word(x: Tensor) -> Tensor:
     return (((x & _WORD) ^ 0x80000000) - 0x80000000).to(torch.int32)
 
 
-def _words(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _words(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Both output words at the counters 0, 1, ... of an array of this shape."""
     high, low = _counters(0, math.prod(shape), key.device)
     x0, x1 = _threefry2x32(key, high, low)
     return x0.reshape(shape), x1.reshape(shape)
 
 
-def _bits(key: Tensor, shape: Sequence[int], width: int) -> Tensor:
+def _bits(key: Key, shape: Sequence[int], width: int) -> Tensor:
     """Random bits: int32 holding 32 of them or the low 16 or 8 (the rest zero); int64 holding 64."""
     x0, x1 = _words(key, shape)
     if width == 64:
@@ -111,7 +112,7 @@ def _float_dtype(dtype: torch.dtype) -> tuple[int, int]:
     return _FLOATS[dtype]
 
 
-def _unit(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _unit(key: Key, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Uniform on the grid {0, 1, ..., 2**m - 1} / 2**m, m the mantissa's bits: what filling the mantissa of a number in
     [1, 2) and taking 1 away gives, without the detour through its bits (both are exact)."""
     width, mantissa = _float_dtype(dtype)
@@ -137,7 +138,7 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
     return torch.tensor([0, low - 2**32 if low >= 2**31 else low], dtype=torch.int32, device=device)
 
 
-def split(key: Tensor, num: int | Sequence[int] = 2) -> Tensor:
+def split(key: Key, num: int | Sequence[int] = 2) -> Tensor:
     """Fresh, independent keys from one, which is then used up: shape (num, 2), or (*num, 2) for a shape.
 
     Raises:
@@ -148,7 +149,7 @@ def split(key: Tensor, num: int | Sequence[int] = 2) -> Tensor:
     return torch.stack(_words(key, shape), dim=-1)
 
 
-def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+def fold_in(key: Key, data: int | Tensor) -> Tensor:
     """A fresh key from a key and a number, such as a step's index: shape (2,).
 
     Args:
@@ -174,7 +175,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     return torch.stack(_threefry2x32(key, 0, word))
 
 
-def bits(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.uint32) -> Tensor:
+def bits(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.uint32) -> Tensor:
     """Random bits as unsigned integers, every value equally likely.
 
     Args:
@@ -194,7 +195,7 @@ def bits(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.uint
 
 
 def uniform(
-    key: Tensor,
+    key: Key,
     shape: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     minval: float | Tensor = 0.0,
@@ -232,7 +233,7 @@ _ABOVE_MINUS_ONE = {dtype: -1.0 + 2.0 ** -(mantissa + 1) for dtype, (_, mantissa
 _SQRT2 = {dtype: _round_to(math.sqrt(2.0), dtype) for dtype in _FLOATS}
 
 
-def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+def normal(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal, as sqrt(2) erfinv(u) of a uniform u on (-1, 1).
 
     Args:
@@ -251,7 +252,7 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
 
 
 def truncated_normal(
-    key: Tensor,
+    key: Key,
     lower: float | Tensor,
     upper: float | Tensor,
     shape: Sequence[int] | None = None,
@@ -296,7 +297,7 @@ def _remainder64(x: Tensor, span: Tensor) -> Tensor:
 
 
 def randint(
-    key: Tensor,
+    key: Key,
     shape: Sequence[int],
     minval: int | Tensor,
     maxval: int | Tensor,
@@ -351,7 +352,7 @@ def randint(
     return (offset + low).to(dtype).expand(shape)
 
 
-def bernoulli(key: Tensor, p: float | Tensor = 0.5, shape: Sequence[int] | None = None) -> Tensor:
+def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] | None = None) -> Tensor:
     """True with probability p: bool, of the given shape or of p's.
 
     Raises:
@@ -367,7 +368,7 @@ def bernoulli(key: Tensor, p: float | Tensor = 0.5, shape: Sequence[int] | None 
     return uniform(key, p.shape if shape is None else shape, dtype) < p
 
 
-def rademacher(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.int32) -> Tensor:
+def rademacher(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.int32) -> Tensor:
     """-1 or 1, equally likely.
 
     Raises:
@@ -376,7 +377,7 @@ def rademacher(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torc
     return (2 * bernoulli(key, 0.5, shape).to(torch.int32) - 1).to(dtype)
 
 
-def gumbel(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+def gumbel(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard Gumbel, -log(-log(u)).
 
     Raises:
@@ -390,7 +391,7 @@ def gumbel(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     return -_float32.log(exponential.double() * 2.0**-7, exponent=7).to(dtype)
 
 
-def categorical(key: Tensor, logits: Tensor, axis: int = -1, shape: Sequence[int] | None = None) -> Tensor:
+def categorical(key: Key, logits: Tensor, axis: int = -1, shape: Sequence[int] | None = None) -> Tensor:
     """Indices drawn with probabilities softmax(logits) along an axis (by the Gumbel trick): int64.
 
     Args:
@@ -416,7 +417,7 @@ def categorical(key: Tensor, logits: Tensor, axis: int = -1, shape: Sequence[int
     return torch.argmax(noise + logits, dim=axis)
 
 
-def _shuffle(key: Tensor, x: Tensor, axis: int) -> Tensor:
+def _shuffle(key: Key, x: Tensor, axis: int) -> Tensor:
     """Sorts by fresh 32-bit keys, in as many rounds as make ties (which keep their order) rare."""
     rounds = math.ceil(3 * math.log(max(1, x.numel())) / math.log(_WORD))
     for _ in range(rounds):
@@ -427,7 +428,7 @@ def _shuffle(key: Tensor, x: Tensor, axis: int) -> Tensor:
     return x
 
 
-def permutation(key: Tensor, x: int | Tensor, axis: int = 0, independent: bool = False) -> Tensor:
+def permutation(key: Key, x: int | Tensor, axis: int = 0, independent: bool = False) -> Tensor:
     """A random permutation.
 
     Args:

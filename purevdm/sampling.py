@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, denoiser, process, random, schedules, solvers
+from purevdm._compile import fixed
 from purevdm.denoiser import Prediction
 from purevdm.elbo import Model
 from purevdm.solvers import Solver
@@ -112,7 +113,7 @@ def sample(
 def _guidance(guidance: float | Tensor, n: int, key: Key) -> float | Tensor | None:
     """The weight of the condition, or None where it is 1 and the condition's own prediction serves."""
     if not isinstance(guidance, Tensor):
-        weight = _checks.real("guidance", guidance)
+        weight = fixed(_checks.real("guidance", guidance))
         return None if weight == 1.0 else weight
     if _checks.floating("guidance", guidance).ndim:
         _checks.shaped("guidance", guidance, (n,))

@@ -58,7 +58,7 @@ def test_ends_are_the_given_ones(name, low, width):
 
 
 @given(seeds, st.floats(0.1, 3))
-def test_pinned_ends_are_two_parameters_to_the_bit(seed, scale):
+def test_pinned_ends_are_two_parameters_bit_for_bit(seed, scale):
     schedule = schedules.monotone_mlp(hidden=64, pin_endpoints=True)
     params = optree.tree_map(lambda leaf: leaf.float(), scrambled(schedule, seed, scale))
     b, w = params["l1"]["bias"][0], params["l1"]["kernel"][0, 0].abs()

@@ -32,8 +32,8 @@ class Network(NamedTuple):
         residual: whether z is added to what ``apply`` returns.
         outputs: how many numbers ``apply`` returns for each of z's, on a new last axis; None for one, of z's shape.
         dtype: what ``apply`` computes in: floating-point parameters are cast to it in each call. None leaves them.
-        endpoints: the values of gamma that ``apply`` normalises between. A model refuses a schedule with others. None: the
-            model tells it the schedule's, if its functions are bound to settings with a field ``endpoints``.
+        endpoints: the values of gamma that ``apply`` normalises between. A model refuses a schedule with a different pair.
+            None: the model tells it the schedule's, if its functions are bound to settings with a field ``endpoints``.
     """
 
     init: Callable[[Key, Shape], Params]

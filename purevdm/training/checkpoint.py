@@ -259,7 +259,7 @@ def _tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
 
 
 def load(path: str | os.PathLike, like: TrainState) -> TrainState:
-    """A checkpoint as a state of the same form as ``like``, to the bit what was saved.
+    """A checkpoint as a state of the same form as ``like``, bit for bit what was saved.
 
     Raises:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm.types import Key
 
 __all__ = ["Dataset", "augment", "batch", "rows", "split"]
 
@@ -45,7 +46,7 @@ def _permutation(words: tuple[int, int], epoch: int, n: int) -> np.ndarray:
     return random.permutation(random.fold_in(key, epoch), n).numpy()
 
 
-def rows(key: Tensor, n: int, step: int, batch: int) -> np.ndarray:
+def rows(key: Key, n: int, step: int, batch: int) -> np.ndarray:
     """The indices of a step's batch: passes over all n in a fresh order each, with no gap between them.
 
     A pure function: epoch e has the order ``permutation(fold_in(key, e), n)``, and step i takes the positions i * batch to
@@ -91,7 +92,7 @@ def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"x: expected square images (B, channels, size, size), got {_checks.describe(x)}")
     _checks.shaped("keys", keys, (x.shape[0], 2))
 
-    def draw(key: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(key: Key) -> tuple[Tensor, Tensor]:
         k_flip, k_turn, k_by = random.split(key, 3).unbind(0)
         turns = random.randint(k_by, (), 1, 4) * random.bernoulli(k_turn, 0.5, ())
         return random.bernoulli(k_flip, 0.5, ()), turns
@@ -103,7 +104,7 @@ def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return x, (flip | (turns > 0)).to(torch.float32)
 
 
-def split(data: Dataset, key: Tensor, held_out: int) -> tuple[Dataset, Dataset]:
+def split(data: Dataset, key: Key, held_out: int) -> tuple[Dataset, Dataset]:
     """A data set in two by a key: all but ``held_out`` examples, and those.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The training program as a user starts it: killed and resumed to the bit, stopped, refused, evaluated, sampled from."""
+"""The training program as a user starts it: killed and resumed bit for bit, stopped, refused, evaluated, sampled from."""
 
 import json
 import os

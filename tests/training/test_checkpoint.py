@@ -1,4 +1,4 @@
-"""Checkpoints: to the bit, whole or not at all, the last and the best kept, the damaged named."""
+"""Checkpoints: bit for bit, whole or not at all, the last and the best kept, the damaged named."""
 
 import json
 import math

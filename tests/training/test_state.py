@@ -1,4 +1,4 @@
-"""The step: pure, the same in pieces as in one, stopping where the loss is no number."""
+"""The step: pure, the same in pieces as in one, stopping where the loss is not finite."""
 
 import math
 
@@ -20,7 +20,7 @@ def steps(n, **options):
     return state, metrics
 
 
-def test_a_step_leaves_its_state_and_repeats_to_the_bit():
+def test_a_step_leaves_its_state_and_repeats_bit_for_bit():
     state = tiny.state()
     before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, state)
     grad_fn = training.gradients(tiny.model())
@@ -66,7 +66,7 @@ def test_rows_of_a_batch_average_to_the_whole():
         close(tree_map(lambda *leaves: sum(leaves) / 4, *pieces), whole, 1e-4)
 
 
-def test_a_loss_that_is_no_number_stops_with_its_parts():
+def test_a_loss_that_is_not_finite_stops_with_its_parts():
     def broken(params, x, key, cond):
         grads, (loss, stats) = training.gradients(tiny.model())(params, x, key, cond)
         return grads, (loss * math.nan, stats | {"diffusion": stats["diffusion"] * math.inf})
