@@ -186,21 +186,8 @@ class VDM(NamedTuple):
             callback: in eager, called as ``callback(i, z)`` after each step.
         """
         _checks.verify(self._facts(params, cond))
-        return sampling.sample(
-            self,
-            params,
-            key,
-            n,
-            steps=steps,
-            solver=solver,
-            grid=grid,
-            cond=cond,
-            guidance=guidance,
-            decode=decode,
-            clip=clip,
-            trajectory=trajectory,
-            callback=callback,
-        )
+        options = (steps, solver, grid, cond, guidance, decode, clip, trajectory, callback)
+        return sampling.sample(self, params, key, n, *options)
 
     # What the methods share
 

@@ -1,15 +1,14 @@
 """The form of a score network."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from purevdm import _values
+from purevdm import _checks, _values
 from purevdm.types import Key, Params, Shape
-
-PREDICTIONS = ("eps", "x", "v")
 
 
 @_values.by_content
@@ -45,3 +44,18 @@ class Network(NamedTuple):
     outputs: int | None = None
     dtype: torch.dtype | None = None
     endpoints: tuple[float, float] | None = None
+
+
+def made_of(
+    settings: Any, init: Callable[..., Params], apply: Callable[..., Tensor], predicts: str, residual: bool = False
+) -> Network:
+    """The network of two functions over settings with the fields ``self_condition``, ``outputs`` and ``endpoints``."""
+    return Network(
+        init=partial(init, settings),
+        apply=partial(apply, settings),
+        predicts=_checks.choice("predicts", predicts, ("eps", "x", "v")),
+        self_condition=settings.self_condition,
+        residual=residual,
+        outputs=settings.outputs,
+        endpoints=settings.endpoints,
+    )

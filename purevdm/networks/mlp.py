@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from purevdm import _checks, nn, random
 from purevdm.networks import _blocks, _condition
-from purevdm.networks._network import PREDICTIONS, Network
+from purevdm.networks._network import Network, made_of
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["mlp"]
@@ -72,14 +71,7 @@ def mlp(
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         endpoints=_blocks.endpoints(gamma_min, gamma_max),
     )
-    return Network(
-        init=partial(_init, settings),
-        apply=partial(_apply, settings),
-        predicts=_checks.choice("predicts", predicts, PREDICTIONS),
-        self_condition=settings.self_condition,
-        outputs=settings.outputs,
-        endpoints=settings.endpoints,
-    )
+    return made_of(settings, _init, _apply, predicts)
 
 
 def _init(settings: MLP, key: Key, event_shape: Shape) -> Params:

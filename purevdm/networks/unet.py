@@ -10,7 +10,7 @@ from torch import Tensor
 from purevdm import _checks, nn, random
 from purevdm._compile import fixed
 from purevdm.networks import _adapter, _blocks, _condition
-from purevdm.networks._network import PREDICTIONS, Network
+from purevdm.networks._network import Network, made_of
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["unet", "vdm_unet"]
@@ -145,15 +145,7 @@ def unet(
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         endpoints=_blocks.endpoints(gamma_min, gamma_max),
     )
-    return Network(
-        init=partial(_init, settings),
-        apply=partial(_apply, settings),
-        predicts=_checks.choice("predicts", predicts, PREDICTIONS),
-        self_condition=settings.self_condition,
-        residual=predicts == "eps" and outputs is None,
-        outputs=settings.outputs,
-        endpoints=settings.endpoints,
-    )
+    return made_of(settings, _init, _apply, predicts, residual=predicts == "eps" and outputs is None)
 
 
 def vdm_unet(
