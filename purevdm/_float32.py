@@ -57,6 +57,8 @@ _LOG = (
 
 def log(x: Tensor, exponent: int = 0, steps: int = 5) -> Tensor:
     """log(2**exponent x), for x from 2**-2**steps to 1: Cephes' logf."""
+    if x.is_meta:
+        return x
     # x = 2**e m with m in [sqrt(1/2), sqrt(2)): scaling by powers of two is exact, and needs no look at the bits.
     m, e = x, torch.full_like(x, exponent)
     for shift in (2**i for i in reversed(range(steps))):
@@ -90,6 +92,8 @@ _ERF_BELOW = _rounded_constants(-1.1791603e-07, 2.3547966e-05, 0.0010179626, 0.0
 
 def erf(x: Tensor) -> Tensor:
     """erf, which is 1 from 3.74 on: Eigen's rational approximation."""
+    if x.is_meta:
+        return x
     square = rounded(x * x)
     y = rounded(rounded(x * _polynomial(square, _ERF_ABOVE)) / _polynomial(square, _ERF_BELOW))
     return torch.where(x.abs() < fixed(_ERF_ONE), y, x.sign())
@@ -111,7 +115,7 @@ _ERFINV_TAIL = _rounded_constants(
 
 def erfinv(x: Tensor) -> Tensor:
     """erfinv on [-1, 1]. float64 is torch's; the others compute in float32, as XLA does."""
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or x.is_meta:
         return torch.erfinv(x)
     y = materialize(x.double())
     log = materialize(log1p(rounded(-y * y)))

@@ -63,6 +63,8 @@ def _rotate_left(x: Tensor, by: int) -> Tensor:
 
 def _threefry2x32(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypts the 64-bit counters (high, low) under a key, all int32: 20 rounds of add, rotate, xor."""
+    if key.is_meta:  # only shapes are asked for
+        return low + high, low + high
     k0, k1 = key.unbind(0)
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
     x0, x1 = high + k0, low + k1

@@ -316,7 +316,9 @@ def vdm(
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
     network = _told(network, schedule)
-    return VDM(network, schedule, decoder, event_shape, timesteps, bool(antithetic), dtype)
+    model = VDM(network, schedule, decoder, event_shape, timesteps, bool(antithetic), dtype)
+    model._structure()  # an init that does not take this event_shape says so here
+    return model
 
 
 def _told(network: Network, schedule: Schedule) -> Network:
