@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, nn, random
-from purevdm._compile import fixed
+from purevdm._compile import constant, fixed
 from purevdm.types import Key, Params
 
 __all__ = [
@@ -186,6 +186,10 @@ class Linear(NamedTuple):
     gamma_min: float
     gamma_max: float
 
+    @constant
+    def endpoints(self) -> tuple[float, float]:
+        return self.gamma_min, self.gamma_max
+
 
 def _linear(gamma_min: float, gamma_max: float) -> Linear:
     return Linear(*_checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max))
@@ -207,7 +211,7 @@ def _no_params(key: Key) -> Params:
 
 
 def _fixed_gamma(line: Linear, params: Params, t: Tensor) -> Tensor:
-    low, high = (fixed(end) for end in line)
+    low, high = line.endpoints()
     return low + (high - low) * _checks.floating("t", t)
 
 

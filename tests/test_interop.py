@@ -214,8 +214,8 @@ def test_two_names_of_one_leaf_are_refused(tmp_path):
         ValueError, match=r"tree: noise_schedule/w: expected one leaf that becomes 'schedule/w', got a second"
     ):
         interop.from_flax({"gamma": {"w": np.zeros(1)}, "noise_schedule": {"w": np.zeros(1)}})
-    twice = {"conv_in": {}, "down": {name: {"conv1": {"kernel": torch.zeros(1)}} for name in ("0", "block0")}}
-    with pytest.raises(ValueError, match=r"params: network/down/block0/conv1/kernel: expected one leaf"):
+    twice = {"conv_in": {}, "mid": {name: {"resnet": {"conv1": {"kernel": torch.zeros(1)}}} for name in ("1", "block1")}}
+    with pytest.raises(ValueError, match=r"params: network/mid/block1/resnet/conv1/kernel: expected one leaf"):
         interop.to_flax({"network": twice})
     path = tmp_path / "twice.flax"
     path.write_bytes(b"\x82" + 2 * (msgpack.packb("step") + msgpack.packb(1)))

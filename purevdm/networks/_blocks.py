@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from purevdm import _checks, nn, random
-from purevdm._compile import channels_last, fixed, materialize
+from purevdm._compile import channels_last, materialize
 from purevdm.networks import _adapter
 from purevdm.types import Key, Params
 
@@ -95,11 +95,11 @@ def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, 
     return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
 
 
-def normalised(gamma: Tensor, endpoints: tuple[float, float] | None, z: Tensor) -> Tensor:
+def normalised(gamma: Tensor, endpoints: tuple[float, float], z: Tensor) -> Tensor:
     """gamma between its endpoints, from 0 to 1, one number: the mean where each dimension has its own (MuLAN's choice)."""
     if gamma.ndim and gamma.shape != z.shape:
         raise ValueError(f"gamma: expected shape () or {tuple(z.shape)}, got {_checks.describe(gamma)}")
-    low, high = (fixed(end) for end in endpoints or PAPER)
+    low, high = endpoints
     return ((gamma.mean() if gamma.ndim else gamma) - low) / (high - low)
 
 

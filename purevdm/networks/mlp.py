@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from purevdm import _checks, nn, random
+from purevdm._compile import constant
 from purevdm.networks import _blocks, _condition
 from purevdm.networks._network import Network, made_of
 from purevdm.types import Key, Params, Shape
@@ -24,6 +25,11 @@ class MLP(NamedTuple):
     self_condition: bool
     outputs: int | None
     endpoints: tuple[float, float] | None
+
+    @constant
+    def ends(self) -> tuple[float, float]:
+        """The endpoints, or those of a network outside of a model."""
+        return self.endpoints or _blocks.PAPER
 
 
 def mlp(
@@ -94,7 +100,7 @@ def _apply(
     x_hat: Tensor | None = None,
 ) -> Tensor:
     given = _condition.read(settings.condition, params, cond, z, key)
-    level = 2.0 * _blocks.normalised(gamma, settings.endpoints, z) - 1.0
+    level = 2.0 * _blocks.normalised(gamma, settings.ends(), z) - 1.0
     h = nn.concatenate([z.flatten(), level[None]])
     features = nn.fourier_features(h, settings.fourier) if settings.fourier else None
     estimate = _blocks.estimate(z, x_hat, settings.self_condition)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from purevdm import _checks, nn, random
-from purevdm._compile import fixed
+from purevdm._compile import constant, fixed
 from purevdm.networks import _adapter, _blocks, _condition
 from purevdm.networks._network import Network, made_of
 from purevdm.types import Key, Params, Shape
@@ -33,6 +33,11 @@ class UNet(NamedTuple):
     remat: bool
     outputs: int | None
     endpoints: tuple[float, float] | None
+
+    @constant
+    def ends(self) -> tuple[float, float]:
+        """The endpoints, or those of a network outside of a model."""
+        return self.endpoints or _blocks.PAPER
 
     @property
     def widths(self) -> list[int]:
@@ -279,7 +284,7 @@ def _apply(
 ) -> Tensor:
     if z.ndim != 1 + settings.rank:
         raise ValueError(f"z: expected channels and {settings.rank} axes of space, got {_checks.describe(z)}")
-    level = _blocks.normalised(gamma, settings.endpoints, z)
+    level = _blocks.normalised(gamma, settings.ends(), z)
     k_dropout, k_cond = _blocks.split_key(key)
     given = _condition.read(settings.condition, params, cond, z, k_cond)
     context = _blocks.context(params, level, settings.embed, given.vector, given.label)

@@ -41,6 +41,7 @@ def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
     Returns:
         (2 * channels * len(exponents), *space): all sines, then all cosines; within each, channel by channel.
     """
-    scales = torch.tensor([2.0**n * 2.0 * math.pi for n in exponents], dtype=x.dtype, device=x.device)
+    # 2 pi as a literal: under dynamic=True a compiler makes a symbol of math.pi, and fails on it in a loop.
+    scales = torch.tensor([2.0**n * 6.283185307179586 for n in exponents], dtype=x.dtype, device=x.device)
     angles = (x.unsqueeze(1) * scales.reshape(-1, *(1 for _ in x.shape[1:]))).flatten(0, 1)
     return concatenate([angles.sin(), angles.cos()])
