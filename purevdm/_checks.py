@@ -193,7 +193,7 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
     _walk(tree, (), leaves)
     for path, shape, dtype in wanted:
         if path not in leaves:
-            raise ValueError(f"{name}: expected a leaf {dotted(name, *path)} of shape {shape}, found none{_hint(tree)}")
+            raise ValueError(f"{name}: expected a leaf {dotted(name, *path)} of shape {shape}, found none")
         leaf = tensor(dotted(name, *path), leaves[path])
         if tuple(leaf.shape) != shape:
             raise ValueError(f"{dotted(name, *path)}: expected shape {shape}, got {describe(leaf)}")
@@ -202,7 +202,7 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
     if len(leaves) != len(wanted):
         known = {path for path, _, _ in wanted}
         surplus = next(path for path in leaves if path not in known)
-        raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}{_hint(tree)}")
+        raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}")
     return finite(name, leaves)
 
 
@@ -215,12 +215,6 @@ def _walk(tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) 
             _walk(branch, (*path, i), leaves)
     elif tree is not None:
         leaves[path] = tree
-
-
-def _hint(tree: Any) -> str:
-    if isinstance(tree, dict) and "network" in tree and "schedule" in tree:
-        return ""
-    return "; a model's parameters are a dict with the keys 'network' and 'schedule', as its init makes it"
 
 
 def finite(name: str, leaves: dict[tuple[Any, ...], Tensor]) -> list[Fact]:

@@ -201,6 +201,11 @@ class VDM(NamedTuple):
         return _structure(self.network.init, self.schedule.init, self.event_shape, self.dtype)
 
     def _facts(self, params: Params, cond: Any) -> list[_checks.Fact]:
+        if not isinstance(params, dict) or not {"network", "schedule"} <= params.keys():
+            found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
+            raise ValueError(
+                f"params: expected a dict with the keys 'network' and 'schedule', as init makes it, got {found}"
+            )
         facts = _checks.matches("params", params, self._structure())
         if not torch.compiler.is_compiling():
             like = torch.empty((), dtype=self.dtype, device=_device(params))
@@ -226,6 +231,8 @@ class VDM(NamedTuple):
             return self.seeds(key, n)
         _checks.shaped("key.t", key.t, (n,))
         _checks.shaped("key.key", key.key, (n, 2))
+        if key.t.dtype != self.dtype:
+            raise TypeError(f"key.t: expected times of {self.dtype}, got {_checks.describe(key.t)}")
         return key
 
     def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> tuple[ELBO, schedules.Levels]:

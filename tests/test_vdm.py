@@ -195,6 +195,8 @@ def test_seeds_stand_for_a_key():
     close(rows, model.elbo(params, x, key).total, 1e-5)
     with pytest.raises(ValueError, match=r"key.t: expected shape \(6,\)"):
         model.loss_fn(params, x, seeds.rows(slice(0, 2)))
+    with pytest.raises(TypeError, match=r"key.t: expected times of torch.float32"):
+        model.loss_fn(params, x, seeds._replace(t=seeds.t.double()))
 
 
 def test_endpoints_are_told_once():
@@ -301,7 +303,14 @@ INFINITE = change("schedule.b", torch.tensor(-math.inf))
         (PARAMS, X, 0, TypeError, r"key: .*random\.key\(0\)"),
         (NAN, X, KEY, ValueError, "params.network.dense2.kernel: expected finite numbers, got NaN"),
         (INFINITE, X, KEY, ValueError, "params.schedule.b: expected finite numbers, got an infinity"),
-        (PARAMS["network"], X, KEY, ValueError, "params: expected a leaf .* 'network' and 'schedule'"),
+        (
+            PARAMS["network"],
+            X,
+            KEY,
+            ValueError,
+            "params: expected a dict with the keys 'network' and 'schedule'.*got .*dense1",
+        ),
+        (None, X, KEY, ValueError, "params: expected a dict with the keys 'network' and 'schedule'.*got None"),
         (change("network.dense2.bias", None), X, KEY, ValueError, r"params: .*params.network.dense2.bias of shape \(16,\)"),
         (change("network.dense2.bias", torch.ones(1)), X, KEY, ValueError, r"params.network.dense2.bias: expected shape"),
         (change("network.dense2.bias", torch.ones(16).double()), X, KEY, TypeError, "bias: expected torch.float32"),
