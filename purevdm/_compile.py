@@ -5,6 +5,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
+
+OLD = TorchVersion(torch.__version__) < "2.13"
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", int, float)
@@ -13,9 +16,11 @@ T = TypeVar("T", int, float)
 def constant(f: F) -> F:
     """A method whose value depends on its object alone: a compiler calls it while it traces, and takes what it returns.
 
-    What ``torch.compiler.assume_constant_result`` does, without importing the compiler.
+    What ``torch.compiler.assume_constant_result`` does, without importing the compiler. Older compilers cannot do it for a
+    method of a NamedTuple, and trace it.
     """
-    f._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    if not OLD:
+        f._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return f
 
 

@@ -250,6 +250,7 @@ def test_dynamic_shapes_compile():
     decoded_alike(got, model.sample(params, random.key(3), 3, steps=4))
 
 
+@since_2_13
 def test_a_graph_refuses_parameters_of_another_model():
     step = torch.compile(MODEL.loss_fn, fullgraph=True)
     with pytest.raises(Exception, match=r"params\.network\.dense2\.bias: expected shape"):

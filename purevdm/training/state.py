@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from purevdm import _checks, random
+from purevdm._compile import OLD
 from purevdm.elbo import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
@@ -75,7 +75,7 @@ def gradients(
     """
     if remat and (variance or not compile):
         raise ValueError("remat: expected compile=True and variance=False with it")
-    if remat and TorchVersion(torch.__version__) < "2.13":  # inductor forgets a buffer in the backward pass
+    if remat and OLD:  # inductor forgets a buffer in the backward pass
         raise RuntimeError(f"remat: expected PyTorch 2.13 or newer, got {torch.__version__}")
     accumulate = _checks.integer("accumulate", accumulate, 1)
 
