@@ -22,14 +22,9 @@ def readable(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not any(t.is_meta for t in tensors)
 
 
-def transformed(x: Tensor) -> bool:
-    """Whether a tensor is under a transform of ``torch.func``."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
 def plain(x: Tensor) -> Tensor:
     """The tensor below every ``torch.func`` transform, so that its values can be read under grad and vmap."""
-    while transformed(x):
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x.detach()
 

@@ -157,8 +157,7 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
     Returns:
         Each term (B,), nats.
     """
-    context = cond if model.schedule.contextual else None
-    levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, context)
+    levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
     return bound_at(model, params["network"], x, noise, levels, cond)
 
 

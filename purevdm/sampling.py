@@ -63,9 +63,8 @@ def sample(
         raise ValueError("cond: expected the condition that guidance strengthens, got None")
     if clip and model.decoder.bounds is None:
         raise ValueError("clip: expected False, as these data have no bounds")
-    context = cond if model.schedule.contextual else None
-    if context is not None:
-        denoiser.batch_axes(context, n)
+    if model.schedule.contextual:
+        denoiser.batch_axes(cond, n)
     total = torch.as_tensor(steps, device=key.device).to(model.dtype)
     z_1 = random.normal(k_z, (n, *model.event_shape), model.dtype)
     limits = None if model.decoder.bounds is None else model.decoder.bounds(z_1[0])
@@ -73,7 +72,7 @@ def sample(
     def gamma(t: Tensor) -> Tensor:
         """gamma of the batch at one time, shaped to broadcast against the latents."""
         if model.schedule.contextual:
-            found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), context)
+            found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), cond)
         else:
             found = schedules.gamma(model.schedule, params["schedule"], t)
             found = found.expand(n, *found.shape)

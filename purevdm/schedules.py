@@ -87,6 +87,7 @@ def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) ->
         params: its parameters.
         t: times in [0, 1], floating-point, of any shape.
         context: for a contextual schedule, one context a time: t is then of shape (n,), and so is each tensor's first axis.
+            Other schedules ignore it.
 
     Returns:
         A number or a tensor of the event's shape for each time: ``t.shape`` or ``(*t.shape, *event_shape)``.

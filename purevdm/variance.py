@@ -84,8 +84,7 @@ def gradients(
     Returns:
         The gradients, the bound's terms (each (B,), nats), and the schedule's curve.
     """
-    context = cond if model.schedule.contextual else None
-    at = curve(model.schedule, params["schedule"], noise.t, context)
+    at = curve(model.schedule, params["schedule"], noise.t, cond)
 
     def mean(params: Params, curve: Curve) -> tuple[Tensor, ELBO]:
         terms = elbo.bound_at(model, params, x, noise, levels(curve), cond)
@@ -93,5 +92,5 @@ def gradients(
 
     (network, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(params["network"], at)
     cotangent = variance_cotangent(of_curve, terms.diffusion * scale)
-    of_schedule = pull_back(model.schedule, params["schedule"], noise.t, cotangent, context)
+    of_schedule = pull_back(model.schedule, params["schedule"], noise.t, cotangent, cond)
     return {"network": network, "schedule": of_schedule}, terms, at

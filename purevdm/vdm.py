@@ -137,7 +137,7 @@ class VDM(NamedTuple):
 
     def gamma(self, params: Params, t: Tensor, cond: Any = None) -> Tensor:
         """The schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
-        return schedules.gamma(self.schedule, params["schedule"], t, cond if self.schedule.contextual else None)
+        return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
         """The predicted noise in latents z, (B, *event_shape), at gamma, (B,) or (B, *event_shape).
@@ -240,8 +240,7 @@ class VDM(NamedTuple):
     def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> tuple[ELBO, schedules.Levels]:
         n = self._check(params, x, cond)
         noise = self.draw(key, n, train=train)
-        context = cond if self.schedule.contextual else None
-        levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, context)
+        levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels
 
     def _summary(self, terms: ELBO, gamma_0: Tensor, gamma_1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -48,7 +48,7 @@ def _named(trees: Any) -> dict[str, Tensor]:
     paths, leaves, _ = optree.tree_flatten_with_path(trees)
     named: dict[str, Tensor] = {}
     for path, leaf in zip(paths, leaves, strict=True):
-        name = ".".join(map(str, path))
+        name = _checks.dotted(*path)
         if name in named:
             raise ValueError(f"state: expected leaves whose paths differ when joined by dots, got {name!r} twice")
         named[name] = leaf
@@ -292,7 +292,7 @@ def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
 
 
 def _tree(found: dict[str, Tensor], name: str, like: Any) -> Any:
-    return optree.tree_map_with_path(lambda p, _: found[".".join((name, *map(str, p)))], like)
+    return optree.tree_map_with_path(lambda p, _: found[_checks.dotted(name, *p)], like)
 
 
 def _match(file: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
