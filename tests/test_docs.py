@@ -4,13 +4,15 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 import purevdm
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 MODULES = ["purevdm", *(found.name for found in pkgutil.walk_packages(purevdm.__path__, "purevdm."))]
 
 
@@ -56,3 +58,18 @@ def test_readme_loop_runs_in_eager():
     exec(code, scope)
     assert scope["loss"].shape == ()
     assert scope["images"].shape == (2, 3, 8, 8)
+
+
+def test_the_index_of_the_api_is_current():
+    module = runpy.run_path(str(ROOT / ".ci" / "api.py"))
+    assert (ROOT / ".github" / "API.md").read_text() == module["index"](), "run `python .ci/api.py`"
+
+
+def test_the_readme_is_short_and_names_files_that_exist():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 300
+    linked = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("http", "#"))]
+    mentioned = re.findall(r"(?:python|bash) ((?:examples|\.ci)/[\w./]+)", text)
+    assert linked
+    assert mentioned
+    assert not [path for path in linked + mentioned if not (ROOT / path).exists()]
