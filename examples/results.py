@@ -6,6 +6,22 @@ Every network is trained under every schedule from several seeds. Writes results
 goes on where the first stopped), results.md (the table), best.png (samples of the best), and variance.png: the learned
 schedules, how the diffusion loss is spread over time under each, and its variance. --plot draws the table and the last
 from results.json alone.
+
+The variance of one image's diffusion loss over time and noise, (bits/dim)**2, after 400 steps of 64 images, three seeds
+(the bounds are in the README):
+
+    schedule                                  unet            vdm_unet        mlp
+    fixed_linear                              3.460 +- 0.018  3.102 +- 0.020  6.402 +- 0.024
+    learned_linear                            3.393 +- 0.048  3.091 +- 0.006  5.224 +- 0.063
+    monotone_mlp                              3.194 +- 0.024  3.043 +- 0.026  5.246 +- 0.032
+    monotone_mlp, pinned, by variance         2.617 +- 0.076  2.452 +- 0.036  4.306 +- 0.049
+    constrained_monotone, by variance         0.385 +- 0.010  0.379 +- 0.011  0.647 +- 0.032
+
+Where the interior follows the variance, the schedule spends its time where the loss is, until every time costs about the
+same. The official network (monotone_mlp) starts so close to a line that 400 steps bend it little. The bound does not depend
+on the interior, but learning does, and gains. Pixel histograms give 2.427 bits/dim, a uniform distribution 4.087. The
+networks have 0.70, 0.22 and 0.79 million parameters. (Measured with version 0.1, whose ``vdm_unet`` drew its initial
+parameters from other keys.)
 """
 
 import argparse

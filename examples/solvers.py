@@ -5,7 +5,20 @@
 With data from N(0.4, 0.2**2) the best eps_hat is affine in z, and so is every step: the distribution that a sampler ends
 in is Gaussian, and its mean and variance follow from a run for each unit of noise. The error printed is the 2-Wasserstein
 distance to the true distribution of z_0, exact, without sampling noise; the start is the true distribution of z_1.
-Grids of steps are even in time under the cosine schedule (Nichol & Dhariwal 2021), or even in gamma.
+Grids of steps are even in time under the cosine schedule (Nichol & Dhariwal 2021), or even in gamma. It prints
+
+    steps  ancestral   ddim      dpmpp_2m  ancestral   ddim      dpmpp_2m
+           time        time      time      gamma       gamma     gamma
+        5  1.0e-01     9.6e-02   8.0e-02   9.7e-02     7.3e-02   2.8e-03
+       10  6.7e-02     5.4e-02   1.2e-01   6.5e-02     4.1e-02   6.9e-03
+       20  4.5e-02     2.8e-02   7.7e-02   3.8e-02     2.2e-02   2.4e-03
+       50  2.4e-02     1.2e-02   2.0e-02   1.7e-02     8.9e-03   4.1e-04
+      100  1.4e-02     5.9e-03   5.2e-03   8.8e-03     4.5e-03   1.0e-04
+      250  6.2e-03     2.4e-03   7.6e-04   3.6e-03     1.8e-03   1.7e-05
+     1000  1.7e-03     6.0e-04   4.0e-05   9.1e-04     4.6e-04   1.0e-06
+
+Ancestral sampling and DDIM are of order 1. DPM-Solver++(2M) is of order 2 and wants its steps even in gamma: up to 50 steps,
+uneven ones cost it more than its order gains.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The door: what every public function asks of its arguments.
+"""The checks that every public function makes of its arguments.
 
 Structure, shapes, dtypes and Python values are checked always. Values inside tensors are checked in eager alone, where
 reading them breaks no graph (:func:`readable` says when). Such a check is a :class:`Fact`, and :func:`verify` reads all

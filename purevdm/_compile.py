@@ -1,4 +1,4 @@
-"""What a compiler is told; in eager all of it does nothing."""
+"""Hints to the compiler. In eager none of them does anything."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

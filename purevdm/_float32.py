@@ -1,9 +1,9 @@
 """Functions of float32 numbers that give the same bits on every machine: those of XLA's code for a CPU.
 
-What follows is that code's arithmetic, operation by operation, with its fused multiply-adds. Numbers of float32 are held in
-float64, which holds their products exactly, so that no compiler changes a bit by fusing a product with a sum. A result
-rounded to float64 and then to float32 is the one rounded at once: always, for a sum, product, quotient or root; for a fused
-multiply-add, except once in some 2**29, and for none of the 2**23 normals and Gumbels that there are.
+This repeats that code's arithmetic, operation by operation, with its fused multiply-adds. float32 numbers are held in
+float64, which holds their products exactly. So no compiler changes a bit by fusing a product with a sum. Rounding to
+float64 and then to float32 gives the same as rounding once. For a sum, product, quotient or root this always holds. For a
+fused multiply-add it fails about once in 2**29, and for none of the 2**23 possible normals and Gumbels.
 """
 
 import math
@@ -114,7 +114,7 @@ _ERFINV_TAIL = _rounded_constants(
 
 
 def erfinv(x: Tensor) -> Tensor:
-    """erfinv on [-1, 1]. float64 is torch's; the others compute in float32, as XLA does."""
+    """erfinv on [-1, 1]. float64 is torch's; shorter dtypes compute in float32, as XLA does."""
     if x.dtype == torch.float64 or x.is_meta:
         return torch.erfinv(x)
     y = materialize(x.double())

@@ -1,7 +1,7 @@
-"""Other people's parameters: trees and checkpoints of the official Flax code, to ours and back.
+"""Parameters of the official Flax code, as trees and checkpoints, converted to ours and back.
 
-Their arrays are channels last (convolution kernels HWIO), ours channels first (OIHW); dense kernels are (in, out) in
-both. Numbers are copied, never computed with, so a round trip is exact.
+Their arrays are channels last (convolution kernels HWIO), ours channels first (OIHW). Dense kernels are (in, out) in both.
+Numbers are copied and never computed with, so a round trip is exact.
 """
 
 import math
@@ -153,7 +153,7 @@ def to_flax(params: Params) -> dict[str, Any]:
         params: of a model of ``networks.vdm_unet`` or ``networks.mlp``.
 
     Raises:
-        TypeError, ValueError: a leaf that is no tensor, or parameters that have no place in the official model.
+        TypeError, ValueError: a leaf that is not a tensor, or parameters that the official model does not have.
     """
     _checks.verify(_checks.finite("params", dict(_leaves(params))))
     tree: dict[str, Any] = {}
@@ -162,7 +162,7 @@ def to_flax(params: Params) -> dict[str, Any]:
         try:
             theirs = _path_to_flax(path, image)
         except (KeyError, IndexError):
-            raise ValueError(f"params: the official VDM has no place for {'/'.join(path)!r}") from None
+            raise ValueError(f"params: the official VDM has no parameter for {'/'.join(path)!r}") from None
         value = leaf.reshape(1) if path in _SCALARS else leaf
         value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value
         _put(tree, theirs, value.detach().cpu().contiguous().numpy(), f"params: {'/'.join(path)}")

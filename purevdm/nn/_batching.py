@@ -1,4 +1,4 @@
-"""Operations on one example whose batching by ``torch.func.vmap`` is ours.
+"""Operations on one example with batching rules of our own for ``torch.func.vmap``.
 
 PyTorch's own rules for convolutions and concatenations fix the batch's size, so that a compiled graph would serve one size
 alone, and insert views that keep a compiler from choosing a layout. Each operation here is PyTorch's, with its

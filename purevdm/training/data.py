@@ -59,8 +59,8 @@ def rows(key: Key, n: int, step: int, batch: int) -> np.ndarray:
     n, batch = _checks.integer("n", n, 1), _checks.integer("batch", batch, 1)
     step = _checks.integer("step", step, 0)
     words = tuple(key.tolist())
-    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), n)
-    pieces = [_permutation(words, int(e), n)[places[epochs == e]] for e in np.unique(epochs)]
+    epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), n)
+    pieces = [_permutation(words, int(e), n)[positions[epochs == e]] for e in np.unique(epochs)]
     return np.concatenate(pieces)
 
 

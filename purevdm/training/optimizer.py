@@ -1,6 +1,6 @@
 """AdamW on pytrees by torch's own kernels, the learning rate as a function of the step, clipping, averaging.
 
-Everything is pure: what goes in is not changed.
+Everything is pure: the arguments are not changed.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""The same training over several processes: each takes a part of every batch, gradients are averaged in flat buckets.
+"""Training over several processes: each takes a part of every batch, and gradients are averaged in flat buckets.
 
-Since the noise of a batch is a function of its key, and a process draws that of its own rows, N processes compute what one
-computes with the whole batch, but for the order of sums.
+A batch's noise is a function of its key, and each process draws the noise of its own rows. So N processes compute what one
+computes with the whole batch, except for the order of sums.
 """
 
 import importlib
@@ -18,7 +18,7 @@ __all__ = ["Group", "average", "barrier", "join", "leave"]
 
 
 class Group(NamedTuple):
-    """This process among the others.
+    """This process's position among the processes of a group.
 
     Attributes:
         rank: which it is.
@@ -37,14 +37,14 @@ def join(device: str = "cpu") -> Group:
     if size == 1:
         return Group(0, 1, torch.device(device))
     kind = torch.device(device).type
-    place = torch.device(f"cuda:{os.environ['LOCAL_RANK']}") if kind == "cuda" else torch.device(device)
+    here = torch.device(f"cuda:{os.environ['LOCAL_RANK']}") if kind == "cuda" else torch.device(device)
     if kind == "cuda":
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(here)
     # Ten functions in there have the group of the moment as a default argument. torch.func imports the module; were that to
     # happen after the next line, the group, and with it gloo's threads, would outlive `leave` and could abort the exit.
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    return Group(dist.get_rank(), size, place)
+    return Group(dist.get_rank(), size, here)
 
 
 def barrier() -> None:

@@ -101,8 +101,8 @@ def test_group_norm_compiled_in_three_dtypes():
 
 
 @given(seeds, sizes, sizes, st.sampled_from([1, 2, 3]))
-def test_attention_is_torchs(seed, tokens, others, heads):
-    q, k, v = (draw(seed + i, n, 6) for i, n in enumerate((tokens, others, others)))
+def test_attention_is_torchs(seed, tokens, sources, heads):
+    q, k, v = (draw(seed + i, n, 6) for i, n in enumerate((tokens, sources, sources)))
     split = [x.unflatten(-1, (heads, -1)).transpose(0, 1)[None] for x in (q, k, v)]
     want = F.scaled_dot_product_attention(*split)[0].transpose(0, 1).flatten(1)
     torch.testing.assert_close(nn.attention(q, k, v, heads), want)
@@ -120,7 +120,7 @@ def test_dropout_zeroes_or_scales(seed, rate):
 @given(seeds, st.lists(st.integers(1, 7), min_size=1, max_size=3))
 def test_down_and_up_again_any_size(seed, space):
     x = draw(seed, 2, *space)
-    # a kernel that copies the centre picks every other place; upsampling repeats each of those
+    # a kernel that copies the centre picks every other position; upsampling repeats each of those
     params = {"kernel": torch.zeros(2, 2, *(3,) * len(space), dtype=x.dtype)}
     for c in range(2):
         params["kernel"][(c, c, *(1 for _ in space))] = 1.0
