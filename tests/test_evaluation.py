@@ -73,6 +73,7 @@ def test_one_batch_by_hand_with_conditions_and_a_smaller_one():
         terms = [torch.stack(list(model.elbo(params, batch, k, given)), 1).double() for k in keys]
         want.append((terms[0] + terms[1]) / 2)
     assert torch.equal(torch.stack(list(each), 1), torch.cat(want))
+    assert evaluation.summary(model, each, 2) == found
     bits = each.total / (2 * math.log(2))
     assert math.isclose(found.total.mean, bits.mean(), rel_tol=1e-12)
     assert math.isclose(found.total.error, bits.std() / math.sqrt(5), rel_tol=1e-12)

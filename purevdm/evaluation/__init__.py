@@ -9,7 +9,7 @@ another compilation.
 """
 
 from purevdm.evaluation.bounds import bounds
-from purevdm.evaluation.figures import Comparison, Evaluation, Figure, compare, evaluate
+from purevdm.evaluation.figures import Comparison, Evaluation, Figure, compare, evaluate, summary
 from purevdm.evaluation.profile import Curve, Profile, profile
 
-__all__ = ["Comparison", "Curve", "Evaluation", "Figure", "Profile", "bounds", "compare", "evaluate", "profile"]
+__all__ = ["Comparison", "Curve", "Evaluation", "Figure", "Profile", "bounds", "compare", "evaluate", "profile", "summary"]

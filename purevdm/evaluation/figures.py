@@ -13,7 +13,7 @@ from purevdm.training.parallel import Group
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
 
-__all__ = ["Comparison", "Evaluation", "Figure", "compare", "evaluate"]
+__all__ = ["Comparison", "Evaluation", "Figure", "compare", "evaluate", "summary"]
 
 
 class Figure(NamedTuple):
@@ -80,13 +80,18 @@ def figure(x: Tensor) -> Figure:
     return Figure(x.mean().item(), x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan)
 
 
-def _summary(model: VDM, nats: Tensor, passes: int) -> tuple[Evaluation, Tensor]:
-    """The evaluation of terms (N, 3), and the total of each example."""
+def summary(model: VDM, terms: ELBO, passes: int = 1) -> Evaluation:
+    """The figures of what :func:`bounds` returns for a model: means over examples, with standard errors, bits/dim.
+
+    Args:
+        model: the model.
+        terms: of each example, each (N,), nats.
+        passes: for the record.
+    """
     divisor, unit = scale(model)
-    terms = nats / divisor
-    recon, prior, diffusion = (figure(column) for column in terms.unbind(1))
-    total = terms.sum(1)
-    return Evaluation(figure(total), diffusion, prior, recon, len(total), passes, unit), total
+    each = torch.stack(list(terms), 1) / divisor
+    recon, prior, diffusion = (figure(column) for column in each.unbind(1))
+    return Evaluation(figure(each.sum(1)), diffusion, prior, recon, len(each), passes, unit)
 
 
 def evaluate(
@@ -101,10 +106,11 @@ def evaluate(
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """The model's bound on a data set, in continuous time or in T steps: the means of :func:`bounds`, bits/dim.
+    """The model's bound on a data set, in continuous time or in T steps, bits/dim: the :func:`summary` of :func:`bounds`.
 
-    Errors are over examples, so they hold for fresh data. (A batch's evenly spread times leave the mean a little less noise
-    than the errors say.) Arguments and errors are those of :func:`bounds`.
+    Standard errors are over examples, as if these were independent, so they hold for fresh data. A batch's evenly spread
+    times leave the means less noise than that, so errors are on the safe side, the more so the fewer the passes. Arguments
+    and errors raised are those of :func:`bounds`.
 
     >>> import purevdm
     >>> from purevdm import evaluation, networks, random, schedules
@@ -115,8 +121,7 @@ def evaluate(
     (True, 64, 'bits/dim')
     """
     options = dict(passes=passes, timesteps=timesteps, elbo=elbo, group=group, callback=callback)
-    terms = bounds(model, params, batches, key, **options)  # type: ignore[arg-type]
-    return _summary(model, torch.stack(list(terms), 1), passes)[0]
+    return summary(model, bounds(model, params, batches, key, **options), passes)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -136,7 +141,8 @@ def compare(
 
     Why paired: most of an evaluation's error comes from which examples there are, easy ones or hard, and at what times they
     are bounded. Both models see the same, so it cancels in each example's difference. The error of the mean difference is
-    then often many times smaller than sqrt(error_a**2 + error_b**2), that of the difference of two evaluations.
+    then often many times smaller than sqrt(error_a**2 + error_b**2), that of the difference of two evaluations. Under two
+    schedules one time is two noise levels, and less cancels: there it takes more passes.
 
     Args:
         a, b: pairs (model, params). Networks, schedules, decoders and numbers of steps may differ (times are then drawn
@@ -170,8 +176,9 @@ def compare(
         return torch.stack([term for params, elbo in both for term in elbo(params, x, key, cond)], 1)
 
     found = mean(draws(terms, batches, key, passes, group, callback))
-    (of_a, total_a), (of_b, total_b) = (_summary(a[0], nats, passes) for nats in found.split(3, 1))
-    return Comparison(of_a, of_b, figure(total_a - total_b))
+    of_a, of_b = (ELBO(*part.unbind(1)) for part in found.split(3, 1))
+    difference = figure((of_a.total - of_b.total) / scale(a[0])[0])
+    return Comparison(summary(a[0], of_a, passes), summary(b[0], of_b, passes), difference)
 
 
 def _comparable(a: VDM, b: VDM) -> None:
