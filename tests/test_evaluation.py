@@ -92,6 +92,9 @@ def test_errors_cover_the_truth_as_often_as_they_say():
         # and they are no larger than they need be
         means, errors = (torch.tensor(column) for column in zip(*found, strict=True))
         assert errors.square().mean().sqrt() < 1.25 * means.std()
+    # times spread over a batch leave less noise than they say
+    sets = evaluation.bounds(ideal(n=4), PARAMS, x[:5000].split(50), random.key(7)).total.reshape(100, 50)
+    assert sets.mean(1).std() < sets.var(1).mean().div(50).sqrt()
 
 
 def test_figures_show_two_digits_of_their_error():
@@ -102,6 +105,7 @@ def test_figures_show_two_digits_of_their_error():
         (2.5, 1e-9, "2.500000 +- 0.000000"),
         (2.5, 0.0, "2.5000 +- 0.0000"),
         (2.5, math.nan, "2.5000 +- nan"),
+        (2.5, math.inf, "2.5000 +- inf"),
         (2.5, 12.3, "2.5000 +- 12.3000"),
     ):
         assert str(evaluation.Figure(mean, error)) == text

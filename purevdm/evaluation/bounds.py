@@ -41,14 +41,14 @@ def bounds(
         timesteps: in how many steps, 0 for continuous time, whatever the model's own number.
         elbo: ``model.elbo`` compiled, or left out to run it in eager. Not with ``timesteps``: compile that of
             ``model._replace(timesteps=...)``.
-        group: the processes that share the work, of :func:`purevdm.training.parallel.join`. Every one goes through the same
-            batches, computes the passes of batches that are its turn, and returns the whole. The terms do not depend on
-            how many there are. Batches times passes should be many times as many.
+        group: the processes that share the work, of :func:`purevdm.training.parallel.join`. Each goes through the same
+            batches, takes its turns (each pass of a batch is one), and returns the terms of all, those that one process
+            alone would find. It pays to have more turns than processes.
         callback: called with the number of examples done, for a progress bar.
 
     Raises:
         TypeError, ValueError: bad input, as ``model.elbo`` says it, an item of another form, no batch, passes < 1, elbo
-            together with timesteps, processes that go through different data.
+            together with timesteps, processes that see different data.
 
     >>> import purevdm
     >>> from purevdm import evaluation, networks, random, schedules
@@ -95,7 +95,7 @@ def draws(
 ) -> Tensor:
     """What ``terms(x, cond, key) -> (B, k)`` says of every example in every pass: (passes, N, k), float64, on the CPU.
 
-    Processes take turns at the passes of the batches, each a whole batch, so that what is computed is the same.
+    Processes take turns at the passes of the batches. Batches stay whole, so that the same numbers are computed.
     """
     _checks.key("key", key)
     passes = _checks.integer("passes", passes, 1)

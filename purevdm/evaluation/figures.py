@@ -23,9 +23,7 @@ class Figure(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        """Four decimals, and more, up to six, where the error needs them for two digits."""
-        digits = 1 - math.floor(math.log10(self.error)) if self.error > 0.0 else 0
-        digits = min(max(digits, 4), 6)
+        digits = _decimals(self.error)
         return f"{self.mean:.{digits}f} +- {self.error:.{digits}f}"
 
 
@@ -63,11 +61,17 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         unpaired = math.hypot(self.a.total.error, self.b.total.error)
+        alone = f"unpaired +- {unpaired:.{_decimals(unpaired)}f}"
         return (
             f"a      {self.a.total} {self.a.unit}\n"
             f"b      {self.b.total} {self.b.unit}\n"
-            f"a - b  {self.difference} {self.a.unit}, paired over {self.a.examples} examples (unpaired +- {unpaired:.4f})"
+            f"a - b  {self.difference} {self.a.unit}, paired over {self.a.examples} examples ({alone})"
         )
+
+
+def _decimals(error: float) -> int:
+    """Four, and up to six where two digits of the error need them."""
+    return min(max(1 - math.floor(math.log10(error)), 4), 6) if 0.0 < error < math.inf else 4
 
 
 def scale(model: VDM) -> tuple[float, str]:
