@@ -25,7 +25,11 @@ def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors as :func:`plain` makes them, and waits until the disk has them."""
-    _safetensors().torch.save_file(tensors, path, metadata)
+    safetensors = _safetensors()
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask gives, where safetensors lets nobody else read
+    safetensors.torch.save_file(tensors, path, metadata)
+    path.chmod(mode)
     sync(path)
 
 

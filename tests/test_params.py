@@ -58,6 +58,8 @@ def test_other_programs_read_the_file(tmp_path):
     found = safetensors.torch.load_file(tmp_path / "x")
     assert torch.equal(found["network.dense1.kernel"], params["network"]["dense1"]["kernel"])
     assert len(found) == len(optree.tree_leaves(params))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
     with safetensors.safe_open(tmp_path / "x", "pt") as file:
         assert file.metadata()["format"] == "pt"
 
