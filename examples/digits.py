@@ -3,7 +3,7 @@
     python examples/digits.py
 
 1797 real 8x8 images of 17 grey levels, embedded in scikit-learn. Prints the test bound in bits per dimension beside two
-baselines, and writes samples.png and loss.png.
+baselines, and writes samples.png, loss.png and params.safetensors, the averaged parameters.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pictures import tiles
 from tqdm import tqdm
 
 import purevdm
-from purevdm import random
+from purevdm import interop, random
 from purevdm.evaluation import evaluate
 from purevdm.training.data import batch, split
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=550, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="where the pictures go (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="where the files go (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -105,6 +105,7 @@ def main() -> None:
         losses.append(loss.item())
         bar.set_postfix_str(f"{np.mean(losses[-50:]):.3f} bits/dim")
 
+    interop.save_params(args.out / "params.safetensors", ema)
     with tqdm(total=len(test), desc="test bound") as bar:
         bound = evaluate(model, ema, [(test, None)], k_test, passes=args.passes, callback=bar.update).total
     baseline = histogram_bits(train, test)

@@ -2,26 +2,34 @@
 
     python examples/evaluate.py runs/digits_train                                # a run: its best checkpoint
     python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
+    python examples/evaluate.py runs/a --compare runs/b                          # paired: the error of the difference
+    python examples/evaluate.py runs/a --save bounds.npz --profile profile.png   # of each image; where the loss comes from
     python examples/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
+    torchrun --nproc-per-node 4 examples/evaluate.py runs/a                      # the same figures, sooner
 
 The form of an official model is read off its parameters. Errors are over examples; each example's bound is the mean over
 the passes.
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import optree
 import torch
 import tyro
-from presets import Config, Data, Model, build, datasets, keys, load, test_batches
+from pictures import profiles
+from presets import Config, Data, Model, build, condition, datasets, keys, load
 from readers import DataError
 from tqdm import tqdm
 
-from purevdm import evaluation, interop, random
+from purevdm import ELBO, VDM, evaluation, interop, random
+from purevdm.training import parallel
 from purevdm.training.checkpoint import CheckpointError
+from purevdm.training.data import Dataset, batch
 
 
 @dataclass
@@ -35,6 +43,12 @@ class Arguments:
     gamma: tuple[float, float] = (-13.3, 5.0)
     """For an official checkpoint: the endpoints between which its network normalises gamma."""
     split: Literal["train", "test"] = "test"
+    compare: Path | None = None
+    """Another run, checkpoint or official file, on the same data and noise."""
+    save: Path | None = None
+    """An .npz file for the terms of each example: recon, prior, diffusion and total, nats."""
+    profile: Path | None = None
+    """A PNG file for the diffusion loss against time and against gamma; of both models with compare."""
     passes: int = 1
     """Passes of times over the data."""
     timesteps: int | None = None
@@ -48,37 +62,106 @@ class Arguments:
     """Worth it for large sets."""
 
 
+class Run(NamedTuple):
+    """A checkpoint: its configuration, its data and its model."""
+
+    config: Config
+    train: Dataset
+    test: Dataset
+    model: VDM
+    params: dict[str, Any]
+
+
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     if min(args.passes, args.batch, args.examples or 1) < 1:
         sys.exit("passes, batch, examples: expected at least 1")
+    if args.compare and args.save:
+        sys.exit("save: expected no compare with it; save the bounds of each")
+    group = parallel.join(args.device)
+    try:
+        evaluate(args, group)
+    except (CheckpointError, DataError) as error:
+        sys.exit(str(error))
+    finally:
+        parallel.leave()
+
+
+def evaluate(args: Arguments, group: parallel.Group) -> None:
+    paths = [path for path in (args.checkpoint, args.compare) if path]
+    runs = [restored(path, args, group.device) for path in paths]
+    sets = [run.test if args.split == "test" else run.train for run in runs]
+    pairs, elbos = [(run.model, run.params) for run in runs], [bound_of(run, args.compile) for run in runs]
+    data = sets[0]
+    n = min(data.size, args.examples or data.size)
+    if not all(torch.equal(beginning(data), beginning(other)) for other in sets[1:]):
+        sys.exit(f"compare: expected a model of the same data, {data.name}, got one of others, {sets[1].name}")
+    options = dict(key=random.key(args.seed, device=group.device), passes=args.passes, group=group)
+
+    def over_batches(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        with tqdm(total=n, desc=call.__name__, disable=group.rank > 0) as bar:
+            return call(*arguments, labelled(data, n, args.batch, group.device), **options, **more, callback=bar.update)
+
+    times = [f"{run.model.timesteps} steps" if run.model.timesteps else "continuous time" for run in runs]
+    if args.compare:
+        found = over_batches(evaluation.compare, *pairs, elbos=tuple(elbos))
+        names = "\n".join(f"{name}      {path}, {time}" for name, path, time in zip("ab", paths, times, strict=True))
+        lines = f"{data.name}: {n} examples, {args.passes} passes\n{names}\n{found}"
+    else:
+        terms = over_batches(evaluation.bounds, *pairs[0], elbo=elbos[0])
+        found = evaluation.summary(runs[0].model, terms, args.passes)
+        named = dict(diffusion=found.diffusion, latent=found.prior, reconstruction=found.recon, total=found.total)
+        parts = "\n".join(f"{name:15} {figure} {found.unit}" for name, figure in named.items())
+        lines = f"{data.name}: {n} examples, {args.passes} passes, {times[0]}\n{parts}"
+    curves = {}
+    if args.profile:
+        for path, pair, elbo in zip(paths, pairs, elbos, strict=True):
+            curves[str(path)] = over_batches(evaluation.profile, *pair, elbo=elbo)
+    if group.rank > 0:
+        return
+    print(lines)
+    for path in filter(None, (args.save, args.profile)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if args.save:
+        np.savez(args.save, **terms._asdict(), total=terms.total)
+    if args.profile:
+        profiles(curves, args.profile)
+
+
+def restored(path: Path, args: Arguments, device: torch.device) -> Run:
+    """A checkpoint with what the arguments change."""
+    if path.suffix == ".flax":
+        return official(path, args, device)
     changes = {} if args.path is None else {"data.path": args.path}
     if args.timesteps is not None:
         changes["model.timesteps"] = args.timesteps
-    try:
-        if args.checkpoint.suffix == ".flax":
-            config, train, test, model, params = official(args)
-        else:
-            config, train, test, model, params = load(args.checkpoint, args.device, **changes)
-    except (CheckpointError, DataError) as error:
-        sys.exit(str(error))
-    data = test if args.split == "test" else train
-    n = min(data.size, args.examples or data.size)
-    config = replace(config, eval_batch=args.batch)
-    elbo = torch.compile(model.elbo, fullgraph=True) if args.compile else None
-    with tqdm(total=n, desc="bound") as bar:
-        batches = test_batches(config, data, n, torch.device(args.device))
-        key = random.key(args.seed, device=args.device)
-        found = evaluation.evaluate(model, params, batches, key, passes=args.passes, elbo=elbo, callback=bar.update)
-    time = f"{model.timesteps} steps" if model.timesteps else "continuous time"
-    print(f"{data.name}: {found.examples} examples, {found.passes} passes, {time}")
-    for name, figure in zip(("diffusion", "latent", "reconstruction", "total"), (*found[1:4], found[0]), strict=True):
-        print(f"{name:15} {figure} bits/dim")
+    return Run(*load(path, str(device), **changes))
 
 
-def official(args: Arguments):
+def bound_of(run: Run, compile: bool) -> Callable[..., ELBO]:
+    """A model's bound on images as they are, with their classes, of which it is told what it takes."""
+    elbo = torch.compile(run.model.elbo, fullgraph=True) if compile else run.model.elbo
+
+    def told(params: dict[str, Any], x: torch.Tensor, key: torch.Tensor, labels: torch.Tensor | None) -> ELBO:
+        return elbo(params, x, key, condition(run.config, torch.zeros(len(x), device=x.device), labels))
+
+    return told
+
+
+def beginning(data: Dataset) -> torch.Tensor:
+    """A few examples, by which data sets are told apart."""
+    return batch(data, np.arange(min(data.size, 8)))[0]
+
+
+def labelled(data: Dataset, n: int, size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """The first n examples with their classes, in batches."""
+    for i in range(0, n, size):
+        yield batch(data, np.arange(i, min(n, i + size)), device)
+
+
+def official(path: Path, args: Arguments, device: torch.device) -> Run:
     """An official checkpoint: its averaged parameters, and the model that they fit."""
-    params = interop.load_flax(args.checkpoint).ema_params
+    params = interop.load_flax(path).ema_params
     network, schedule = params["network"], params.get("schedule", {})
     embed = network["conv_in"]["kernel"].shape[0]
     model = Model(
@@ -94,8 +177,8 @@ def official(args: Arguments):
     )
     config = Config(data=args.data, model=model)
     train, test = datasets(config.data, keys(config.seed)["split"])
-    params = optree.tree_map(lambda leaf: leaf.to(args.device), {"network": network, "schedule": schedule})
-    return config, train, test, build(config, train.event_shape, train.vocab_size), params
+    params = optree.tree_map(lambda leaf: leaf.to(device), {"network": network, "schedule": schedule})
+    return Run(config, train, test, build(config, train.event_shape, train.vocab_size), params)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of samples and schedules, as PNG files."""
+"""Pictures of samples, schedules and losses, as PNG files."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,7 @@ import optree
 import torch
 
 from purevdm import VDM, schedules
+from purevdm.evaluation import Profile
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -48,4 +49,23 @@ def curve(model: VDM, params, path: Path) -> None:
         ax.grid(alpha=0.3)
     axes[1].set_ylim(bottom=0)
     figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def profiles(found: dict[str, Profile], path: Path) -> None:
+    """The diffusion loss against time and against gamma, by model, with bars of one standard error."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, profile in found.items():
+        for ax, curve in zip(axes, (profile.t, profile.gamma), strict=True):
+            if curve is not None:
+                steps = ax.stairs(curve.mean, curve.edges, label=f"{name}: {profile.diffusion} {profile.unit}")
+                ax.errorbar(curve.centres, curve.mean, curve.error, fmt="none", ecolor=steps.get_edgecolor(), capsize=2)
+    unit = next(iter(found.values())).unit
+    axes[0].set(xlabel="t", ylabel=unit, title="diffusion loss at t")
+    axes[1].set(xlabel="gamma", ylabel=f"{unit} per unit of gamma", title="diffusion loss at gamma")
+    axes[0].legend(fontsize=8)
+    for ax in axes:
+        ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
     plt.close(figure)

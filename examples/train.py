@@ -161,8 +161,8 @@ def run(config: Config, group: parallel.Group) -> int:
             if log and (state.step % config.log_every == 0 or last):
                 log.write(state.step, metrics)
             metric = None
-            if log and (state.step % config.eval_every == 0 or last):
-                metric = assess(config, model, state, test, k, elbo, log, group.device)
+            if state.step % config.eval_every == 0 or last:
+                metric = assess(config, model, state, test, k, elbo, log, group)
             stop = torch.tensor(float(bool(stopping)))
             stop = parallel.average([stop.to(group.device)])[0].item() > 0  # all stop where one was told to
             if first and (state.step % config.save_every == 0 or last or stop):
@@ -186,15 +186,18 @@ def run(config: Config, group: parallel.Group) -> int:
     return 0
 
 
-def assess(config, model, state, test, k, elbo, log, device) -> float:
-    """The bound on the test set, a grid of samples, the schedule's curve. Returns the bound."""
-    step, params = state.step, state.ema_params
+def assess(config, model, state, test, k, elbo, log, group) -> float:
+    """The bound on the test set, by all processes; by the first, a grid of samples and the schedule's curve. Returns the
+    bound."""
+    step, params, device = state.step, state.ema_params, group.device
     n = min(test.size, config.eval_examples)
 
     data = test_batches(config, test, n, device)
-    with tqdm(total=n, desc="test bound", leave=False) as bar:
-        options = dict(passes=config.eval_passes, elbo=elbo, callback=bar.update)
+    with tqdm(total=n, desc="test bound", leave=False, disable=log is None) as bar:
+        options = dict(passes=config.eval_passes, elbo=elbo, group=group, callback=bar.update)
         found = evaluation.evaluate(model, params, data, k["eval"], **options)
+    if log is None:
+        return found.total.mean
     figures = {f"test/{name}": getattr(found, name).mean for name in ("total", "diffusion", "prior", "recon")}
     log.write(step, figures | {"test/error": found.total.error})
     tqdm.write(

@@ -183,7 +183,7 @@ def test_bad_leaves_are_named(tmp_path, leaf, word):
         interop.load_flax(path)
 
 
-@pytest.mark.parametrize("name", interop._DTYPES)
+@pytest.mark.parametrize("name", interop.flax.DTYPES)
 def test_plain_dtypes_load(tmp_path, name):
     path, dtype = tmp_path / "plain.flax", getattr(torch, name)
     values = torch.tensor([0, 1, 1, 0]).to(dtype)

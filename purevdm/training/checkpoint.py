@@ -19,11 +19,9 @@ from typing import Any
 
 import optree
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _files
 from purevdm.training.optimizer import Moments
 from purevdm.training.state import TrainState
 
@@ -83,18 +81,17 @@ def save(
         json.dumps(described, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise type(error)(f"extra: expected what JSON holds, got {error}") from None
-    # Copied, since safetensors refuses leaves that share memory.
-    leaves = {name: leaf.detach().to("cpu", copy=True).contiguous() for name, leaf in _flat(state).items()}
+    leaves = _files.plain(_flat(state))
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"
     draft = folder / f".{final.name}.{uuid.uuid4().hex}"
     draft.mkdir()
     try:
-        save_file(leaves, draft / TENSORS)
+        _files.save(draft / TENSORS, leaves)
         described["sha256"] = _digest(draft / TENSORS)
         (draft / NOTES).write_text(json.dumps(described, indent=1, allow_nan=False))
-        for path in (draft / TENSORS, draft / NOTES, draft):
-            _sync(path)
+        for path in (draft / NOTES, draft):
+            _files.sync(path)
         _replace(draft, final)
     finally:
         _remove(draft)
@@ -122,7 +119,7 @@ def _replace(draft: Path, final: Path) -> None:
                 raise
         with contextlib.suppress(FileNotFoundError):
             final.rename(final.with_name(f".{final.name}.{uuid.uuid4().hex}{ASIDE}"))
-    _sync(final.parent)
+    _files.sync(final.parent)
     for aside in final.parent.glob(f".{final.name}.*{ASIDE}"):
         _remove(aside)
 
@@ -133,15 +130,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until the disk has it, so that the rename does not come first."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:
@@ -253,9 +241,9 @@ def _tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     if _digest(file) != wanted:
         raise CheckpointError(f"{file}: damaged (its SHA-256 is not the one in {NOTES})")
     try:
-        return load_file(file, device=str(device))
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: damaged ({error})") from None
+        return _files.load(file, device)[0]
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def load(path: str | os.PathLike, like: TrainState) -> TrainState:

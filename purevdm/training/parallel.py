@@ -1,4 +1,5 @@
-"""Training over several processes: each takes a part of every batch, and gradients are averaged in flat buckets.
+"""The same work over several processes. In training each takes a part of every batch, and gradients are averaged in flat
+buckets. In evaluation they take turns at whole batches, and the results are gathered.
 
 A batch's noise is a function of its key, and each process draws the noise of its own rows. So N processes compute what one
 computes with the whole batch, except for the order of sums.
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from purevdm import _checks
 
-__all__ = ["Group", "average", "barrier", "join", "leave"]
+__all__ = ["Group", "average", "barrier", "gather", "join", "leave"]
 
 
 class Group(NamedTuple):
@@ -89,3 +90,18 @@ def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
     if waiting:
         send()
     return result  # type: ignore[return-value]
+
+
+def gather(x: Tensor) -> list[Tensor]:
+    """Every process's tensor, by rank, in every process. Only their lengths may differ."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [x]
+    n = torch.tensor([x.shape[0]], device=x.device)
+    lengths = [torch.empty_like(n) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, n)
+    # Messages must be of one size.
+    padded = x.new_zeros((max(int(length) for length in lengths), *x.shape[1:]))
+    padded[: x.shape[0]] = x
+    found = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(found, padded)
+    return [tensor[: int(length)] for tensor, length in zip(found, lengths, strict=True)]

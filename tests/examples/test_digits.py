@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import digits
+import optree
 import pictures
 import pytest
 import torch
 
-from purevdm import random
+from purevdm import interop, random
 
 SCRIPT = Path(digits.__file__)
 
@@ -55,6 +56,8 @@ def test_two_runs_print_the_same(tmp_path):
     assert first == second
     assert "test bound" in first
     assert (tmp_path / "a" / "samples.png").stat().st_size > 10_000
+    a, b = (interop.load_params(tmp_path / name / "params.safetensors") for name in "ab")
+    assert optree.tree_all(optree.tree_map(torch.equal, a, b))
 
 
 @pytest.mark.slow

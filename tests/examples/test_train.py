@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import evaluate
 import msgpack
 import numpy as np
 import presets
@@ -156,6 +157,47 @@ def test_evaluation_and_samples(whole, tmp_path):
     assert x.dtype == np.uint8
     assert len(picture(tmp_path / "a" / "samples.png")) > 100
     assert "label: expected a class" in call("sample.py", whole, "--label", 12, "--out", tmp_path).stderr
+
+
+def means(output):
+    """The figures of the two models and of their difference."""
+    return tuple(float(line.split(" +- ")[0].split()[-1]) for line in output.splitlines()[-3:])
+
+
+def test_bounds_are_saved_compared_and_drawn(whole, tmp_path, monkeypatch, capsys):
+    """Two checkpoints of one run: each bound, the difference, where the loss comes from; two processes say the same."""
+    early, late = (whole / "checkpoints" / name for name in ("00000032", "00000040"))
+    options = ("--examples", 60, "--batch", 20)
+
+    def here(*arguments):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments)])
+        evaluate.main()
+        return capsys.readouterr().out
+
+    alone = here(late, *options, "--save", tmp_path / "new" / "bounds.npz", "--profile", tmp_path / "late.png")
+    total = float(alone.splitlines()[-1].split()[1])
+    saved = np.load(tmp_path / "new" / "bounds.npz")
+    assert set(saved) == {"recon", "prior", "diffusion", "total"}
+    assert all(saved[name].shape == (60,) and saved[name].dtype == np.float64 for name in saved)
+    assert (saved["recon"] + saved["prior"] + saved["diffusion"] == saved["total"]).all()
+    assert abs(saved["total"].mean() / 64 / np.log(2) - total) < 1e-4
+    assert picture(tmp_path / "late.png").std() > 0
+    paired = here(late, *options, "--compare", early)
+    a, b, difference = means(paired)
+    assert abs(a - total) < 2e-4
+    assert abs(a - b - difference) < 2e-4
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    both = command("evaluate.py", late, *options, "--compare", early, "--profile", tmp_path / "both.png")[1:]
+    run = subprocess.run([*launcher, *both], env=ENV, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert means(run.stdout) == pytest.approx((a, b, difference), abs=2e-4)
+    assert picture(tmp_path / "both.png").std() > 0
+    for arguments, words in (
+        (("--compare", early, "--save", tmp_path / "x.npz"), "save: expected no compare"),
+        (("--compare", tmp_path / "none"), "none"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            here(late, *arguments)
 
 
 def test_an_official_checkpoint_is_evaluated(tmp_path):

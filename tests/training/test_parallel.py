@@ -1,4 +1,4 @@
-"""Several processes compute what one computes with the whole batch."""
+"""Several processes compute what one computes with the whole batch, or data set."""
 
 import os
 import subprocess
@@ -38,6 +38,7 @@ def test_alone_nothing_is_sent():
     tensors = [torch.ones(2), torch.zeros(3)]
     assert all(a is b for a, b in zip(parallel.average(tensors), tensors, strict=True))
     assert parallel.join("cpu") == parallel.Group(0, 1, torch.device("cpu"))
+    assert parallel.gather(tensors[0])[0] is tensors[0]
     parallel.barrier()
     parallel.leave()
     with pytest.raises(ValueError, match="bucket"):

@@ -1,4 +1,4 @@
-"""One process of a group: trains three steps on its part of each batch, and the first writes what comes out."""
+"""One process of a group: trains three steps on its part of each batch, evaluates, and the first writes what comes out."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import tiny
 import torch
 from optree import tree_leaves
 
-from purevdm import random, training
+from purevdm import evaluation, random, training
 from purevdm.training import parallel
 
 
@@ -28,6 +28,7 @@ def main(path: str) -> None:
             seeds.rows(rows),
             average=lambda tensors: parallel.average(tensors, bucket=100),
         )
+    evaluate(model, state.params, group)
     if group.rank == 0:
         torch.save([tree_leaves(state.params), metrics["loss"], group], path)
     parallel.barrier()
@@ -37,6 +38,33 @@ def main(path: str) -> None:
     left = [thread for thread in threads() if "gloo" in thread]
     if left:
         sys.exit(f"rank {group.rank}: threads that outlive the group may abort the exit: {left}")
+
+
+def evaluate(model, params, group) -> None:
+    """Together, with fewer batches than processes and with more, they find exactly what each finds alone."""
+    lengths = [len(part) for part in parallel.gather(torch.arange(group.rank))]
+    if lengths != list(range(group.size)):
+        sys.exit(f"rank {group.rank}: gathered tensors of lengths {lengths}")
+    x, key, pair = tiny.data(50, seed=5), random.key(6), (model, params)
+    for size, passes in ((50, 1), (50, 3), (9, 2)):
+        shared, alone = (
+            (
+                evaluation.evaluate(model, params, x.split(size), key, passes=passes, group=g),
+                evaluation.compare(pair, pair, x.split(size), key, passes=passes, timesteps=3, group=g),
+                evaluation.profile(model, params, x.split(size), key, passes=passes, bins=2, group=g).t.mean.tolist(),
+            )
+            for g in (group, None)
+        )
+        if shared != alone:
+            sys.exit(f"rank {group.rank}: found {shared} together and {alone} alone")
+    try:
+        evaluation.evaluate(model, params, [tiny.data(8, seed=group.rank)], key, group=group)
+    except ValueError as error:
+        if "the same data in the same order" not in str(error):
+            raise
+    else:
+        if group.size > 1:
+            sys.exit(f"rank {group.rank}: evaluated other data than the rest, unnoticed")
 
 
 def threads() -> list[str]:

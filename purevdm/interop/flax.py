@@ -224,7 +224,7 @@ class _Packed(NamedTuple):
 
 
 _PLAIN = "bool float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64"
-_DTYPES = {name: getattr(torch, name) for name in _PLAIN.split()}
+DTYPES = {name: getattr(torch, name) for name in _PLAIN.split()}
 _CHUNKED = "__msgpack_chunked_array__"
 
 
@@ -275,9 +275,9 @@ def _array(name: str, payload: bytes) -> Tensor:
         raise ValueError(
             f"{name}: expected a packed array, got another extension ({error or type(error).__name__})"
         ) from None
-    if kind not in _DTYPES:
-        raise ValueError(f"{name}: expected a dtype out of {', '.join(_DTYPES)}, got {kind[:40]!r}")
-    dtype = _DTYPES[kind]
+    if kind not in DTYPES:
+        raise ValueError(f"{name}: expected a dtype out of {', '.join(DTYPES)}, got {kind[:40]!r}")
+    dtype = DTYPES[kind]
     size = _count(name, shape, dtype) * dtype.itemsize
     if len(raw) != size:
         raise ValueError(f"{name}: expected {size} bytes for {kind} of shape {tuple(shape)}, got {len(raw)} bytes")

@@ -1,0 +1,145 @@
+"""Each example's bound, over passes and processes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, random
+from purevdm.elbo import ELBO
+from purevdm.training import parallel
+from purevdm.training.parallel import Group
+from purevdm.types import Key, Params
+from purevdm.vdm import VDM
+
+__all__ = ["bounds"]
+
+
+@torch.no_grad()
+def bounds(
+    model: VDM,
+    params: Params,
+    batches: Iterable[Any],
+    key: Key,
+    *,
+    passes: int = 1,
+    timesteps: int | None = None,
+    elbo: Callable[..., ELBO] | None = None,
+    group: Group | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> ELBO:
+    """The bound's three terms for each example of a data set, in the order of the data: each (N,), nats, float64, on the
+    CPU. ``.total`` is their sum.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batches: an iterable of x, (x,) or (x, cond); see :mod:`purevdm.evaluation`.
+        key: a key.
+        passes: how often each example is bounded, at fresh times and noise; the mean counts.
+        timesteps: in how many steps, 0 for continuous time, whatever the model's own number.
+        elbo: ``model.elbo`` compiled, or left out to run it in eager. Not with ``timesteps``: compile that of
+            ``model._replace(timesteps=...)``.
+        group: the processes that share the work, of :func:`purevdm.training.parallel.join`. Each goes through the same
+            batches, takes its turns (each pass of a batch is one), and returns the terms of all, those that one process
+            alone would find. It pays to have more turns than processes.
+        callback: called with the number of examples done, for a progress bar.
+
+    Raises:
+        TypeError, ValueError: bad input, as ``model.elbo`` says it, an item of another form, no batch, passes < 1, elbo
+            together with timesteps, processes that see different data.
+
+    >>> import purevdm
+    >>> from purevdm import evaluation, networks, random, schedules
+    >>> model = purevdm.vdm(networks.mlp(16), schedules.fixed_linear(), event_shape=(2,))
+    >>> x = random.randint(random.key(0), (64, 2), 0, 256)
+    >>> terms = evaluation.bounds(model, model.init(random.key(1)), x.split(32), random.key(2), timesteps=1000)
+    >>> terms.total.shape
+    torch.Size([64])
+    """
+    _, elbo = stepped(model, timesteps, elbo)
+
+    def terms(x: Tensor, cond: Any, key: Key) -> Tensor:
+        return torch.stack(list(elbo(params, x, key, cond)), 1)
+
+    return ELBO(*mean(draws(terms, batches, key, passes, group, callback)).unbind(1))
+
+
+# What all evaluations share
+
+
+def stepped(
+    model: VDM, timesteps: int | None, elbo: Callable[..., ELBO] | None, name: str = "elbo"
+) -> tuple[VDM, Callable[..., ELBO]]:
+    """The model in another number of steps, and its bound."""
+    if timesteps is not None:
+        if elbo is not None:
+            raise ValueError(f"{name}: expected None with timesteps={timesteps}; compile model._replace(timesteps=...).elbo")
+        model = model._replace(timesteps=_checks.integer("timesteps", timesteps, 0))
+    return model, elbo or model.elbo
+
+
+def mean(found: Tensor) -> Tensor:
+    """The mean over passes of what :func:`draws` returns."""
+    return sum(found.unbind(0)) / len(found)  # type: ignore[return-value]
+
+
+def draws(
+    terms: Callable[[Tensor, Any, Key], Tensor],
+    batches: Iterable[Any],
+    key: Key,
+    passes: int,
+    group: Group | None,
+    callback: Callable[[int], None] | None,
+) -> Tensor:
+    """What ``terms(x, cond, key) -> (B, k)`` says of every example in every pass: (passes, N, k), float64, on the CPU.
+
+    Processes take turns at the passes of the batches. Batches stay whole, so that the same numbers are computed.
+    """
+    _checks.key("key", key)
+    passes = _checks.integer("passes", passes, 1)
+    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    mine: list[Tensor] = []
+    seen: list[tuple[int, int]] = []  # the lengths of batches, and the sums of their bytes, by which processes compare them
+    for j, (x, cond) in enumerate(_read(batches)):
+        for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
+            if (j * passes + p) % size == rank:
+                mine.append(terms(x, cond, k).double().flatten())
+        seen.append((x.shape[0], 0 if group is None else int(x.flatten().view(torch.uint8).sum())))
+        if callback is not None:
+            callback(x.shape[0])
+    if not seen:
+        raise ValueError("batches: expected at least one, got none")
+    whole = torch.cat(mine) if mine else torch.empty(0, dtype=torch.float64)
+    parts = [whole] if group is None else _shared(whole, torch.tensor(seen), group)
+    lengths = torch.tensor(seen)[:, 0].repeat_interleave(passes)  # of each pass of each batch
+    width = sum(part.numel() for part in parts) // int(lengths.sum())
+    pieces: list[Any] = [None] * len(lengths)
+    for i, part in enumerate(parts):
+        pieces[i::size] = part.cpu().split((width * lengths[i::size]).tolist())
+    return torch.stack([torch.cat(pieces[p::passes]).reshape(-1, width) for p in range(passes)])
+
+
+def _read(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
+    """The batches as pairs (x, cond)."""
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        found = _checks.describe(batches)
+        raise TypeError(f"batches: expected an iterable of batches, as [x] for a single tensor x, got {found}")
+    for j, batch in enumerate(batches):
+        pair = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        if len(pair) not in (1, 2) or not isinstance(pair[0], Tensor):
+            parts = f" of {', '.join(type(part).__name__ for part in pair)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(f"batches[{j}]: expected a tensor x, (x,) or (x, cond), got {type(batch).__name__}{parts}")
+        if pair[0].ndim == 0 or pair[0].shape[0] == 0:
+            raise ValueError(f"batches[{j}]: expected at least one example, got {_checks.describe(pair[0])}")
+        yield pair if len(pair) == 2 else (pair[0], None)  # type: ignore[misc]
+
+
+def _shared(mine: Tensor, seen: Tensor, group: Group) -> list[Tensor]:
+    """What each process computed, by rank."""
+    if len(everyone := parallel.gather(seen.to(group.device))) != group.size:
+        raise ValueError(f"group: expected as many processes as have joined, {len(everyone)}, got {group.size}")
+    if not all(torch.equal(other, everyone[0]) for other in everyone):
+        raise ValueError("batches: expected the same data in the same order in every process, got different ones")
+    return parallel.gather(mine.to(group.device))

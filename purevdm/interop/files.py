@@ -1,0 +1,133 @@
+"""Parameters alone as a safetensors file: leaves by their paths joined by dots. Needs safetensors (extra ``train``)."""
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, _files
+from purevdm.interop.flax import DTYPES
+from purevdm.types import Params
+
+__all__ = ["load_params", "save_params"]
+
+FORMAT = "parameters 1"
+
+
+def save_params(path: str | os.PathLike, params: Params) -> None:
+    """Writes parameters as one safetensors file, whole or not at all: a file of that name is replaced at the end.
+
+    Any program that reads safetensors finds each leaf by its path joined by dots, ``network.dense1.kernel``. The metadata
+    hold what the leaves do not say: which dicts are empty, and a SHA-256 of names, dtypes, shapes and numbers.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        params: nested dicts of tensors, of any device. Dtypes are kept.
+
+    Raises:
+        TypeError, ValueError: a node that is neither a dict nor a dense tensor of a plain dtype, or a key that is not text,
+            is empty, or holds a dot; it is named, and nothing is written.
+        ImportError: safetensors is not installed.
+
+    >>> import tempfile, torch
+    >>> from purevdm import interop
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     interop.save_params(f"{folder}/params.safetensors", {"network": {"w": torch.ones(2)}, "schedule": {}})
+    ...     interop.load_params(f"{folder}/params.safetensors")
+    {'network': {'w': tensor([1., 1.])}, 'schedule': {}}
+    """
+    path = Path(path)
+    named: dict[str, Tensor] = {}
+    empty: list[str] = []
+    if not isinstance(params, dict):
+        raise TypeError(f"params: expected nested dicts of tensors, got {_checks.describe(params)}")
+    _flatten(params, (), named, empty)
+    leaves = _files.plain(named)
+    metadata = {"format": "pt", "purevdm": FORMAT, "empty": json.dumps(empty), "sha256": _digest(leaves, empty)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        _files.save(draft, leaves, metadata)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _files.sync(path.parent)
+
+
+def _flatten(tree: Any, path: tuple[str, ...], leaves: dict[str, Tensor], empty: list[str]) -> None:
+    name = _checks.dotted("params", *path)
+    if isinstance(tree, Tensor):
+        if tree.dtype not in DTYPES.values() or tree.layout != torch.strided or tree.is_meta:
+            raise TypeError(f"{name}: expected a dense tensor of one of {', '.join(DTYPES)}, got {_checks.describe(tree)}")
+        leaves[_checks.dotted(*path)] = tree
+        return
+    if not isinstance(tree, dict):
+        raise TypeError(f"{name}: expected a dict or a tensor, got {_checks.describe(tree)}")
+    if not tree:
+        empty.append(_checks.dotted(*path))
+    for key, branch in tree.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: expected keys that are text, got {_checks.describe(key)}")
+        if not key or "." in key or key == "__metadata__":  # the last is the file format's own
+            raise ValueError(f"{name}: expected keys without dots, not empty and not '__metadata__', got {key!r}")
+        _flatten(branch, (*path, key), leaves, empty)
+
+
+def _digest(leaves: dict[str, Tensor], empty: list[str]) -> str:
+    digest = hashlib.sha256(json.dumps(empty).encode())
+    for name, leaf in sorted(leaves.items()):
+        digest.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}".encode())
+        digest.update(leaf.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def load_params(path: str | os.PathLike, like: Params | None = None, device: str | torch.device = "cpu") -> Params:
+    """Reads what :func:`save_params` wrote: nested dicts of tensors, bit for bit what they were.
+
+    Args:
+        path: the file.
+        like: parameters, or what ``model.init`` gives: the file must hold their leaves, shapes and dtypes. None takes what
+            there is, and leaves it to the model to hold parameters against itself.
+        device: where to.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError, ValueError: a damaged file, one that :func:`save_params` did not write, or a leaf that is missing,
+            surplus, or of another shape or dtype than in ``like``. File and leaf are named.
+        ImportError: safetensors is not installed.
+    """
+    path = Path(path)
+    leaves, metadata = _files.load(path)
+    if metadata.get("purevdm") != FORMAT:
+        raise ValueError(f"{path}: expected 'purevdm': {FORMAT!r} in its metadata, as save_params writes it, got {metadata}")
+    try:
+        empty = json.loads(metadata["empty"])
+        whole = _digest(leaves, empty) == metadata["sha256"]
+    except (KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: damaged (its SHA-256 is not the one in its metadata)")
+    params: Params = {}
+    for name in sorted([*leaves, *filter(None, empty)]):
+        *nodes, last = name.split(".")
+        _node(params, nodes)[last] = leaves[name].to(device) if name in leaves else {}
+    if like is None:
+        return params
+    try:
+        _checks.matches("params", params, _checks.structure(like))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: of another model: {error}") from None
+    return optree.tree_map_with_path(lambda p, _: leaves[_checks.dotted(*p)].to(device), like)  # type: ignore[arg-type, return-value]
+
+
+def _node(tree: Params, path: list[str]) -> Params:
+    """The dict at a path, made where it is not there."""
+    for key in path:
+        tree = tree.setdefault(key, {})
+    return tree

@@ -1,0 +1,160 @@
+"""Parameters alone in a file: bit for bit, whole or not at all, what does not fit or is damaged named."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import optree
+import pytest
+import safetensors.torch
+import torch
+
+import purevdm
+from purevdm import interop, networks, random, schedules
+from purevdm.interop.flax import DTYPES
+
+
+def model(schedule=None, **options):
+    return purevdm.vdm(networks.mlp(8, fourier=(0,), **options), schedule or schedules.learned_linear(), (2,), 16)
+
+
+def same(a, b):
+    assert optree.tree_structure(a) == optree.tree_structure(b)
+    for x, y in zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        assert torch.equal(x.flatten().view(torch.uint8), y.flatten().contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "schedule", [schedules.learned_linear(), schedules.fixed_linear(), schedules.monotone_mlp(hidden=3)]
+)
+def test_a_models_parameters_come_back(tmp_path, schedule):
+    """Those of a schedule without parameters too, whose dict is empty."""
+    made = model(schedule)
+    params = made.init(random.key(0))
+    path = tmp_path / "new" / "params.safetensors"
+    interop.save_params(path, params)
+    same(interop.load_params(path), params)
+    same(interop.load_params(str(path), made.init(random.key(1)), device="cpu"), params)
+    made.elbo(interop.load_params(path), torch.zeros(1, 2, dtype=torch.int64), random.key(2))
+
+
+def test_every_leaf_as_it_is(tmp_path):
+    values = torch.tensor([0.0, -0.0, math.nan, 1.5])
+    tree = {name: values.nan_to_num().to(dtype) for name, dtype in DTYPES.items()}
+    wide = torch.arange(12.0).reshape(3, 4)
+    tree |= {"values": values, "scalar": torch.tensor(-0.0), "none": torch.zeros(0, 3), "a": {"b": {}, "c": {"d": wide.T}}}
+    tree |= {"shared": wide, "part": wide[1], "learned": torch.nn.Parameter(wide), "two words": wide}
+    interop.save_params(tmp_path / "x", tree)
+    same(interop.load_params(tmp_path / "x"), tree)
+    interop.save_params(tmp_path / "x", {})
+    assert interop.load_params(tmp_path / "x") == {}
+
+
+def test_other_programs_read_the_file(tmp_path):
+    params = model().init(random.key(0))
+    interop.save_params(tmp_path / "x", params)
+    found = safetensors.torch.load_file(tmp_path / "x")
+    assert torch.equal(found["network.dense1.kernel"], params["network"]["dense1"]["kernel"])
+    assert len(found) == len(optree.tree_leaves(params))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with safetensors.safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "word"),
+    [
+        (torch.ones(1), TypeError, "params: expected nested dicts"),
+        ({"a": {"b.c": torch.ones(1)}}, ValueError, r"params\.a: expected keys without dots.*got 'b\.c'"),
+        ({"": torch.ones(1)}, ValueError, "params: expected keys"),
+        ({"__metadata__": torch.ones(1)}, ValueError, "params: expected keys"),
+        ({"a": {0: torch.ones(1)}}, TypeError, r"params\.a: expected keys that are text, got 0"),
+        ({"a": [torch.ones(1)]}, TypeError, r"params\.a: expected a dict or a tensor, got \["),
+        ({"a": {"b": None}}, TypeError, r"params\.a\.b: expected a dict or a tensor, got None"),
+        ({"a": torch.ones(1, dtype=torch.complex128)}, TypeError, r"params\.a: expected a dense tensor .*got a complex128"),
+        ({"a": torch.ones(1, device="meta")}, TypeError, r"params\.a: expected a dense tensor"),
+        ({"a": torch.eye(2).to_sparse()}, TypeError, r"params\.a: expected a dense tensor"),
+    ],
+)
+def test_what_cannot_be_written_is_named(tmp_path, params, error, word):
+    interop.save_params(tmp_path / "x", {"kept": torch.ones(1)})
+    with pytest.raises(error, match=word):
+        interop.save_params(tmp_path / "x", params)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert set(interop.load_params(tmp_path / "x")) == {"kept"}
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    interop.save_params(tmp_path / "x", {"kept": torch.ones(1)})
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        interop.save_params(tmp_path / "x", {"new": torch.ones(1)})
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert set(interop.load_params(tmp_path / "x")) == {"kept"}
+
+
+@pytest.mark.parametrize("harm", ["cut", "head", "data", "name", "none", "other"])
+def test_damage_is_named(tmp_path, harm):
+    path = tmp_path / "params.safetensors"
+    interop.save_params(path, model().init(random.key(0)))
+    data = bytearray(path.read_bytes())
+    match harm:
+        case "cut":
+            data = data[: len(data) // 2]
+        case "head":
+            data[0] ^= 1
+        case "data":
+            data[-3] ^= 1
+        case "name":
+            data = data.replace(b"dense1", b"dense9")
+        case "none":
+            data = b""
+        case "other":
+            data = b"PK\x03\x04 a zip file"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"params\.safetensors: damaged"):
+        interop.load_params(path)
+
+
+def test_files_of_others_are_named(tmp_path):
+    path = tmp_path / "x"
+    with pytest.raises(FileNotFoundError, match="x: expected a safetensors file, found no file"):
+        interop.load_params(path)
+    with pytest.raises(FileNotFoundError, match="found a folder"):
+        interop.load_params(tmp_path)
+    for metadata in (None, {"purevdm": "parameters 2"}):
+        safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata)
+        with pytest.raises(ValueError, match="x: expected 'purevdm': 'parameters 1' in its metadata"):
+            interop.load_params(path)
+    safetensors.torch.save_file({"a": torch.ones(1)}, path, {"purevdm": "parameters 1", "empty": json.dumps([])})
+    with pytest.raises(ValueError, match="x: damaged"):
+        interop.load_params(path)
+
+
+def test_another_model_is_named(tmp_path):
+    path = tmp_path / "x"
+    interop.save_params(path, model().init(random.key(0)))
+    for other, error, word in (
+        (model(classes=3), ValueError, r"expected a leaf params\.network\.cond\.label"),
+        (model(schedules.fixed_linear()), ValueError, r"expected no leaf params\.schedule\.b"),
+        (model(cond_dim=1), ValueError, r"params\.network\.dense1\.kernel: expected shape"),
+        (model()._replace(dtype=torch.float64), TypeError, r"params\.network\.dense1\.bias: expected torch.float64"),
+    ):
+        with pytest.raises(error, match=rf"x: of another model: .*{word}"):
+            interop.load_params(path, other.init(random.key(0)))
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "safetensors"] + ["safetensors"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"pip install 'purevdm\[train\]'"):
+        interop.save_params(tmp_path / "x", {"a": torch.ones(1)})
+    with pytest.raises(ImportError, match=r"pip install 'purevdm\[train\]'"):
+        interop.load_params(tmp_path / "x")
