@@ -158,7 +158,7 @@ def loop(
         if not torch.compiler.is_exporting():
             return _compiled(step, state, steps, trajectory)
         if isinstance(steps, Tensor):
-            raise TypeError("steps: an exported program has a number of steps of its own; give a Python integer, not a tensor")
+            raise TypeError("steps: an exported program has its own number of steps; give a Python integer, not a tensor")
 
     latents = [state[0]]
     for i in range(int(steps)):
