@@ -1,13 +1,13 @@
 """A pure function of parameters as a ``torch.nn.Module``, for loops and tools that want one.
 
-``DistributedDataParallel``, Hugging Face Accelerate and Lightning take modules (``examples/loops.py`` trains in each of them),
-and so do ``torch.optim.swa_utils`` and ``torch.export``.
+``DistributedDataParallel``, Hugging Face Accelerate and Lightning take modules (``examples/loops.py`` trains in each), and
+so do ``torch.optim.swa_utils`` and ``torch.export``.
 
-``torch.export``, strict or not, takes a module of ``loss_fn``, ``elbo``, ``eps_hat`` or ``sample``. The batch may be dynamic;
-where noise is drawn it needs a bound, ``Dim("B", max=1024)``. A sampler's steps are a Python integer, and are unrolled. The
-program of a loss is differentiated like any module, as ``torch.func.grad`` around a ``vmap`` does not export. With PyTorch 2.13
-or newer a program can be saved, if it returns no NamedTuple but a tensor or a tuple, as ``tuple(model.elbo(...))``. A process
-that loads it must import purevdm first.
+``torch.export``, strict or not, takes a module of ``loss_fn``, ``elbo``, ``eps_hat`` or ``sample``. The batch may be
+dynamic; where noise is drawn it needs a bound, ``Dim("B", max=1024)``. A sampler's steps are a Python integer, and are
+unrolled. The program of a loss is differentiated like any module; ``torch.func.grad`` around a ``vmap`` does not export.
+With PyTorch 2.13 or newer a program can be saved, if it returns tensors or a tuple of them and no NamedTuple, as
+``tuple(model.elbo(...))``. A process that loads it must import purevdm first.
 """
 
 from collections.abc import Callable

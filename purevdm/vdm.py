@@ -32,8 +32,8 @@ class VDM(NamedTuple):
     ``cond`` is a condition for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of
     these examples where they are rows of a larger batch. ``train`` switches the network's dropout on.
 
-    Every method compiles with ``fullgraph=True``, in every mode of ``torch.compile`` and, from PyTorch 2.13 on, with
-    ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes.
+    The losses, ``elbo`` and ``sample`` compile with ``fullgraph=True``, in every mode of ``torch.compile`` (tested on a CPU)
+    and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes.
 
     Attributes:
         network: predicts the noise in a latent.
