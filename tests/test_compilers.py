@@ -17,8 +17,6 @@ from purevdm.module import Module
 MODEL = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
 PARAMS = perturb.perturbed(MODEL.init(random.key(0)), 1, 0.05)
 X, KEY = random.randint(random.key(1), (4, 2), 0, 16), random.key(2)
-
-
 slow = pytest.mark.slow
 
 
