@@ -213,7 +213,7 @@ def draw_seeds(
 ) -> Seeds:
     """The seeds of a batch of n examples: times drawn together, and a key for each example.
 
-    Example i's key depends on the batch's key and on i alone, not on n.
+    Example i's key depends on the batch's key and on i alone, not on n. The times depend on the dtype, too, as every draw.
 
     Raises:
         TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
@@ -224,7 +224,10 @@ def draw_seeds(
 
 
 def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:
-    """The noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys."""
+    """The noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys.
+
+    The same keys give other noise in another dtype.
+    """
     dtype = seeds.t.dtype
 
     def one(key: Key) -> tuple[Tensor, Tensor, Tensor]:

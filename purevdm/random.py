@@ -10,6 +10,9 @@ same on every CPU here, fused or not: they are made only of operations that IEEE
 normals, truncated normals and Gumbels take torch's functions, whose last bits are the machine's. In float16 and bfloat16 a
 compiled graph may round less often than eager.
 
+A draw depends on its dtype, as in JAX: each dtype takes other bits of its key's, so float64 draws are not float32 draws with
+more digits.
+
 The generator is threefry2x32 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), and the
 way from its words to draws is that of JAX with ``jax_threefry_partitionable=True``, JAX's default: element i of an array
 depends on the key and on i alone, so a longer draw begins with the shorter one.
@@ -208,7 +211,7 @@ def uniform(
     Args:
         key: a key.
         shape: the result's shape.
-        dtype: float32, float64, float16 or bfloat16.
+        dtype: float32, float64, float16 or bfloat16; each draws other numbers from a key.
         minval, maxval: numbers, or tensors that broadcast to the shape.
 
     Raises:
@@ -241,7 +244,7 @@ def normal(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float
     Args:
         key: a key.
         shape: the result's shape.
-        dtype: float32, float64, float16 or bfloat16.
+        dtype: float32, float64, float16 or bfloat16; each draws other numbers from a key.
 
     Raises:
         TypeError, ValueError: a key, shape or dtype of the wrong form.

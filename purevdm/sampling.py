@@ -129,7 +129,7 @@ def loop(
     """Applies ``state = step(i, *state)`` for i = 0, ..., steps - 1.
 
     In eager this is a Python loop. Under ``torch.compile`` it is one ``torch.while_loop``, whose graph does not depend on
-    the number of steps where that is a tensor.
+    the number of steps where that is a tensor. ``torch.export`` unrolls it, as it loses a ``vmap`` inside a ``while_loop``.
 
     Args:
         step: ``step(i, *state) -> state``, with i an int32 tensor of shape () on the state's device.
@@ -140,8 +140,8 @@ def loop(
         callback: in eager, ``callback(i, z)`` after each step, for a progress bar.
 
     Raises:
-        TypeError, ValueError: steps below 1 or of the wrong form; a trajectory of a tensor of steps; a callback under
-            compile.
+        TypeError, ValueError: steps below 1 or of the wrong form; a trajectory or an export of a tensor of steps; a
+            callback under compile.
     """
     if isinstance(steps, Tensor):
         _checks.shaped("steps", steps, ())
@@ -155,7 +155,10 @@ def loop(
     if torch.compiler.is_compiling():
         if callback is not None:
             raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager")
-        return _compiled(step, state, steps, trajectory)
+        if not torch.compiler.is_exporting():
+            return _compiled(step, state, steps, trajectory)
+        if isinstance(steps, Tensor):
+            raise TypeError("steps: an exported program has its own number of steps; give a Python integer, not a tensor")
 
     latents = [state[0]]
     for i in range(int(steps)):

@@ -176,6 +176,21 @@ def test_jax_draws_beyond_the_goldens():
     assert below.tolist() == [1.1970478296279907, 1.3607503175735474, -0.49558961391448975, -0.1576709896326065]
 
 
+def test_draws_depend_on_the_dtype_as_jaxs():
+    """jax.random 0.10.2 under x64, with the key of the float32 goldens: other bits, other numbers."""
+    k, f64 = random.key(0), torch.float64
+    assert random.uniform(k, (3,), f64).tolist() == [0.41845711171638644, 0.21629545460551136, 0.9653214611189975]
+    for got, numbers in (
+        (random.normal(k, (3,), f64), [-0.2058421394796434, -0.7847657764467411, 1.8160866726679836]),
+        (random.gumbel(k, (2,), f64), [0.13790565977540292, -0.4259929367942607]),
+        (random.truncated_normal(k, -1.0, 2.0, (2,), f64), [0.00301295124756838, -0.4241902151456523]),
+    ):
+        torch.testing.assert_close(got, torch.tensor(numbers, dtype=f64), rtol=1e-12, atol=1e-14)
+    draws = [random.uniform(k, (20,), dtype).double() for dtype in (f64, torch.float32, torch.float16, torch.bfloat16)]
+    for i, draw in enumerate(draws):  # independent uniforms are 1/3 apart on average
+        assert all((draw - other).abs().mean() > 0.1 for other in draws[:i])
+
+
 def test_counters_go_beyond_32_bits():
     """The counters of elements beyond 2**31 and 2**32, which arrays that fit in memory here never reach."""
     for start in (2**31 - 2, 2**32 - 2, 2**33 + 5):

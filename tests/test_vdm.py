@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from versions import since_2_13
 
 import purevdm
-from purevdm import decoders, networks, random, schedules
+from purevdm import decoders, elbo, networks, random, schedules
 
 seeds = st.integers(0, 2**31)
 tree_map = optree.tree_map
@@ -197,6 +197,18 @@ def test_seeds_stand_for_a_key():
         model.loss_fn(params, x, seeds.rows(slice(0, 2)))
     with pytest.raises(TypeError, match=r"key.t: expected times of torch.float32"):
         model.loss_fn(params, x, seeds._replace(t=seeds.t.double()))
+
+
+def test_noise_depends_on_the_dtype_and_parameters_do_not():
+    single, double = points(), points(dtype=torch.float64)
+    params, exact = (model.init(random.key(0)) for model in (single, double))
+    assert all(torch.equal(a.double(), b) for a, b in zip(tree_leaves(params), tree_leaves(exact), strict=True))
+    noise, other = (model.draw(KEY, 20) for model in (single, double))
+    assert torch.equal(noise.key, other.key)
+    assert all((a - b).abs().mean() > 0.1 for a, b in zip(noise[1:3], other[1:3], strict=True))
+    x = random.randint(random.key(1), (20, 2), 0, 256)
+    same = noise._replace(t=noise.t.double(), eps_0=noise.eps_0.double(), eps=noise.eps.double())
+    close(elbo.bound(single, params, x, noise), elbo.bound(double, exact, x, same), 1e-4)
 
 
 def test_endpoints_are_told_once():

@@ -1,0 +1,84 @@
+"""A function of parameters as a module: the same function, with names, copies and an optimiser of PyTorch's own."""
+
+import copy
+import math
+import pickle
+
+import optree
+import pytest
+import torch
+from compare import close
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import purevdm
+from purevdm import networks, random, schedules
+from purevdm.module import Module
+from purevdm.training import checkpoint
+
+MODEL = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
+PARAMS, X, KEY = MODEL.init(random.key(0)), random.randint(random.key(1), (4, 2), 0, 16), random.key(2)
+
+
+def test_it_is_the_function():
+    module = Module(MODEL.loss_fn, PARAMS)
+    assert torch.equal(module(X, KEY), MODEL.loss_fn(PARAMS, X, KEY))
+    assert torch.equal(module(X, KEY, train=False), MODEL.loss_fn(PARAMS, X, KEY, train=False))
+    samples = Module(MODEL.sample, PARAMS)(KEY, 3, steps=2)
+    assert torch.equal(samples, MODEL.sample(PARAMS, KEY, 3, steps=2))
+    module(X, KEY).backward()
+    grads = optree.tree_map(lambda leaf: leaf.grad, module.tree())
+    close(grads, torch.func.grad(MODEL.loss_fn)(PARAMS, X, KEY), 1e-6)
+
+
+def test_names_are_those_of_checkpoints(tmp_path):
+    state = purevdm.training.init(MODEL, random.key(0))
+    checkpoint.save(tmp_path, state)
+    header = (tmp_path / "00000000" / "state.safetensors").read_bytes()
+    names = Module(MODEL.loss_fn, PARAMS).state_dict()
+    assert "params.network.dense1.kernel" in names
+    assert all(f'"{name}"'.encode() in header for name in names)
+    other = Module(MODEL.loss_fn, MODEL.init(random.key(5)))
+    other.load_state_dict(Module(MODEL.loss_fn, PARAMS).state_dict())
+    assert torch.equal(other(X, KEY), MODEL.loss_fn(PARAMS, X, KEY))
+
+
+def test_it_copies_what_it_is_given_and_lends_what_it_has():
+    module, before = Module(MODEL.loss_fn, PARAMS), optree.tree_map(torch.clone, PARAMS)
+    module(X, KEY).backward()
+    torch.optim.SGD(module.parameters(), 0.1).step()
+    assert all(map(torch.equal, optree.tree_leaves(PARAMS), optree.tree_leaves(before)))
+    moved = [not torch.equal(*pair) for pair in zip(*map(optree.tree_leaves, (module.tree(), PARAMS)), strict=True)]
+    assert all(moved)
+    assert {id(leaf) for leaf in optree.tree_leaves(module.tree())} == {id(leaf) for leaf in module.parameters()}
+
+
+def test_pickles_copies_and_averages():
+    module = Module(MODEL.loss_fn, PARAMS)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.update_parameters(module)
+    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module), average):
+        assert torch.equal(other(X, KEY), module(X, KEY))
+
+
+def test_trees_of_any_depth_and_dtype():
+    tree = {"a": {}, "b": {"0": {"keys": torch.ones(2)}}, "n": torch.tensor(3)}
+    module = Module(lambda params: params["b"]["0"]["keys"].sum() * params["n"], tree)
+    assert module() == 6
+    assert optree.tree_structure(module.tree()) == optree.tree_structure(tree)
+    assert [name for name, leaf in module.named_parameters() if leaf.requires_grad] == ["params.b.0.keys"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "error", "word"),
+    [
+        (torch.ones(2), TypeError, "params: expected a dict of tensors, got a float32 tensor"),
+        ({"a": {"b": [torch.ones(2)]}}, TypeError, r"params\.a\.b: expected a torch.Tensor, got \["),
+        ({"a": {"b": math.pi}}, TypeError, r"params\.a\.b: expected a torch.Tensor"),
+        ({"a": {"train": torch.ones(2)}}, ValueError, r"params\.a\.train: expected a name .* got 'train'"),
+        ({"a.b": torch.ones(2)}, ValueError, r"params\.a\.b: expected a name .* got 'a.b'"),
+        ({3: torch.ones(2)}, ValueError, "got 3"),
+    ],
+)
+def test_bad_trees_are_named(tree, error, word):
+    with pytest.raises(error, match=word):
+        Module(MODEL.loss_fn, tree)
