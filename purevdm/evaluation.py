@@ -1,4 +1,4 @@
-"""The bound of a data set: its parts in bits per dimension, with standard errors."""
+"""The bound of a data set: its parts with standard errors, in bits per dimension, or in nats for real data."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ __all__ = ["Evaluation", "Figure", "evaluate"]
 
 
 class Figure(NamedTuple):
-    """A mean over examples and its standard error, bits/dim."""
+    """A mean over examples and its standard error, in the evaluation's unit."""
 
     mean: float
     error: float
@@ -26,13 +26,14 @@ class Figure(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The bound on -log2 p(x) per dimension, and the parts that it is the sum of.
+    """The bound on -log p(x), and the parts that it is the sum of.
 
     Attributes:
         total: the bound.
         diffusion, prior, recon: its parts; the prior is also called the latent loss.
         examples: how many.
         passes: over how many passes of times each example's bound is the mean.
+        unit: "bits/dim", bits per dimension, or "nats" an example where data are real and p is a density.
     """
 
     total: Figure
@@ -41,6 +42,7 @@ class Evaluation(NamedTuple):
     recon: Figure
     examples: int
     passes: int
+    unit: str = "bits/dim"
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def evaluate(
     Args:
         model: the model.
         params: its parameters.
-        batches: pairs (x, cond), x of integers (B, *event_shape), cond as the network takes it or None. Each batch's times
+        batches: pairs (x, cond), x of data (B, *event_shape), cond as the network takes it or None. Each batch's times
             are spread evenly over it, so larger ones have less noise; one of another size is another compilation.
         key: a key.
         passes: how often each example is bounded, at fresh times and noise.
@@ -87,11 +89,17 @@ def evaluate(
             callback(n)
     if not parts:
         raise ValueError("batches: expected at least one, got none")
-    bits = torch.cat(parts).cpu() / (math.prod(model.event_shape) * math.log(2.0))
+    figures = torch.cat(parts).cpu() * _per_nat(model)
 
     def figure(x: Tensor) -> Figure:
         error = x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
         return Figure(x.mean().item(), error)
 
-    recon, prior, diffusion = (figure(column) for column in bits.unbind(1))
-    return Evaluation(figure(bits.sum(1)), diffusion, prior, recon, len(bits), passes)
+    recon, prior, diffusion = (figure(column) for column in figures.unbind(1))
+    return Evaluation(figure(figures.sum(1)), diffusion, prior, recon, len(figures), passes, model.decoder.unit)
+
+
+def _per_nat(model: VDM) -> float:
+    """From nats an example to the unit of the model's data."""
+    unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
+    return 1.0 if unit == "nats" else 1.0 / (math.prod(model.event_shape) * math.log(2.0))
