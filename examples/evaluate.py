@@ -1,4 +1,5 @@
-"""Print the bound of a checkpoint on a data set, in bits per dimension, as its parts with standard errors.
+"""Print the bound of a checkpoint on a data set, in bits per dimension (of real data in nats an example), as its parts with
+standard errors.
 
     python examples/evaluate.py runs/digits_train                                # a run: its best checkpoint
     python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
@@ -73,7 +74,7 @@ def main() -> None:
     time = f"{model.timesteps} steps" if model.timesteps else "continuous time"
     print(f"{data.name}: {found.examples} examples, {found.passes} passes, {time}")
     for name, figure in zip(("diffusion", "latent", "reconstruction", "total"), (*found[1:4], found[0]), strict=True):
-        print(f"{name:15} {figure} bits/dim")
+        print(f"{name:15} {figure} {found.unit}")
 
 
 def official(args: Arguments):
@@ -94,6 +95,8 @@ def official(args: Arguments):
     )
     config = Config(data=args.data, model=model)
     train, test = datasets(config.data, keys(config.seed)["split"])
+    if train.vocab_size is None:
+        raise DataError(f"{train.name}: expected integers, which official checkpoints model, found real numbers")
     params = optree.tree_map(lambda leaf: leaf.to(args.device), {"network": network, "schedule": schedule})
     return config, train, test, build(config, train.event_shape, train.vocab_size), params
 
