@@ -83,7 +83,7 @@ def log_density(model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="training steps at most (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps at most (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
