@@ -76,7 +76,8 @@ def whitened(rows: Rows) -> tuple[Rows, float]:
 
 @torch.no_grad()
 def log_density(model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, passes: int) -> torch.Tensor:
-    """The bound on log p of each row, the mean over passes whose times are even over them all."""
+    """The bound on log p of each example, the mean over passes. One batch holds them all, so that its times, which are even
+    over the batch, are even over each example's copies."""
     total = model.elbo(params, x.repeat(passes, 1), key).total
     return -total.unflatten(0, (passes, len(x))).double().mean(0)
 
