@@ -184,7 +184,7 @@ class VDM(NamedTuple):
             guidance: other than 1, weighs the condition against none, for a network with ``cond_drop`` > 0 (classifier-free,
                 Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
             decode: "argmax" for the likeliest data, or "sample" to draw from p(x given z_0).
-            clip: whether to clamp every estimate of the data to their range, which real data have not.
+            clip: whether to clamp every estimate of the data to their range; real data have none.
             trajectory: whether to return a :class:`Sample`, with all latents.
             callback: in eager, called as ``callback(i, z)`` after each step.
         """
@@ -342,8 +342,8 @@ def _fits(decoder: Decoder, event_shape: tuple[int, ...]) -> None:
     except RuntimeError:  # torch's, of shapes that do not broadcast
         found = None
     if found != event_shape:
-        of = "none" if found is None else f"shape {found}"
-        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, got {of} of them")
+        got = "which these do not" if found is None else f"which these turn into events {found}"
+        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
 
 
 def _told(network: Network, schedule: Schedule) -> Network:
