@@ -3,9 +3,9 @@
 A number x goes to f = (x - loc) / scale, and p(x given z_0) = N(f; z_0 / alpha_0, exp(gamma_0)) / scale, the density of x
 itself, independently for each dimension. The reconstruction term is then the noise's own log-density, whatever the data.
 
-Under an ideal denoiser the bound is the entropy of f with noise of variance exp(gamma_0) added, plus the prior loss, plus
-log(scale): the diffusion loss is the mutual information of f and z_0 less that of f and z_1 (the I-MMSE relation, Guo,
-Shamai, Verdu 2005). So gamma_0 says how fine a structure of the data the model can hold.
+Under an ideal denoiser the diffusion loss is the mutual information of f and z_0 less that of f and z_1 (the I-MMSE relation
+of Guo, Shamai, Verdu 2005). So the bound is the entropy of f with noise of variance exp(gamma_0) added, plus log(scale) for
+each dimension, plus KL(q(z_1) || N(0, I)), which is next to nothing. gamma_0 says how fine a structure the model can hold.
 """
 
 import math
