@@ -1,4 +1,5 @@
-"""Print the bound of a checkpoint on a data set, in bits per dimension, as its parts with standard errors.
+"""Print the bound of a checkpoint on a data set, in bits per dimension (of real data in nats an example), as its parts with
+standard errors.
 
     python examples/evaluate.py runs/digits_train                                # a run: its best checkpoint
     python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
@@ -177,6 +178,8 @@ def official(path: Path, args: Arguments, device: torch.device) -> Run:
     )
     config = Config(data=args.data, model=model)
     train, test = datasets(config.data, keys(config.seed)["split"])
+    if train.vocab_size is None:
+        raise DataError(f"{train.name}: expected integers, which official checkpoints model, found real numbers")
     params = optree.tree_map(lambda leaf: leaf.to(device), {"network": network, "schedule": schedule})
     return Run(config, train, test, build(config, train.event_shape, train.vocab_size), params)
 

@@ -16,9 +16,18 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 
-def tiles(x: torch.Tensor, vocab_size: int, side: int | None = None) -> np.ndarray:
-    """Images (n, channels, height, width) of integers side by side, (rows, columns, 3), uint8; the last row is filled
-    with white. Events of other ranks are drawn as the rows of a flat map."""
+def drawable(event_shape: tuple[int, ...], vocab_size: int | None) -> bool:
+    """Whether examples make a picture: integers always, real numbers where they are images of 1 or 3 channels."""
+    return vocab_size is not None or (len(event_shape) == 3 and event_shape[0] in (1, 3))
+
+
+def tiles(x: torch.Tensor, vocab_size: int | None, side: int | None = None) -> np.ndarray:
+    """Images (n, channels, height, width) side by side, (rows, columns, 3), uint8; the last row is filled with white. Real
+    numbers (vocab_size None) go from black, the least of all, to white. Events of other ranks are drawn as the rows of a
+    flat map."""
+    if vocab_size is None:
+        low, high = x.aminmax()
+        x, vocab_size = (x.double() - low) / (high - low).clamp(min=1e-30), 2
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         x = x.reshape(x.shape[0], 1, 1, -1)
     n, columns = len(x), side or math.ceil(math.sqrt(len(x)))
@@ -30,7 +39,7 @@ def tiles(x: torch.Tensor, vocab_size: int, side: int | None = None) -> np.ndarr
     return shown.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
 
 
-def grid(x: torch.Tensor, vocab_size: int, path: Path) -> None:
+def grid(x: torch.Tensor, vocab_size: int | None, path: Path) -> None:
     """A grid of images as a PNG, small ones enlarged."""
     image = Image.fromarray(tiles(x, vocab_size))
     zoom = max(1, 512 // max(image.size))

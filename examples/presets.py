@@ -9,7 +9,7 @@ import readers
 import torch
 
 import purevdm
-from purevdm import networks, random, schedules
+from purevdm import decoders, networks, random, schedules
 from purevdm.training import AdamW, checkpoint
 from purevdm.training.data import Dataset, batch, split
 
@@ -28,7 +28,11 @@ class Data:
     layout: Literal["channels_first", "channels_last", "none"] | None = None
     """Of an array, where it cannot be guessed."""
     vocab_size: int = 256
-    """How many values an array's data take."""
+    """How many values an array of integers takes. An array of floats is real data, modelled by its density."""
+    loc: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    """Real data are standardised to (x - loc) / scale, a number for each channel (or column of a table). Left out, the mean
+    and the standard deviation of the training examples."""
     held_out: int = 297
     """How many examples make the test set, where the source has none of its own."""
     augment: bool = False
@@ -103,6 +107,9 @@ class Config:
     compile: bool = True
 
 
+# How the unet's feature maps become tokens, by the rank of an event: series, images, volumes.
+ADAPTERS = {2: "c l -> l c", 3: "c h w -> (h w) c", 4: "c d h w -> (d h w) c"}
+
 # Those of the official configurations; what else they hold are the defaults above.
 _cifar10 = Config(
     data=Data(source="cifar10", path="data"),
@@ -137,6 +144,17 @@ PRESETS: dict[str, tuple[str, Config]] = {
             eval_batch=99,
             eval_passes=10,
             out=Path("runs/digits_train"),
+        ),
+    ),
+    "real": (
+        "an array of real numbers, .npy: rows of a table, for one CPU core",
+        Config(
+            data=Data(source="array", path="x.npy"),
+            model=Model(network="mlp", embed=128, layers=3, fourier=(), flag=False, gamma_min=-8.0, schedule="fixed_linear"),
+            optimizer=AdamW(lr=1e-3, warmup=100, decay="cosine", steps=5000, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
+            batch=256,
+            eval_passes=16,
+            out=Path("runs/real"),
         ),
     ),
     "cifar10_small": (
@@ -186,8 +204,42 @@ def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
     return split(whole, key, data.held_out)
 
 
-def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes: int = 0) -> purevdm.VDM:
-    """The model of a configuration for some data."""
+def standardised(data: Data, train: Dataset, size: int = 4096) -> Data:
+    """The configuration of real data with the ``loc`` and ``scale`` of the training examples, where it has none.
+
+    Raises:
+        DataError: a channel that is constant, which has no density; one of loc and scale without the other, or of another
+            length than there are channels.
+    """
+    if train.vocab_size is not None:
+        return data
+    channels = train.event_shape[0]
+    if data.loc or data.scale:
+        if not len(data.loc) == len(data.scale) == channels:
+            raise readers.DataError(f"data.loc, data.scale: expected {channels} numbers in each, one a channel")
+        return data
+    axes = (0, *range(2, 1 + len(train.event_shape)))
+    parts = [np.arange(i, min(train.size, i + size)) for i in range(0, train.size, size)]
+    loc = sum(train.take(part).mean(axes, dtype=np.float64) * len(part) for part in parts) / train.size
+    centre = loc.reshape(-1, *[1] * (len(train.event_shape) - 1))
+    variance = sum(np.square(train.take(part) - centre).mean(axes) * len(part) for part in parts) / train.size
+    scale = np.sqrt(variance)
+    if not (scale > 0).all():
+        raise readers.DataError(f"{train.name}: channel {int(scale.argmin())} is constant, and has no density")
+    return replace(data, loc=tuple(loc.tolist()), scale=tuple(scale.tolist()))
+
+
+def decoder(data: Data, event_shape: tuple[int, ...], vocab_size: int | None) -> decoders.Decoder:
+    """Integers, or real numbers standardised by channel, as :func:`standardised` says."""
+    if vocab_size is not None:
+        return decoders.discrete(vocab_size)
+
+    loc, scale = (np.reshape(a, (-1, *[1] * (len(event_shape) - 1))).tolist() for a in (data.loc, data.scale))
+    return decoders.gaussian(loc=loc, scale=scale)
+
+
+def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, classes: int = 0) -> purevdm.VDM:
+    """The model of a configuration for some data; ``vocab_size`` is None for real data."""
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
@@ -214,6 +266,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes
                 dropout=m.dropout,
                 groups=m.groups,
                 remat=m.remat,
+                adapter=ADAPTERS.get(len(event_shape), ADAPTERS[3]),
                 **shared,
             )
         case "mlp":
@@ -225,7 +278,8 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int, classes
             schedule = schedules.monotone_mlp(**endpoints, pin_endpoints=True)
         case name:
             schedule = getattr(schedules, name)(**endpoints)
-    return purevdm.vdm(network, schedule, event_shape, vocab_size, timesteps=m.timesteps)
+    found = decoder(config.data, event_shape, vocab_size)
+    return purevdm.vdm(network, schedule, event_shape, decoder=found, timesteps=m.timesteps)
 
 
 def condition(config: Config, flags: torch.Tensor, labels: torch.Tensor | None):
@@ -247,7 +301,7 @@ def as_json(config: Config) -> dict:
 def from_json(found: dict) -> Config:
     """A configuration from what :func:`as_json` made."""
     parts = dict(data=Data, model=Model)
-    tuples = {"multipliers", "attention", "fourier"}
+    tuples = {"multipliers", "attention", "fourier", "loc", "scale"}
     nested = {
         name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()
     }

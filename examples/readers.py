@@ -67,7 +67,7 @@ def _names(split: str, train: list[str], test: list[str]) -> list[str]:
     return train if split == "train" else test
 
 
-def _over(name: str, x: np.ndarray, vocab_size: int, labels: np.ndarray | None = None, classes: int = 0) -> Dataset:
+def _over(name: str, x: np.ndarray, vocab_size: int | None, labels: np.ndarray | None = None, classes: int = 0) -> Dataset:
     """A data set over an array (n, *event_shape), in memory or mapped."""
     return Dataset(name, len(x), x.shape[1:], vocab_size, lambda i: np.asarray(x[i]), labels, classes)
 
@@ -187,18 +187,18 @@ def _current(cache: Path, shape: tuple[int, ...], files: list[Path]) -> bool:
 
 
 def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 256, key: str | None = None) -> Dataset:
-    """An array of uint8 in a ``.npy`` (memory-mapped) or ``.npz`` file.
+    """An array of uint8, or of real numbers (float32 or float64), in a ``.npy`` (memory-mapped) or ``.npz`` file.
 
     Args:
         path: the file.
         layout: "channels_first", "channels_last" or "none" for (n, height, width) or other events without channels. Left
             out, it is guessed from the one axis of at most 4 at either end of an array of 4 axes.
-        vocab_size: how many values the data take.
+        vocab_size: how many values integers take; real numbers make a data set whose ``vocab_size`` is None.
         key: which array of an ``.npz``; needed where it holds several. One named "labels" gives the classes.
 
     Raises:
         DataError: no such file, a damaged one, another dtype, no or several arrays, a layout that cannot be guessed, values
-            beyond the vocabulary, labels that are not integers.
+            beyond the vocabulary, real numbers that are not finite or given a vocabulary, labels that are not integers.
     """
     path, labels = Path(path), None
     if layout not in (None, "channels_first", "channels_last", "none"):
@@ -213,20 +213,26 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
                 labels = _labels(found["labels"], len(x)) if "labels" in found.files else None
         else:
             x = np.load(path, mmap_mode="r")
-        if x.dtype != np.uint8 or x.ndim < 2 or 0 in x.shape:
-            raise DataError(f"expected uint8 of shape (n, ...), found {x.dtype} of shape {x.shape}")
+        real = x.dtype in (np.float32, np.float64)
+        if not (real or x.dtype == np.uint8) or x.ndim < 2 or 0 in x.shape:
+            wanted = "uint8, float32 or float64 of shape (n, ...)"
+            raise DataError(f"expected {wanted}, found {x.dtype} of shape {x.shape}")
+        if real and vocab_size != 256:
+            raise DataError(f"expected uint8 for a vocab_size of {vocab_size}, found {x.dtype}")
+        if real and not np.isfinite(x).all():
+            raise DataError(f"expected finite numbers, found {'NaN' if np.isnan(x).any() else 'an infinity'}")
         if layout is None and x.ndim == 4:
             first, last = x.shape[1] <= 4, x.shape[3] <= 4
             if first == last:
                 raise DataError(f"channels_first or channels_last? cannot tell from shape {x.shape}; give the layout")
             layout = "channels_first" if first else "channels_last"
-        if vocab_size < 256 and x.max() >= vocab_size:
+        if not real and vocab_size < 256 and x.max() >= vocab_size:
             raise DataError(f"expected values in [0, {vocab_size - 1}], found {x.max()}")
     if layout == "channels_last":
         x = np.moveaxis(x, -1, 1)
     elif layout != "channels_first" and x.ndim == 3:
         x = x[:, None]
-    return _over(str(path), x, vocab_size, labels, _count(labels))
+    return _over(str(path), x, None if real else vocab_size, labels, _count(labels))
 
 
 def image_folder(path: str | os.PathLike, size: int | None = None, channels: int | None = 3) -> Dataset:

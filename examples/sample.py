@@ -1,9 +1,10 @@
-"""Draw from a checkpoint: a grid as PNG, and the integers as .npy.
+"""Draw from a checkpoint: a grid as PNG, and the numbers as .npy.
 
     python examples/sample.py runs/digits_train --n 64 --steps 250
     python examples/sample.py runs/mine --label 3 --guidance 2.0
 
-Writes samples.png and samples.npy, uint8 (n, channels, height, width), into --out. The same seed gives the same samples.
+Writes samples.png and samples.npy, (n, *event), into --out: uint8, or float32 where data are real, which make a picture if
+they are images. The same seed gives the same samples.
 """
 
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from pictures import grid
+from pictures import drawable, grid
 from presets import condition, load
 from readers import DataError
 from tqdm import tqdm
@@ -59,6 +60,8 @@ def main() -> None:
         sys.exit(str(error))
     if args.label is not None and not (config.model.labels and 0 <= args.label < train.classes):
         sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")
+    if args.clip and train.vocab_size is None:
+        sys.exit("clip: expected no, as real data have no bounds")
     drawn = []
     batches = range(0, args.n, args.batch)
     with tqdm(total=len(batches) * args.steps, desc="sample") as bar:
@@ -82,9 +85,12 @@ def main() -> None:
             drawn.append(x.cpu())
     x = torch.cat(drawn)
     args.out.mkdir(parents=True, exist_ok=True)
-    np.save(args.out / "samples.npy", x.to(torch.uint8).numpy())
-    grid(x, train.vocab_size, args.out / "samples.png")
-    print(f"{len(x)} samples in {args.out}/samples.png and samples.npy")
+    np.save(args.out / "samples.npy", (x if train.vocab_size is None else x.to(torch.uint8)).numpy())
+    written = ["samples.npy"]
+    if drawable(train.event_shape, train.vocab_size):
+        grid(x, train.vocab_size, args.out / "samples.png")
+        written = ["samples.png", *written]
+    print(f"{len(x)} samples in {args.out}/{' and '.join(written)}")
 
 
 if __name__ == "__main__":

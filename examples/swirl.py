@@ -26,13 +26,18 @@ import matplotlib.pyplot as plt
 POINTS, VALUES = 1024, 256
 
 
-def swirl(key: torch.Tensor) -> torch.Tensor:
-    """1024 points of a noisy spiral on the 256 x 256 grid, integers (1024, 2)."""
+def spiral(key: torch.Tensor, n: int) -> torch.Tensor:
+    """n points around a spiral, real numbers (n, 2)."""
     k_angle, k_noise = random.split(key)
-    angle = random.uniform(k_angle, (POINTS,)).sqrt() * 3 * math.pi
+    angle = random.uniform(k_angle, (n,)).sqrt() * 3 * math.pi
     radius = 2 * angle + math.pi
     x = torch.stack([angle.cos() * radius, angle.sin() * radius], dim=-1)
-    return (4 * (x + 0.25 * random.normal(k_noise, x.shape) + 30)).to(torch.int64)
+    return x + 0.25 * random.normal(k_noise, x.shape)
+
+
+def swirl(key: torch.Tensor) -> torch.Tensor:
+    """1024 of them on the 256 x 256 grid, integers (1024, 2)."""
+    return (4 * (spiral(key, POINTS) + 30)).to(torch.int64)
 
 
 def scatter(ax, points: torch.Tensor, title: str, colour: str) -> None:

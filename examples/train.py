@@ -4,24 +4,26 @@
     python examples/train.py cifar10 --data.path data    # the official CIFAR-10 configuration
     python examples/train.py digits --model.network unet --optimizer.steps 2000 --out runs/mine
     torchrun --nproc-per-node 4 examples/train.py cifar10
+    python examples/train.py real --data.path x.npy      # an array of real numbers: the bound is on their density, in nats
 
 Writes into --out: config.json, metrics.jsonl, TensorBoard's files, checkpoints/, and at each evaluation a grid of samples
-and the schedule's curve. --resume goes on from the latest checkpoint, bit for bit as if never stopped. Ctrl-C saves and
-stops.
+(where data are real, their numbers as .npy) and the schedule's curve. --resume goes on from the latest checkpoint, bit for
+bit as if never stopped. Ctrl-C saves and stops.
 """
 
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optree
 import torch
 import tyro
-from pictures import curve, grid
+from pictures import curve, drawable, grid
 from PIL import Image
-from presets import PRESETS, Config, as_json, build, condition, datasets, keys, test_batches
+from presets import PRESETS, Config, as_json, build, condition, datasets, from_json, keys, standardised, test_batches
 from readers import DataError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -56,7 +58,8 @@ def prepare(config: Config) -> Path | None:
         tqdm.write(f"nothing to resume in {config.out}: starting anew")
         saved.write_text(json.dumps(as_json(config), indent=1))
         return None
-    was, now = json.loads(saved.read_text()), json.loads(json.dumps(as_json(config)))
+    # Read as a configuration, it has the defaults of what was added since.
+    was, now = (json.loads(json.dumps(as_json(c))) for c in (from_json(json.loads(saved.read_text())), config))
     differing = [name for name in now if name not in FREE and was.get(name) != now[name]]
     if differing:
         changes = "; ".join(f"{name}: {was.get(name)} then, {now[name]} now" for name in differing)
@@ -109,6 +112,7 @@ def run(config: Config, group: parallel.Group) -> int:
         )
     k = {name: key.to(group.device) for name, key in keys(config.seed).items()}
     train, test = datasets(config.data, k["split"].cpu())
+    config = replace(config, data=standardised(config.data, train))
     model = build(config, train.event_shape, train.vocab_size, train.classes)
     state = training.init(model, k["init"])
     start = prepare(config) if first else checkpoint.latest(config.out / "checkpoints") if config.resume else None
@@ -187,8 +191,8 @@ def run(config: Config, group: parallel.Group) -> int:
 
 
 def assess(config, model, state, test, k, elbo, log, group) -> float:
-    """The bound on the test set, by all processes; by the first, a grid of samples and the schedule's curve. Returns the
-    bound."""
+    """The bound on the test set, by all processes; by the first, samples and the schedule's curve. Returns the bound, in its
+    own unit."""
     step, params, device = state.step, state.ema_params, group.device
     n = min(test.size, config.eval_examples)
 
@@ -201,7 +205,7 @@ def assess(config, model, state, test, k, elbo, log, group) -> float:
     figures = {f"test/{name}": getattr(found, name).mean for name in ("total", "diffusion", "prior", "recon")}
     log.write(step, figures | {"test/error": found.total.error})
     tqdm.write(
-        f"step {step}: test bound {found.total} bits/dim (diffusion {found.diffusion}, latent {found.prior}, "
+        f"step {step}: test bound {found.total} {found.unit} (diffusion {found.diffusion}, latent {found.prior}, "
         f"reconstruction {found.recon})"
     )
     pictures = config.out / "pictures"
@@ -215,8 +219,12 @@ def assess(config, model, state, test, k, elbo, log, group) -> float:
             x = model.sample(
                 params, k["sample"], config.samples, steps=config.sample_steps, cond=cond, callback=lambda i, z: bar.update()
             )
-        grid(x, test.vocab_size, pictures / f"samples_{step:08d}.png")
-        log.picture("samples", pictures / f"samples_{step:08d}.png", step)
+        name = f"samples_{step:08d}"
+        if test.vocab_size is None:
+            np.save(pictures / f"{name}.npy", x.cpu().numpy())
+        if drawable(test.event_shape, test.vocab_size):
+            grid(x, test.vocab_size, pictures / f"{name}.png")
+            log.picture("samples", pictures / f"{name}.png", step)
     return found.total.mean
 
 

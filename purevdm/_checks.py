@@ -151,6 +151,8 @@ def verify(facts: Sequence[Fact]) -> None:
 
 def outside(wanted: str, name: str, x: Tensor) -> ValueError:
     """The error for values that are not all among those wanted."""
+    if x.is_floating_point() and plain(x).isnan().any():
+        return ValueError(f"{name}: expected {wanted}, got NaN in {describe(x)}")
     low, high = (v.item() for v in plain(x).aminmax())
     return ValueError(f"{name}: expected {wanted}, got values from {low} to {high}")
 

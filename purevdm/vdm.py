@@ -78,7 +78,10 @@ class VDM(NamedTuple):
     # The bound
 
     def loss_fn(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True) -> Tensor:
-        """The bound's Monte Carlo estimate, the mean over the batch: bits per dimension, shape ()."""
+        """The bound's Monte Carlo estimate, the mean over the batch: bits per dimension, shape ().
+
+        For real data it bounds -log2 of a density, and may be negative.
+        """
         return self.loss_and_stats(params, x, key, cond, train=train)[0]
 
     def loss_and_stats(
@@ -119,7 +122,7 @@ class VDM(NamedTuple):
         return grads, (loss, stats) if has_aux else loss
 
     def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
-        """The bound's three terms for each example: each (B,), nats."""
+        """The bound's three terms for each example: each (B,), nats (of a density, where data are real)."""
         return self._bound(params, x, key, cond, train)[0]
 
     def elbo_core(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
@@ -184,8 +187,8 @@ class VDM(NamedTuple):
             cond: n conditions.
             guidance: other than 1, weighs the condition against none, for a network with ``cond_drop`` > 0 (classifier-free,
                 Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
-            decode: "argmax", or "sample" to draw from p(x given z_0).
-            clip: whether to clamp every estimate of the data to their range.
+            decode: "argmax" for the likeliest data, or "sample" to draw from p(x given z_0).
+            clip: whether to clamp every estimate of the data to their range; real data have none.
             trajectory: whether to return a :class:`Sample`, with all latents.
             callback: in eager, called as ``callback(i, z)`` after each step.
         """
@@ -293,7 +296,7 @@ def vdm(
         schedule: gamma(t); see :mod:`purevdm.schedules`. A network that normalises gamma takes its endpoints.
         event_shape: the shape of one example, of any rank: (3, 32, 32) for images, (2,) for points, (length,) for series.
         vocab_size: how many values the data take, 256 unless a decoder is given.
-        decoder: another decoder than ``purevdm.decoders.discrete(vocab_size)``.
+        decoder: another decoder than ``purevdm.decoders.discrete(vocab_size)``: ``decoders.gaussian()`` for real data.
         timesteps: T, the number of steps of the discrete-time bound (eq. 14), or 0 or None for continuous time (eq. 17).
         antithetic: whether a batch's times are spread evenly (App. I) or independent.
         dtype: of parameters, latents and losses: float32, or float64 for proofs.
@@ -302,7 +305,8 @@ def vdm(
         A :class:`VDM`.
 
     Raises:
-        TypeError, ValueError: arguments out of range, or a network made for other endpoints of gamma than the schedule's.
+        TypeError, ValueError: arguments out of range, a network made for other endpoints of gamma than the schedule's, or
+            a decoder whose loc and scale do not broadcast against the event.
 
     >>> import torch, purevdm
     >>> from purevdm import random
@@ -320,10 +324,12 @@ def vdm(
     if 0 in event_shape:
         raise ValueError(f"event_shape: expected sizes of at least 1, got {event_shape}")
     if decoder is not None and vocab_size is not None:
-        raise ValueError(f"vocab_size: the decoder has its own, {decoder.vocab_size}; leave this one out")
+        own = "takes real numbers" if decoder.vocab_size is None else f"has its own, {decoder.vocab_size}"
+        raise ValueError(f"vocab_size: the decoder {own}; leave this one out")
     decoder = discrete(256 if vocab_size is None else vocab_size) if decoder is None else decoder
     if not isinstance(decoder, Decoder):
         raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
+    _fits(decoder, event_shape)
     timesteps = 0 if timesteps is None else _checks.integer("timesteps", timesteps, 0)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
@@ -331,6 +337,17 @@ def vdm(
     model = VDM(network, schedule, decoder, event_shape, timesteps, bool(antithetic), dtype)
     model._structure()  # an init that does not take this event_shape says so here
     return model
+
+
+def _fits(decoder: Decoder, event_shape: tuple[int, ...]) -> None:
+    """Refuses a decoder that gives an event another shape."""
+    try:
+        found = tuple(decoder.mode(torch.zeros(event_shape)).shape)
+    except RuntimeError:  # torch's, of shapes that do not broadcast
+        found = None
+    if found != event_shape:
+        got = "which these do not" if found is None else f"which these turn into events {found}"
+        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
 
 
 def _told(network: Network, schedule: Schedule) -> Network:

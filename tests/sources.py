@@ -1,11 +1,12 @@
 """Sources whose ideal denoiser is known in closed form, as networks without parameters."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from purevdm import decoders, process
+from purevdm import decoders, process, random
 from purevdm.networks import Network
 
 
@@ -27,6 +28,43 @@ def gaussian(std: float) -> Network:
         return gain * z
 
     return _network(denoise)
+
+
+class Mixture(NamedTuple):
+    """K Gaussians over d numbers, float64; one alone is a correlated Gaussian."""
+
+    weights: Tensor  # (K,)
+    means: Tensor  # (K, d)
+    covariances: Tensor  # (K, d, d)
+
+    @property
+    def network(self) -> Network:
+        """The ideal denoiser, also under a schedule for each dimension."""
+
+        def denoise(z: Tensor, gamma: Tensor) -> Tensor:
+            gamma = gamma.expand_as(z)
+            alpha, noise = process.alpha(gamma), torch.diag(process.sigma(gamma) ** 2)
+            covariance = alpha[:, None] * self.covariances * alpha + noise
+            off = z - alpha * self.means
+            solved = torch.linalg.solve(covariance, off)
+            logits = self.weights.log() - 0.5 * ((off * solved).sum(-1) + torch.logdet(covariance))
+            return logits.softmax(-1) @ (self.means + torch.einsum("kij,kj->ki", self.covariances, alpha * solved))
+
+        return _network(denoise)
+
+    def sample(self, key: Tensor, n: int) -> Tensor:
+        k_which, k_eps = random.split(key)
+        which = random.categorical(k_which, self.weights.log(), shape=(n,))
+        eps = random.normal(k_eps, (n, self.means.shape[1]), torch.float64)
+        return self.means[which] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(self.covariances)[which], eps)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        parts = torch.distributions.MultivariateNormal(self.means, self.covariances).log_prob(x[:, None])
+        return torch.logsumexp(self.weights.log() + parts, -1)
+
+    def widened(self, variances: Tensor) -> "Mixture":
+        """With independent noise of these variances added, (d,)."""
+        return self._replace(covariances=self.covariances + torch.diag(variances))
 
 
 def categorical(p: Tensor) -> Network:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from purevdm import _checks
 from purevdm.elbo import ELBO
 from purevdm.evaluation.bounds import bounds, draws, mean, stepped
 from purevdm.training.parallel import Group
@@ -28,14 +29,14 @@ class Figure(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The bound on -log2 p(x) per dimension, and the parts that it is the sum of.
+    """The bound on -log p(x), and the parts that it is the sum of.
 
     Attributes:
         total: the bound.
         diffusion, prior, recon: its parts; the prior is also called the latent loss.
         examples: how many.
         passes: over how many passes of times each example's bound is the mean.
-        unit: of the figures.
+        unit: "bits/dim", bits per dimension, or "nats" an example where data are real numbers and p is a density.
     """
 
     total: Figure
@@ -76,7 +77,8 @@ def _decimals(error: float) -> int:
 
 def scale(model: VDM) -> tuple[float, str]:
     """By what to divide nats an example, and the unit that they then have."""
-    return math.prod(model.event_shape) * math.log(2.0), "bits/dim"
+    unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
+    return 1.0 if unit == "nats" else math.prod(model.event_shape) * math.log(2.0), unit
 
 
 def figure(x: Tensor) -> Figure:
@@ -85,7 +87,8 @@ def figure(x: Tensor) -> Figure:
 
 
 def summary(model: VDM, terms: ELBO, passes: int = 1) -> Evaluation:
-    """The figures of what :func:`bounds` returns for a model: means over examples, with standard errors, bits/dim.
+    """The figures of what :func:`bounds` returns for a model: means over examples, with standard errors, in
+    the unit of its data.
 
     Args:
         model: the model.
@@ -110,7 +113,7 @@ def evaluate(
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """The model's bound on a data set, in continuous time or in T steps, bits/dim: the :func:`summary` of :func:`bounds`.
+    """The model's bound on a data set, in continuous time or in T steps: the :func:`summary` of :func:`bounds`.
 
     Standard errors are over examples, as if these were independent, so they hold for fresh data. A batch's evenly spread
     times leave the means less noise than that, so errors are on the safe side, the more so the fewer the passes. Arguments

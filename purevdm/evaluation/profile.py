@@ -73,7 +73,7 @@ def profile(
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Profile:
-    """The diffusion loss against time and against gamma, bits/dim, from the same draws as :func:`evaluate` with this key.
+    """The diffusion loss against time and against gamma, from the same draws as :func:`evaluate` with this key.
 
     In T steps the loss is constant within a step, and gamma is taken to be a line there. So against gamma it is
     expm1(h) / h |eps - eps_hat|**2 / 2 over a step in which gamma rises by h. Mean and integral remain the diffusion loss.

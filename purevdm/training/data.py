@@ -1,4 +1,4 @@
-"""Data for training: images as integers, in an order that is a pure function of a key and the step.
+"""Data for training: integers or real numbers, in an order that is a pure function of a key and the step.
 
 A :class:`Dataset` gives any rows by index, from memory, a memory map, or files read when they are asked for;
 ``examples/readers.py`` makes them of published and of your own data. Needs NumPy (extra ``train``).
@@ -25,8 +25,9 @@ class Dataset(NamedTuple):
         name: for messages.
         size: how many.
         event_shape: the shape of one, channels first.
-        vocab_size: their values are integers in [0, vocab_size).
-        take: ``take(indices) -> x``: an int64 array of indices to uint8 (n, *event_shape).
+        vocab_size: their values are integers in [0, vocab_size), or real numbers where it is None.
+        take: ``take(indices) -> x``: an int64 array of indices to (n, *event_shape), uint8, or for real numbers
+            float32 or float64.
         labels: the class of each, int64 (size,), or None.
         classes: how many classes, 0 without labels.
     """
@@ -34,7 +35,7 @@ class Dataset(NamedTuple):
     name: str
     size: int
     event_shape: tuple[int, ...]
-    vocab_size: int
+    vocab_size: int | None
     take: Callable[[np.ndarray], np.ndarray]
     labels: np.ndarray | None = None
     classes: int = 0
@@ -65,7 +66,7 @@ def rows(key: Key, n: int, step: int, batch: int) -> np.ndarray:
 
 
 def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
-    """Rows of a data set as tensors: x, uint8 (n, *event_shape), and the labels, int64 (n,), or None."""
+    """Rows of a data set as tensors: x, (n, *event_shape) in the data's dtype, and the labels, int64 (n,), or None."""
     x = torch.from_numpy(np.ascontiguousarray(data.take(indices))).to(device)
     labels = None if data.labels is None else torch.from_numpy(data.labels[indices]).to(device)
     return x, labels

@@ -50,6 +50,16 @@ def test_tiles_keep_every_pixel():
     assert (tiles[0] == 255).all()
 
 
+def test_tiles_of_real_numbers_go_from_black_to_white():
+    x = torch.tensor([-3.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
+    tiles = pictures.tiles(x, None, side=2)
+    assert (tiles[1:3, 1:3] == 0).all()
+    assert (tiles[1:3, 5:7] == 255).all()
+    assert pictures.drawable((3, 4, 4), None)
+    assert not pictures.drawable((2,), None)
+    assert pictures.drawable((2,), 17)
+
+
 @pytest.mark.slow
 def test_two_runs_print_the_same(tmp_path):
     first, second = (run(SCRIPT, tmp_path / name, "--steps", "3", "--passes", "2") for name in "ab")

@@ -3,13 +3,16 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import optree
 import presets
 import pytest
 import torch
-from presets import PRESETS, Config, build
+from presets import PRESETS, Config, Data, build
+from readers import DataError
 
-from purevdm import random
+from purevdm import decoders, random
+from purevdm.training.data import Dataset
 
 # Counted in the official code's own parameters at each of its configurations.
 OFFICIAL = {
@@ -65,3 +68,40 @@ def test_models_of_every_kind(network, schedule):
 def test_labels_need_classes():
     with pytest.raises(ValueError, match="the data have no classes"):
         build(Config(model=presets.Model(labels=True)), (1, 8, 8), 17)
+
+
+def reals(x):
+    return Dataset("reals", len(x), x.shape[1:], None, lambda i: x[i])
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 2)])
+def test_real_data_are_standardised_by_channel(shape):
+    x = (
+        np.random.default_rng(0).normal(size=(50, *shape)) * np.reshape([1.0, 0.01, 30.0], (3, *[1] * (len(shape) - 1)))
+        + 1e6
+    )
+    data = presets.standardised(Data(source="array"), reals(x), size=7)
+    flat = np.moveaxis(x, 1, 0).reshape(3, -1)
+    np.testing.assert_allclose(data.loc, flat.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(data.scale, flat.std(1), rtol=1e-6)
+    config = presets.from_json(json.loads(json.dumps(presets.as_json(Config(data=data)))))
+    assert config.data == data
+    f = presets.decoder(config.data, shape, None).encode(torch.from_numpy(x), torch.float64)
+    assert f.mean().abs() < 1e-6
+    assert abs(f.square().mean() - 1) < 1e-6
+    assert presets.standardised(data, reals(x[:3])) == data  # given once, they stay
+
+
+def test_integers_are_not_standardised():
+    data = Data(source="array", vocab_size=17)
+    assert presets.standardised(data, reals(np.zeros((2, 3)))._replace(vocab_size=17)) == data
+    assert presets.decoder(data, (3,), 17) == decoders.discrete(17)
+
+
+def test_real_data_without_a_density_are_named():
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    with pytest.raises(DataError, match="expected 3 numbers in each, one a channel"):
+        presets.standardised(Data(loc=(0.0,), scale=(1.0,)), reals(x))
+    x[:, 1] = 2.5
+    with pytest.raises(DataError, match="channel 1 is constant"):
+        presets.standardised(Data(), reals(x))

@@ -14,6 +14,8 @@ import readers
 from PIL import Image
 from readers import DataError
 
+from purevdm.training.data import batch
+
 RNG = np.random.default_rng(0)
 NAMES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 IMAGES = {name: RNG.integers(0, 256, (4, 3072), np.uint8) for name in NAMES}
@@ -259,6 +261,17 @@ def test_arrays(tmp_path, shape, layout, event):
         assert sorted(first.ravel()) == sorted(x[1].ravel())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_of_real_numbers_keep_their_dtype(tmp_path, dtype):
+    x = RNG.normal(size=(5, 8, 9, 3)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    data = readers.array(tmp_path / "x.npy")
+    assert (data.event_shape, data.size, data.vocab_size) == ((3, 8, 9), 5, None)
+    found, _ = batch(data, np.array([3, 1]))
+    assert found.numpy().dtype == dtype
+    assert (found.numpy() == x[[3, 1]].transpose(0, 3, 1, 2)).all()
+
+
 def test_bad_arrays_are_named(tmp_path):
     def saved(x, name="x.npy"):
         np.save(tmp_path / name, x)
@@ -267,14 +280,20 @@ def test_bad_arrays_are_named(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         readers.array(tmp_path / "none.npy")
     for x, word in [
-        (np.zeros((5, 3), np.float32), "expected uint8"),
+        (np.zeros((5, 3), np.float16), "expected uint8, float32 or float64"),
+        (np.zeros((5, 3), ">f8"), "expected uint8, float32 or float64"),
+        (np.zeros((5, 3), np.int64), "expected uint8, float32 or float64"),
         (np.zeros((0, 3), np.uint8), "expected uint8"),
+        (np.array([[1.0, np.nan]]), "expected finite numbers, found NaN"),
+        (np.array([[1.0, np.inf]], np.float32), "expected finite numbers, found an infinity"),
         (np.zeros((5, 3, 8, 3), np.uint8), "channels_first or channels_last"),
     ]:
         with pytest.raises(DataError, match=word):
             readers.array(saved(x))
     with pytest.raises(DataError, match=r"expected values in \[0, 15\], found 16"):
         readers.array(saved(np.full((5, 3), 16, np.uint8)), vocab_size=16)
+    with pytest.raises(DataError, match="expected uint8 for a vocab_size of 16, found float64"):
+        readers.array(saved(np.zeros((5, 3))), vocab_size=16)
     path = saved(np.zeros((500, 30), np.uint8))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match="damaged"):

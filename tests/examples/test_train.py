@@ -1,6 +1,7 @@
 """The training program as a user starts it: killed and resumed bit for bit, stopped, refused, evaluated, sampled from."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -215,6 +216,35 @@ def test_an_official_checkpoint_is_evaluated(tmp_path):
     batches = [(torch.tensor(x)[order[:3]], networks.Condition(vector=torch.zeros(3, 1)))]
     want = evaluation.evaluate(c.model, c.params, batches, random.key(0))
     assert float(run.stdout.splitlines()[-1].split()[1]) == pytest.approx(want.total.mean, rel=1e-4)
+
+
+def test_real_numbers_are_trained_on_bounded_and_drawn(tmp_path):
+    """A table whose columns differ in scale by ten thousand, and whose entropy is known."""
+    z = random.normal(random.key(0), (400, 2), torch.float64)
+    x = torch.stack([1000 + 5 * z[:, 0], 5e-4 * (z[:, 0] + 0.5 * z[:, 1])], 1)
+    np.save(tmp_path / "x.npy", x.numpy())
+    tiny = f"""real --data.path {tmp_path}/x.npy --data.held-out 100 --model.embed 16 --optimizer.steps 40 --batch 64
+     --eval-every 40 --samples 4 --sample-steps 3 --no-compile""".split()
+    run = call("train.py", *tiny, "--out", tmp_path / "run")
+    assert run.returncode == 0, run.stderr
+    assert "nats (diffusion" in run.stderr + run.stdout
+    drawn = np.load(tmp_path / "run" / "pictures" / "samples_00000040.npy")
+    assert drawn.shape == (4, 2)
+    assert (abs(drawn[:, 0] - 1000) < 500).all()  # near its mean, if not yet as near as its data
+    assert not list((tmp_path / "run" / "pictures").glob("samples*.png"))
+    run = call("evaluate.py", tmp_path / "run", "--passes", 4)
+    assert run.returncode == 0, run.stderr
+    total, unit = float(run.stdout.splitlines()[-1].split()[1]), run.stdout.split()[-1]
+    entropy = math.log(2 * math.pi * math.e) + math.log(5 * 5e-4 * 0.5)
+    assert unit == "nats"
+    assert entropy - 1 < total < entropy + 15  # what forty steps have not learned, at most
+    run = call("sample.py", tmp_path / "run", "--n", 3, "--steps", 3, "--out", tmp_path / "drawn")
+    assert run.returncode == 0, run.stderr
+    assert np.load(tmp_path / "drawn" / "samples.npy").dtype == np.float32
+    assert "real data have no bounds" in call("sample.py", tmp_path / "run", "--clip", "--out", tmp_path).stderr
+    x[7, 1] = math.nan
+    np.save(tmp_path / "x.npy", x.numpy())
+    assert "x.npy: expected finite numbers, found NaN" in call("train.py", *tiny, "--out", tmp_path / "nan").stderr
 
 
 @pytest.mark.slow

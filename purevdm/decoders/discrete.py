@@ -1,62 +1,26 @@
-"""Data to real numbers near [-1, 1], and p(x given z_0) back on the data.
+"""Integers to real numbers near [-1, 1], and the probability of each value back from a latent.
 
-The discrete decoder is p(x_i = v given z_0) proportional to exp(-(z_0,i / alpha_0 - f_v)**2 exp(-gamma_0) / 2),
-independently for each dimension i, where f_v is the position of the value v on the real line. The latent enters divided by
-its alpha, ``z_0 / alpha_0`` (written ``z`` below), which is the data plus noise of scale exp(gamma_0 / 2).
+The decoder is p(x_i = v given z_0) proportional to exp(-(z_0,i / alpha_0 - f_v)**2 exp(-gamma_0) / 2),
+independently for each dimension i, where f_v is the position of the value v on the real line.
 
 All comes from differences between the logits of two values, (f_u - f_v) times a sum, never from differences of squares:
 exact in float32 over gamma in [-30, 30].
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, random
+from purevdm import _checks, random
 from purevdm._compile import fixed, materialize
+from purevdm.decoders._decoder import Decoder, affine, checked_affine, finite
 from purevdm.types import Key
 
-__all__ = ["Decoder", "discrete"]
-
-
-@_values.by_content
-class Decoder(NamedTuple):
-    """How data become real numbers and back. Functions are elementwise over an event (or a batch of them).
-
-    Attributes:
-        support: what the data are, for messages: "integers in [0, 255]".
-        check: ``check(x) -> holds``: whether each element is in the support, a bool tensor of x's shape.
-
-            Raises:
-                TypeError: x is not a tensor of such data at all.
-        encode: ``encode(x, dtype=torch.float32) -> f``, the position of each value on the real line.
-        bounds: ``bounds(like) -> (low, high)``: the least and the greatest f, each a tensor like ``like``; None where data
-            have no bounds.
-        log_prob: ``log_prob(x, z, gamma_0)``, log p(x given z_0), elementwise, nats.
-        reconstruction: ``reconstruction(x, eps_0, gamma_0)``, -log p(x given z_0) for the latent that is x with the noise
-            eps_0, elementwise, nats. It never forms the latent, so no gamma_0 is too small for it.
-        mode: ``mode(z)``, the likeliest data. A latent that is not finite is refused in eager; a compiled graph, which
-            reads no values, gives -1 for it.
-        sample: ``sample(key, z, gamma_0)``, data drawn from p(x given z_0); latents that are not finite as in ``mode``.
-        log_probs: ``log_probs(z, gamma_0)``, log p(v given z_0) for every value v, on a new last axis, nats; None where
-            data are not discrete.
-        vocab_size: how many values, or None.
-    """
-
-    support: str
-    check: Callable[[Tensor], Tensor]
-    encode: Callable[..., Tensor]
-    bounds: Callable[[Tensor], tuple[Tensor, Tensor]] | None
-    log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
-    reconstruction: Callable[[Tensor, Tensor, Tensor], Tensor]
-    mode: Callable[[Tensor], Tensor]
-    sample: Callable[[Key, Tensor, Tensor], Tensor]
-    log_probs: Callable[[Tensor, Tensor], Tensor] | None = None
-    vocab_size: int | None = None
+__all__ = ["discrete"]
 
 
 class Discrete(NamedTuple):
@@ -84,9 +48,7 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
     Raises:
         TypeError, ValueError: a vocab_size below 2, or a scale that is not above 0.
     """
-    settings = Discrete(_checks.integer("vocab_size", vocab_size, 2), _numbers("loc", loc), _numbers("scale", scale))
-    if not (torch.tensor(settings.scale, dtype=torch.float64) > 0).all():
-        raise ValueError(f"scale: expected numbers above 0, got {scale}")
+    settings = Discrete(_checks.integer("vocab_size", vocab_size, 2), *checked_affine(loc, scale))
     return Decoder(
         support=f"integers in [0, {vocab_size - 1}]",
         check=partial(_check, settings),
@@ -99,13 +61,6 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
         log_probs=partial(_log_probs, settings),
         vocab_size=vocab_size,
     )
-
-
-def _numbers(name: str, x: Any) -> Any:
-    """A finite number, or nested tuples of them."""
-    if isinstance(x, (tuple, list)):
-        return tuple(_numbers(f"{name}[{i}]", part) for i, part in enumerate(x))
-    return _checks.real(name, x)
 
 
 def integers(x: Tensor) -> Tensor:
@@ -124,16 +79,9 @@ def _check(settings: Discrete, x: Tensor) -> Tensor:
     return (wide >= 0) & (wide < settings.values)
 
 
-def _affine(settings: Discrete, like: Tensor) -> tuple[Any, Any]:
-    loc, scale = (
-        torch.tensor(a, dtype=like.dtype, device=like.device) if isinstance(a, tuple) else fixed(a) for a in settings[1:]
-    )
-    return loc, scale
-
-
 def _position(settings: Discrete, x: Tensor) -> Tensor:
     """The real number at floating-point index x."""
-    loc, scale = _affine(settings, x)
+    loc, scale = affine(settings.loc, settings.scale, x)
     return ((2.0 * x + (1.0 - settings.values)) / settings.values - loc) / scale
 
 
@@ -148,14 +96,14 @@ def _bounds(settings: Discrete, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nearest(settings: Discrete, z: Tensor) -> Tensor:
     """The index, as a floating-point number, of the value nearest to z."""
-    loc, scale = _affine(settings, z)
+    loc, scale = affine(settings.loc, settings.scale, z)
     index = ((z * scale + loc + 1.0) * settings.values - 1.0) / 2.0
     return index.round().clamp(0, settings.values - 1)
 
 
 def _spacing(settings: Discrete, like: Tensor, gamma_0: Tensor) -> Tensor:
     """The distance between neighbouring values in units of the noise at time 0: one number, or one a dimension."""
-    _, scale = _affine(settings, like)
+    _, scale = affine(settings.loc, settings.scale, like)
     return torch.exp(-0.5 * gamma_0) * (2.0 / settings.values) / scale  # type: ignore[no-any-return]
 
 
@@ -195,21 +143,11 @@ def _log_prob(settings: Discrete, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tens
     return -_reconstruction(settings, x, (z - _encode(settings, x, z.dtype)) * torch.exp(-0.5 * gamma_0), gamma_0)
 
 
-def _finite(z: Tensor) -> Tensor:
-    """Whether each latent is finite; in eager, all must be."""
-    finite = _checks.floating("z", z).isfinite()
-    if _checks.readable(z):
-        _checks.verify(
-            [_checks.Fact(finite, lambda: ValueError("z: expected finite latents to decode, got NaN or infinity"))]
-        )
-    return finite
-
-
 def _mode(settings: Discrete, z: Tensor) -> Tensor:
-    finite = _finite(z)
-    return torch.where(finite, _nearest(settings, z.nan_to_num()).to(torch.int64), -1)
+    holds = finite(z)
+    return torch.where(holds, _nearest(settings, z.nan_to_num()).to(torch.int64), -1)
 
 
 def _sample(settings: Discrete, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
-    finite = _finite(z)
-    return torch.where(finite, random.categorical(key, _log_probs(settings, z.nan_to_num(), gamma_0)), -1)
+    holds = finite(z)
+    return torch.where(holds, random.categorical(key, _log_probs(settings, z.nan_to_num(), gamma_0)), -1)

@@ -1,0 +1,12 @@
+"""Data to real numbers, and p(x given z_0) back on the data.
+
+:func:`discrete` holds integers, and its bounds are in bits per dimension. :func:`gaussian` holds real numbers, and its
+bounds are of a density, in nats an example. In both, a latent enters divided by its alpha, ``z_0 / alpha_0`` (written
+``z``), which is the data plus noise of scale exp(gamma_0 / 2).
+"""
+
+from purevdm.decoders._decoder import Decoder
+from purevdm.decoders.discrete import discrete
+from purevdm.decoders.gaussian import gaussian
+
+__all__ = ["Decoder", "discrete", "gaussian"]

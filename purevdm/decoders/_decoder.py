@@ -1,0 +1,90 @@
+"""The form of a decoder, and what the decoders share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, _values
+from purevdm._compile import fixed
+from purevdm.types import Key
+
+
+@_values.by_content
+class Decoder(NamedTuple):
+    """How data become real numbers and back. Functions are elementwise over an event (or a batch of them).
+
+    Attributes:
+        support: what the data are, for messages: "integers in [0, 255]", "finite numbers".
+        check: ``check(x) -> holds``: whether each element is in the support, a bool tensor of x's shape.
+
+            Raises:
+                TypeError: x is not a tensor of such data at all.
+        encode: ``encode(x, dtype=torch.float32) -> f``, the position of each value on the real line, in that dtype.
+        bounds: ``bounds(like) -> (low, high)``: the least and the greatest f, each a tensor like ``like``; None where data
+            have no bounds.
+        log_prob: ``log_prob(x, z, gamma_0)``, log p(x given z_0), a probability or a density of x, elementwise, nats.
+        reconstruction: ``reconstruction(x, eps_0, gamma_0)``, -log p(x given z_0) for the latent that is x with the noise
+            eps_0, elementwise, nats. It never forms the latent, so no gamma_0 is too small for it.
+        mode: ``mode(z)``, the likeliest data. A latent that is not finite is refused in eager; a compiled graph, which
+            reads no values, gives -1 for it, or what is not finite where data are real.
+        sample: ``sample(key, z, gamma_0)``, data drawn from p(x given z_0); latents that are not finite as in ``mode``.
+        log_probs: ``log_probs(z, gamma_0)``, log p(v given z_0) for every value v, on a new last axis, nats; None where
+            data are not discrete.
+        vocab_size: how many values, or None.
+        unit: what a bound on these data is reported in: "bits/dim", or "nats" an example for a density.
+    """
+
+    support: str
+    check: Callable[[Tensor], Tensor]
+    encode: Callable[..., Tensor]
+    bounds: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+    log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
+    reconstruction: Callable[[Tensor, Tensor, Tensor], Tensor]
+    mode: Callable[[Tensor], Tensor]
+    sample: Callable[[Key, Tensor, Tensor], Tensor]
+    log_probs: Callable[[Tensor, Tensor], Tensor] | None = None
+    vocab_size: int | None = None
+    unit: str = "bits/dim"
+
+
+def checked_affine(loc: Any, scale: Any) -> tuple[Any, Any]:
+    """The arguments ``loc`` and ``scale`` of a decoder: finite numbers, or nested tuples of them.
+
+    Raises:
+        TypeError, ValueError: anything else, a ragged sequence, or a scale that is not above 0.
+    """
+    loc, scale = _numbers("loc", loc), _numbers("scale", scale)
+    for name, numbers in (("loc", loc), ("scale", scale)):
+        try:
+            held = torch.tensor(numbers, dtype=torch.float64)
+        except ValueError:
+            raise ValueError(f"{name}: expected sequences of one length at each level, got {numbers}") from None
+        if name == "scale" and not (held > 0).all():
+            raise ValueError(f"scale: expected numbers above 0, got {scale}")
+    return loc, scale
+
+
+def _numbers(name: str, x: Any) -> Any:
+    if isinstance(x, (tuple, list)):
+        return tuple(_numbers(f"{name}[{i}]", part) for i, part in enumerate(x))
+    return _checks.real(name, x)
+
+
+def affine(loc: Any, scale: Any, like: Tensor) -> tuple[Any, Any]:
+    """A decoder's ``loc`` and ``scale`` as numbers, or as tensors like ``like``."""
+    loc, scale = (
+        torch.tensor(a, dtype=like.dtype, device=like.device) if isinstance(a, tuple) else fixed(a) for a in (loc, scale)
+    )
+    return loc, scale
+
+
+def finite(z: Tensor) -> Tensor:
+    """Whether each latent is finite; in eager, all must be."""
+    holds = _checks.floating("z", z).isfinite()
+    if _checks.readable(z):
+        _checks.verify(
+            [_checks.Fact(holds, lambda: ValueError("z: expected finite latents to decode, got NaN or infinity"))]
+        )
+    return holds

@@ -1,0 +1,118 @@
+"""Real numbers as they are, and their density given a latent.
+
+A number x goes to f = (x - loc) / scale, and p(x given z_0) = N(f; z_0 / alpha_0, exp(gamma_0)) / scale, the density of x
+itself, independently for each dimension. The reconstruction term is then the noise's own log-density, whatever the data.
+
+Under an ideal denoiser the diffusion loss is the mutual information of f and z_0 less that of f and z_1 (the I-MMSE relation
+of Guo, Shamai, Verdu 2005). So the bound is the entropy of f with noise of variance exp(gamma_0) added, plus log(scale) for
+each dimension, plus KL(q(z_1) || N(0, I)), which is next to nothing. gamma_0 says how fine a structure the model can hold.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, random
+from purevdm.decoders._decoder import Decoder, affine, checked_affine, finite
+from purevdm.types import Key
+
+__all__ = ["gaussian"]
+
+
+class Gaussian(NamedTuple):
+    """The settings of :func:`gaussian`: numbers, or nested tuples of them."""
+
+    loc: Any
+    scale: Any
+
+
+def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
+    """Real numbers, float32 or float64, whose density is bounded: log-likelihoods and bounds are in nats an example.
+
+    Data are standardised in the wider of their dtype and the model's, and only then rounded to the model's: float64 data far
+    from 0 keep their digits under a float32 model. A bound is one on the density of x as given, in its own units.
+
+    Data that repeat values (counts, or numbers recorded with few digits) have no density: the bound falls without end as
+    gamma_0 does. Take :func:`discrete` for them, or add uniform noise as wide as their step.
+
+    Args:
+        loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
+            deviation of the training data, as a network expects numbers of about 1.
+
+    Raises:
+        TypeError, ValueError: numbers that are not finite, or a scale that is not above 0.
+
+    >>> import torch, purevdm
+    >>> from purevdm import decoders, networks, random, schedules
+    >>> decoder = decoders.gaussian(loc=(10.0, 0.0), scale=(2.0, 1.0))
+    >>> model = purevdm.vdm(networks.mlp(32), schedules.fixed_linear(-8.0, 5.0), event_shape=(2,), decoder=decoder)
+    >>> x = random.normal(random.key(0), (16, 2)) + torch.tensor([10.0, 0.0])
+    >>> params = model.init(random.key(1))
+    >>> model.elbo(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
+    torch.Size([16])
+    >>> model.sample(params, random.key(3), 5, steps=10).dtype
+    torch.float32
+    """
+    settings = Gaussian(*checked_affine(loc, scale))
+    return Decoder(
+        support="finite numbers",
+        check=partial(_check, settings),
+        encode=partial(_encode, settings),
+        bounds=None,
+        log_prob=partial(_log_prob, settings),
+        reconstruction=partial(_reconstruction, settings),
+        mode=partial(_mode, settings),
+        sample=partial(_sample, settings),
+        unit="nats",
+    )
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """Data of float32 or float64.
+
+    Raises:
+        TypeError: any other x.
+    """
+    if isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64):
+        return x
+    whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
+    hint = "; integers go with decoders.discrete" if whole else ""
+    raise TypeError(f"x: expected a tensor of float32 or float64 numbers, got {_checks.describe(x)}{hint}")
+
+
+def _check(settings: Gaussian, x: Tensor) -> Tensor:
+    return _numbers(x).isfinite()
+
+
+def _encode(settings: Gaussian, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    wide = _numbers(x).to(torch.promote_types(x.dtype, dtype))
+    loc, scale = affine(*settings, wide)
+    return ((wide - loc) / scale).to(dtype)
+
+
+def _reconstruction(settings: Gaussian, x: Tensor, eps_0: Tensor, gamma_0: Tensor) -> Tensor:
+    _numbers(x)
+    _, scale = affine(*settings, _checks.floating("eps_0", eps_0))
+    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    return 0.5 * (eps_0.square() + gamma_0) + (0.5 * math.log(2.0 * math.pi) + log_scale)
+
+
+def _log_prob(settings: Gaussian, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
+    f = _encode(settings, x, _checks.floating("z", z).dtype)
+    if _checks.readable(x):
+        _checks.verify([_checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x))])
+    return -_reconstruction(settings, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
+
+
+def _mode(settings: Gaussian, z: Tensor) -> Tensor:
+    finite(z)
+    loc, scale = affine(*settings, z)
+    return z * scale + loc
+
+
+def _sample(settings: Gaussian, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
+    return _mode(settings, z + torch.exp(0.5 * gamma_0) * random.normal(key, z.shape, z.dtype))

@@ -1,0 +1,59 @@
+"""The density of the swirl: the truth that the map is held against, noise spread evenly, a whole run."""
+
+import math
+import sys
+
+import density
+import swirl
+import torch
+
+import purevdm
+from purevdm import decoders, networks, random, schedules
+
+
+def run(main, monkeypatch, capsys, *arguments):
+    """A program's lines, by the words that they begin with."""
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    main()
+    return dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+
+
+def test_the_true_density_has_mass_one_and_falls_off_the_curve():
+    # cells of two standard deviations of the noise
+    centres = (torch.arange(96) + 0.5) / 96 * 48 - 24
+    mass = density.true_log_density(torch.cartesian_prod(centres, centres), 1024).exp().sum() * 0.5**2
+    assert abs(mass - 1) < 0.02
+    # Points moved by as much noise again are twice as far from the curve in squares, in the one direction that is across it:
+    # a density lower by 1/2.
+    x = swirl.spiral(random.key(0), 2000)
+    moved = x + 0.25 * random.normal(random.key(1), x.shape)
+    own, off = (density.true_log_density(points, 1024).mean() for points in (x, moved))
+    assert abs((own - off) - 0.5) < 0.1
+
+
+def test_even_noise_is_uniform_and_normal():
+    noise = density.even_noise(random.key(0), 4096)
+    assert ((noise.t.sort().values - (torch.arange(4096) + 0.5) / 4096).abs() < 2e-3).all()
+    assert noise.eps.mean(0).abs().max() < 0.01
+    assert (noise.eps.T.cov() - torch.eye(2)).abs().max() < 0.02
+    inside = (noise.eps.square().sum(1) < 2 * math.log(2)) & (noise.t < 0.5)
+    assert abs(inside.double().mean() - 0.25) < 0.005
+    assert not torch.equal(noise.eps, density.even_noise(random.key(1), 4096).eps)
+
+
+def test_the_log_density_of_a_point_is_its_bound():
+    model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(-8.0, 5.0), (2,), decoder=decoders.gaussian())
+    params, x = model.init(random.key(0)), random.normal(random.key(1), (5, 2))
+    got = density.log_density(model, params, x, random.key(2), 4096, size=3)
+    want = -model.elbo(params, x.repeat(4096, 1), random.key(3)).total.unflatten(0, (4096, 5))
+    assert ((got - want.mean(0)).abs() < 4 * want.std(0) / math.sqrt(4096) + 0.1).all()
+
+
+def test_a_run_prints_what_it_promises(tmp_path, monkeypatch, capsys):
+    arguments = ("--steps", 3, "--test", 64, "--grid", 12, "--noises", 8, "--eager", "--out", tmp_path)
+    lines = run(density.main, monkeypatch, capsys, *arguments)
+    bound, truth = (float(lines[name].split()[0]) for name in ("test bound", "true density"))
+    assert truth < bound < math.inf
+    assert "nats (3 steps, 64 points)" in lines["test bound"]
+    assert float(lines["mass on the map"].split()[0]) >= 0
+    assert (tmp_path / "density.png").stat().st_size > 5_000
