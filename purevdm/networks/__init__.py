@@ -30,6 +30,7 @@ from purevdm.networks._condition import Condition
 from purevdm.networks._network import Network
 from purevdm.networks.mixed import mixed
 from purevdm.networks.mlp import mlp
+from purevdm.networks.module import from_module, load_module, module_params
 from purevdm.networks.unet import unet, vdm_unet
 
-__all__ = ["Condition", "Network", "mixed", "mlp", "unet", "vdm_unet"]
+__all__ = ["Condition", "Network", "from_module", "load_module", "mixed", "mlp", "module_params", "unet", "vdm_unet"]

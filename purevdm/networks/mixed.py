@@ -2,6 +2,7 @@
 
 import torch
 
+from purevdm import _values
 from purevdm.networks._network import Network
 
 __all__ = ["mixed"]
@@ -19,4 +20,7 @@ def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"dtype: expected torch.bfloat16 or torch.float16, got {dtype!r}")
+    own = {name: _values.rebound(getattr(network, name), dtype=dtype) for name in ("apply", "update")}
+    if own["apply"] is not network.apply:
+        return network._replace(**own)
     return network._replace(dtype=dtype)

@@ -1,0 +1,313 @@
+"""A module held apart from its tensors: made once, drawn anew by key, and filled with given tensors for each call."""
+
+import copy
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from purevdm import _checks
+from purevdm.networks import _drawing
+from purevdm.networks._drawing import Call
+from purevdm.types import Key, Params
+
+Tensors = dict[str, Tensor]
+
+
+class Source:
+    """Where a network's modules come from: a module, or a function that makes one. Compares, pickles and prints by content.
+
+    Attributes:
+        name: the module's class, for messages.
+        leaves: the parameters (tied ones once) and the buffers that vary, by name, on the meta device, with their dtypes.
+        constants: buffers that no float32 tells exactly, by name: complex, infinite, large integers.
+        templates: the module without its tensors, in evaluation and in training.
+    """
+
+    def __init__(self, source: Module | Callable[[], Module]) -> None:
+        self.source = source
+        example = self._made(0)
+        self.name = type(example).__name__
+        named = {name: p for name, p in example.named_parameters()}  # noqa: C416 (a copy by a plain dict)
+        buffers = dict(example.named_buffers())
+        for name, leaf in (named | buffers).items():
+            if torch.nn.parameter.is_lazy(leaf):
+                raise ValueError(f"module: expected a module of known shapes, got a lazy {name} in {self.name}; run it once")
+        for name, leaf in named.items():
+            if not leaf.is_floating_point():
+                raise TypeError(f"module: expected floating-point parameters, got {name}, {_checks.describe(leaf)}")
+        self.constants = {name: b.detach().clone() for name, b in buffers.items() if not _held(b)}
+        kept = named | {name: b for name, b in buffers.items() if name not in self.constants}
+        self.buffers = frozenset(kept) - frozenset(named)
+        self.leaves = {name: torch.empty_like(leaf, device="meta") for name, leaf in kept.items()}
+        if isinstance(source, Module) and named and not self._drawn(example, 0):
+            raise ValueError(
+                f"module: expected one with layers to draw anew (with reset_parameters), got {self.name} with none; "
+                "give the class, or a function that makes the module"
+            )
+        self.templates = tuple(self._template(example, train) for train in (False, True))
+
+    def __reduce__(self) -> Any:
+        return Source, (self.source,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Source) and _same(self.source, other.source)
+
+    def __hash__(self) -> int:
+        return hash((Source, self.name))
+
+    def __repr__(self) -> str:
+        source, given = self.source, ""
+        if isinstance(source, functools.partial):
+            parts = [*map(repr, source.args), *(f"{name}={value!r}" for name, value in source.keywords.items())]
+            source, given = source.func, f"({', '.join(parts)})"
+        return f"{type(source).__name__ if isinstance(source, Module) else getattr(source, '__qualname__', source)}{given}"
+
+    # Making and drawing
+
+    def _made(self, seed: int) -> Module:
+        """A module on the CPU, made by the function under a seed, or a copy of the one given."""
+        if isinstance(self.source, Module):
+            return copy.deepcopy(self.source).to("cpu")
+        with _seeded(seed), torch.device("cpu"):
+            module = self.source()
+        if not isinstance(module, Module):
+            raise TypeError(f"module: expected a torch.nn.Module of the function, got {_checks.describe(module)}")
+        return module
+
+    def _drawn(self, module: Module, seed: int) -> bool:
+        """Draws the module's parameters anew, by each layer's ``reset_parameters``. Says whether any changed.
+
+        Parameters that are constant (zeros, ones) stay: they were set so on purpose.
+        """
+        before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        with _seeded(seed), torch.no_grad():
+            for layer in reversed(list(module.modules())):
+                reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+                if callable(reset):
+                    reset()
+            changed = False
+            for name, p in module.named_parameters():
+                if _flat(before[name]):
+                    p.copy_(before[name])
+                changed = changed or not torch.equal(p, before[name])
+        return changed
+
+    def init(self, key: Key) -> Params:
+        """The tree of a module that is drawn by key; on the meta device, where the key is, without computing."""
+        if key.is_meta:
+            return self.tree({name: leaf.float() if name in self.buffers else leaf for name, leaf in self.leaves.items()})
+        high, low = (word & 0xFFFFFFFF for word in key.tolist())
+        seed = high << 32 | low
+        module = self._made(seed)
+        if isinstance(self.source, Module):
+            self._drawn(module, seed)
+        return self.read(module, key.device)
+
+    # Trees
+
+    def tree(self, leaves: Tensors) -> Params:
+        """``{"params": ..., "buffers": ...}``, each of nested dicts by the modules' names; without the empty ones."""
+        found: Params = {}
+        for name, leaf in leaves.items():
+            branch = found.setdefault("buffers" if name in self.buffers else "params", {})
+            *path, last = name.split(".")
+            for part in path:
+                branch = branch.setdefault(part, {})
+            branch[last] = leaf
+        return found
+
+    def flat(self, params: Params) -> Tensors:
+        """The leaves of a tree by name."""
+        found = {}
+        for name in self.leaves:
+            leaf: Any = params["buffers" if name in self.buffers else "params"]
+            for part in name.split("."):
+                leaf = leaf[part]
+            found[name] = leaf
+        return found
+
+    def read(self, module: Module, device: torch.device | None = None) -> Params:
+        """A module's tensors as a tree of its own."""
+        held = dict(module.named_parameters()) | dict(module.named_buffers())
+        missing = [name for name in self.leaves if name not in held or held[name].shape != self.leaves[name].shape]
+        if missing:
+            raise ValueError(f"module: expected a {self.name} with {missing[0]} of {tuple(self.leaves[missing[0]].shape)}")
+        leaves = {name: held[name].detach().to(device, copy=True) for name in self.leaves}
+        return self.tree({name: leaf if leaf.is_floating_point() else leaf.float() for name, leaf in leaves.items()})
+
+    def values(self, params: Params, device: torch.device, train: bool) -> Tensors:
+        """What a call gives the module: the parameters; the buffers in their own dtypes, without a gradient, and as copies
+        in training, where the module may write to them; the constants."""
+        found = self.flat(params)
+        for name in self.buffers:
+            buffer, dtype = found[name].detach(), self.leaves[name].dtype
+            if not dtype.is_floating_point:
+                buffer = buffer.round().to(dtype)
+            found[name] = buffer.clone() if train else buffer
+        return found | {name: constant.to(device) for name, constant in self.constants.items()}
+
+    def update(self, params: Params, values: Tensors) -> Params:
+        """The tree with the buffers that a call left, in the tree's dtypes; what they left as it was is the same tensor."""
+        old, new = self.flat(params), {}
+        for name, leaf in old.items():
+            changed = values[name].detach().to(leaf.dtype) if name in self.buffers else leaf
+            new[name] = changed
+        return self.tree(new)
+
+    # Filling
+
+    def _template(self, example: Module, train: bool) -> Module:
+        """A copy of the module on the meta device whose parts draw by key, also when a checkpoint computes them again."""
+        module = copy.deepcopy(example).train(train)
+        named = dict(module.named_parameters(remove_duplicate=True)) | dict(module.named_buffers())
+        memo: dict[int, Any] = {id(leaf): torch.empty_like(leaf, device="meta").detach() for leaf in named.values()}
+        # The class of each part last, as deepcopy goes by it.
+        module = _copied(module, memo)
+        for part in module.modules():
+            kind = type(part)
+            if kind.__module__.startswith("torch.nn.modules.") and not isinstance(part, _DRAWING):
+                continue
+            part.__dict__["_purevdm"] = _CALL
+            part.__class__ = _keyed(_unguarded(kind))  # type: ignore[arg-type]
+        return module
+
+    def filled(self, values: Tensors, call: Call) -> Module:
+        """A new module that holds these tensors, and draws by this call's keys."""
+        template = self.templates[call.keys is not None]
+        held = dict(template.named_parameters()) | dict(template.named_buffers())
+        memo: dict[int, Any] = {id(held[name]): value for name, value in values.items()}
+        memo[id(_CALL)] = call
+        return _copied(template, memo)
+
+
+# Draws
+
+
+class _seeded:  # noqa: N801 (reads as a function)
+    """A block in which torch's CPU generator draws by a seed; it is as before after it."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        torch.default_generator.set_state(self.state)
+
+
+def _flat(x: Tensor) -> bool:
+    """Whether all numbers of a tensor are equal; a single one tells it where it is 0 or 1."""
+    if x.numel() < 2:
+        return all(value in (0.0, 1.0) for value in x.flatten().tolist())
+    return bool((x == x.flatten()[0]).all())
+
+
+def _held(x: Tensor) -> bool:
+    """Whether float32 tells the numbers of a buffer exactly (or as finely as it is meant to, where they are floats)."""
+    if x.is_complex():
+        return False
+    return bool(x.isfinite().all()) if x.is_floating_point() else torch.equal(x.float().to(x.dtype), x)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two sources make the same: one function with one set of arguments, or modules of one state."""
+    if isinstance(a, functools.partial) and isinstance(b, functools.partial):
+        return bool((a.func, a.args, a.keywords) == (b.func, b.args, b.keywords))
+    if not isinstance(a, Module) or not isinstance(b, Module):
+        return bool(a == b)
+    if type(a) is not type(b) or repr(a) != repr(b):
+        return False
+    states = [dict(m.named_parameters()) | dict(m.named_buffers()) for m in (a, b)]
+    if states[0].keys() != states[1].keys():
+        return False
+    return all(torch.equal(x.cpu(), y.cpu()) for x, y in zip(*(state.values() for state in states), strict=True))
+
+
+# Copies
+
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType, type)
+
+
+def _copied(module: Module, memo: dict[int, Any]) -> Module:
+    """What ``copy.deepcopy(module, memo)`` gives, in a sixtieth of the time: the parts of a module that are most often empty
+    or plain are not handed to it. Tensors are as the memo tells."""
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[no-any-return]
+    new = object.__new__(type(module))
+    memo[id(module)] = new
+    for name, value in module.__dict__.items():
+        held: Any
+        if isinstance(value, _PLAIN):
+            held = value
+        elif name == "_modules":
+            held = {key: None if part is None else _copied(part, memo) for key, part in value.items()}
+        elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
+            held = type(value)((key, _deep(item, memo)) for key, item in value.items())
+        else:
+            held = _deep(value, memo)
+        new.__dict__[name] = held
+    return new
+
+
+def _deep(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    return value if isinstance(value, Tensor) else copy.deepcopy(value, memo)  # unregistered tensors are constants
+
+
+# Parts that draw
+
+_DRAWING = (
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.MultiheadAttention,
+    torch.nn.RNNBase,
+    torch.nn.RReLU,
+    torch.nn.TransformerEncoderLayer,
+    torch.nn.TransformerDecoderLayer,
+)
+
+
+_CALL = Call("", None)  # stands in a template for the call
+
+
+class _Part:
+    """A part of a module under way, first in the order of its classes."""
+
+    _purevdm: Call
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with _drawing.within(self._purevdm):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _keyed(kind: type) -> type:
+    return type(kind.__name__, (_Part, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+@functools.cache
+def _unguarded(kind: type) -> type:
+    """A recurrent layer of torch's as a class that is not one of torch's, which a compiler would refuse to follow."""
+    if kind not in (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN):
+        return kind
+    # super() in a copied method would look for the class that it was written in.
+    members = {**vars(torch.nn.RNNBase), **vars(kind)}
+    members["_flat_weights"] = property(_flat_weights, lambda self, value: None)
+    for name in ("__setattr__", "__dict__", "__weakref__"):
+        members.pop(name, None)
+    return type(kind.__name__, (Module,), members)
+
+
+def _flat_weights(self: Any) -> list[Tensor]:
+    return [getattr(self, name) for name in self._flat_weights_names]
