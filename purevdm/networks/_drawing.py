@@ -9,6 +9,7 @@ restores. Nothing is drawn from that generator, and it is as before after each c
 """
 
 import math
+import re
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -115,6 +116,8 @@ class Keyed(TorchFunctionMode):
             return _KEYED[name](self.call, func, *args, **kwargs)
         if name in _DRAWS and not _given_no_rate(name, args, kwargs):
             raise self.call.error(f"calls {name}, which draws from torch's global generator; {_REMEDY}")
+        if torch.compiler.is_compiling() and name in _METHODS and isinstance(args[0], Tensor):
+            return getattr(args[0], name)(*args[1:], **kwargs)
         return func(*args, **kwargs)
 
 
@@ -314,38 +317,14 @@ _KEYED: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("gru", "lstm", "rnn_tanh", "rnn_relu"), _recurrent),
     "tag_activation_checkpoint": _checkpoint,
 }
+# Methods that are written in Python, which a compiler follows as methods and not as functions.
+_METHODS = frozenset(n for n, f in vars(Tensor).items() if isinstance(f, types.FunctionType) and not n.startswith("_"))
 _DRAWS = frozenset(
-    [
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "bernoulli",
-        "bernoulli_",
-        "multinomial",
-        "normal",
-        "normal_",
-        "poisson",
-        "uniform_",
-        "exponential_",
-        "random_",
-        "cauchy_",
-        "geometric_",
-        "log_normal_",
-        "dropout_",
-        "feature_dropout_",
-        "alpha_dropout_",
-        "feature_alpha_dropout_",
-        "native_dropout",
-        "gumbel_softmax",
-        "rrelu",
-        "rrelu_",
-        "fractional_max_pool2d_with_indices",
-        "fractional_max_pool3d_with_indices",
-        "fractional_max_pool2d",
-        "fractional_max_pool3d",
-    ]
+    re.findall(
+        r"\w+",
+        "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ multinomial normal normal_ "
+        "poisson uniform_ exponential_ random_ cauchy_ geometric_ log_normal_ dropout_ feature_dropout_ alpha_dropout_ "
+        "feature_alpha_dropout_ native_dropout gumbel_softmax rrelu rrelu_ fractional_max_pool2d fractional_max_pool3d "
+        "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
+    )
 )

@@ -177,13 +177,15 @@ class Source:
             part.__class__ = _keyed(_unguarded(kind))  # type: ignore[arg-type]
         return module
 
-    def filled(self, values: Tensors, call: Call) -> Module:
-        """A new module that holds these tensors, and draws by this call's keys."""
+    def filled(self, values: Tensors, call: Call) -> tuple[Module, list[Tensor]]:
+        """A new module that holds these tensors, and draws by this call's keys; and copies of its unregistered tensors."""
         template = self.templates[call.keys is not None]
         held = dict(template.named_parameters()) | dict(template.named_buffers())
         memo: dict[int, Any] = {id(held[name]): value for name, value in values.items()}
         memo[id(_CALL)] = call
-        return _copied(template, memo)
+        loose: list[Tensor] = []
+        memo[_LOOSE] = loose
+        return _copied(template, memo), loose
 
 
 # Draws
@@ -237,6 +239,9 @@ def _same(a: Any, b: Any) -> bool:
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType, type)
 
 
+_LOOSE = 0  # where a memo lists copies of unregistered tensors; no object has this id
+
+
 def _copied(module: Module, memo: dict[int, Any]) -> Module:
     """What ``copy.deepcopy(module, memo)`` gives, in a sixtieth of the time: the parts of a module that are most often empty
     or plain are not handed to it. Tensors are as the memo tells."""
@@ -261,7 +266,11 @@ def _copied(module: Module, memo: dict[int, Any]) -> Module:
 def _deep(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
-    return value if isinstance(value, Tensor) else copy.deepcopy(value, memo)  # unregistered tensors are constants
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value, memo)
+    memo[id(value)] = value.detach().clone()
+    memo.get(_LOOSE, []).append(memo[id(value)])
+    return memo[id(value)]
 
 
 # Parts that draw
@@ -304,6 +313,7 @@ def _unguarded(kind: type) -> type:
     # super() in a copied method would look for the class that it was written in.
     members = {**vars(torch.nn.RNNBase), **vars(kind)}
     members["_flat_weights"] = property(_flat_weights, lambda self, value: None)
+    members["_weights_have_changed"] = lambda self: False  # no list of them to renew
     for name in ("__setattr__", "__dict__", "__weakref__"):
         members.pop(name, None)
     return type(kind.__name__, (Module,), members)

@@ -37,7 +37,95 @@ def from_module(
     residual: bool = False,
     outputs: int | None = None,
 ) -> Network:
-    """TODO"""
+    """Any ``torch.nn.Module`` as a network: its parameters and buffers in the tree, dropout by key, batched.
+
+    The module is called with a batch as ``module(z, gamma)``, or ``module(z, gamma, cond)`` where a condition is given, in
+    train mode where the network is given a key and in eval mode where it is not: latents (B, *event_shape), gamma as it is,
+    (B,) (or (B, *event_shape) under a schedule of that shape), and the batch's condition. It returns (B, *event_shape), with
+    a last axis of ``outputs`` where it has several. What it is given is never changed.
+
+    >>> import functools
+    >>> import torch
+    >>> import purevdm
+    >>> from purevdm import networks, random, schedules, training
+    >>> class Net(torch.nn.Module):
+    ...     def __init__(self, width):
+    ...         super().__init__()
+    ...         self.into = torch.nn.Linear(3, width)
+    ...         self.label = torch.nn.Embedding(10, width)
+    ...         self.body = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.BatchNorm1d(width), torch.nn.Dropout(0.1))
+    ...         self.out = torch.nn.Linear(width, 2)
+    ...     def forward(self, z, gamma, label):
+    ...         h = self.into(torch.cat([z, gamma[:, None] / 10.0], 1)) + self.label(label)
+    ...         return self.out(self.body(h))
+    >>> network = networks.from_module(functools.partial(Net, width=16))
+    >>> model = purevdm.vdm(network, schedules.learned_linear(), event_shape=(2,))
+    >>> params, label = model.init(random.key(0)), torch.tensor([1, 2, 3, 4])
+    >>> x = random.randint(random.key(1), (4, 2), 0, 256)
+    >>> grads, loss = torch.func.grad_and_value(model.loss_fn)(params, x, random.key(2), label)
+    >>> model.sample(params, random.key(3), 4, steps=5, cond=label).shape
+    torch.Size([4, 2])
+
+    **Parameters** are ``{"params": ..., "buffers": ...}``, nested by the modules' names, tied ones once. All leaves are
+    floating-point, as gradients ask for: integer and bool buffers are held as floats, and cast back in each call. Buffers
+    get zero gradients, and ``purevdm.training`` lets only parameters of two axes and more decay: with an optimiser of your
+    own, hand it ``params["network"]["params"]`` and ``params["schedule"]``. Buffers that float32 cannot tell exactly
+    (complex, infinite, integers above 2**24) and tensors that are not registered are constants, and stay out of the tree.
+
+    **Initialised by key.** A function that makes the module runs under a seed made of all 64 bits of the key, on the CPU. A
+    module is drawn anew by each layer's ``reset_parameters``; parameters that are constant in it (zeros, ones) stay, and so
+    do those of layers without that method. So give the function where a module draws its parameters in its own way. The
+    global generator is as before.
+
+    **A pretrained module's** own values are a tree, too, and a tree goes back into a module:
+
+    >>> pretrained = Net(16)
+    >>> params["network"] = networks.module_params(network, pretrained)
+    >>> pretrained = networks.load_module(network, params["network"], pretrained)
+
+    **Dropout by key** is that of ``nn.Dropout`` and its kin, ``F.dropout``, ``F.scaled_dot_product_attention``,
+    ``nn.MultiheadAttention``, the transformer's and the recurrent layers: the same masks in eager, compiled, and in a
+    checkpointed block that is computed again. Each example has masks of its own key, so a part of a batch computes what the
+    whole does, wherever an activation has its examples along the first axis (each one's rows together, as heads and windows
+    are folded) or along the second, with a first axis that the batch's size does not divide. Other masks are as independent,
+    but the batch's. A draw from torch's global generator is an error.
+
+    **Batch norms** use the batch's statistics with a key, so there an example depends on its batch; without a key, their
+    running ones. A loss changes no parameter, so those come back by :meth:`purevdm.VDM.update`, which a training step takes:
+
+    >>> params = model.update(params, x, random.key(2), label)
+    >>> int(params["network"]["buffers"]["body"]["1"]["num_batches_tracked"])
+    1
+    >>> state, grad_fn = training.init(model, random.key(0)), training.gradients(model)
+    >>> state, _ = training.train_step(training.AdamW(), grad_fn, state, x, random.key(1), label, update=model.update)
+
+    Before averaged parameters are evaluated, set their statistics by some batches: ``model.update(state.ema_params, ...)``.
+
+    **Checkpoints** (``torch.utils.checkpoint``, reentrant or not) are known to ``torch.autograd``, not to ``torch.func``:
+    ``training.gradients(model, remat=True)`` takes gradients through them, in eager and compiled, and so does
+    ``loss.backward()`` on parameters that require gradients. A compiled ``torch.func.grad`` computes them as plain calls.
+
+    **Mixed precision**: :func:`mixed` runs the module under ``torch.autocast``; parameters and buffers stay as they are.
+
+    Args:
+        module: the module, which is copied, or a function without arguments that makes one: a class, or
+            ``functools.partial(Net, width=16)``, which compares and pickles by content.
+        call: ``call(module, z, gamma, cond) -> output``, for modules with another signature. ``module`` is then a function
+            that runs the module, and ``x_hat`` a further keyword where the network is self-conditioned. A model pickles if
+            this function does.
+        predicts: what the output is: "eps", "x" or "v".
+        self_condition: whether the module takes an earlier estimate of the data, ``x_hat=`` (zeros for none).
+        residual: whether z is added to the output.
+        outputs: how many numbers the module returns for each of z's, on a new last axis; None for one, of z's shape.
+
+    Returns:
+        A :class:`~purevdm.networks.Network`, ``batched``.
+
+    Raises:
+        TypeError, ValueError: something that is no module and makes none; a lazy module whose shapes are not known;
+            parameters that are not floating-point; a module in which no layer can be drawn anew.
+        RuntimeError: from a model's methods, what a module does and cannot do here; it names the module and the remedy.
+    """
     if not isinstance(module, Module) and not callable(module):
         raise TypeError(f"module: expected a torch.nn.Module or a function that makes one, got {_checks.describe(module)}")
     if call is not None and not callable(call):
@@ -108,14 +196,18 @@ def _run(
             def module(*args: Any, **kwargs: Any) -> Tensor:
                 return torch.func.functional_call(source.templates[train], values, args, kwargs)
 
-            with precision, Keyed(call):
+            # A compiled loop, as sampling is, admits no such block; there, nothing is keyed or differentiated.
+            block = Keyed(call) if train or torch.is_grad_enabled() else nullcontext()
+            with precision, block:
                 return _called(settings, module, z, gamma, cond, x_hat), values
-        filled = source.filled(values, call)
+        filled, loose = source.filled(values, call)
         if torch.is_grad_enabled() and not _drawing.transformed() and any(v.requires_grad for v in values.values()):
             z = z if z.requires_grad else z.detach().requires_grad_()  # reentrant checkpoints record for such inputs alone
         with precision, _drawing.within(call):
-            found = _called(settings, filled, z, gamma, cond, x_hat)
+            found = _called(settings, filled.__call__, z, gamma, cond, x_hat)
         _drawing.drawn(call)
+        if any(tensor._version for tensor in loose):
+            raise call.error("writes to a tensor attribute that is not registered; register it as a buffer")
         return found, dict(filled.named_parameters()) | dict(filled.named_buffers()) if train else {}
     finally:
         _drawing.end()

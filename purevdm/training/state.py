@@ -118,7 +118,7 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]
         leaves: Any
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        x, cond = optree.tree_map(torch.Tensor.detach, (x, cond))  # type: ignore[misc]
+        x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
         loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
         loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
