@@ -237,8 +237,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention, written out where its weights are dropped."""
-    if _off(call, "scaled_dot_product_attention", dropout_p, True):
+    """Attention, written out where its weights are dropped, and under vmap, which does not know the kernel."""
+    off = _off(call, "scaled_dot_product_attention", dropout_p, True)
+    if off and "Vmap" not in transformed():
         return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
@@ -248,7 +249,7 @@ def _attention(
     if attn_mask is not None:
         logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
     weights = torch.softmax(logits, -1)
-    return _dropped(call, weights, dropout_p, weights.shape) @ value
+    return (weights if off else _dropped(call, weights, dropout_p, weights.shape)) @ value
 
 
 # torch's own function, but one that runs where it would hand itself to a block again. What it calls is seen by the block.

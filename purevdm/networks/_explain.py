@@ -32,7 +32,7 @@ _KNOWN = (
         "Keep what changes in registered buffers, which VDM.update hands back, or write out of place",
     ),
     (
-        "could not generate a fallback|Batching rule not implemented",
+        "could not generate a fallback|[Bb]atching rule not implemented|do not support batching operators",
         "calls an operation that torch.func.vmap does not know",
         "Take gradients of whole batches, or use another operation",
     ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from purevdm import _checks
+from purevdm import _checks, random
 from purevdm.networks import _drawing
 from purevdm.networks._drawing import Call
 from purevdm.types import Key, Params
@@ -102,8 +102,7 @@ class Source:
         """The tree of a module that is drawn by key; on the meta device, where the key is, without computing."""
         if key.is_meta:
             return self.tree({name: leaf.float() if name in self.buffers else leaf for name, leaf in self.leaves.items()})
-        high, low = (word & 0xFFFFFFFF for word in key.tolist())
-        seed = high << 32 | low
+        seed = int(random.bits(key).to(torch.int64))  # torch's generator takes 32 bits: these are made of all the key's
         module = self._made(seed)
         if isinstance(self.source, Module):
             self._drawn(module, seed)

@@ -1,10 +1,12 @@
 """Any ``torch.nn.Module`` as a score network."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -72,7 +74,7 @@ def from_module(
     own, hand it ``params["network"]["params"]`` and ``params["schedule"]``. Buffers that float32 cannot tell exactly
     (complex, infinite, integers above 2**24) and tensors that are not registered are constants, and stay out of the tree.
 
-    **Initialised by key.** A function that makes the module runs under a seed made of all 64 bits of the key, on the CPU. A
+    **Initialised by key.** A function that makes the module runs on the CPU, under a seed that the key draws. A
     module is drawn anew by each layer's ``reset_parameters``; parameters that are constant in it (zeros, ones) stay, and so
     do those of layers without that method. So give the function where a module draws its parameters in its own way. The
     global generator is as before.
@@ -201,9 +203,12 @@ def _run(
             with precision, block:
                 return _called(settings, module, z, gamma, cond, x_hat), values
         filled, loose = source.filled(values, call)
-        if torch.is_grad_enabled() and not _drawing.transformed() and any(v.requires_grad for v in values.values()):
-            z = z if z.requires_grad else z.detach().requires_grad_()  # reentrant checkpoints record for such inputs alone
-        with precision, _drawing.within(call):
+        recorded = _recorded(values, (z, gamma, cond, x_hat))
+        if recorded and not _drawing.transformed() and not z.requires_grad:
+            z = z.detach().requires_grad_()  # reentrant checkpoints record where an input does
+        with torch.set_grad_enabled(recorded), precision, _drawing.within(call), warnings.catch_warnings():
+            if not recorded:  # they warn that they record nothing
+                warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             found = _called(settings, filled.__call__, z, gamma, cond, x_hat)
         _drawing.drawn(call)
         if any(tensor._version for tensor in loose):
@@ -211,6 +216,14 @@ def _run(
         return found, dict(filled.named_parameters()) | dict(filled.named_buffers()) if train else {}
     finally:
         _drawing.end()
+
+
+def _recorded(*trees: Any) -> bool:
+    """Whether autograd has something to record; where not, checkpoints need not make ready to compute again."""
+    if not torch.is_grad_enabled() or _drawing.transformed():
+        return torch.is_grad_enabled()
+    leaves: Any = optree.tree_leaves(trees)  # type: ignore[arg-type]
+    return any(leaf.requires_grad for leaf in leaves)
 
 
 def _apply(

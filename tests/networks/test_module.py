@@ -169,8 +169,8 @@ def test_losses_gradients_and_samples_in_eager(name):
     model, params, x = made(KINDS[name])
     before, generator = optree.tree_map(torch.clone, params), torch.get_rng_state()
     outside, (loss, _) = training.gradients(model, remat=True)(params, x, KEY)
-    assert loss == model.loss_fn(params, x, KEY)
-    assert all(leaf.norm() > 0 for leaf in optree.tree_leaves(outside["network"]["params"]["into"]))
+    torch.testing.assert_close(loss, model.loss_fn(params, x, KEY))
+    assert all(leaf.norm() > 0 for leaf in optree.tree_leaves(outside["network"]["params"]["out"]))
     if "checkpoint" in name:
         with pytest.raises(RuntimeError, match=r"network: Checkpointed .*remat=True"):
             torch.func.grad_and_value(model.loss_fn)(params, x, KEY)
@@ -272,8 +272,7 @@ class Ones(nn.Module):
         self.layer, self.shape = layer, shape
 
     def forward(self, z, gamma, cond=None):
-        h = torch.ones(z.shape[0], *self.shape)
-        return torch.stack([self.layer(h).flatten(1), self.layer(h).flatten(1)], -1)
+        return torch.stack([self.layer(torch.ones(z.shape[0], *self.shape)).flatten(1) for _ in range(2)], -1)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +292,7 @@ def test_masks_are_independent_and_of_their_rate(layer, shape, channels):
     kept = out.reshape(n, channels, -1, 2)
     assert (kept[:, :, :1] == kept).all()  # whole channels
     kept = (kept[:, :, 0] > 0).double()
-    assert set(out.unique().tolist()) == {0.0, 1 / 0.75}
+    torch.testing.assert_close(out.unique(), torch.tensor([0.0, 1 / 0.75]))
     rows = kept.movedim(-1, 0).flatten(0, 1)  # each use of each example
     deviation = (0.25 * 0.75 / channels) ** 0.5
     assert (rows.mean(1) - 0.75).abs().max() < 5 * deviation
@@ -506,7 +505,7 @@ def evaluated(model, params, x):
         (Draws, evaluated, "Draws calls randn_like", "draw by key alone"),
         (Always, evaluated, "Always calls dropout with training=True", "training=self.training"),
         (Keeps, evaluated, "Keeps writes to a tensor attribute", "register it as a buffer"),
-        (Keeps, by_func, "Keeps writes", "registered? (as a )?buffer"),
+        (Keeps, by_func, "Keeps writes to a tensor attribute", "register it as a buffer"),
         (Reads, by_example, "Reads reads a tensor's value", "torch.where"),
         (Unmapped, by_example, "Unmapped calls an operation that torch.func.vmap does not know", "whole batches"),
         (Outside, from_outside, "Outside calls a dropout function in a checkpointed function", "use nn.Dropout"),
@@ -516,7 +515,7 @@ def evaluated(model, params, x):
 def test_what_cannot_work_is_told_in_our_words(module, use, problem, remedy):
     with pytest.raises(RuntimeError, match=rf"network: {problem}.*{remedy}"):
         use(*made(module))
-    assert not torch._C._autograd._saved_tensors_hooks_is_enabled() is False  # nothing is left switched off
+    assert torch._C._autograd._saved_tensors_hooks_is_enabled()  # nothing is left switched off
 
 
 def test_a_modules_own_errors_pass():
@@ -525,5 +524,5 @@ def test_a_modules_own_errors_pass():
             raise RuntimeError("a bug of its own")
 
     model, params, x = made(Broken)
-    with pytest.raises(RuntimeError, match="^a bug of its own$"):
+    with pytest.raises(RuntimeError, match=r"^a bug of its own$"):
         model.loss_fn(params, x, KEY)
