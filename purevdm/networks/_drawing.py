@@ -80,12 +80,24 @@ def transformed() -> str:
     return " ".join(interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ())
 
 
-def drawn(call: Call) -> None:
-    """Refuses what was drawn from the global generator unseen; in eager."""
-    seed, state = torch.default_generator.initial_seed(), torch.default_generator.get_state()
-    fresh = torch.Generator().manual_seed(seed).get_state()
-    if not torch.equal(state, fresh):
-        raise call.error(f"drew from torch's global generator, which no key governs; {_REMEDY}")
+_lock = threading.RLock()
+
+
+@contextmanager
+def counted(call: Call) -> Iterator[None]:
+    """A call in eager. In training, one thread at a time; what was drawn from the global generator unseen is refused."""
+    if call.keys is None:
+        yield
+        return
+    with _lock:
+        begin()
+        try:
+            yield
+            fresh = torch.Generator().manual_seed(torch.default_generator.initial_seed())
+            if not torch.equal(torch.default_generator.get_state(), fresh.get_state()):
+                raise call.error(f"drew from torch's global generator, which no key governs; {_REMEDY}")
+        finally:
+            end()
 
 
 _REMEDY = (

@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import types
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm import _checks, random
-from purevdm.networks import _drawing
+from purevdm.networks import _parts
 from purevdm.networks._drawing import Call
 from purevdm.types import Key, Params
 
@@ -33,8 +31,7 @@ class Source:
         self.source = source
         example = self._made(0)
         self.name = type(example).__name__
-        named = {name: p for name, p in example.named_parameters()}  # noqa: C416 (a copy by a plain dict)
-        buffers = dict(example.named_buffers())
+        named, buffers = dict(example.named_parameters()), dict(example.named_buffers())
         for name, leaf in (named | buffers).items():
             if torch.nn.parameter.is_lazy(leaf):
                 raise ValueError(f"module: expected a module of known shapes, got a lazy {name} in {self.name}; run it once")
@@ -45,7 +42,7 @@ class Source:
         kept = named | {name: b for name, b in buffers.items() if name not in self.constants}
         self.buffers = frozenset(kept) - frozenset(named)
         self.leaves = {name: torch.empty_like(leaf, device="meta") for name, leaf in kept.items()}
-        if isinstance(source, Module) and named and not self._drawn(example, 0):
+        if isinstance(source, Module) and named and not self._redraw(example, 0):
             raise ValueError(
                 f"module: expected one with layers to draw anew (with reset_parameters), got {self.name} with none; "
                 "give the class, or a function that makes the module"
@@ -80,7 +77,7 @@ class Source:
             raise TypeError(f"module: expected a torch.nn.Module of the function, got {_checks.describe(module)}")
         return module
 
-    def _drawn(self, module: Module, seed: int) -> bool:
+    def _redraw(self, module: Module, seed: int) -> bool:
         """Draws the module's parameters anew, by each layer's ``reset_parameters``. Says whether any changed.
 
         Parameters that are constant (zeros, ones) stay: they were set so on purpose.
@@ -93,7 +90,7 @@ class Source:
                     reset()
             changed = False
             for name, p in module.named_parameters():
-                if _flat(before[name]):
+                if _constant(before[name]):
                     p.copy_(before[name])
                 changed = changed or not torch.equal(p, before[name])
         return changed
@@ -101,19 +98,21 @@ class Source:
     def init(self, key: Key) -> Params:
         """The tree of a module that is drawn by key; on the meta device, where the key is, without computing."""
         if key.is_meta:
-            return self.tree({name: leaf.float() if name in self.buffers else leaf for name, leaf in self.leaves.items()})
+            return self.tree(self.leaves)
         seed = int(random.bits(key).to(torch.int64))  # torch's generator takes 32 bits: these are made of all the key's
         module = self._made(seed)
         if isinstance(self.source, Module):
-            self._drawn(module, seed)
+            self._redraw(module, seed)
         return self.read(module, key.device)
 
     # Trees
 
     def tree(self, leaves: Tensors) -> Params:
-        """``{"params": ..., "buffers": ...}``, each of nested dicts by the modules' names; without the empty ones."""
+        """``{"params": ..., "buffers": ...}``, each of nested dicts by the modules' names, of floating-point leaves; without
+        the empty ones."""
         found: Params = {}
         for name, leaf in leaves.items():
+            leaf = leaf if leaf.is_floating_point() else leaf.float()
             branch = found.setdefault("buffers" if name in self.buffers else "params", {})
             *path, last = name.split(".")
             for part in path:
@@ -133,61 +132,47 @@ class Source:
 
     def read(self, module: Module, device: torch.device | None = None) -> Params:
         """A module's tensors as a tree of its own."""
-        held = dict(module.named_parameters()) | dict(module.named_buffers())
+        held = _tensors(module)
         missing = [name for name in self.leaves if name not in held or held[name].shape != self.leaves[name].shape]
         if missing:
             raise ValueError(f"module: expected a {self.name} with {missing[0]} of {tuple(self.leaves[missing[0]].shape)}")
-        leaves = {name: held[name].detach().to(device, copy=True) for name in self.leaves}
-        return self.tree({name: leaf if leaf.is_floating_point() else leaf.float() for name, leaf in leaves.items()})
+        return self.tree({name: held[name].detach().to(device, copy=True) for name in self.leaves})
 
-    def values(self, params: Params, device: torch.device, train: bool) -> Tensors:
-        """What a call gives the module: the parameters; the buffers in their own dtypes, without a gradient, and as copies
-        in training, where the module may write to them; the constants."""
+    def values(self, params: Params, device: torch.device) -> Tensors:
+        """What a call gives the module: the parameters; the buffers in their own dtypes, without a gradient, and as copies,
+        as the module may write to them; the constants."""
         found = self.flat(params)
         for name in self.buffers:
             buffer, dtype = found[name].detach(), self.leaves[name].dtype
-            if not dtype.is_floating_point:
-                buffer = buffer.round().to(dtype)
-            found[name] = buffer.clone() if train else buffer
+            found[name] = buffer.clone() if dtype.is_floating_point else buffer.round().to(dtype)
         return found | {name: constant.to(device) for name, constant in self.constants.items()}
 
     def update(self, params: Params, values: Tensors) -> Params:
-        """The tree with the buffers that a call left, in the tree's dtypes; what they left as it was is the same tensor."""
-        old, new = self.flat(params), {}
-        for name, leaf in old.items():
-            changed = values[name].detach().to(leaf.dtype) if name in self.buffers else leaf
-            new[name] = changed
-        return self.tree(new)
+        """The tree with the buffers that a call left, in the tree's dtypes, and the parameters as they are."""
+        leaves = self.flat(params)
+        return self.tree(leaves | {name: values[name].detach().to(leaves[name].dtype) for name in self.buffers})
 
     # Filling
 
     def _template(self, example: Module, train: bool) -> Module:
-        """A copy of the module on the meta device whose parts draw by key, also when a checkpoint computes them again."""
+        """A copy of the module without its tensors, so that what is not given to a call fails, and does not pass unseen."""
         module = copy.deepcopy(example).train(train)
-        named = dict(module.named_parameters(remove_duplicate=True)) | dict(module.named_buffers())
+        named = _tensors(module)
         memo: dict[int, Any] = {id(leaf): torch.empty_like(leaf, device="meta").detach() for leaf in named.values()}
-        # The class of each part last, as deepcopy goes by it.
-        module = _copied(module, memo)
-        for part in module.modules():
-            kind = type(part)
-            if kind.__module__.startswith("torch.nn.modules.") and not isinstance(part, _DRAWING):
-                continue
-            part.__dict__["_purevdm"] = _CALL
-            part.__class__ = _keyed(_unguarded(kind))  # type: ignore[arg-type]
-        return module
+        return _parts.keyed(_parts.copied(module, memo))
 
     def filled(self, values: Tensors, call: Call) -> tuple[Module, list[Tensor]]:
         """A new module that holds these tensors, and draws by this call's keys; and copies of its unregistered tensors."""
         template = self.templates[call.keys is not None]
-        held = dict(template.named_parameters()) | dict(template.named_buffers())
+        held, loose = _tensors(template), list[Tensor]()
         memo: dict[int, Any] = {id(held[name]): value for name, value in values.items()}
-        memo[id(_CALL)] = call
-        loose: list[Tensor] = []
-        memo[_LOOSE] = loose
-        return _copied(template, memo), loose
+        memo |= {id(_parts.CALL): call, _parts.LOOSE: loose}
+        return _parts.copied(template, memo), loose
 
 
-# Draws
+def _tensors(module: Module) -> Tensors:
+    """A module's parameters (tied ones once) and buffers by name."""
+    return dict(module.named_parameters()) | dict(module.named_buffers(remove_duplicate=False))
 
 
 class _seeded:  # noqa: N801 (reads as a function)
@@ -204,7 +189,7 @@ class _seeded:  # noqa: N801 (reads as a function)
         torch.default_generator.set_state(self.state)
 
 
-def _flat(x: Tensor) -> bool:
+def _constant(x: Tensor) -> bool:
     """Whether all numbers of a tensor are equal; a single one tells it where it is 0 or 1."""
     if x.numel() < 2:
         return all(value in (0.0, 1.0) for value in x.flatten().tolist())
@@ -226,97 +211,5 @@ def _same(a: Any, b: Any) -> bool:
         return bool(a == b)
     if type(a) is not type(b) or repr(a) != repr(b):
         return False
-    states = [dict(m.named_parameters()) | dict(m.named_buffers()) for m in (a, b)]
-    if states[0].keys() != states[1].keys():
-        return False
-    return all(torch.equal(x.cpu(), y.cpu()) for x, y in zip(*(state.values() for state in states), strict=True))
-
-
-# Copies
-
-
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType, type)
-
-
-_LOOSE = 0  # where a memo lists copies of unregistered tensors; no object has this id
-
-
-def _copied(module: Module, memo: dict[int, Any]) -> Module:
-    """What ``copy.deepcopy(module, memo)`` gives, in a sixtieth of the time: the parts of a module that are most often empty
-    or plain are not handed to it. Tensors are as the memo tells."""
-    if id(module) in memo:
-        return memo[id(module)]  # type: ignore[no-any-return]
-    new = object.__new__(type(module))
-    memo[id(module)] = new
-    for name, value in module.__dict__.items():
-        held: Any
-        if isinstance(value, _PLAIN):
-            held = value
-        elif name == "_modules":
-            held = {key: None if part is None else _copied(part, memo) for key, part in value.items()}
-        elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
-            held = type(value)((key, _deep(item, memo)) for key, item in value.items())
-        else:
-            held = _deep(value, memo)
-        new.__dict__[name] = held
-    return new
-
-
-def _deep(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if not isinstance(value, Tensor):
-        return copy.deepcopy(value, memo)
-    memo[id(value)] = value.detach().clone()
-    memo.get(_LOOSE, []).append(memo[id(value)])
-    return memo[id(value)]
-
-
-# Parts that draw
-
-_DRAWING = (
-    torch.nn.modules.dropout._DropoutNd,
-    torch.nn.MultiheadAttention,
-    torch.nn.RNNBase,
-    torch.nn.RReLU,
-    torch.nn.TransformerEncoderLayer,
-    torch.nn.TransformerDecoderLayer,
-)
-
-
-_CALL = Call("", None)  # stands in a template for the call
-
-
-class _Part:
-    """A part of a module under way, first in the order of its classes."""
-
-    _purevdm: Call
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        with _drawing.within(self._purevdm):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-
-
-@functools.cache
-def _keyed(kind: type) -> type:
-    return type(kind.__name__, (_Part, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
-
-
-@functools.cache
-def _unguarded(kind: type) -> type:
-    """A recurrent layer of torch's as a class that is not one of torch's, which a compiler would refuse to follow."""
-    if kind not in (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN):
-        return kind
-    # super() in a copied method would look for the class that it was written in.
-    members = {**vars(torch.nn.RNNBase), **vars(kind)}
-    members["_flat_weights"] = property(_flat_weights, lambda self, value: None)
-    members["_weights_have_changed"] = lambda self: False  # no list of them to renew
-    for name in ("__setattr__", "__dict__", "__weakref__"):
-        members.pop(name, None)
-    return type(kind.__name__, (Module,), members)
-
-
-def _flat_weights(self: Any) -> list[Tensor]:
-    return [getattr(self, name) for name in self._flat_weights_names]
+    one, other = _tensors(a), _tensors(b)
+    return one.keys() == other.keys() and all(torch.equal(leaf.cpu(), other[name].cpu()) for name, leaf in one.items())

@@ -15,7 +15,7 @@ from purevdm import _checks
 from purevdm.networks import _drawing
 from purevdm.networks._drawing import Call, Keyed
 from purevdm.networks._network import Network
-from purevdm.networks._template import Source
+from purevdm.networks._template import Source, Tensors
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["from_module", "load_module", "module_params"]
@@ -153,8 +153,8 @@ def module_params(network: Network, module: Module) -> Params:
 def load_module(network: Network, params: Params, module: Module) -> Module:
     """A module with a network's parameters, ``params["network"]``, copied into it, in place; it is returned."""
     source = _settings(network).source
+    source.read(module)  # holds its names and shapes against the network's
     held = dict(module.named_parameters()) | dict(module.named_buffers())
-    source.read(module)
     with torch.no_grad():
         for name, leaf in source.flat(params).items():
             held[name].copy_(leaf if held[name].is_floating_point() else leaf.round())
@@ -183,39 +183,48 @@ def _called(settings: Settings, module: Callable[..., Tensor], z: Tensor, gamma:
 
 def _run(
     settings: Settings, params: Params, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Tensors]:
     """What the module returns, and its tensors after it."""
     source, train = settings.source, key is not None
-    call, values = Call(source.name, key), source.values(params, z.device, train)
+    call, values = Call(source.name, key), source.values(params, z.device)
     if settings.dtype is None:
         precision: Any = nullcontext()
     else:
         precision = torch.autocast(z.device.type, settings.dtype, cache_enabled=False)
+    if not torch.compiler.is_compiling():
+        with precision, _drawing.counted(call):
+            return _run_eager(settings, call, values, z, gamma, cond, x_hat)
+
+    def module(*args: Any, **kwargs: Any) -> Tensor:
+        return torch.func.functional_call(source.templates[train], values, args, kwargs)
+
+    # A compiled loop, as sampling is, admits no such block; there, nothing is keyed or differentiated.
+    block = Keyed(call) if train or torch.is_grad_enabled() else nullcontext()
     _drawing.begin()
     try:
-        if torch.compiler.is_compiling():
-
-            def module(*args: Any, **kwargs: Any) -> Tensor:
-                return torch.func.functional_call(source.templates[train], values, args, kwargs)
-
-            # A compiled loop, as sampling is, admits no such block; there, nothing is keyed or differentiated.
-            block = Keyed(call) if train or torch.is_grad_enabled() else nullcontext()
-            with precision, block:
-                return _called(settings, module, z, gamma, cond, x_hat), values
-        filled, loose = source.filled(values, call)
-        recorded = _recorded(values, (z, gamma, cond, x_hat))
-        if recorded and not _drawing.transformed() and not z.requires_grad:
-            z = z.detach().requires_grad_()  # reentrant checkpoints record where an input does
-        with torch.set_grad_enabled(recorded), precision, _drawing.within(call), warnings.catch_warnings():
-            if not recorded:  # they warn that they record nothing
-                warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
-            found = _called(settings, filled.__call__, z, gamma, cond, x_hat)
-        _drawing.drawn(call)
-        if any(tensor._version for tensor in loose):
-            raise call.error("writes to a tensor attribute that is not registered; register it as a buffer")
-        return found, dict(filled.named_parameters()) | dict(filled.named_buffers()) if train else {}
+        with precision, block:
+            return _called(settings, module, z, gamma, cond, x_hat), values
     finally:
         _drawing.end()
+
+
+def _run_eager(
+    settings: Settings, call: Call, values: Tensors, z: Tensor, gamma: Tensor, cond: Any, x_hat: Tensor | None
+) -> tuple[Tensor, Tensors]:
+    """In a copy of the module made for this call alone, which a checkpoint's second run finds as the first did."""
+    module, loose = settings.source.filled(values, call)
+    watched = [] if torch.is_inference_mode_enabled() else [*loose, *module.parameters()]
+    versions = [tensor._version for tensor in watched]
+    recorded = _recorded(values, (z, gamma, cond, x_hat))
+    if recorded and not _drawing.transformed() and not z.requires_grad:
+        z = z.detach().requires_grad_()  # reentrant checkpoints record where an input does
+    with torch.set_grad_enabled(recorded), _drawing.within(call), warnings.catch_warnings():
+        if not recorded:  # they warn that they record nothing
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+        found = _called(settings, module.__call__, z, gamma, cond, x_hat)
+    if versions != [tensor._version for tensor in watched]:
+        raise call.error("writes in place to a parameter, or to a tensor that is not registered; register it as a buffer")
+    return found, dict(module.named_buffers(remove_duplicate=False))
 
 
 def _recorded(*trees: Any) -> bool:

@@ -432,8 +432,14 @@ class Draws(modules.Base):
 
 class DrawsUnseen(modules.Base):
     def body(self, h):
-        torch.default_generator.manual_seed(1)
-        torch.Tensor.random_(h.detach().clone())
+        with torch._C.DisableTorchFunction():
+            return h + torch.randn(8)
+
+
+class Writes(modules.Base):
+    def body(self, h):
+        with torch.no_grad():
+            self.out.weight.clamp_(-1.0, 1.0)
         return h
 
 
@@ -502,10 +508,12 @@ def evaluated(model, params, x):
         (partial(modules.Checkpointed, True), by_example, "Checkpointed runs an autograd.Function without", "remat=True"),
         (modules.BatchNorm, by_example, "BatchNorm normalises over the batch", "train=False"),
         (Draws, by_func, "Draws calls randn_like", "draw by key alone"),
+        (DrawsUnseen, from_outside, "DrawsUnseen drew from torch's global generator", "draw by key alone"),
+        (Writes, evaluated, "Writes writes in place to a parameter", ""),
         (Draws, evaluated, "Draws calls randn_like", "draw by key alone"),
         (Always, evaluated, "Always calls dropout with training=True", "training=self.training"),
-        (Keeps, evaluated, "Keeps writes to a tensor attribute", "register it as a buffer"),
-        (Keeps, by_func, "Keeps writes to a tensor attribute", "register it as a buffer"),
+        (Keeps, evaluated, "Keeps writes in place to", "register it as a buffer"),
+        (Keeps, by_func, "Keeps writes in place to", "register it as a buffer"),
         (Reads, by_example, "Reads reads a tensor's value", "torch.where"),
         (Unmapped, by_example, "Unmapped calls an operation that torch.func.vmap does not know", "whole batches"),
         (Outside, from_outside, "Outside calls a dropout function in a checkpointed function", "use nn.Dropout"),

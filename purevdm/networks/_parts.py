@@ -1,0 +1,108 @@
+"""The parts of a module: copied fast, with tensors put in place of its own, and run so that they draw by key."""
+
+import copy
+import functools
+import types
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from purevdm.networks import _drawing
+from purevdm.networks._drawing import Call
+
+# Copies
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType, type)
+
+
+LOOSE = 0  # where a memo may hold a list, for copies of unregistered tensors; no object has this id
+
+
+def copied(module: Module, memo: dict[int, Any]) -> Module:
+    """What ``copy.deepcopy(module, memo)`` gives, in a sixtieth of the time: the parts of a module that are most often empty
+    or plain are not handed to it. Tensors are as the memo tells."""
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[no-any-return]
+    new = object.__new__(type(module))
+    memo[id(module)] = new
+    for name, value in module.__dict__.items():
+        held: Any
+        if isinstance(value, _PLAIN):
+            held = value
+        elif name == "_modules":
+            held = {key: None if part is None else copied(part, memo) for key, part in value.items()}
+        elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
+            held = type(value)((key, _deep(item, memo)) for key, item in value.items())
+        else:
+            held = _deep(value, memo)
+        new.__dict__[name] = held
+    return new
+
+
+def _deep(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value, memo)
+    memo[id(value)] = value.detach().clone()
+    memo.get(LOOSE, []).append(memo[id(value)])
+    return memo[id(value)]
+
+
+# Parts that draw
+
+_DRAWING = (
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.MultiheadAttention,
+    torch.nn.RNNBase,
+    torch.nn.RReLU,
+)
+CALL = Call("", None)  # stands for the call in a module's parts
+
+
+def keyed(module: Module) -> Module:
+    """The module, whose parts from now on draw by the call that they hold, also when a checkpoint computes them again."""
+    for part in module.modules():
+        kind = type(part)
+        if isinstance(part, _DRAWING) or not kind.__module__.startswith("torch.nn.modules."):
+            part.__dict__["_purevdm"] = CALL
+            part.__class__ = _keyed(_unguarded(kind))  # type: ignore[arg-type]
+    return module
+
+
+class _Part:
+    """A part of a module under way, first in the order of its classes."""
+
+    _purevdm: Call
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with _drawing.within(self._purevdm):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _keyed(kind: type) -> type:
+    return type(kind.__name__, (_Part, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+@functools.cache
+def _unguarded(kind: type) -> type:
+    """A recurrent layer of torch's as a class that is not one of torch's, which a compiler would refuse to follow."""
+    if kind not in (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN):
+        return kind
+    # super() in a copied method would look for the class that it was written in.
+    members = {**vars(torch.nn.RNNBase), **vars(kind)}
+    members["_flat_weights"] = property(_flat_weights, lambda self, value: None)
+    members["_weights_have_changed"] = lambda self: False  # no list of them to renew
+    for name in ("__setattr__", "__dict__", "__weakref__"):
+        members.pop(name, None)
+    return type(kind.__name__, (Module,), members)
+
+
+def _flat_weights(self: Any) -> list[Tensor]:
+    return [getattr(self, name) for name in self._flat_weights_names]
