@@ -196,7 +196,7 @@ def _run(
             return _run_eager(settings, call, values, z, gamma, cond, x_hat)
 
     def module(*args: Any, **kwargs: Any) -> Tensor:
-        return torch.func.functional_call(source.templates[train], values, args, kwargs)
+        return torch.func.functional_call(source.templates[int(train)], values, args, kwargs)
 
     # A compiled loop, as sampling is, admits no such block; there, nothing is keyed or differentiated.
     block = Keyed(call) if train or torch.is_grad_enabled() else nullcontext()

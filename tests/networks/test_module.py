@@ -206,8 +206,7 @@ def test_evaluation_is_the_module_in_eval_mode(name):
     torch.testing.assert_close(denoiser.output(model.network, params["network"], z, gamma), module(z, gamma))
 
 
-@since_2_13
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=[pytest.mark.slow, since_2_13])])
 def test_compiled_gradients_through_all_kinds_are_those_of_eager(reentrant):
     """One module of all kinds: the same masks, in checkpoints too, by torch.func and from outside."""
     model, params, x = made(partial(modules.Everything, reentrant))
@@ -231,7 +230,7 @@ def test_compiled_samples_bounds_and_statistics_of_all_kinds():
     assert moved["network"]["buffers"]["norm"]["num_batches_tracked"] == 1
 
 
-@since_2_13
+@pytest.mark.slow
 def test_a_compiled_dit_by_the_default_backend():
     model, params, x = made(partial(modules.DiT, depth=1))
     label = torch.tensor([0, 1, 2, 3, 0])
