@@ -15,27 +15,30 @@ from purevdm.networks._drawing import Call
 
 # Copies
 
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType, type)
+_PLAIN = {bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType, type}
+_CONTAINERS = {dict, OrderedDict, set, list}
 
 
 LOOSE = 0  # where a memo may hold a list, for copies of unregistered tensors; no object has this id
 
 
 def copied(module: Module, memo: dict[int, Any]) -> Module:
-    """What ``copy.deepcopy(module, memo)`` gives, in a sixtieth of the time: the parts of a module that are most often empty
-    or plain are not handed to it. Tensors are as the memo tells."""
+    """What ``copy.deepcopy(module, memo)`` gives, many times faster: what is empty or plain, as most of a module's
+    attributes are, is not handed to it. Tensors are as the memo tells."""
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     new = object.__new__(type(module))
     memo[id(module)] = new
     for name, value in module.__dict__.items():
-        held: Any
-        if isinstance(value, _PLAIN):
-            held = value
+        kind, held = type(value), value
+        if kind in _PLAIN or (kind is tuple and all(type(item) in _PLAIN for item in value)):
+            pass
+        elif kind in _CONTAINERS and not value:
+            held = kind()
         elif name == "_modules":
             held = {key: None if part is None else copied(part, memo) for key, part in value.items()}
-        elif isinstance(value, dict) and type(value) in (dict, OrderedDict):
-            held = type(value)((key, _deep(item, memo)) for key, item in value.items())
+        elif name in ("_parameters", "_buffers"):
+            held = {key: _deep(item, memo) for key, item in value.items()}
         else:
             held = _deep(value, memo)
         new.__dict__[name] = held

@@ -48,6 +48,7 @@ class Source:
                 "give the class, or a function that makes the module"
             )
         self.templates = tuple(self._template(example, train) for train in (False, True))
+        self._placeholders = tuple(map(_tensors, self.templates))
 
     def __reduce__(self) -> Any:
         return Source, (self.source,)
@@ -163,11 +164,10 @@ class Source:
 
     def filled(self, values: Tensors, call: Call) -> tuple[Module, list[Tensor]]:
         """A new module that holds these tensors, and draws by this call's keys; and copies of its unregistered tensors."""
-        template = self.templates[call.keys is not None]
-        held, loose = _tensors(template), list[Tensor]()
-        memo: dict[int, Any] = {id(held[name]): value for name, value in values.items()}
+        train, loose = int(call.keys is not None), list[Tensor]()
+        memo: dict[int, Any] = {id(self._placeholders[train][name]): value for name, value in values.items()}
         memo |= {id(_parts.CALL): call, _parts.LOOSE: loose}
-        return _parts.copied(template, memo), loose
+        return _parts.copied(self.templates[train], memo), loose
 
 
 def _tensors(module: Module) -> Tensors:
