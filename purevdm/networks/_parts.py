@@ -55,7 +55,19 @@ def _deep(value: Any, memo: dict[int, Any]) -> Any:
     return memo[id(value)]
 
 
-# Parts that draw
+# Parts that checkpoint, and parts that draw
+
+
+def checkpoints(part: Module) -> bool:
+    """Whether the code of a part's own methods speaks of checkpoints."""
+
+    def speaks(code: types.CodeType) -> bool:
+        inner = (value for value in code.co_consts if isinstance(value, types.CodeType))
+        return any("checkpoint" in name for name in (*code.co_names, *code.co_freevars)) or any(map(speaks, inner))
+
+    own = (kind for kind in type(part).__mro__ if not kind.__module__.startswith("torch."))
+    return any(speaks(f.__code__) for kind in own for f in vars(kind).values() if isinstance(f, types.FunctionType))
+
 
 _DRAWING = (
     torch.nn.modules.dropout._DropoutNd,

@@ -25,6 +25,7 @@ class Source:
         leaves: the parameters (tied ones once) and the buffers that vary, by name, on the meta device, with their dtypes.
         constants: buffers that no float32 tells exactly, by name: complex, infinite, large integers.
         templates: the module without its tensors, in evaluation and in training.
+        checkpoints: whether a part's code speaks of checkpoints.
     """
 
     def __init__(self, source: Module | Callable[[], Module]) -> None:
@@ -48,6 +49,7 @@ class Source:
                 "give the class, or a function that makes the module"
             )
         self.templates = tuple(self._template(example, train) for train in (False, True))
+        self.checkpoints = any(map(_parts.checkpoints, example.modules()))
         self._placeholders = tuple(map(_tensors, self.templates))
 
     def __reduce__(self) -> Any:

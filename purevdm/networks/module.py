@@ -1,8 +1,8 @@
 """Any ``torch.nn.Module`` as a score network."""
 
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -218,13 +218,20 @@ def _run_eager(
     recorded = _recorded(values, (z, gamma, cond, x_hat))
     if recorded and not _drawing.transformed() and not z.requires_grad:
         z = z.detach().requires_grad_()  # reentrant checkpoints record where an input does
-    with torch.set_grad_enabled(recorded), _drawing.within(call), warnings.catch_warnings():
-        if not recorded:  # they warn that they record nothing
-            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+    quiet: Any = _quiet() if settings.source.checkpoints and not recorded else nullcontext()
+    with torch.set_grad_enabled(recorded), _drawing.within(call), quiet:
         found = _called(settings, module.__call__, z, gamma, cond, x_hat)
     if versions != [tensor._version for tensor in watched]:
         raise call.error("writes in place to a parameter, or to a tensor that is not registered; register it as a buffer")
     return found, dict(module.named_buffers(remove_duplicate=False))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A block in which reentrant checkpoints do not warn that they record nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+        yield
 
 
 def _recorded(*trees: Any) -> bool:
