@@ -2,19 +2,14 @@
 
 A :class:`Keyed` block sees every torch function that runs in it. Dropout, in whatever form, draws its masks by key: use n of
 a call folds n into each example's key. Other draws are refused.
-
-A checkpointed block draws again in the backward pass, when the call is over, and must draw the same. So the count of uses is
-kept where checkpoints keep what randomness depends on: it is the seed of torch's CPU generator, which a checkpoint saves and
-restores. Nothing is drawn from that generator, and it is as before after each call.
 """
 
 import math
 import re
-import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,88 +17,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from purevdm import nn, random
-from purevdm._compile import constant
+from purevdm.networks import _uses
+from purevdm.networks._uses import REMEDY, Call, transformed
 
-_FIRST = 0x7672656D << 32  # the seed that stands for no use yet
-
-
-class Call(NamedTuple):
-    """One run of a module.
-
-    Attributes:
-        name: the module's, for messages.
-        keys: a key for each example, (B, 2), or None in evaluation.
-    """
-
-    name: str
-    keys: Tensor | None
-
-    def error(self, problem: str) -> RuntimeError:
-        return RuntimeError(f"network: {self.name} {problem}")
-
-
-# The count of uses
-
-
-class _Local(threading.local):
-    def __init__(self) -> None:
-        self.saved: list[Tensor] = []  # the generator's states around the calls under way
-        self.regimes: list[Any] = []  # how autograd recorded when each module that is under way began
-
-
-_local = _Local()
-
-
-@constant
-def begin() -> None:
-    """Starts a call: no use yet. A compiler calls this, and the next two, while it traces."""
-    _local.saved.append(torch.default_generator.get_state())
-    torch.default_generator.manual_seed(_FIRST)
-
-
-@constant
-def end() -> None:
-    torch.default_generator.set_state(_local.saved.pop())
-
-
-@constant
-def _use() -> str:
-    """The number of a use, as text, which a compiler takes for a constant."""
-    number = torch.default_generator.initial_seed() - _FIRST
-    torch.default_generator.manual_seed(_FIRST + number + 1)
-    return str(number)
-
-
-@constant
-def transformed() -> str:
-    """The ``torch.func`` transforms around, as text."""
-    return " ".join(interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ())
-
-
-_lock = threading.RLock()
-
-
-@contextmanager
-def counted(call: Call) -> Iterator[None]:
-    """A call in eager. In training, one thread at a time; what was drawn from the global generator unseen is refused."""
-    if call.keys is None:
-        yield
-        return
-    with _lock:
-        begin()
-        try:
-            yield
-            fresh = torch.Generator().manual_seed(torch.default_generator.initial_seed())
-            if not torch.equal(torch.default_generator.get_state(), fresh.get_state()):
-                raise call.error(f"drew from torch's global generator, which no key governs; {_REMEDY}")
-        finally:
-            end()
-
-
-_REMEDY = (
-    "networks draw by key alone: use dropout (nn.Dropout, F.dropout, attention's), or write a purevdm.networks.Network "
-    "whose apply takes the key"
-)
+_regimes = _uses.Local()  # how autograd recorded when each module that is under way began, in this thread
 
 # Blocks in which draws are keyed
 
@@ -127,7 +44,7 @@ class Keyed(TorchFunctionMode):
                 kwargs = {"training" if word == "train" else word: value for word, value in kwargs.items()}
             return _KEYED[name](self.call, func, *args, **kwargs)
         if name in _DRAWS and not _given_no_rate(name, args, kwargs):
-            raise self.call.error(f"calls {name}, which draws from torch's global generator; {_REMEDY}")
+            raise self.call.error(f"calls {name}, which draws from torch's global generator; {REMEDY}")
         if torch.compiler.is_compiling() and name in _METHODS and isinstance(args[0], Tensor):
             return getattr(args[0], name)(*args[1:], **kwargs)
         return func(*args, **kwargs)
@@ -141,15 +58,15 @@ def _given_no_rate(name: str, args: Sequence[Any], kwargs: Any) -> bool:
 @contextmanager
 def within(call: Call) -> Iterator[None]:
     """The run of a module, or of a part of it that a checkpoint runs again; in eager."""
-    _local.regimes.append(_regime())
+    _regimes.stack.append(_regime())
     try:
-        if len(_local.regimes) > 1:  # a part of a module under way, which is in a block
+        if len(_regimes.stack) > 1:  # a part of a module under way, which is in a block
             yield
         else:
             with Keyed(call):
                 yield
     finally:
-        _local.regimes.pop()
+        _regimes.stack.pop()
 
 
 # Masks
@@ -163,12 +80,12 @@ def _mask(call: Call, rate: float, shape: Sequence[int], axis: int | None = None
     first example's key.
     """
     assert call.keys is not None
-    if not torch.compiler.is_compiling() and _local.regimes and _local.regimes[-1] != _regime():
+    if not torch.compiler.is_compiling() and _regimes.stack and _regimes.stack[-1] != _regime():
         raise call.error(
             "calls a dropout function in a checkpointed function itself, which would not see the keys when it is computed "
             "again; use nn.Dropout there, or checkpoint a module that calls it"
         )
-    number = int(_use())
+    number = int(_uses.use())
     if not torch.compiler.is_compiling() and not 0 <= number < 2**31:
         raise call.error("draws in a checkpoint with preserve_rng_state=False, which cannot be repeated; leave that out")
     keys, shape = call.keys, tuple(shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm.networks import _drawing
-from purevdm.networks._drawing import Call
+from purevdm.networks._uses import Call
 
 # Copies
 

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from purevdm import _checks, random
 from purevdm.networks import _parts
-from purevdm.networks._drawing import Call
+from purevdm.networks._uses import Call
 from purevdm.types import Key, Params
 
 Tensors = dict[str, Tensor]

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm import _checks
-from purevdm.networks import _drawing
-from purevdm.networks._drawing import Call, Keyed
+from purevdm.networks import _drawing, _uses
+from purevdm.networks._drawing import Keyed
 from purevdm.networks._network import Network
 from purevdm.networks._template import Source, Tensors
+from purevdm.networks._uses import Call
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["from_module", "load_module", "module_params"]
@@ -192,7 +193,7 @@ def _run(
     else:
         precision = torch.autocast(z.device.type, settings.dtype, cache_enabled=False)
     if not torch.compiler.is_compiling():
-        with precision, _drawing.counted(call):
+        with precision, _uses.counted(call):
             return _run_eager(settings, call, values, z, gamma, cond, x_hat)
 
     def module(*args: Any, **kwargs: Any) -> Tensor:
@@ -200,12 +201,12 @@ def _run(
 
     # A compiled loop, as sampling is, admits no such block; there, nothing is keyed or differentiated.
     block = Keyed(call) if train or torch.is_grad_enabled() else nullcontext()
-    _drawing.begin()
+    _uses.begin()
     try:
         with precision, block:
             return _called(settings, module, z, gamma, cond, x_hat), values
     finally:
-        _drawing.end()
+        _uses.end()
 
 
 def _run_eager(
@@ -216,7 +217,7 @@ def _run_eager(
     watched = [] if torch.is_inference_mode_enabled() else [*loose, *module.parameters()]
     versions = [tensor._version for tensor in watched]
     recorded = _recorded(values, (z, gamma, cond, x_hat))
-    if recorded and not _drawing.transformed() and not z.requires_grad:
+    if recorded and not _uses.transformed() and not z.requires_grad:
         z = z.detach().requires_grad_()  # reentrant checkpoints record where an input does
     quiet: Any = _quiet() if settings.source.checkpoints and not recorded else nullcontext()
     with torch.set_grad_enabled(recorded), _drawing.within(call), quiet:
@@ -236,7 +237,7 @@ def _quiet() -> Iterator[None]:
 
 def _recorded(*trees: Any) -> bool:
     """Whether autograd has something to record; where not, checkpoints need not make ready to compute again."""
-    if not torch.is_grad_enabled() or _drawing.transformed():
+    if not torch.is_grad_enabled() or _uses.transformed():
         return torch.is_grad_enabled()
     leaves: Any = optree.tree_leaves(trees)  # type: ignore[arg-type]
     return any(leaf.requires_grad for leaf in leaves)

@@ -1,9 +1,14 @@
 """Small modules of every kind that a network is made of, for points (2,)."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+import purevdm
+from purevdm import networks, random, schedules
 
 
 class Base(nn.Module):
@@ -163,3 +168,30 @@ class Everything(Base):
         q = q + F.scaled_dot_product_attention(q, q, q, dropout_p=0.3 if self.training else 0.0)
         h = (q + self.layers(q.transpose(0, 1))[0].transpose(0, 1)).flatten(1)
         return self.block(h) if self.reentrant is None else checkpoint(self.block, h, use_reentrant=self.reentrant)
+
+
+KINDS = {
+    "batch norm": BatchNorm,
+    "dropout": Dropout,
+    "functional dropout": Functional,
+    "attention": partial(Attention, dropout=0.0),
+    "attention with dropout": Attention,
+    "sequence-first attention with dropout": partial(Attention, batch_first=False),
+    "products": partial(Products, dropout=0.0),
+    "products with dropout": Products,
+    "GRU": partial(Recurrent, dropout=0.0),
+    "GRU with dropout": Recurrent,
+    "LSTM with dropout, both ways": partial(Recurrent, nn.LSTM, bidirectional=True),
+    "RNN with dropout": partial(Recurrent, nn.RNN),
+    "transformer": Transformer,
+    "checkpoint": Checkpointed,
+    "reentrant checkpoint": partial(Checkpointed, True),
+    "DiT": DiT,
+}
+KEY = random.key(2)
+
+
+def made(module, **options):
+    """A model of a module, its parameters and a batch."""
+    model = purevdm.vdm(networks.from_module(module, **options), schedules.learned_linear(), (2,), 16)
+    return model, model.init(random.key(0)), random.randint(random.key(1), (5, 2), 0, 16)

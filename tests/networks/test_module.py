@@ -8,8 +8,8 @@ import modules
 import optree
 import pytest
 import torch
-import torch.nn.functional as F
 from compare import close
+from modules import KEY, KINDS, made
 from torch import nn
 from versions import since_2_13
 
@@ -17,31 +17,6 @@ import purevdm
 from purevdm import denoiser, networks, random, schedules, training
 
 partial = functools.partial
-KINDS = {
-    "batch norm": modules.BatchNorm,
-    "dropout": modules.Dropout,
-    "functional dropout": modules.Functional,
-    "attention": partial(modules.Attention, dropout=0.0),
-    "attention with dropout": modules.Attention,
-    "sequence-first attention with dropout": partial(modules.Attention, batch_first=False),
-    "products": partial(modules.Products, dropout=0.0),
-    "products with dropout": modules.Products,
-    "GRU": partial(modules.Recurrent, dropout=0.0),
-    "GRU with dropout": modules.Recurrent,
-    "LSTM with dropout, both ways": partial(modules.Recurrent, nn.LSTM, bidirectional=True),
-    "RNN with dropout": partial(modules.Recurrent, nn.RNN),
-    "transformer": modules.Transformer,
-    "checkpoint": modules.Checkpointed,
-    "reentrant checkpoint": partial(modules.Checkpointed, True),
-    "DiT": modules.DiT,
-}
-DRAWS = [name for name in KINDS if "dropout" in name or name in ("transformer", "checkpoint", "reentrant checkpoint")]
-KEY = random.key(2)
-
-
-def made(module, **options):
-    model = purevdm.vdm(networks.from_module(module, **options), schedules.learned_linear(), (2,), 16)
-    return model, model.init(random.key(0)), random.randint(random.key(1), (5, 2), 0, 16)
 
 
 def equal(a, b):
@@ -249,87 +224,6 @@ def test_compiled_gradients_of_each_example():
     close(torch.compile(each, fullgraph=True, backend="eager")(params, x, noise), each(params, x, noise), 1e-4)
 
 
-# Draws
-
-
-@pytest.mark.parametrize("name", DRAWS)
-def test_dropout_is_by_key_and_a_part_of_a_batch_is_part_of_the_whole(name):
-    model, params, x = made(KINDS[name])
-    seeds = model.seeds(KEY, 5)
-    whole = model.elbo(params, x, seeds, train=True).diffusion
-    assert torch.equal(whole, model.elbo(params, x, seeds, train=True).diffusion)
-    assert not torch.equal(whole, model.elbo(params, x, seeds, train=False).diffusion)
-    parts = [model.elbo(params, x[rows], seeds.rows(rows), train=True).diffusion for rows in (slice(0, 1), slice(1, 5))]
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
-
-
-class Ones(nn.Module):
-    """What dropout leaves of ones: twice, as two numbers a mask."""
-
-    def __init__(self, layer, shape):
-        super().__init__()
-        self.layer, self.shape = layer, shape
-
-    def forward(self, z, gamma, cond=None):
-        return torch.stack([self.layer(torch.ones(z.shape[0], *self.shape)).flatten(1) for _ in range(2)], -1)
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape", "channels"),
-    [
-        (nn.Dropout(0.25), (600,), 600),
-        (nn.Dropout(0.25, inplace=True), (600,), 600),
-        (nn.Dropout1d(0.25), (600, 2), 600),
-        (nn.Dropout2d(0.25), (600, 2, 1), 600),
-        (nn.Dropout3d(0.25), (600, 1, 1, 2), 600),
-    ],
-)
-def test_masks_are_independent_and_of_their_rate(layer, shape, channels):
-    network = networks.from_module(Ones(layer, shape), outputs=2)
-    n = 4
-    out = network.apply({}, torch.zeros(n, 1), torch.zeros(n), key=random.split(KEY, n))
-    kept = out.reshape(n, channels, -1, 2)
-    assert (kept[:, :, :1] == kept).all()  # whole channels
-    kept = (kept[:, :, 0] > 0).double()
-    torch.testing.assert_close(out.unique(), torch.tensor([0.0, 1 / 0.75]))
-    rows = kept.movedim(-1, 0).flatten(0, 1)  # each use of each example
-    deviation = (0.25 * 0.75 / channels) ** 0.5
-    assert (rows.mean(1) - 0.75).abs().max() < 5 * deviation
-    off = torch.corrcoef(rows) - torch.eye(2 * n)
-    assert off.abs().max() < 5 / channels**0.5
-
-
-def test_alpha_dropout_keeps_mean_and_variance():
-    z, keys = random.normal(random.key(3), (4, 5000)), random.split(KEY, 4)
-    for layer in (nn.AlphaDropout(0.3), nn.FeatureAlphaDropout(0.3)):
-        network = networks.from_module(nn.Sequential(layer), call=lambda module, z, gamma, cond: module(z[..., None]))
-        out = network.apply({}, z, torch.zeros(4), key=keys)
-        assert abs(out.mean()) < 5 / 20000**0.5
-        assert abs(out.std() - 1) < 5 / 10000**0.5
-
-
-def test_attention_with_dropout_is_attention_on_average():
-    """The written-out attention, with every mask and grouping, against torch's, at a rate that drops almost nothing."""
-    q, k = random.normal(random.key(3), (3, 4, 5, 2)), random.normal(random.key(4), (3, 2, 5, 2))
-    mask = random.bernoulli(random.key(5), 0.5, (5, 5)) | torch.eye(5, dtype=torch.bool)
-    for options in (
-        {},
-        dict(is_causal=True),
-        dict(attn_mask=mask),
-        dict(attn_mask=torch.where(mask, 0.5, -1.0), scale=0.3),
-        dict(enable_gqa=True),
-    ):
-        keys = k if "enable_gqa" in options else k.repeat(1, 2, 1, 1)
-
-        def call(module, z, gamma, cond, options=options, keys=keys):
-            return F.scaled_dot_product_attention(q, keys, keys, dropout_p=1e-9, **options).reshape(z.shape)
-
-        network = networks.from_module(nn.Identity(), call=call)
-        out = network.apply({}, torch.zeros(3, 40), torch.zeros(3), key=random.split(KEY, 3))
-        wanted = F.scaled_dot_product_attention(q, keys, keys, **options)
-        torch.testing.assert_close(out.reshape(wanted.shape), wanted)
-
-
 # Statistics
 
 
@@ -419,117 +313,3 @@ def test_mixed_precision_leaves_buffers_exact(name):
 
     network = networks.mixed(networks.from_module(Table))
     denoiser.output(network, network.init(KEY, (2,)), torch.zeros(2, 2), torch.zeros(2))
-
-
-# Errors of our own
-
-
-class Draws(modules.Base):
-    def body(self, h):
-        return h + torch.randn_like(h)
-
-
-class DrawsUnseen(modules.Base):
-    def body(self, h):
-        with torch._C.DisableTorchFunction():
-            return h + torch.randn(8)
-
-
-class Writes(modules.Base):
-    def body(self, h):
-        with torch.no_grad():
-            self.out.weight.clamp_(-1.0, 1.0)
-        return h
-
-
-class Always(modules.Base):
-    def body(self, h):
-        return F.dropout(h, 0.5)
-
-
-class Keeps(modules.Base):
-    def __init__(self):
-        super().__init__()
-        self.mean = torch.zeros(8)
-
-    def body(self, h):
-        self.mean.add_(h.mean(0).detach())
-        return h - self.mean
-
-
-class Reads(modules.Base):
-    def body(self, h):
-        return h * h.sum().item()
-
-
-class Unmapped(modules.Base):
-    def body(self, h):
-        return h * torch.ones(len(h.unique()), requires_grad=False).mean()
-
-
-class Outside(modules.Base):
-    def body(self, h):
-        return modules.checkpoint(lambda h: F.dropout(h.tanh(), 0.5, self.training), h, use_reentrant=False)
-
-
-class Unkept(modules.Base):
-    def __init__(self):
-        super().__init__()
-        self.block = nn.Sequential(nn.Dropout(0.5), nn.Tanh())
-
-    def body(self, h):
-        return modules.checkpoint(self.block, h, use_reentrant=False, preserve_rng_state=False)
-
-
-def by_func(model, params, x):
-    return torch.func.grad(model.loss_fn)(params, x, KEY)
-
-
-def by_example(model, params, x):
-    def one(params, x, noise):
-        return model.elbo_core(params, x, noise).total
-
-    return torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))(params, x, model.draw(KEY, x.shape[0]))
-
-
-def from_outside(model, params, x):
-    return training.gradients(model, remat=True)(params, x, KEY)
-
-
-def evaluated(model, params, x):
-    return model.elbo(params, x, KEY)
-
-
-@pytest.mark.parametrize(
-    ("module", "use", "problem", "remedy"),
-    [
-        (modules.Checkpointed, by_func, "Checkpointed checkpoints its activations", "remat=True"),
-        (partial(modules.Checkpointed, True), by_example, "Checkpointed runs an autograd.Function without", "remat=True"),
-        (modules.BatchNorm, by_example, "BatchNorm normalises over the batch", "train=False"),
-        (Draws, by_func, "Draws calls randn_like", "draw by key alone"),
-        (DrawsUnseen, from_outside, "DrawsUnseen drew from torch's global generator", "draw by key alone"),
-        (Writes, evaluated, "Writes writes in place to a parameter", ""),
-        (Draws, evaluated, "Draws calls randn_like", "draw by key alone"),
-        (Always, evaluated, "Always calls dropout with training=True", "training=self.training"),
-        (Keeps, evaluated, "Keeps writes in place to", "register it as a buffer"),
-        (Keeps, by_func, "Keeps writes in place to", "register it as a buffer"),
-        (Reads, by_example, "Reads reads a tensor's value", "torch.where"),
-        (Unmapped, by_example, "Unmapped calls an operation that torch.func.vmap does not know", "whole batches"),
-        (Outside, from_outside, "Outside calls a dropout function in a checkpointed function", "use nn.Dropout"),
-        (Unkept, from_outside, "Unkept draws in a checkpoint with preserve_rng_state=False", "leave that out"),
-    ],
-)
-def test_what_cannot_work_is_told_in_our_words(module, use, problem, remedy):
-    with pytest.raises(RuntimeError, match=rf"network: {problem}.*{remedy}"):
-        use(*made(module))
-    assert torch._C._autograd._saved_tensors_hooks_is_enabled()  # nothing is left switched off
-
-
-def test_a_modules_own_errors_pass():
-    class Broken(modules.Base):
-        def body(self, h):
-            raise RuntimeError("a bug of its own")
-
-    model, params, x = made(Broken)
-    with pytest.raises(RuntimeError, match=r"^a bug of its own$"):
-        model.loss_fn(params, x, KEY)
