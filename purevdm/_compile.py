@@ -14,12 +14,13 @@ T = TypeVar("T", int, float)
 
 
 def constant(f: F) -> F:
-    """A method whose value depends on its object alone: a compiler calls it while it traces, and takes what it returns.
+    """A function or method that a compiler calls while it traces, and takes what it returns; a method whose value depends on
+    its object alone.
 
     What ``torch.compiler.assume_constant_result`` does, without importing the compiler. Older compilers cannot do it for a
     method of a NamedTuple, and trace it.
     """
-    if not OLD:
+    if not OLD or "." not in f.__qualname__:
         f._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return f
 

@@ -4,7 +4,8 @@ Nobody else calls ``network.apply``. All functions take a batch of latents z, (B
 (B, *event_shape), a condition whose tensors have a leading axis of B, and keys (B, 2), or None to be deterministic.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import optree
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 from purevdm import _checks, process, random
 from purevdm.decoders import Decoder
 from purevdm.networks import Network
+from purevdm.networks._explain import explained
 from purevdm.types import Params
 
-__all__ = ["Prediction", "batch_axes", "eps_hat", "guide", "in_bound", "output", "predict"]
+__all__ = ["Prediction", "batch_axes", "eps_hat", "guide", "in_bound", "output", "predict", "update"]
+
+T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
@@ -58,6 +62,7 @@ def output(
 
     Raises:
         TypeError, ValueError: a condition that is not one for each example, or an output of another shape.
+        RuntimeError: what the network does and torch cannot do under these transforms; it says what to do instead.
     """
     axes = batch_axes(cond, z.shape[0])
     if network.dtype is not None:
@@ -68,17 +73,30 @@ def output(
         estimate = {} if x_hat is None else {"x_hat": x_hat}
         return network.apply(params, z, gamma, cond=cond, key=key, **estimate)
 
-    if network.batched:
-        found = one(z, gamma, cond, key, x_hat)
-    else:
+    def whole() -> Tensor:
+        if network.batched:
+            return one(z, gamma, cond, key, x_hat)
         in_dims = (0, 0, axes, None if key is None else 0, None if x_hat is None else 0)
-        found = torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, key, x_hat)
+        return torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, key, x_hat)
+
+    found = whole() if torch.compiler.is_compiling() else _or_explained(network, whole)
     wanted = z.shape if network.outputs is None else (*z.shape, network.outputs)
     if found.shape != wanted:
         got = tuple(found.shape[1:])
         raise ValueError(f"network: expected an output of shape {tuple(wanted[1:])} an example, got {got}")
     found = found.to(z.dtype)
     return z + found if network.residual else found
+
+
+def _or_explained(network: Network, run: Callable[[], T]) -> T:
+    """What a run of the network gives, or torch's error about it in our words."""
+    try:
+        return run()
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        clear = explained(network, error)
+        if clear is None:
+            raise
+        raise clear from error
 
 
 def eps_hat(
@@ -171,3 +189,16 @@ def in_bound(
         coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
         x_hat = torch.where(process.align(coin, z), x_hat, 0.0)
     return eps_hat(network, params, z, gamma, cond, k_second, x_hat)
+
+
+@torch.no_grad()
+def update(
+    network: Network, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Tensor | None = None
+) -> Params:
+    """The parameters with the statistics (a batch norm's) that one training pass over the latents leaves, without gradients;
+    a network without any gives them as they are. A self-conditioned one sees no estimate."""
+    if network.update is None:
+        return params
+    batch_axes(cond, z.shape[0])
+    run = network.update
+    return _or_explained(network, lambda: run(params, z, gamma, cond=cond, key=key))

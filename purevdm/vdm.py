@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser, elbo, random, sampling, schedules, variance
+from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
 from purevdm._compile import OLD, constant
 from purevdm.decoders import Decoder, discrete
 from purevdm.elbo import ELBO, Noise, Seeds
@@ -124,6 +124,22 @@ class VDM(NamedTuple):
     def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
         """The bound's three terms for each example: each (B,), nats (of a density, where data are real)."""
         return self._bound(params, x, key, cond, train)[0]
+
+    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
+        """The parameters with what a network keeps of the batches that it saw in training, such as batch norms' means and
+        variances, moved by this batch; all else as it is, and all of it for a network that keeps nothing.
+
+        One pass without gradients over the latents that ``loss_fn`` makes of this key. ``training.train_step`` takes this as
+        ``update=model.update``. Averaged parameters have statistics of their own: before evaluation, set them by some
+        batches, ``params = model.update(params, x, key)`` for each.
+        """
+        if self.network.update is None:
+            return params
+        n = self._check(params, x, cond)
+        noise = self.draw(key, n)
+        gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
+        z_t = process.diffuse(self.decoder.encode(x, self.dtype), process.align(gamma_t, x), noise.eps)
+        return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
 
     def elbo_core(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
         """The bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""

@@ -134,3 +134,14 @@ def test_an_output_of_another_shape_is_refused():
     network = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z[:1])
     with pytest.raises(ValueError, match=r"network: expected an output of shape \(2,\) an example, got \(1,\)"):
         denoiser.output(network, {}, torch.zeros(3, 2), torch.zeros(3))
+
+
+def test_what_torch_cannot_do_under_vmap_is_told_in_our_words():
+    def draws(params, z, gamma, cond=None, key=None):
+        return z + torch.randn(2)
+
+    network = networks.Network(lambda key, shape: {}, draws)
+    with pytest.raises(
+        RuntimeError, match=r"network: .*draws draws from torch's global generator under vmap.*purevdm\.random"
+    ):
+        denoiser.output(network, {}, torch.zeros(3, 2), torch.zeros(3))

@@ -33,6 +33,9 @@ class Network(NamedTuple):
         dtype: what ``apply`` computes in: floating-point parameters are cast to it in each call. None leaves them.
         endpoints: the values of gamma that ``apply`` normalises between. A model refuses a schedule with a different pair.
             None: the model tells it the schedule's, if its functions are bound to settings with a field ``endpoints``.
+        update: for networks whose parameters hold statistics of what they saw, such as batch norms' means:
+            ``update(params, z, gamma, cond=None, key=None) -> params`` with those that a training pass leaves. None where
+            there are none.
     """
 
     init: Callable[[Key, Shape], Params]
@@ -44,6 +47,7 @@ class Network(NamedTuple):
     outputs: int | None = None
     dtype: torch.dtype | None = None
     endpoints: tuple[float, float] | None = None
+    update: Callable[..., Params] | None = None
 
 
 def made_of(

@@ -2,6 +2,7 @@
 
 import torch
 
+from purevdm import _values
 from purevdm.networks._network import Network
 
 __all__ = ["mixed"]
@@ -9,6 +10,9 @@ __all__ = ["mixed"]
 
 def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
     """The same network with its parameters cast to ``dtype`` in each call.
+
+    A network of :func:`from_module` runs under ``torch.autocast`` instead, which casts the inputs of its matrix products and
+    convolutions, and leaves norms and buffers.
 
     The parameters themselves, their gradients and averages stay float32, and so does all around the network: the latent and
     its Fourier features, the embedding of gamma, the schedule, the random numbers and the losses. The networks of this
@@ -19,4 +23,7 @@ def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"dtype: expected torch.bfloat16 or torch.float16, got {dtype!r}")
+    own = {name: _values.rebound(getattr(network, name), dtype=dtype) for name in ("apply", "update")}
+    if own["apply"] is not network.apply:
+        return network._replace(**own)
     return network._replace(dtype=dtype)

@@ -85,9 +85,16 @@ def learning_rate(settings: AdamW, step: int) -> float:
 def decayed(params: Params) -> Params:
     """Which leaves decay: all but biases and the scales of norms, True or False in a tree like the parameters.
 
-    (The official filter names biases and layer norms; its own norms are group norms, whose scales it lets decay.)
+    (The official filter names biases and layer norms; its own norms are group norms, whose scales it lets decay.) Of a
+    ``torch.nn.Module``, whose trees have the branches ``params`` and ``buffers``, the parameters of two axes and more decay.
     """
-    return optree.tree_map_with_path(lambda path, _: path[-1] not in ("bias", "scale"), params)  # type: ignore[arg-type, return-value]
+
+    def decays(path: tuple[Any, ...], leaf: Tensor) -> bool:
+        if path[:1] == ("network",) and path[1] in ("params", "buffers"):
+            return path[1] == "params" and leaf.ndim > 1
+        return path[-1] not in ("bias", "scale")
+
+    return optree.tree_map_with_path(decays, params)  # type: ignore[arg-type, return-value]
 
 
 def init(params: Params) -> Moments:

@@ -63,19 +63,20 @@ def gradients(
         model: the model.
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it.
-        remat: whether the loss alone is compiled and differentiated from outside, so that networks made with ``remat=True``
-            compute their blocks again in the backward pass, for less memory.
+        remat: whether the loss is differentiated from outside, by ``torch.autograd``, which knows checkpoints as
+            ``torch.func`` does not. So modules with checkpoints compute them again in the backward pass, for less memory,
+            and, compiled, networks made with ``remat=True``.
         accumulate: into how many pieces to cut each batch, one after the other; the result is that of the whole, with less
             memory. One graph serves all pieces.
         options: for ``torch.compile``.
 
     Raises:
-        RuntimeError: remat with a PyTorch older than 2.13, whose compiler fails on it.
-        ValueError: remat without compile, or with variance; from the function, a batch that does not divide into the pieces.
+        RuntimeError: remat and compile with a PyTorch older than 2.13, whose compiler fails on it.
+        ValueError: remat with variance; from the function, a batch that does not divide into the pieces.
     """
-    if remat and (variance or not compile):
-        raise ValueError("remat: expected compile=True and variance=False with it")
-    if remat and OLD:  # inductor forgets a buffer in the backward pass
+    if remat and variance:
+        raise ValueError("remat: expected variance=False with it")
+    if remat and compile and OLD:  # inductor forgets a buffer in the backward pass
         raise RuntimeError(f"remat: expected PyTorch 2.13 or newer, got {torch.__version__}")
     accumulate = _checks.integer("accumulate", accumulate, 1)
 
@@ -85,7 +86,8 @@ def gradients(
         return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
 
     if remat:
-        whole = _from_outside(torch.compile(model.loss_and_stats, fullgraph=True, **options))
+        loss = model.loss_and_stats
+        whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss)
     elif compile:
         whole = torch.compile(whole, fullgraph=True, **options)
     if accumulate == 1:
@@ -110,14 +112,16 @@ def gradients(
 
 
 def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> GradFn:
-    """The gradients of a compiled loss by ``torch.autograd.grad``, which knows checkpoints as ``torch.func`` does not."""
+    """The gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
     def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         leaves: Any
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
         loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
-        grads: Any = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
+        grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         return optree.tree_unflatten(spec, grads), (loss.detach(), {name: v.detach() for name, v in stats.items()})
 
     return grad_fn
@@ -132,6 +136,7 @@ def train_step(
     cond: Any = None,
     *,
     average: Callable[[list[Tensor]], list[Tensor]] | None = None,
+    update: Callable[..., Params] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """One step of training, a pure function: the state that goes in is left as it was.
 
@@ -145,6 +150,8 @@ def train_step(
             ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
         cond: its conditions.
         average: takes a list of tensors to their means over the processes, as :func:`purevdm.training.parallel.average`.
+        update: ``model.update``, for networks that keep statistics of their batches, such as modules with batch norms: they
+            move by this batch, under the parameters that the gradients are taken at. Processes average theirs.
 
     Returns:
         The next state, and what to log: the loss and its parts in bits/dim, the gradient's norm, the learning rate.
@@ -154,7 +161,8 @@ def train_step(
         NonFiniteLossError: a loss or a gradient that is NaN or infinite.
     """
     optimizer.checked(settings)
-    out = grad_fn(state.params, x, key if isinstance(key, Seeds) else random.fold_in(key, state.step), cond)
+    key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
+    out = grad_fn(state.params, x, key, cond)
     if average is not None:
         leaves: Any
         leaves, spec = optree.tree_flatten(out)  # type: ignore[arg-type]
@@ -168,7 +176,27 @@ def train_step(
         raise NonFiniteLossError(f"step {state.step}: {', '.join(bad)} not finite ({parts_text})")
     if settings.clip_norm is not None:
         grads = {name: optimizer.clip(part, settings.clip_norm) for name, part in grads.items()}
-    params, moments = optimizer.apply(settings, state.step, state.params, grads, state.moments)
+    params = state.params if update is None else _updated(update, state.params, x, key, cond, average)
+    params, moments = optimizer.apply(settings, state.step, params, grads, state.moments)
     ema = optimizer.update_average(settings, state.step, state.ema_params, params)
     metrics["lr"] = optimizer.learning_rate(settings, state.step)
     return TrainState(state.step + 1, params, ema, moments), metrics
+
+
+def _updated(
+    update: Callable[..., Params],
+    params: Params,
+    x: Tensor,
+    key: Key | Seeds,
+    cond: Any,
+    average: Callable[[list[Tensor]], list[Tensor]] | None,
+) -> Params:
+    """The parameters with what the network keeps of its batches moved; over several processes, by the mean."""
+    leaves: Any
+    leaves, spec = optree.tree_flatten(update(params, x, key, cond))  # type: ignore[arg-type]
+    if average is not None:
+        before = optree.tree_leaves(params)  # type: ignore[arg-type, var-annotated]
+        moved = [i for i, leaf in enumerate(leaves) if leaf is not before[i]]
+        for i, mean in zip(moved, average([leaves[i] for i in moved]) if moved else [], strict=True):
+            leaves[i] = mean
+    return optree.tree_unflatten(spec, leaves)  # type: ignore[return-value]

@@ -208,5 +208,6 @@ def test_blocks_computed_again_give_the_same_gradients():
     want = training.gradients(model)(params, x, random.key(2))
     close(got, want, 1e-4)
     assert not any(leaf.requires_grad for leaf in optree.tree_leaves(got))
-    with pytest.raises(ValueError, match="remat: expected compile=True"):
-        training.gradients(model, remat=True)
+    close(training.gradients(model, remat=True)(params, x, random.key(2)), want, 1e-4)
+    with pytest.raises(ValueError, match="remat: expected variance=False"):
+        training.gradients(model, remat=True, variance=True)

@@ -1,0 +1,66 @@
+"""torch's own errors about what a network does, as errors that name the network and say what to do."""
+
+import re
+from functools import partial
+from typing import Any
+
+from purevdm.networks._network import Network
+
+_REMATERIALISE = (
+    "torch.func cannot differentiate through checkpoints. Take gradients by purevdm.training.gradients(model, remat=True) "
+    "or by loss.backward(), which know them, or compile, which leaves them out under torch.func; for per-example gradients, "
+    "switch them off"
+)
+
+# What torch's message holds, what happened in plain words, and what to do.
+_KNOWN = (
+    ("saved tensor hooks", "checkpoints its activations", _REMATERIALISE),
+    (
+        "setup_context",
+        "runs an autograd.Function without setup_context, as reentrant checkpoints do",
+        f"{_REMATERIALISE}. Give a function of your own a setup_context",
+    ),
+    (
+        "Batch norm got a batched tensor|Expected more than 1 value per channel",
+        "normalises over the batch, and sees one example at a time",
+        "Per-example gradients of a batch norm exist in evaluation alone: leave the key out (train=False), or use a norm "
+        "that stays within an example, such as torch.nn.GroupNorm",
+    ),
+    (
+        "mutate a captured Tensor|inplace arithmetic|in-place operation|is not possible because there exists a Tensor",
+        "writes in place to a tensor that it did not make in this call",
+        "Keep what changes in registered buffers, which VDM.update hands back, or write out of place",
+    ),
+    (
+        "could not generate a fallback|[Bb]atching rule not implemented|do not support batching operators",
+        "calls an operation that torch.func.vmap does not know",
+        "Take gradients of whole batches, or use another operation",
+    ),
+    (
+        "randomness error mode|randomness='error'",
+        "draws from torch's global generator under vmap",
+        "Draw by the key that apply is given: purevdm.random, or the dropout of networks.from_module",
+    ),
+    (
+        r"calling \.item\(\)|data-dependent control flow",
+        "reads a tensor's value as a Python number",
+        "Compute with the tensor, by torch.where for a choice",
+    ),
+)
+
+
+def explained(network: Network, error: BaseException) -> RuntimeError | None:
+    """The error to raise instead of torch's, or None for one that is not known: it passes as it is."""
+    for pattern, happened, remedy in _KNOWN:
+        if re.search(pattern, str(error)):
+            return RuntimeError(f"network: {named(network)} {happened}. {remedy}.")
+    return None
+
+
+def named(network: Network) -> str:
+    """A network's name: its module's, or its settings', or its function's."""
+    apply: Any = network.apply
+    if isinstance(apply, partial) and apply.args:
+        source = getattr(apply.args[0], "source", None)
+        return source.name if source is not None else type(apply.args[0]).__name__.lower()
+    return getattr(apply, "__qualname__", repr(apply))

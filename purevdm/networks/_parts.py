@@ -1,0 +1,123 @@
+"""The parts of a module: copied fast, with tensors put in place of its own, and run so that they draw by key."""
+
+import copy
+import functools
+import types
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from purevdm.networks import _drawing
+from purevdm.networks._uses import Call
+
+# Copies
+
+_PLAIN = {bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType, type}
+_CONTAINERS = {dict, OrderedDict, set, list}
+
+
+LOOSE = 0  # where a memo may hold a list, for copies of unregistered tensors; no object has this id
+
+
+def copied(module: Module, memo: dict[int, Any]) -> Module:
+    """What ``copy.deepcopy(module, memo)`` gives, many times faster: what is empty or plain, as most of a module's
+    attributes are, is not handed to it. Tensors are as the memo tells."""
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[no-any-return]
+    new = object.__new__(type(module))
+    memo[id(module)] = new
+    for name, value in module.__dict__.items():
+        kind, held = type(value), value
+        if kind in _PLAIN or (kind is tuple and all(type(item) in _PLAIN for item in value)):
+            pass
+        elif kind in _CONTAINERS and not value:
+            held = kind()
+        elif name == "_modules":
+            held = {key: None if part is None else copied(part, memo) for key, part in value.items()}
+        elif name in ("_parameters", "_buffers"):
+            held = {key: _deep(item, memo) for key, item in value.items()}
+        else:
+            held = _deep(value, memo)
+        new.__dict__[name] = held
+    return new
+
+
+def _deep(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value, memo)
+    memo[id(value)] = value.detach().clone()
+    memo.get(LOOSE, []).append(memo[id(value)])
+    return memo[id(value)]
+
+
+# Parts that checkpoint, and parts that draw
+
+
+def checkpoints(part: Module) -> bool:
+    """Whether the code of a part's own methods speaks of checkpoints."""
+
+    def speaks(code: types.CodeType) -> bool:
+        inner = (value for value in code.co_consts if isinstance(value, types.CodeType))
+        return any("checkpoint" in name for name in (*code.co_names, *code.co_freevars)) or any(map(speaks, inner))
+
+    own = (kind for kind in type(part).__mro__ if not kind.__module__.startswith("torch."))
+    return any(speaks(f.__code__) for kind in own for f in vars(kind).values() if isinstance(f, types.FunctionType))
+
+
+_DRAWING = (
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.MultiheadAttention,
+    torch.nn.RNNBase,
+    torch.nn.RReLU,
+)
+CALL = Call("", None)  # stands for the call in a module's parts
+
+
+def keyed(module: Module) -> Module:
+    """The module, whose parts from now on draw by the call that they hold, also when a checkpoint computes them again."""
+    for part in module.modules():
+        kind = type(part)
+        if isinstance(part, _DRAWING) or not kind.__module__.startswith("torch.nn.modules."):
+            part.__dict__["_purevdm"] = CALL
+            part.__class__ = _keyed(_unguarded(kind))  # type: ignore[arg-type]
+    return module
+
+
+class _Part:
+    """A part of a module under way, first in the order of its classes."""
+
+    _purevdm: Call
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with _drawing.within(self._purevdm):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _keyed(kind: type) -> type:
+    return type(kind.__name__, (_Part, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+@functools.cache
+def _unguarded(kind: type) -> type:
+    """A recurrent layer of torch's as a class that is not one of torch's, which a compiler would refuse to follow."""
+    if kind not in (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN):
+        return kind
+    # super() in a copied method would look for the class that it was written in.
+    members = {**vars(torch.nn.RNNBase), **vars(kind)}
+    members["_flat_weights"] = property(_flat_weights, lambda self, value: None)
+    members["_weights_have_changed"] = lambda self: False  # no list of them to renew
+    for name in ("__setattr__", "__dict__", "__weakref__"):
+        members.pop(name, None)
+    return type(kind.__name__, (Module,), members)
+
+
+def _flat_weights(self: Any) -> list[Tensor]:
+    return [getattr(self, name) for name in self._flat_weights_names]

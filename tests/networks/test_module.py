@@ -1,0 +1,315 @@
+"""Any module as a network: its tree, its draws by key, its losses and gradients by every road, our own errors."""
+
+import copy
+import functools
+import pickle
+
+import modules
+import optree
+import pytest
+import torch
+from compare import close
+from modules import KEY, KINDS, made
+from torch import nn
+from versions import since_2_13
+
+import purevdm
+from purevdm import denoiser, networks, random, schedules, training
+
+partial = functools.partial
+
+
+def equal(a, b):
+    return all(map(torch.equal, optree.tree_leaves(a), optree.tree_leaves(b)))
+
+
+def state(module):
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+# The tree
+
+
+def test_a_tree_of_parameters_and_buffers():
+    network = networks.from_module(partial(modules.DiT, depth=1))
+    params = network.init(random.key(0), (2,))
+    shapes = {
+        ".".join(path): tuple(leaf.shape) for path, leaf in zip(*optree.tree_flatten_with_path(params)[:2], strict=True)
+    }
+    assert shapes["params.blocks.0.layers.2.weight"] == (8, 16)
+    assert shapes["buffers.order"] == (2,)
+    assert "buffers.mask" not in shapes  # infinite: a constant
+    assert all(leaf.dtype == torch.float32 for leaf in optree.tree_leaves(params))
+    meta = network.init(random.key(0, device="meta"), (2,))
+    assert [leaf.is_meta for leaf in optree.tree_leaves(meta)] == [True] * len(shapes)
+    assert optree.tree_map(lambda leaf: leaf.shape, meta) == optree.tree_map(lambda leaf: leaf.shape, params)
+
+
+def test_tied_weights_are_one_leaf():
+    class Tied(modules.Base):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.b.weight = self.a.weight
+
+        def body(self, h):
+            return self.b(torch.tanh(self.a(h)))
+
+    model, params, x = made(Tied)
+    assert "weight" not in params["network"]["params"]["b"]
+    module = networks.load_module(model.network, params["network"], Tied())
+    grads = training.gradients(model)(params, x, KEY)[0]["network"]["params"]
+    z, gamma = random.normal(random.key(3), (5, 2)), torch.linspace(-3, 3, 5)
+    assert torch.equal(denoiser.output(model.network, params["network"], z, gamma), module(z, gamma))
+    assert grads["a"]["weight"].norm() > 0
+
+
+def test_a_pretrained_module_and_back():
+    model, params, _ = made(modules.DiT)
+    module = modules.DiT().eval()
+    z, gamma, label = random.normal(random.key(3), (5, 2)), torch.linspace(-3, 3, 5), torch.tensor([0, 1, 2, 3, 0])
+    own = networks.module_params(model.network, module)
+    torch.testing.assert_close(denoiser.output(model.network, own, z, gamma, label), module(z, gamma, label))
+    held = networks.load_module(model.network, params["network"], module)
+    assert held is module
+    assert equal(networks.module_params(model.network, module), params["network"])
+    with pytest.raises(ValueError, match=r"module: expected a DiT with position of \(2, 8\)"):
+        networks.module_params(model.network, modules.DiT(width=4))
+    with pytest.raises(TypeError, match=r"network: expected one of networks\.from_module"):
+        networks.module_params(networks.mlp(4), module)
+
+
+def test_networks_pickle_and_compare_by_content():
+    module = modules.DiT()
+    for source in (partial(modules.DiT, width=4), modules.BatchNorm, module):
+        model = made(source)[0]
+        assert pickle.loads(pickle.dumps(model)) == model
+        assert hash(pickle.loads(pickle.dumps(model))) == hash(model)
+    assert networks.from_module(partial(modules.DiT, width=4)) == networks.from_module(partial(modules.DiT, width=4))
+    assert networks.from_module(module) == networks.from_module(copy.deepcopy(module))
+    assert networks.from_module(module) != networks.from_module(modules.DiT())
+    assert networks.from_module(modules.DiT) != networks.from_module(partial(modules.DiT, width=4))
+    assert "source=DiT(width=4)" in repr(networks.from_module(partial(modules.DiT, width=4)))
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize("instance", [False, True])
+def test_parameters_are_drawn_by_key(instance):
+    module = modules.DiT()
+    before, generator = {name: leaf.clone() for name, leaf in state(module).items()}, torch.get_rng_state()
+    network = networks.from_module(module if instance else modules.DiT)
+    a, b, again = (network.init(random.key(seed), (2,)) for seed in (1, 2, 1))
+    assert equal(a, again)
+    for params in (a, b):
+        assert not params["params"]["blocks"]["0"]["modulation"]["weight"].any()  # set to zero on purpose
+    drawn = [("into", "weight"), ("label", "weight"), ("blocks", "0", "heads", "in_proj_weight")]
+    for path in drawn if instance else [*drawn, ("position",)]:
+        one, other = (functools.reduce(lambda tree, name: tree[name], path, params["params"]) for params in (a, b))
+        assert not torch.equal(one, other)
+    if instance:  # a parameter of a module without reset_parameters
+        assert torch.equal(a["params"]["position"], module.position)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(leaf, before[name]) for name, leaf in state(module).items())
+    words = [torch.tensor([high, 7], dtype=torch.int32) for high in (0, 1)]  # keys that differ in the high word alone
+    assert not equal(*(network.init(key, (2,)) for key in words))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "word"),
+    [
+        (3, TypeError, "module: expected a torch.nn.Module or a function"),
+        (lambda: 3, TypeError, "module: expected a torch.nn.Module of the function, got 3"),
+        (nn.ParameterList([torch.randn(3)]), ValueError, "module: expected one with layers to draw anew.*give the class"),
+        (nn.Sequential(nn.LazyLinear(3)), ValueError, r"module: .* got a lazy 0\.weight"),
+        (
+            lambda: nn.ParameterList([torch.ones(2, dtype=torch.complex64)]),
+            TypeError,
+            "module: expected floating-point param",
+        ),
+    ],
+)
+def test_what_is_no_network_is_refused(source, error, word):
+    with pytest.raises(error, match=word):
+        networks.from_module(source)
+
+
+# Losses and gradients, by every road
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_losses_gradients_and_samples_in_eager(name):
+    """By torch.func, from outside and example by example, they are those of the module itself; the model is pure."""
+    model, params, x = made(KINDS[name])
+    before, generator = optree.tree_map(torch.clone, params), torch.get_rng_state()
+    outside, (loss, _) = training.gradients(model, remat=True)(params, x, KEY)
+    torch.testing.assert_close(loss, model.loss_fn(params, x, KEY))
+    assert all(leaf.norm() > 0 for leaf in optree.tree_leaves(outside["network"]["params"]["out"]))
+    if "checkpoint" in name:
+        with pytest.raises(RuntimeError, match=r"network: Checkpointed .*remat=True"):
+            torch.func.grad_and_value(model.loss_fn)(params, x, KEY)
+        plain = made(partial(modules.Checkpointed, None))[0]
+        close(outside, torch.func.grad(plain.loss_fn)(params, x, KEY), 1e-5)
+    else:
+        for grad_fn in (torch.func.grad(model.loss_fn), lambda *args: model.vlb_and_variance_grads(*args)[0]):
+            close(grad_fn(params, x, KEY)["network"], outside["network"], 1e-5)
+        keys = {"train": True, "eval": False}
+        for train in keys.values():
+            if train and name == "batch norm":
+                continue
+
+            def one(params, x, noise):
+                return model.elbo_core(params, x, noise).total
+
+            noise = model.draw(KEY, 5, train=train)
+            axes = type(noise)(0, 0, 0, 0 if train else None)
+            each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, axes))(params, x, noise)
+            whole = torch.func.grad(lambda p, train=train: model.elbo(p, x, KEY, train=train).total.sum())(params)
+            close(optree.tree_map(lambda leaf: leaf.sum(0), each), whole, 1e-4)
+    assert model.elbo(params, x, KEY).total.isfinite().all()
+    assert model.sample(params, random.key(3), 3, steps=3).shape == (3, 2)
+    assert equal(params, before)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_evaluation_is_the_module_in_eval_mode(name):
+    model, params, _ = made(KINDS[name])
+    module = networks.load_module(model.network, params["network"], KINDS[name]()).eval()
+    z, gamma = random.normal(random.key(3), (5, 2)), torch.linspace(-3, 3, 5)
+    torch.testing.assert_close(denoiser.output(model.network, params["network"], z, gamma), module(z, gamma))
+
+
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=[pytest.mark.slow, since_2_13])])
+def test_compiled_gradients_through_all_kinds_are_those_of_eager(reentrant):
+    """One module of all kinds: the same masks, in checkpoints too, by torch.func and from outside."""
+    model, params, x = made(partial(modules.Everything, reentrant))
+    wanted, (loss, _) = training.gradients(model, remat=True)(params, x, KEY)
+    got = training.gradients(model, compile=True, remat=reentrant, backend="aot_eager")(params, x, KEY)
+    close(got[0], wanted, 1e-4)
+    torch.testing.assert_close(got[1][0], loss)
+
+
+def test_compiled_samples_bounds_and_statistics_of_all_kinds():
+    model, params, x = made(partial(modules.Everything, False))
+
+    def all_three(params, x, key):
+        samples = model.sample(params, key, 3, steps=torch.tensor(3))
+        return samples, model.elbo(params, x, key), model.update(params, x, key)
+
+    samples, bound, moved = torch.compile(all_three, fullgraph=True, backend="eager")(params, x, KEY)
+    assert (samples - model.sample(params, KEY, 3, steps=3)).abs().max() <= 1
+    close(bound, model.elbo(params, x, KEY), 1e-5)
+    close(moved, model.update(params, x, KEY), 1e-5)
+    assert moved["network"]["buffers"]["norm"]["num_batches_tracked"] == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_dit_by_the_default_backend():
+    model, params, x = made(partial(modules.DiT, depth=1))
+    label = torch.tensor([0, 1, 2, 3, 0])
+    got = torch.compile(torch.func.grad_and_value(model.loss_fn), fullgraph=True)(params, x, KEY, label)
+    close(got, torch.func.grad_and_value(model.loss_fn)(params, x, KEY, label), 1e-4)
+
+
+def test_compiled_gradients_of_each_example():
+    model, params, x = made(modules.Recurrent)
+
+    def one(params, x, noise):
+        return model.elbo_core(params, x, noise).total
+
+    each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
+    noise = model.draw(KEY, 5)
+    close(torch.compile(each, fullgraph=True, backend="eager")(params, x, noise), each(params, x, noise), 1e-4)
+
+
+# Statistics
+
+
+def test_batch_norms_train_in_the_librarys_loop_as_in_torch():
+    model, params, x = made(modules.BatchNorm)
+    module = networks.load_module(model.network, params["network"], modules.BatchNorm()).train()
+    noise = model.draw(KEY, 5)
+    gamma = model.gamma(params, noise.t)
+    module(purevdm.process.diffuse(model.decoder.encode(x, torch.float32), gamma[:, None], noise.eps), gamma)
+    moved = model.update(params, x, KEY)
+    torch.testing.assert_close(moved["network"]["buffers"], networks.module_params(model.network, module)["buffers"])
+    assert moved["network"]["params"] == params["network"]["params"] or equal(
+        moved["network"]["params"], params["network"]["params"]
+    )
+    start, grad_fn = training.init(model, random.key(0)), training.gradients(model)
+    settings = training.AdamW(warmup=0, weight_decay=0.5)
+    averaged = []
+
+    def average(tensors):
+        averaged.append(len(tensors))
+        return tensors
+
+    done, _ = training.train_step(settings, grad_fn, start, x, KEY, update=model.update, average=average)
+    expected = model.update(params, x, random.fold_in(KEY, 0))["network"]["buffers"]
+    assert equal(done.params["network"]["buffers"], expected)
+    assert averaged[1] == 3  # the statistics over the processes
+    left, _ = training.train_step(settings, grad_fn, start, x, KEY)
+    assert equal(left.params["network"]["buffers"], params["network"]["buffers"])
+    assert equal(left.params["network"]["params"], done.params["network"]["params"])
+
+
+def test_a_network_that_keeps_nothing_is_updated_to_itself():
+    model = purevdm.vdm(networks.mlp(4), schedules.learned_linear(), (2,), 16)
+    params = model.init(random.key(0))
+    assert model.update(params, torch.zeros(3, 2, dtype=torch.int64), KEY) is params
+
+
+def test_matrices_decay_and_neither_norms_nor_biases_nor_buffers():
+    decays = training.optimizer.decayed(made(modules.Everything)[1])["network"]
+    assert decays["params"]["into"] == {"weight": True, "bias": False}
+    assert decays["params"]["norm"] == {"weight": False, "bias": False}
+    assert decays["params"]["layers"]["weight_hh_l0"]
+    assert not decays["params"]["layers"]["bias_hh_l0"]
+    assert not any(optree.tree_leaves(decays["buffers"]))
+
+
+# Signatures and precision
+
+
+def swapped(module, z, gamma, cond, x_hat):
+    return module(torch.cat([z, x_hat, gamma[:, None]], 1)).reshape(*z.shape, -1)
+
+
+def test_another_signature_and_self_conditioning():
+    model, params, x = made(
+        lambda: nn.Linear(5, 2), call=lambda *args, x_hat: swapped(*args, x_hat)[..., 0], self_condition=True
+    )
+    assert model.loss_fn(params, x, KEY).isfinite()
+    assert model.sample(params, KEY, 2, steps=2).shape == (2, 2)
+    network = networks.from_module(partial(nn.Linear, 5, 4), call=swapped, self_condition=True, outputs=2, predicts="x")
+    assert pickle.loads(pickle.dumps(network)) == network
+    z = random.normal(random.key(3), (5, 2))
+    assert denoiser.output(network, network.init(KEY, (2,)), z, torch.zeros(5)).shape == (5, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["batch norm", "dropout", "attention with dropout", "GRU with dropout", "DiT"])
+def test_mixed_precision_leaves_buffers_exact(name):
+    model, params, x = made(KINDS[name])
+    short = model._replace(network=networks.mixed(model.network))
+    full, less = (torch.func.grad_and_value(m.loss_fn)(params, x, KEY) for m in (model, short))
+    assert {leaf.dtype for leaf in optree.tree_leaves(less)} == {torch.float32}
+    assert full[1] != less[1]
+    assert abs(full[1] - less[1]) < 0.02 * full[1]
+    table = torch.arange(300)
+
+    class Table(modules.Base):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", table)
+            self.register_buffer("used", torch.ones(300, dtype=torch.bool))
+
+        def body(self, h):
+            assert torch.equal(self.table, table)
+            assert self.used.dtype == torch.bool
+            assert self.used.all()
+            return h
+
+    network = networks.mixed(networks.from_module(Table))
+    denoiser.output(network, network.init(KEY, (2,)), torch.zeros(2, 2), torch.zeros(2))

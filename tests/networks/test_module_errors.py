@@ -1,0 +1,123 @@
+"""What modules do and cannot do here is told in our own words, with the module's name and the remedy."""
+
+from functools import partial
+
+import modules
+import pytest
+import torch
+import torch.nn.functional as F
+from modules import KEY, made
+from torch import nn
+
+from purevdm import training
+
+
+class Draws(modules.Base):
+    def body(self, h):
+        return h + torch.randn_like(h)
+
+
+class DrawsUnseen(modules.Base):
+    def body(self, h):
+        with torch._C.DisableTorchFunction():
+            return h + torch.randn(8)
+
+
+class Writes(modules.Base):
+    def body(self, h):
+        with torch.no_grad():
+            self.out.weight.clamp_(-1.0, 1.0)
+        return h
+
+
+class Always(modules.Base):
+    def body(self, h):
+        return F.dropout(h, 0.5)
+
+
+class Keeps(modules.Base):
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.zeros(8)
+
+    def body(self, h):
+        self.mean.add_(h.mean(0).detach())
+        return h - self.mean
+
+
+class Reads(modules.Base):
+    def body(self, h):
+        return h * h.sum().item()
+
+
+class Unmapped(modules.Base):
+    def body(self, h):
+        return h * torch.ones(len(h.unique()), requires_grad=False).mean()
+
+
+class Outside(modules.Base):
+    def body(self, h):
+        return modules.checkpoint(lambda h: F.dropout(h.tanh(), 0.5, self.training), h, use_reentrant=False)
+
+
+class Unkept(modules.Base):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Dropout(0.5), nn.Tanh())
+
+    def body(self, h):
+        return modules.checkpoint(self.block, h, use_reentrant=False, preserve_rng_state=False)
+
+
+def by_func(model, params, x):
+    return torch.func.grad(model.loss_fn)(params, x, KEY)
+
+
+def by_example(model, params, x):
+    def one(params, x, noise):
+        return model.elbo_core(params, x, noise).total
+
+    return torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))(params, x, model.draw(KEY, x.shape[0]))
+
+
+def from_outside(model, params, x):
+    return training.gradients(model, remat=True)(params, x, KEY)
+
+
+def evaluated(model, params, x):
+    return model.elbo(params, x, KEY)
+
+
+@pytest.mark.parametrize(
+    ("module", "use", "problem", "remedy"),
+    [
+        (modules.Checkpointed, by_func, "Checkpointed checkpoints its activations", "remat=True"),
+        (partial(modules.Checkpointed, True), by_example, "Checkpointed runs an autograd.Function without", "remat=True"),
+        (modules.BatchNorm, by_example, "BatchNorm normalises over the batch", "train=False"),
+        (Draws, by_func, "Draws calls randn_like", "draw by key alone"),
+        (DrawsUnseen, from_outside, "DrawsUnseen drew from torch's global generator", "draw by key alone"),
+        (Writes, evaluated, "Writes writes in place to a parameter", ""),
+        (Draws, evaluated, "Draws calls randn_like", "draw by key alone"),
+        (Always, evaluated, "Always calls dropout with training=True", "training=self.training"),
+        (Keeps, evaluated, "Keeps writes in place to", "register it as a buffer"),
+        (Keeps, by_func, "Keeps writes in place to", "register it as a buffer"),
+        (Reads, by_example, "Reads reads a tensor's value", "torch.where"),
+        (Unmapped, by_example, "Unmapped calls an operation that torch.func.vmap does not know", "whole batches"),
+        (Outside, from_outside, "Outside calls a dropout function in a checkpointed function", "use nn.Dropout"),
+        (Unkept, from_outside, "Unkept draws in a checkpoint with preserve_rng_state=False", "leave that out"),
+    ],
+)
+def test_what_cannot_work_is_told_in_our_words(module, use, problem, remedy):
+    with pytest.raises(RuntimeError, match=rf"network: {problem}.*{remedy}"):
+        use(*made(module))
+    assert torch._C._autograd._saved_tensors_hooks_is_enabled()  # nothing is left switched off
+
+
+def test_a_modules_own_errors_pass():
+    class Broken(modules.Base):
+        def body(self, h):
+            raise RuntimeError("a bug of its own")
+
+    model, params, x = made(Broken)
+    with pytest.raises(RuntimeError, match=r"^a bug of its own$"):
+        model.loss_fn(params, x, KEY)
