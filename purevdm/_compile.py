@@ -31,6 +31,11 @@ def fixed(number: T) -> T:
     return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return, return-value]
 
 
+def transformed() -> bool:
+    """Whether what is being compiled is under a ``torch.func`` transform. Older compilers cannot say."""
+    return torch.compiler.is_compiling() and not OLD and torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
 def materialize(x: Tensor) -> Tensor:
     """x itself, which a compiler is told to compute once and keep.
 
