@@ -18,7 +18,7 @@ from purevdm.elbo import Model
 from purevdm.solvers import Solver
 from purevdm.types import Key, Params
 
-__all__ = ["Sample", "Walk", "inpaint", "loop", "sample", "times", "walk"]
+__all__ = ["Sample", "Walk", "inpaint", "level", "loop", "sample", "times", "walk"]
 
 State: TypeAlias = tuple[Tensor, ...]
 
@@ -44,7 +44,7 @@ class Walk(NamedTuple):
     cond: Any = None
     guidance: float | Tensor = 1.0
     clip: bool = False
-    project: Callable[[Tensor, Tensor, Tensor, Key], Tensor] | None = None
+    project: Callable[..., Tensor] | None = None
     trajectory: bool = False
     callback: Callable[[int, Tensor], None] | None = None
     differentiable: bool = False
@@ -145,6 +145,18 @@ def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tens
     return a, b
 
 
+def level(model: Model, params: Params, t: Tensor, z: Tensor, cond: Any = None) -> Tensor:
+    """gamma of latents z, (n, *event_shape), at one time t, (): of shape (n, 1, ..., 1) or (n, *event_shape)."""
+    n = len(z)
+    if model.schedule.contextual:
+        denoiser.batch_axes(cond, n)
+        found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), cond)
+    else:
+        found = schedules.gamma(model.schedule, params["schedule"], t)
+        found = found.expand(n, *found.shape)
+    return process.align(found, z)
+
+
 def walk(
     model: Model,
     params: Params,
@@ -204,19 +216,11 @@ def _walk(
     weight = _weight(how, z)
     if how.clip and model.decoder.bounds is None:
         raise ValueError("clip: expected False, as these data have no bounds")
-    if model.schedule.contextual:
-        denoiser.batch_axes(how.cond, n)
     limits = None if model.decoder.bounds is None else model.decoder.bounds(z[0])
     total = torch.as_tensor(steps, device=z.device).to(z.dtype)
 
     def gamma(t: Tensor) -> Tensor:
-        """gamma of the batch at one time, shaped to broadcast against the latents."""
-        if model.schedule.contextual:
-            found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), how.cond)
-        else:
-            found = schedules.gamma(model.schedule, params["schedule"], t)
-            found = found.expand(n, *found.shape)
-        return process.align(found, z)
+        return level(model, params, t, z, how.cond)
 
     first, last = gamma(start), gamma(until)
     univariate = first[0].numel() == 1
@@ -246,9 +250,10 @@ def _walk(
         # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
         return (z, x_hat.clone(), *carry) if network.self_condition else (z, *carry)
 
-    state = (z, torch.zeros_like(z)) if network.self_condition else (z,)
-    options = dict(trajectory=how.trajectory, callback=how.callback, unroll=how.differentiable)
-    return loop(step, (*state, *solver.init(z, first)), steps, **options)[0], last
+    estimate = (torch.zeros_like(z),) if network.self_condition else ()
+    state = (z, *estimate, *solver.init(z, first))
+    found = loop(step, state, steps, trajectory=how.trajectory, callback=how.callback, unroll=how.differentiable)
+    return found[0], last
 
 
 def _weight(how: Walk, z: Tensor) -> float | Tensor | None:
