@@ -79,7 +79,8 @@ def sample(
     else:
         z = random.normal(k_z, shape, model.dtype)
     end, begin = times("until", 0.0 if until is None else until, "start", start, z)
-    latents, gamma = walk(model, params, z, begin, end, how, k_steps, k_project)
+    # A copy, as a compiled loop may not take two views of one tensor.
+    latents, gamma = walk(model, params, z, begin, end, how, k_steps, k_project.clone())
     if until is not None:
         return Sample(None, latents) if how.trajectory else latents
     z_0 = (latents[-1] if how.trajectory else latents) / process.alpha(gamma)
