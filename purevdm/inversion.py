@@ -76,7 +76,8 @@ def invert(
         at = model.decoder.encode(x, model.dtype)
     else:
         at = _checks.alike("z", z, (*_checks.tensor("z", z).shape[:1], *model.event_shape), model.dtype)
-        _checks.integer("z's first axis", len(at), 1)
+        if len(at) == 0:
+            raise ValueError(f"z: expected at least one example, got an empty batch of shape {tuple(at.shape)}")
         _checks.verify(model._facts(params, cond) + _checks.finite("z", {(): at}))
     begin, end = sampling.times("start", start, "until", until, at)
     how = Walk(

@@ -10,9 +10,11 @@ import sources
 import torch
 from compare import close, decoded_alike
 from torch._dynamo.utils import counters
+from versions import since_2_13
 
 import purevdm
 from purevdm import networks, process, random, sampling, schedules, solvers
+from purevdm._compile import OLD
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 
@@ -530,3 +532,33 @@ def compiled_alike(way, **compiler):
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_compiles(way):
     compiled_alike(way, backend="eager")
+
+
+@since_2_13
+def test_a_graph_whose_numbers_are_all_symbolic():
+    compiled_alike("2m", backend="eager", dynamic=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"])
+def test_every_way_compiles_in_every_mode(way, mode):
+    compiled_alike(way, mode=mode)
+
+
+def test_compiled_derivatives():
+    model = purevdm.vdm(networks.mlp(4, fourier=()), schedules.learned_linear(-4.0, 3.0), (2,), 16, dtype=torch.float64)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.3)
+
+    def energy(params, steps, differentiable):
+        options = dict(steps=steps, until=0.1, solver=solvers.ddim(), differentiable=differentiable)
+        return model.sample(params, random.key(1), 2, **options).square().mean()
+
+    grad = torch.func.grad(energy)
+    compiled = torch.compile(grad, fullgraph=True, backend="eager")
+    close(compiled(params, 2, True), grad(params, 2, True), 1e-9)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="steps: compiled derivatives want the steps unrolled"):
+        compiled(params, torch.tensor(2), True)
+    if not OLD:
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="differentiable: expected True"):
+            compiled(params, 2, False)
