@@ -22,6 +22,7 @@ from purevdm import (
     training,
     types,
     variance,
+    walks,
 )
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.vdm import VDM, Sample, vdm
@@ -49,5 +50,6 @@ __all__ = [
     "types",
     "variance",
     "vdm",
+    "walks",
 ]
 __version__ = "0.2.0"

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, sampling
-from purevdm.sampling import Sample, Walk
+from purevdm import _checks, process, walks
+from purevdm.sampling import Sample
 from purevdm.solvers import Solver, dpmpp_2m
 from purevdm.types import Params
 from purevdm.vdm import VDM
+from purevdm.walks import Walk
 
 __all__ = ["interpolate", "invert"]
 
@@ -79,7 +80,7 @@ def invert(
         if len(at) == 0:
             raise ValueError(f"z: expected at least one example, got an empty batch of shape {tuple(at.shape)}")
         _checks.verify(model._facts(params, cond) + _checks.finite("z", {(): at}))
-    begin, end = sampling.times("start", start, "until", until, at)
+    begin, end = walks.times("start", start, "until", until, at)
     how = Walk(
         steps,
         dpmpp_2m() if solver is None else solver,
@@ -91,8 +92,8 @@ def invert(
         differentiable=differentiable,
     )
     if x is not None:
-        at = process.alpha(sampling.level(model, params, begin, at, cond)) * at
-    latents, _ = sampling.walk(model, params, at, begin, end, how)
+        at = process.alpha(walks.level(model, params, begin, at, cond)) * at
+    latents, _ = walks.walk(model, params, at, begin, end, how)
     return Sample(None, latents) if trajectory else latents
 
 

@@ -1,7 +1,7 @@
 """One step of the way back, from noise at time 1 towards data at time 0, of several kinds.
 
 A :class:`Solver` is a value: a pure step, and what it carries from step to step. Each kind's mathematics is a function
-beside it, elementwise, with all noise as an argument. :mod:`purevdm.sampling` loops over the steps.
+beside it, elementwise, with all noise as an argument. :mod:`purevdm.walks` loops over the steps.
 """
 
 from collections.abc import Callable

@@ -14,10 +14,11 @@ from purevdm._compile import OLD, constant
 from purevdm.decoders import Decoder, discrete
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
-from purevdm.sampling import Sample, Walk
+from purevdm.sampling import Sample
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver, ancestral
 from purevdm.types import Key, Params, Shape
+from purevdm.walks import Walk
 
 __all__ = ["VDM", "Sample", "vdm"]
 

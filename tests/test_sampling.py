@@ -540,9 +540,9 @@ def test_a_graph_whose_numbers_are_all_symbolic():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["ddim", "2m"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"])
-def test_every_way_compiles_in_every_mode(way, mode):
+def test_every_mode_of_the_compiler(way, mode):
     compiled_alike(way, mode=mode)
 
 
