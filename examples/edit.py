@@ -8,6 +8,7 @@ between the steps. Interpolations: two images inverted to noise, and samples fro
 them. Variations: images diffused to a time and sampled back from there, later and later (SDEdit, Meng et al. 2022).
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,24 +75,26 @@ def interpolations(model: VDM, params: dict, key: Tensor, a: Tensor, b: Tensor, 
     return model.sample(params, key, len(z), z=z, cond=repeated(cond, k), **options).unflatten(0, (-1, k))
 
 
-def variations(model: VDM, params: dict, key: Tensor, x: Tensor, start: float, cond: Any, **options) -> Tensor:
-    """Images x, (n, *event_shape), diffused to the time start and sampled back from there."""
+def variations(model: VDM, params: dict, key: Tensor, x: Tensor, start: float, cond: Any, steps: int) -> Tensor:
+    """Images x, (n, *event_shape), diffused to the time start and sampled back from there, in that part of the steps."""
     k_diffuse, k_sample = random.split(key)
     f = model.decoder.encode(x, model.dtype)
     gamma = model.gamma(params, torch.tensor(start, dtype=model.dtype, device=x.device))
     z = process.diffuse(f, gamma, random.normal(k_diffuse, f.shape, model.dtype))
-    return model.sample(params, k_sample, len(x), z=z, start=start, cond=cond, **options)
+    return model.sample(params, k_sample, len(x), z=z, start=start, cond=cond, steps=math.ceil(start * steps))
 
 
 def picture(parts: dict[str, Tensor], vocab_size: int, path: Path) -> None:
     """The parts side by side, each (rows, columns, channels, height, width)."""
-    figure, axes = plt.subplots(1, len(parts), figsize=(4.2 * len(parts), 4.6), layout="constrained")
+    rows, columns = next(iter(parts.values())).shape[:2]
+    size = (4.2 * len(parts), 4.2 * rows / columns + 0.3)
+    figure, axes = plt.subplots(1, len(parts), figsize=size, layout="constrained")
     for ax, (title, x) in zip(axes, parts.items(), strict=True):
         shown = vocab_size - 1 - x if x.shape[2] == 1 else x  # ink on paper
-        ax.imshow(tiles(shown.flatten(0, 1), vocab_size, side=x.shape[1]), interpolation="nearest")
+        ax.imshow(tiles(shown.flatten(0, 1), vocab_size, side=columns), interpolation="nearest")
         ax.set_title(title)
         ax.axis("off")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=96)
     plt.close(figure)
 
 
@@ -115,16 +118,15 @@ def main() -> None:
     k_complete, k_between, k_vary = random.split(random.key(args.seed, device=args.device), 3)
     known = torch.ones_like(x, dtype=torch.bool)
     known[..., x.shape[-2] // 2 :, :] = False
-    ancestral = dict(steps=args.steps)
     flow = dict(steps=args.flow_steps, solver=solvers.dpmpp_2m())
 
     with tqdm(total=3, desc="edit") as bar:
-        completed = completions(model, params, k_complete, x, known, args.columns - 2, cond, **ancestral)
+        completed = completions(model, params, k_complete, x, known, args.columns - 2, cond, steps=args.steps)
         bar.update()
         between = interpolations(model, params, k_between, x, y, args.columns, cond, **flow)
         bar.update()
         starts = torch.linspace(0.3, 0.9, args.columns - 1).tolist()
-        varied = [variations(model, params, k_vary, x, start, cond, **ancestral) for start in starts]
+        varied = [variations(model, params, k_vary, x, start, cond, args.steps) for start in starts]
         bar.update()
     masked = torch.where(known, x, 3 * test.vocab_size // 8)
     parts = {

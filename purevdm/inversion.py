@@ -3,7 +3,7 @@
 >>> import torch, purevdm
 >>> from purevdm import inversion, networks, random, schedules, solvers
 >>> model = purevdm.vdm(networks.mlp(hidden=8, fourier=()), schedules.learned_linear(), event_shape=(2,))
->>> params, options = model.init(random.key(0)), dict(steps=100, solver=solvers.dpmpp_2m())
+>>> params, options = model.init(random.key(0)), dict(steps=200, solver=solvers.dpmpp_2m())
 >>> x = torch.tensor([[10, 200], [128, 31]])
 >>> z_1 = inversion.invert(model, params, x, **options)
 >>> model.sample(params, random.key(1), 2, z=z_1, **options)
