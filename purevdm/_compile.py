@@ -32,8 +32,10 @@ def fixed(number: T) -> T:
 
 
 def transformed() -> bool:
-    """Whether what is being compiled is under a ``torch.func`` transform. Older compilers cannot say."""
-    return torch.compiler.is_compiling() and not OLD and torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+    """Whether a ``torch.func`` transform is at work. Older compilers cannot say, and take it that none is."""
+    if OLD and torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def materialize(x: Tensor) -> Tensor:

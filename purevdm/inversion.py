@@ -92,7 +92,7 @@ def invert(
         differentiable=differentiable,
     )
     if x is not None:
-        at = process.alpha(walks.level(model, params, begin, at, cond)) * at
+        at = process.alpha(walks.level(model, params, begin, len(at), cond)) * at
     latents, _ = walks.walk(model, params, at, begin, end, how)
     return Sample(None, latents) if trajectory else latents
 

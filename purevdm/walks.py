@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, process, random, schedules
+from purevdm import _checks, denoiser, random, schedules
 from purevdm._compile import fixed, transformed
 from purevdm.denoiser import Prediction
 from purevdm.elbo import Model
@@ -62,16 +62,15 @@ def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tens
     return a, b
 
 
-def level(model: Model, params: Params, t: Tensor, z: Tensor, cond: Any = None) -> Tensor:
-    """gamma of latents z, (n, *event_shape), at one time t, (): of shape (n, 1, ..., 1) or (n, *event_shape)."""
-    n = len(z)
+def level(model: Model, params: Params, t: Tensor, n: int, cond: Any = None) -> Tensor:
+    """gamma of n latents at one time t, (), as it broadcasts against them: (n, 1, ..., 1) or (n, *event_shape)."""
     if model.schedule.contextual:
         denoiser.batch_axes(cond, n)
         found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), cond)
     else:
         found = schedules.gamma(model.schedule, params["schedule"], t)
         found = found.expand(n, *found.shape)
-    return process.align(found, z)
+    return found.reshape(found.shape + (1,) * (1 + len(model.event_shape) - found.ndim))
 
 
 def walk(
@@ -116,6 +115,18 @@ def _refuse_lost_gradients(how: Walk, inputs: Any) -> None:
         raise ValueError(f"differentiable: {wanted}; or detach the inputs")
 
 
+def _moved(how: Walk, i: Tensor, z: Tensor, gamma: Tensor, key: Key | None) -> Tensor:
+    """The latents as the hook leaves them. What it holds may be differentiated with respect to, too."""
+    if how.project is None:
+        return z
+    watched = not how.differentiable and not torch.compiler.is_compiling() and transformed()
+    with torch.set_grad_enabled(watched or torch.is_grad_enabled()):
+        moved = _checks.alike("project", how.project(i, z, gamma, key), z.shape, z.dtype)
+    if watched:
+        _refuse_lost_gradients(how, moved)
+    return moved
+
+
 def _walk(
     model: Model,
     params: Params,
@@ -137,7 +148,7 @@ def _walk(
     total = torch.as_tensor(steps, device=z.device).to(z.dtype)
 
     def gamma(t: Tensor) -> Tensor:
-        return level(model, params, t, z, how.cond)
+        return level(model, params, t, n, how.cond)
 
     first, last = gamma(start), gamma(until)
     univariate = first[0].numel() == 1
@@ -161,9 +172,7 @@ def _walk(
         gamma_s = after(i + 1)
         key = None if k_steps is None else random.fold_in(k_steps, i)
         z, x_hat, carry = solver.step(denoise, z, after(i), gamma_s, key, carry)
-        if how.project is not None:
-            moved = how.project(i, z, gamma_s, None if k_project is None else random.fold_in(k_project, i))
-            z = _checks.alike("project", moved, z.shape, z.dtype)
+        z = _moved(how, i, z, gamma_s, None if k_project is None else random.fold_in(k_project, i))
         # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
         return (z, x_hat.clone(), *carry) if network.self_condition else (z, *carry)
 

@@ -413,6 +413,26 @@ def test_derivatives_not_asked_for_are_never_zero_in_silence(name):
     assert not energy(held).requires_grad
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_derivatives_by_what_a_hook_holds(differentiable):
+    energy, inputs = smooth(project=lambda i, z, gamma, key: z, differentiable=differentiable)
+    assert energy(inputs) == smooth()[0](inputs)
+
+    def of(scale):
+        held, _ = smooth(project=lambda i, z, gamma, key: scale * z, differentiable=differentiable)
+        return held(inputs)
+
+    scale, h = torch.tensor(0.9, dtype=torch.float64), 1e-4
+    if differentiable:
+        want = (of(scale + h) - of(scale - h)) / (2 * h)
+        torch.testing.assert_close(torch.func.grad(of)(scale), want, rtol=1e-5, atol=1e-7)
+    else:
+        for take in (lambda: torch.func.grad(of)(scale), lambda: torch.func.jvp(of, (scale,), (scale,))):
+            with pytest.raises(ValueError, match="differentiable: expected True"):
+                take()
+        assert not of(scale.clone().requires_grad_()).requires_grad
+
+
 def test_samples_of_many_keys_by_vmap():
     energy, inputs = smooth()
     z = random.normal(random.key(0), (2, 3, 2), torch.float64)
