@@ -11,6 +11,7 @@ from purevdm import (
     elbo,
     evaluation,
     interop,
+    inversion,
     module,
     networks,
     nn,
@@ -22,6 +23,7 @@ from purevdm import (
     training,
     types,
     variance,
+    walks,
 )
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.vdm import VDM, Sample, vdm
@@ -37,6 +39,7 @@ __all__ = [
     "elbo",
     "evaluation",
     "interop",
+    "inversion",
     "module",
     "networks",
     "nn",
@@ -49,5 +52,6 @@ __all__ = [
     "types",
     "variance",
     "vdm",
+    "walks",
 ]
 __version__ = "0.2.0"

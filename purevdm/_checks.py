@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from purevdm.types import PyTree
 
@@ -27,6 +28,15 @@ def plain(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x.detach()
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether a ``torch.func`` transform takes derivatives with respect to x, at any level; in eager."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_gradtrackingtensor(x) and (x.requires_grad or unpack_dual(x).tangent is not None):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
 
 
 def describe(x: object) -> str:
@@ -55,6 +65,14 @@ def shaped(name: str, x: object, shape: Sequence[int]) -> Tensor:
     x = tensor(name, x)
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {describe(x)}")
+    return x
+
+
+def alike(name: str, x: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of exactly this shape and dtype."""
+    x = shaped(name, x, shape)
+    if x.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {describe(x)}")
     return x
 
 

@@ -32,6 +32,13 @@ def fixed(number: T) -> T:
     return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return, return-value]
 
 
+def transformed() -> bool:
+    """Whether a ``torch.func`` transform is at work. Older compilers cannot say, and take it that none is."""
+    if OLD and torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
 def materialize(x: Tensor) -> Tensor:
     """x itself, which a compiler is told to compute once and keep.
 

@@ -1,7 +1,7 @@
 """One step of the way back, from noise at time 1 towards data at time 0, of several kinds.
 
 A :class:`Solver` is a value: a pure step, and what it carries from step to step. Each kind's mathematics is a function
-beside it, elementwise, with all noise as an argument. :mod:`purevdm.sampling` loops over the steps.
+beside it, elementwise, with all noise as an argument. :mod:`purevdm.walks` loops over the steps.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,8 @@ class Solver(NamedTuple):
         step: ``step(denoise, z_t, gamma_t, gamma_s, key, carry) -> Step``, from the time t to an earlier s. gammas have the
             shape (B, 1, ..., 1) or (B, *event_shape). ``denoise(z, gamma)`` gives the
             :class:`~purevdm.denoiser.Prediction` for latents z of the batch at such a gamma; a solver may call it several
-            times. The key is the step's own; a deterministic solver does not use it.
+            times. The key is the step's own; a deterministic solver does not use it, and may be run forward, from t to a
+            later s (:func:`purevdm.inversion.invert`): there the key is None.
 
     >>> from purevdm import process, solvers
     >>> def step(denoise, z_t, gamma_t, gamma_s, key, carry):
@@ -59,7 +60,11 @@ def ancestral() -> Solver:
     return Solver(_carry_nothing, _ancestral)
 
 
-def _ancestral(denoise: Any, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
+def _ancestral(
+    denoise: Any, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key | None, carry: tuple[Tensor, ...]
+) -> Step:
+    if key is None:
+        raise ValueError("solver: expected a deterministic one, such as purevdm.solvers.ddim(), got ancestral()")
     eps_hat, x_hat = denoise(z_t, gamma_t)
     eps = random.normal(key, z_t.shape, z_t.dtype)
     return Step(ancestral_step(z_t, eps_hat, gamma_s, gamma_t, eps), x_hat)
@@ -86,7 +91,7 @@ def ddim() -> Solver:
     return Solver(_carry_nothing, _ddim)
 
 
-def _ddim(denoise: Any, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
+def _ddim(denoise: Any, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key | None, carry: tuple[Tensor, ...]) -> Step:
     eps_hat, x_hat = denoise(z_t, gamma_t)
     return Step(ddim_step(x_hat, eps_hat, gamma_s), x_hat)
 
@@ -110,7 +115,9 @@ def _dpmpp_2m_init(z_1: Tensor, gamma_1: Tensor) -> tuple[Tensor, ...]:
     return torch.zeros_like(z_1), torch.full_like(gamma_1, torch.inf)
 
 
-def _dpmpp_2m(denoise: Any, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
+def _dpmpp_2m(
+    denoise: Any, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key | None, carry: tuple[Tensor, ...]
+) -> Step:
     _, x_hat = denoise(z_t, gamma_t)
     return Step(dpmpp_2m_step(z_t, x_hat, gamma_s, gamma_t, *carry), x_hat, (x_hat, gamma_t.contiguous()))
 
@@ -129,7 +136,9 @@ def dpmpp_2m_step(
             then this step is :func:`ddim_step`.
     """
     first = gamma_last.isinf()
-    ratio = torch.where(first, 1.0, (gamma_last - gamma_t) / (gamma_t - gamma_s))
+    # Any finite gamma where there was none: an infinity would make the derivative NaN.
+    gamma_last = torch.where(first, gamma_t + (gamma_t - gamma_s), gamma_last)
+    ratio = (gamma_last - gamma_t) / (gamma_t - gamma_s)
     x = torch.where(first, x_hat, x_hat + (x_hat - x_last) / (2.0 * ratio))
     scale = process.sigma(gamma_s) / process.sigma(gamma_t)
     return scale * z_t - process.alpha(gamma_s) * torch.expm1(0.5 * (gamma_s - gamma_t)) * x

@@ -16,8 +16,9 @@ from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
 from purevdm.sampling import Sample
 from purevdm.schedules import Schedule
-from purevdm.solvers import Solver
+from purevdm.solvers import Solver, ancestral
 from purevdm.types import Key, Params, Shape
+from purevdm.walks import Walk
 
 __all__ = ["VDM", "Sample", "vdm"]
 
@@ -188,10 +189,15 @@ class VDM(NamedTuple):
         guidance: float | Tensor = 1.0,
         decode: str = "argmax",
         clip: bool = False,
+        z: Tensor | None = None,
+        start: float | Tensor = 1.0,
+        until: float | Tensor | None = None,
+        project: Callable[[Tensor, Tensor, Tensor, Key], Tensor] | None = None,
         trajectory: bool = False,
         callback: Callable[[int, Tensor], None] | None = None,
+        differentiable: bool = False,
     ) -> Any:
-        """n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0. Builds no autograd graph.
+        """n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0.
 
         A self-conditioned network sees each step's estimate of the data, clamped to their range, in the next.
 
@@ -205,12 +211,39 @@ class VDM(NamedTuple):
                 Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
             decode: "argmax" for the likeliest data, or "sample" to draw from p(x given z_0).
             clip: whether to clamp every estimate of the data to their range; real data have none.
-            trajectory: whether to return a :class:`Sample`, with all latents.
+            z: the latents to start from, (n, *event_shape) of the model's dtype; standard normal noise where left out.
+            start: z's time, in (0, 1]: a number, or a floating-point tensor of shape (), for which one compiled graph
+                serves every value. Data diffused to a start below 1 come back changed a little (SDEdit, Meng et al. 2022).
+            until: the time to stop at, in [0, start), as ``start``: the latents at that time are returned, not data.
+            project: a hook, ``project(i, z, gamma, key) -> z`` after each step: i an int32 tensor of shape (), z the latents
+                at their new gamma, (n, 1, ..., 1) or (n, *event_shape), the key its own. See
+                :func:`purevdm.sampling.inpaint`.
+            trajectory: whether to return a :class:`Sample`, with all latents (and, with ``until``, no data).
             callback: in eager, called as ``callback(i, z)`` after each step.
+            differentiable: whether derivatives pass, from latents (or data that are real numbers) to params, z, cond,
+                guidance and times. A compiled graph then holds every step, for a Python integer of them. Where it is False,
+                no autograd graph is built, and ``torch.func`` transforms that want derivatives are refused.
+
+        >>> import torch, purevdm
+        >>> from purevdm import networks, random, schedules, solvers
+        >>> model = purevdm.vdm(networks.mlp(hidden=8), schedules.learned_linear(), event_shape=(2,))
+        >>> params, options = model.init(random.key(0)), dict(steps=10, solver=solvers.ddim())
+        >>> half = model.sample(params, random.key(1), 3, until=0.5, **options)  # latents at time 1/2
+        >>> model.sample(params, random.key(2), 3, z=half, start=0.5, **options).shape
+        torch.Size([3, 2])
+        >>> def shrink(i, z, gamma, key):
+        ...     return 0.9 * z
+        >>> model.sample(params, random.key(1), 3, project=shrink, **options).shape
+        torch.Size([3, 2])
+        >>> def energy(z):
+        ...     return model.sample(params, random.key(1), 3, z=z, until=0.0, differentiable=True, **options).square().sum()
+        >>> torch.func.grad(energy)(random.normal(random.key(3), (3, 2))).shape
+        torch.Size([3, 2])
         """
         _checks.verify(self._facts(params, cond))
-        options = (steps, solver, grid, cond, guidance, decode, clip, trajectory, callback)
-        return sampling.sample(self, params, key, n, *options)
+        solver = ancestral() if solver is None else solver
+        how = Walk(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable)
+        return sampling.sample(self, params, key, n, how, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
 

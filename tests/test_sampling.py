@@ -1,4 +1,5 @@
-"""The way back: official steps, exact chains on a known source, one graph for any number of steps."""
+"""The way back: official steps, exact chains on a known source, one graph for any number of steps; starting, stopping, the
+hook between steps, derivatives; every way compiled."""
 
 import math
 
@@ -9,9 +10,11 @@ import sources
 import torch
 from compare import close, decoded_alike
 from torch._dynamo.utils import counters
+from versions import since_2_13
 
 import purevdm
-from purevdm import networks, process, random, schedules, solvers
+from purevdm import networks, process, random, sampling, schedules, solvers
+from purevdm._compile import OLD
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 
@@ -224,3 +227,358 @@ def test_latents_that_are_not_finite_are_never_decoded():
         model.sample(NO_PARAMS, random.key(0), 2, steps=2)
     with pytest.raises(ValueError, match="z: expected finite latents"):
         model.sample(NO_PARAMS, random.key(0), 2, steps=2, decode="sample")
+
+
+# Starting, stopping, the hook
+
+
+@pytest.mark.parametrize("grid", ["time", "gamma"])
+@pytest.mark.parametrize(
+    "solver", [solvers.ancestral(), solvers.ddim(), solvers.dpmpp_2m()], ids=["ancestral", "ddim", "2m"]
+)
+def test_given_latents_stand_for_drawn_ones(solver, grid):
+    model, params = bent()
+    options, key = dict(steps=6, solver=solver, grid=grid), random.key(3)
+    z_1 = random.normal(random.split(key, 4)[0], (4, 3), torch.float64)
+    x, z = model.sample(params, key, 4, trajectory=True, **options)
+    assert torch.equal(z[0], z_1)
+    assert torch.equal(model.sample(params, key, 4, z=z_1, **options), x)
+    assert torch.equal(model.sample(params, key, 4, until=0.0, **options), z[-1])
+    part = model.sample(params, key, 4, until=0.25, trajectory=True, **options)
+    assert part.x is None
+    assert torch.equal(part.z[-1], model.sample(params, key, 4, until=torch.tensor(0.25), **options))
+
+
+def bent():
+    """A Gaussian source under a schedule whose two grids differ."""
+    schedule = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
+    return purevdm.vdm(sources.gaussian(0.3), schedule, (3,), 64, dtype=torch.float64), NO_PARAMS
+
+
+def test_parts_of_a_deterministic_way_make_the_whole():
+    model, params = bent()
+    key, solver = random.key(3), solvers.ddim()
+    whole = model.sample(params, key, 4, steps=8, solver=solver, trajectory=True).z
+    half = model.sample(params, key, 4, steps=4, solver=solver, until=0.5)
+    torch.testing.assert_close(half, whole[4], rtol=1e-12, atol=1e-12)
+    rest = model.sample(params, key, 4, steps=4, solver=solver, z=half, start=0.5, trajectory=True)
+    torch.testing.assert_close(rest.z, whole[4:], rtol=1e-12, atol=1e-12)
+
+
+def test_a_part_of_the_way_keeps_the_marginals():
+    """Data diffused to a time and sampled back are of the source, whatever the time."""
+    std = 0.4
+    model = purevdm.vdm(sources.gaussian(std), schedules.fixed_linear(-9.0, 9.0), (200,), 256, dtype=torch.float64)
+    x, eps = random.normal(random.key(0), (2, 100, 200), torch.float64)
+    for start in (0.3, 0.8):
+        gamma = model.gamma(NO_PARAMS, torch.tensor(start, dtype=torch.float64))
+        options = dict(z=process.diffuse(std * x, gamma, eps), start=start, until=0.1, steps=200)
+        z = model.sample(NO_PARAMS, random.key(1), 100, **options)
+        gamma = model.gamma(NO_PARAMS, torch.tensor(0.1, dtype=torch.float64))
+        want = torch.sqrt((process.alpha(gamma) * std) ** 2 + process.sigma(gamma) ** 2)
+        assert abs(z.std() / want - 1) < 0.03  # six standard errors of 20,000 numbers, and the bias of the steps
+
+
+def test_the_hook_sees_each_step_and_decides():
+    model, params = bent()
+    key, seen = random.key(3), []
+
+    def hook(i, z, gamma, key):
+        seen.append((i, gamma, key))
+        return 0.5 * z
+
+    z = model.sample(params, key, 4, steps=5, project=hook, trajectory=True, solver=solvers.ddim()).z
+    for step, (i, gamma, own) in enumerate(seen):
+        assert i.dtype == torch.int32
+        assert i == step
+        assert torch.equal(own, random.fold_in(random.split(key, 4)[3], step))
+        gamma_s, gamma_t = (model.gamma(params, torch.tensor(1 - v / 5, dtype=torch.float64)) for v in (step + 1, step))
+        torch.testing.assert_close(gamma, gamma_s.expand(4, 1))
+        eps_hat = model.eps_hat(params, z[step], gamma_t.expand(4))
+        want = solvers.ddim_step(process.x_from_eps(z[step], eps_hat, gamma_t), eps_hat, gamma_s)
+        torch.testing.assert_close(z[step + 1], 0.5 * want)
+    assert len(seen) == 5
+
+
+def test_inpainting_keeps_the_known_and_follows_it():
+    """Pixels that are all equal: three known decide the fourth (replacement is no exact draw, and misses some)."""
+
+    def apply(params, z, gamma, cond=None, key=None):
+        # The values -1/2 and 1/2 of a whole event: the posterior's mean by the log odds of the two.
+        alpha, sigma = process.alpha(gamma), process.sigma(gamma)
+        return process.eps_from_x(z, 0.5 * torch.tanh(alpha / sigma**2 * z.sum() / 2).expand_as(z), gamma)
+
+    network = networks.Network(lambda key, shape: {}, apply)
+    model = purevdm.vdm(network, schedules.fixed_linear(-10.0, 8.0), (4,), 2)
+    x = (torch.arange(200) % 2)[:, None].expand(200, 4)
+    known = torch.tensor([True, True, True, False]).expand(200, 4)
+    free, kept = (
+        model.sample(NO_PARAMS, random.key(0), 200, steps=50, project=hook)
+        for hook in (None, sampling.inpaint(model.decoder.encode(x), known))
+    )
+    assert (free == free[:, :1]).all()
+    assert torch.equal(kept[:, :3], x[:, :3])
+    assert (kept == x)[:, 3].double().mean() > 0.9
+    assert (free == x)[:, 3].double().mean() < 0.65
+
+
+# Derivatives
+
+
+def smooth(**options):
+    """A model of float64, and a function of all that samples are differentiable in."""
+    network = networks.mlp(8, fourier=(), cond_dim=2, cond_drop=0.5, self_condition=True)
+    model = purevdm.vdm(network, schedules.learned_linear(-4.0, 3.0), (2,), 16, dtype=torch.float64)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.3)
+    inputs = dict(
+        params=params,
+        z=random.normal(random.key(5), (3, 2), torch.float64),
+        cond=random.normal(random.key(6), (3, 2), torch.float64),
+        guidance=torch.tensor([0.5, 1.0, 2.5], dtype=torch.float64),
+        start=torch.tensor(0.9, dtype=torch.float64),
+        until=torch.tensor(0.1, dtype=torch.float64),
+    )
+
+    def energy(inputs):
+        return (
+            model.sample(inputs["params"], random.key(1), 3, steps=3, **without(inputs, "params"), **options).square().mean()
+        )
+
+    return energy, inputs
+
+
+def without(mapping, name):
+    return {k: v for k, v in mapping.items() if k != name}
+
+
+@pytest.mark.parametrize("grid", ["time", "gamma"])
+@pytest.mark.parametrize(
+    "solver", [solvers.ancestral(), solvers.ddim(), solvers.dpmpp_2m()], ids=["ancestral", "ddim", "2m"]
+)
+def test_derivatives_are_those_of_finite_differences(solver, grid):
+    energy, inputs = smooth(solver=solver, grid=grid, differentiable=True)
+    grads = torch.func.grad(energy)(inputs)
+    for i, name in enumerate(inputs):
+        leaves, spec = optree.tree_flatten(inputs[name])
+        keys = random.split(random.key(i), len(leaves))
+        way = [random.normal(k, leaf.shape, torch.float64) for k, leaf in zip(keys, leaves, strict=True)]
+
+        def at(h, name=name, leaves=leaves, spec=spec, way=way):
+            moved = optree.tree_unflatten(spec, [leaf + h * d for leaf, d in zip(leaves, way, strict=True)])
+            return energy(inputs | {name: moved})
+
+        got = sum((g * d).sum() for g, d in zip(optree.tree_leaves(grads[name]), way, strict=True))
+        # four values cancel the third derivative, too: what is left is rounding, and of the fourth power
+        h = 1e-4
+        want = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+        assert abs(got - want) <= 1e-7 * (abs(want) + 1), name
+        tangent = optree.tree_map(torch.zeros_like, inputs) | {name: optree.tree_unflatten(spec, way)}
+        _, forward = torch.func.jvp(energy, (inputs,), (tangent,))
+        torch.testing.assert_close(forward, got, rtol=1e-9, atol=1e-9)
+
+
+def test_plain_autograd_finds_the_same():
+    energy, inputs = smooth(solver=solvers.dpmpp_2m(), differentiable=True)
+    wanted = torch.func.grad(energy)(inputs)
+    leaves, spec = optree.tree_flatten(inputs)
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    got = torch.autograd.grad(energy(optree.tree_unflatten(spec, leaves)), leaves)
+    close(optree.tree_unflatten(spec, list(got)), wanted, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["params", "z", "cond", "guidance", "start"])
+def test_derivatives_not_asked_for_are_never_zero_in_silence(name):
+    energy, inputs = smooth()
+
+    def of(part):
+        return energy(inputs | {name: part})
+
+    ways = {
+        "grad": lambda: torch.func.grad(of)(inputs[name]),
+        "vjp": lambda: torch.func.vjp(of, inputs[name])[1](torch.ones((), dtype=torch.float64)),
+        "jvp": lambda: torch.func.jvp(of, (inputs[name],), (inputs[name],)),
+        "grad of vmap": lambda: torch.func.grad(
+            lambda part: torch.func.vmap(lambda w: of(optree.tree_map(lambda v: v * w, part)))(torch.ones(2).double()).sum()
+        )(inputs[name]),
+    }
+    for way in ways.values():
+        with pytest.raises(ValueError, match="differentiable: expected True"):
+            way()
+    detached = optree.tree_map(torch.detach, inputs)
+    grad = torch.func.grad(lambda w: w * energy(optree.tree_map(torch.detach, detached)))(
+        torch.ones((), dtype=torch.float64)
+    )
+    torch.testing.assert_close(grad, energy(inputs))
+    held = optree.tree_map(lambda v: v.clone().requires_grad_(), inputs)
+    assert not energy(held).requires_grad
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_derivatives_by_what_a_hook_holds(differentiable):
+    energy, inputs = smooth(project=lambda i, z, gamma, key: z, differentiable=differentiable)
+    assert energy(inputs) == smooth()[0](inputs)
+
+    def of(scale):
+        held, _ = smooth(project=lambda i, z, gamma, key: scale * z, differentiable=differentiable)
+        return held(inputs)
+
+    scale, h = torch.tensor(0.9, dtype=torch.float64), 1e-4
+    if differentiable:
+        want = (of(scale + h) - of(scale - h)) / (2 * h)
+        torch.testing.assert_close(torch.func.grad(of)(scale), want, rtol=1e-5, atol=1e-7)
+    else:
+        for take in (lambda: torch.func.grad(of)(scale), lambda: torch.func.jvp(of, (scale,), (scale,))):
+            with pytest.raises(ValueError, match="differentiable: expected True"):
+                take()
+        assert not of(scale.clone().requires_grad_()).requires_grad
+
+
+def test_samples_of_many_keys_by_vmap():
+    energy, inputs = smooth()
+    z = random.normal(random.key(0), (2, 3, 2), torch.float64)
+    both = torch.func.vmap(lambda z: energy(inputs | {"z": z}))(z)
+    torch.testing.assert_close(both, torch.stack([energy(inputs | {"z": one}) for one in z]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        (dict(differentiable=True), ValueError, "differentiable: data that are integers have no gradient"),
+        (dict(start=0.5), ValueError, "z: expected the latents at the time start"),
+        (dict(z=torch.zeros(2, 3)), ValueError, r"z: expected shape \(2, 2\), got a float32 tensor of shape \(2, 3\)"),
+        (dict(z=torch.zeros(2, 2).double()), TypeError, "z: expected torch.float32"),
+        (dict(z=torch.full((2, 2), math.nan)), ValueError, "z: expected finite numbers, got NaN"),
+        (dict(z=[0.0]), TypeError, "z: expected a torch.Tensor"),
+        (dict(until=1.0), ValueError, "until, start: expected 0 <= until < start <= 1, got 1.0 and 1.0"),
+        (dict(until=-0.1), ValueError, "until, start: expected"),
+        (dict(z=torch.zeros(2, 2), start=1.5), ValueError, "until, start: expected .* got 0.0 and 1.5"),
+        (dict(z=torch.zeros(2, 2), start=torch.tensor(0.3), until=0.4), ValueError, "until, start: expected"),
+        (dict(until=torch.tensor(math.nan)), ValueError, "until, start: expected"),
+        (dict(until=math.nan), ValueError, "until: expected a finite number"),
+        (dict(until=True), TypeError, "until: expected a number"),
+        (dict(until=torch.zeros(1)), ValueError, r"until: expected shape \(\)"),
+        (dict(until=torch.tensor(0)), TypeError, "until: expected a floating-point"),
+        (dict(project=lambda i, z, gamma, key: z[:1]), ValueError, r"project: expected shape \(2, 2\)"),
+        (dict(project=lambda i, z, gamma, key: z.double()), TypeError, "project: expected torch.float32"),
+        (dict(project=lambda i, z, gamma, key: None), TypeError, "project: expected a torch.Tensor"),
+    ],
+)
+def test_bad_ways_are_named(options, error, word):
+    model, params = model_and_params()
+    with pytest.raises(error, match=word):
+        model.sample(params, random.key(0), 2, steps=3, **options)
+
+
+def test_a_hook_for_other_events_is_refused():
+    model, params = model_and_params()
+    x, known = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"known: expected shape \(2, 3\)"):
+        sampling.inpaint(x, known[:, :2])
+    with pytest.raises(TypeError, match=r"known: expected torch\.bool"):
+        sampling.inpaint(x, x)
+    with pytest.raises(ValueError, match=r"x: expected shape \(2, 2\)"):
+        model.sample(params, random.key(0), 2, steps=3, project=sampling.inpaint(x, known))
+
+
+# Compiled
+
+
+def each_pixel(params, t):
+    return torch.tensor([-6.0, -5.0]) + torch.tensor([10.0, 8.0]) * t
+
+
+def told(params, t, context):
+    return -6.0 + (10.0 + context) * t
+
+
+HOOK = sampling.inpaint(torch.tensor([[0.5, 0.0]] * 3), torch.tensor([[True, False]] * 3))
+LEVELS = dict(line=schedules.learned_linear(-6.0, 4.0), each=schedules.Schedule(lambda key: {}, each_pixel))
+LEVELS["told"] = schedules.Schedule(lambda key: {}, told, contextual=True)
+WAYS = {
+    # every value of every option, and each pair that meets in the code
+    "ancestral": ("line", False, dict(steps=torch.tensor(3), decode="sample", clip=True)),
+    "ddim": (
+        "line",
+        True,
+        dict(steps=3, solver=solvers.ddim(), grid="gamma", trajectory=True, guidance=2.0, project=HOOK),
+    ),
+    "2m": (
+        "each",
+        False,
+        dict(
+            steps=torch.tensor(3),
+            solver=solvers.dpmpp_2m(),
+            z=torch.tensor([[0.3, -1.0], [0.1, 2.0], [-0.2, 0.4]]),
+            start=torch.tensor(0.8),
+            until=torch.tensor(0.2),
+            guidance=torch.tensor([0.0, 1.0, 2.0]),
+        ),
+    ),
+    "told": (
+        "told",
+        True,
+        dict(
+            steps=3,
+            solver=solvers.dpmpp_2m(),
+            grid="gamma",
+            until=0.25,
+            trajectory=True,
+            guidance=torch.tensor(2.0),
+            clip=True,
+        ),
+    ),
+}
+
+
+def compiled_alike(way, **compiler):
+    schedule, self_condition, options = WAYS[way]
+    network = networks.mlp(8, fourier=(), classes=3, cond_drop=0.5, self_condition=self_condition)
+    model = purevdm.vdm(network, LEVELS[schedule], (2,), 16)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.3)
+
+    def sample(params, key):
+        found = model.sample(params, key, 3, cond=torch.tensor([0, 1, 2]), **options)
+        return (
+            found
+            if isinstance(found, tuple)
+            else sampling.Sample(*((None, found) if found.is_floating_point() else (found, None)))
+        )
+
+    got, want = (f(params, random.key(1)) for f in (torch.compile(sample, fullgraph=True, **compiler), sample))
+    assert got.x is None if want.x is None else decoded_alike(got.x, want.x) is None
+    assert got.z is None if want.z is None else close(got.z, want.z, 1e-4) is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_compiles(way):
+    compiled_alike(way, backend="eager")
+
+
+@since_2_13
+def test_a_graph_whose_numbers_are_all_symbolic():
+    compiled_alike("2m", backend="eager", dynamic=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddim", "2m"])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"])
+def test_every_mode_of_the_compiler(way, mode):
+    compiled_alike(way, mode=mode)
+
+
+def test_compiled_derivatives():
+    model = purevdm.vdm(networks.mlp(4, fourier=()), schedules.learned_linear(-4.0, 3.0), (2,), 16, dtype=torch.float64)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.3)
+
+    def energy(params, steps, differentiable):
+        options = dict(steps=steps, until=0.1, solver=solvers.ddim(), differentiable=differentiable)
+        return model.sample(params, random.key(1), 2, **options).square().mean()
+
+    grad = torch.func.grad(energy)
+    compiled = torch.compile(grad, fullgraph=True, backend="eager")
+    close(compiled(params, 2, True), grad(params, 2, True), 1e-9)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="steps: compiled derivatives unroll them"):
+        compiled(params, torch.tensor(2), True)
+    if not OLD:
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="differentiable: expected True"):
+            compiled(params, 2, False)

@@ -1,0 +1,134 @@
+"""From data to the noise that they are sampled from, by a deterministic solver run forward; and from one noise to another.
+
+>>> import torch, purevdm
+>>> from purevdm import inversion, networks, random, schedules, solvers
+>>> model = purevdm.vdm(networks.mlp(hidden=8, fourier=()), schedules.learned_linear(), event_shape=(2,))
+>>> params, options = model.init(random.key(0)), dict(steps=200, solver=solvers.dpmpp_2m())
+>>> x = torch.tensor([[10, 200], [128, 31]])
+>>> z_1 = inversion.invert(model, params, x, **options)
+>>> model.sample(params, random.key(1), 2, z=z_1, **options)
+tensor([[ 10, 200],
+        [128,  31]])
+>>> between = inversion.interpolate(z_1[0], z_1[1], torch.linspace(0.0, 1.0, 5))
+>>> model.sample(params, random.key(1), 5, z=between, **options).shape
+torch.Size([5, 2])
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, process, walks
+from purevdm.sampling import Sample
+from purevdm.solvers import Solver, dpmpp_2m
+from purevdm.types import Params
+from purevdm.vdm import VDM
+from purevdm.walks import Walk
+
+__all__ = ["interpolate", "invert"]
+
+
+def invert(
+    model: VDM,
+    params: Params,
+    x: Tensor | None = None,
+    cond: Any = None,
+    *,
+    z: Tensor | None = None,
+    start: float | Tensor = 0.0,
+    until: float | Tensor = 1.0,
+    steps: int | Tensor = 100,
+    solver: Solver | None = None,
+    grid: str = "time",
+    guidance: float | Tensor = 1.0,
+    trajectory: bool = False,
+    callback: Callable[[int, Tensor], None] | None = None,
+    differentiable: bool = False,
+) -> Any:
+    """The latents at time 1 from which a deterministic solver samples given data, (n, *event_shape): the solver's own steps
+    on the probability flow, run from time 0 to time 1 (DDIM inversion, Song, Meng, Ermon 2020, sec. 5.4).
+
+    ``model.sample(z=...)`` with the same solver, grid and steps returns to where this started, up to an error of the
+    solver's order in the step.
+
+    Args:
+        model, params, cond: the model, and a condition for each example.
+        x: data, (n, *event_shape). Their latents at time 0 are alpha_0 times the encoded data, the mean of q(z_0 given x).
+        z: in place of data, latents (n, *event_shape) of the model's dtype. Those of data with their noise
+            (:func:`purevdm.process.diffuse`) end like standard normal noise; those of the mean end nearer to zero.
+        start, until: the time of z, 0 for data, and the later time to stop at, as :meth:`purevdm.VDM.sample` takes them.
+        solver: a deterministic one; ``purevdm.solvers.dpmpp_2m()`` where left out.
+        steps, grid, guidance, callback, differentiable: as in :meth:`purevdm.VDM.sample`.
+        trajectory: whether to return a :class:`~purevdm.Sample` with all latents, and no data.
+
+    Raises:
+        TypeError, ValueError: bad arguments, named, as by :meth:`purevdm.VDM.sample`; both or neither of x and z; data at
+            another start than 0; a solver that draws noise.
+    """
+    if (x is None) == (z is None):
+        raise ValueError(f"x, z: expected either data or latents, got {'neither' if x is None else 'both'}")
+    if x is not None:
+        if isinstance(start, Tensor) or start != 0.0:
+            raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
+        model._check(params, x, cond)
+        at = model.decoder.encode(x, model.dtype)
+    else:
+        at = _checks.alike("z", z, (*_checks.tensor("z", z).shape[:1], *model.event_shape), model.dtype)
+        if len(at) == 0:
+            raise ValueError(f"z: expected at least one example, got an empty batch of shape {tuple(at.shape)}")
+        _checks.verify(model._facts(params, cond) + _checks.finite("z", {(): at}))
+    begin, end = walks.times("start", start, "until", until, at)
+    how = Walk(
+        steps,
+        dpmpp_2m() if solver is None else solver,
+        grid,
+        cond,
+        guidance,
+        trajectory=trajectory,
+        callback=callback,
+        differentiable=differentiable,
+    )
+    if x is not None:
+        at = process.alpha(walks.level(model, params, begin, len(at), cond)) * at
+    latents, _ = walks.walk(model, params, at, begin, end, how)
+    return Sample(None, latents) if trajectory else latents
+
+
+def interpolate(z_a: Tensor, z_b: Tensor, weights: Tensor) -> Tensor:
+    """Latents on the great circle from z_a to z_b, sin((1 - w) a) / sin(a) z_a + sin(w a) / sin(a) z_b, with a the angle
+    between the two (Shoemake 1985; Song, Meng, Ermon 2020, sec. 5.3). Straight lines would leave the sphere that standard
+    normal latents lie near.
+
+    Args:
+        z_a, z_b: latents at time 1 of one example, of the same shape and floating-point dtype.
+        weights: w, (k,), of the same dtype: 0 gives z_a exactly, 1 gives z_b; any finite number goes on along the circle.
+
+    Returns:
+        Shape (k, *z_a.shape). Latents of the same direction are interpolated in length alone.
+
+    Raises:
+        TypeError, ValueError: tensors of another form; in eager, values that are not finite, and latents of opposite
+            directions or none (zeros), between which there is no one way.
+    """
+    _checks.alike("z_b", z_b, _checks.floating("z_a", z_a).shape, z_a.dtype)
+    if _checks.tensor("weights", weights).ndim != 1:
+        raise ValueError(f"weights: expected shape (k,), got {_checks.describe(weights)}")
+    _checks.alike("weights", weights, weights.shape, z_a.dtype)
+    a, b = (z / torch.linalg.vector_norm(z) for z in (z_a, z_b))
+    # Of the half angle the sine and the cosine, twice: exact where the latents are close, too.
+    sine, cosine = torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a + b)
+    if _checks.readable(z_a, z_b, weights):
+        given = (("z_a", z_a), ("z_b", z_b), ("weights", weights))
+        facts = [fact for name, value in given for fact in _checks.finite(name, {(): value})]
+        for name, unit in (("z_a", a), ("z_b", b)):
+            facts.append(_checks.Fact(unit.isfinite(), partial(ValueError, f"{name}: expected a direction, got zeros")))
+        apart = partial(ValueError, "z_a, z_b: expected no opposite directions, between which there is no one way")
+        _checks.verify([*facts, _checks.Fact(cosine > math.sqrt(torch.finfo(z_a.dtype).eps), apart)])
+    parallel, w = sine == 0.0, weights.reshape(-1, *(1,) * z_a.ndim)
+    angle = torch.where(parallel, 1.0, 2.0 * torch.atan2(sine, cosine))
+    of_a, of_b = (torch.where(parallel, v, torch.sin(v * angle) / torch.sin(angle)) for v in (1.0 - w, w))
+    return of_a * z_a + of_b * z_b

@@ -1,0 +1,285 @@
+"""Latents from one time to another, earlier or later, by the steps of any of :mod:`purevdm.solvers`; and the loop that
+takes them, in eager and compiled.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, denoiser, random, schedules
+from purevdm._compile import fixed, transformed
+from purevdm.denoiser import Prediction
+from purevdm.elbo import Model
+from purevdm.solvers import Solver
+from purevdm.types import Key, Params
+
+__all__ = ["Walk", "level", "loop", "times", "walk"]
+
+State: TypeAlias = tuple[Tensor, ...]
+
+
+class Walk(NamedTuple):
+    """How latents go from one time to another. The fields are arguments of :meth:`purevdm.VDM.sample`."""
+
+    steps: int | Tensor
+    solver: Solver
+    grid: str
+    cond: Any = None
+    guidance: float | Tensor = 1.0
+    clip: bool = False
+    project: Callable[..., Tensor] | None = None
+    trajectory: bool = False
+    callback: Callable[[int, Tensor], None] | None = None
+    differentiable: bool = False
+
+
+def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Two times, 0 <= low < high <= 1, numbers or floating-point tensors of shape (), as tensors like ``like``.
+
+    Raises:
+        TypeError, ValueError: times of another form, range or order; those in tensors are read in eager alone.
+    """
+
+    def time(name: str, t: float | Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            return _checks.shaped(name, _checks.floating(name, t), ()).to(like)
+        return torch.tensor(fixed(_checks.real(name, t)), dtype=like.dtype, device=like.device)
+
+    def error() -> ValueError:
+        found = [_checks.plain(t).item() if isinstance(t, Tensor) else t for t in (low, high)]
+        wanted = f"{low_name}, {high_name}: expected 0 <= {low_name} < {high_name} <= 1"
+        return ValueError(f"{wanted}, got {found[0]} and {found[1]}")
+
+    a, b = time(low_name, low), time(high_name, high)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        if _checks.readable(a, b):
+            _checks.verify([_checks.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
+    elif not 0.0 <= low < high <= 1.0:
+        raise error()
+    return a, b
+
+
+def level(model: Model, params: Params, t: Tensor, n: int, cond: Any = None) -> Tensor:
+    """gamma of n latents at one time t, (), as it broadcasts against them: (n, 1, ..., 1) or (n, *event_shape)."""
+    if model.schedule.contextual:
+        denoiser.batch_axes(cond, n)
+        found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), cond)
+    else:
+        found = schedules.gamma(model.schedule, params["schedule"], t)
+        found = found.expand(n, *found.shape)
+    return found.reshape(found.shape + (1,) * (1 + len(model.event_shape) - found.ndim))
+
+
+def walk(
+    model: Model,
+    params: Params,
+    z: Tensor,
+    start: Tensor,
+    until: Tensor,
+    how: Walk,
+    k_steps: Key | None = None,
+    k_project: Key | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Takes latents z, (n, *event_shape), from the time start to the time until, earlier or later.
+
+    Args:
+        model, params: the model.
+        z: the latents at start.
+        start, until: times, shape ().
+        how: the rest.
+        k_steps, k_project: the keys that steps and hook draw from; without the first, the solver must be deterministic.
+
+    Returns:
+        The latents at until, or all of them for ``how.trajectory``, and gamma at until, which broadcasts against them.
+
+    Raises:
+        TypeError, ValueError: bad arguments, named; an input that a ``torch.func`` transform differentiates with respect to,
+            where ``how.differentiable`` is False.
+    """
+    _refuse_lost_gradients(how, (params, z, start, until, how.cond, how.guidance))
+    recording = how.differentiable and torch.is_grad_enabled()
+    # An exported program unrolls the loop, and so can be differentiated whole; torch.export (2.13) fails on the block.
+    with nullcontext() if torch.compiler.is_exporting() else torch.set_grad_enabled(recording):
+        return _walk(model, params, z, start, until, how, k_steps, k_project)
+
+
+def _refuse_lost_gradients(how: Walk, inputs: Any) -> None:
+    if how.differentiable:
+        return
+    wanted = "expected True under torch.func.grad, vjp and jvp, which would find zero derivatives, got False"
+    if torch.compiler.is_compiling():
+        if transformed():
+            raise ValueError(f"differentiable: {wanted}; a compiled loop passes no transform, and True unrolls it")
+    elif any(_checks.differentiated(t) for t in optree.tree_leaves(inputs) if isinstance(t, Tensor)):
+        raise ValueError(f"differentiable: {wanted}; or detach the inputs")
+
+
+def _moved(how: Walk, i: Tensor, z: Tensor, gamma: Tensor, key: Key | None) -> Tensor:
+    """The latents as the hook leaves them. What it holds may be differentiated with respect to, too."""
+    if how.project is None:
+        return z
+    watched = not how.differentiable and not torch.compiler.is_compiling() and transformed()
+    with torch.set_grad_enabled(watched or torch.is_grad_enabled()):
+        moved = _checks.alike("project", how.project(i, z, gamma, key), z.shape, z.dtype)
+    if watched:
+        _refuse_lost_gradients(how, moved)
+    return moved
+
+
+def _walk(
+    model: Model,
+    params: Params,
+    z: Tensor,
+    start: Tensor,
+    until: Tensor,
+    how: Walk,
+    k_steps: Key | None,
+    k_project: Key | None,
+) -> tuple[Tensor, Tensor]:
+    n, network, solver, steps = len(z), model.network, how.solver, _count(how.steps, how.trajectory)
+    _checks.choice("grid", how.grid, ("time", "gamma"))
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver: expected a Solver such as purevdm.solvers.ddim(), got {_checks.describe(solver)}")
+    weight = _weight(how, z)
+    if how.clip and model.decoder.bounds is None:
+        raise ValueError("clip: expected False, as these data have no bounds")
+    limits = None if model.decoder.bounds is None else model.decoder.bounds(z[0])
+    total = torch.as_tensor(steps, device=z.device).to(z.dtype)
+
+    def gamma(t: Tensor) -> Tensor:
+        return level(model, params, t, n, how.cond)
+
+    first, last = gamma(start), gamma(until)
+    univariate = first[0].numel() == 1
+
+    def after(i: Tensor) -> Tensor:
+        """gamma after i steps."""
+        left = (total - i) / total
+        return gamma(torch.lerp(until, start, left)) if how.grid == "time" else last + (first - last) * left
+
+    def step(i: Tensor, z: Tensor, *state: Tensor) -> State:
+        # A self-conditioned network sees the last step's estimate.
+        x_last, carry = (state[0], state[1:]) if network.self_condition else (None, state)
+        if x_last is not None and limits is not None:
+            x_last = x_last.clamp(*limits)
+
+        def denoise(z: Tensor, gamma: Tensor) -> Prediction:
+            at = gamma.reshape(n) if univariate else gamma
+            options = dict(x_hat=x_last, guidance=weight, bounds=limits if how.clip else None)
+            return denoiser.predict(network, params["network"], z, at, how.cond, **options)  # type: ignore[arg-type]
+
+        gamma_s = after(i + 1)
+        key = None if k_steps is None else random.fold_in(k_steps, i)
+        z, x_hat, carry = solver.step(denoise, z, after(i), gamma_s, key, carry)
+        z = _moved(how, i, z, gamma_s, None if k_project is None else random.fold_in(k_project, i))
+        # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
+        return (z, x_hat.clone(), *carry) if network.self_condition else (z, *carry)
+
+    estimate = (torch.zeros_like(z),) if network.self_condition else ()
+    state = (z, *estimate, *solver.init(z, first))
+    found = loop(step, state, steps, trajectory=how.trajectory, callback=how.callback, unroll=how.differentiable)
+    return found[0], last
+
+
+def _weight(how: Walk, z: Tensor) -> float | Tensor | None:
+    """The weight of the condition, or None where it is 1 and the condition's own prediction serves."""
+    weight = how.guidance
+    if isinstance(weight, Tensor):
+        if _checks.floating("guidance", weight).ndim:
+            _checks.shaped("guidance", weight, z.shape[:1])
+        _checks.verify(_checks.finite("guidance", {(): weight}))
+        weight = weight.to(z)
+    elif (weight := fixed(_checks.real("guidance", weight))) == 1.0:
+        return None
+    if how.cond is None:
+        raise ValueError("cond: expected the condition that guidance strengthens, got None")
+    return weight
+
+
+def _count(steps: int | Tensor, trajectory: bool) -> int | Tensor:
+    if not isinstance(steps, Tensor):
+        return _checks.integer("steps", steps, 1)
+    _checks.shaped("steps", steps, ())
+    if steps.is_floating_point() or steps.dtype == torch.bool:
+        raise TypeError(f"steps: expected an integer tensor, got {_checks.describe(steps)}")
+    if trajectory:
+        raise TypeError("steps: a trajectory has as many latents as steps; give a Python integer, not a tensor")
+    _checks.within("steps", steps, 1, 2**31 - 1)
+    return steps
+
+
+def loop(
+    step: Callable[..., State],
+    state: State,
+    steps: int | Tensor,
+    *,
+    trajectory: bool = False,
+    callback: Callable[[int, Tensor], None] | None = None,
+    unroll: bool = False,
+) -> State:
+    """Applies ``state = step(i, *state)`` for i = 0, ..., steps - 1.
+
+    In eager this is a Python loop. Under ``torch.compile`` it is one ``torch.while_loop``, whose graph does not depend on
+    the number of steps where that is a tensor. ``torch.export`` unrolls it, as it loses a ``vmap`` inside a ``while_loop``.
+
+    Args:
+        step: ``step(i, *state) -> state``, with i an int32 tensor of shape () on the state's device.
+        state: the start: the latents z, and whatever else steps hand on.
+        steps: how many, an integer >= 1, or an integer tensor of shape () (on the CPU: a loop's end is tested there).
+        trajectory: whether to return, in place of the last z, all of them, from the start on, stacked: (steps + 1,
+            *z.shape). Takes an integer.
+        callback: in eager, ``callback(i, z)`` after each step, for a progress bar.
+        unroll: whether a compiled graph holds every step, so that derivatives and transforms pass. Takes an integer.
+
+    Raises:
+        TypeError, ValueError: steps below 1 or of the wrong form; a trajectory of a tensor of steps; such steps unrolled, or
+            exported; a callback under compile.
+    """
+    steps = _count(steps, trajectory)
+    if torch.compiler.is_compiling():
+        if callback is not None:
+            raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager")
+        exporting = torch.compiler.is_exporting()
+        if not unroll and not exporting:
+            return _compiled(step, state, steps, trajectory)
+        if isinstance(steps, Tensor):
+            wanted = "an exported program has its own number of steps" if exporting else "compiled derivatives unroll them"
+            raise TypeError(f"steps: {wanted}; give a Python integer, not a tensor")
+
+    latents = [state[0]]
+    for i in range(int(steps)):
+        state = step(torch.tensor(i, dtype=torch.int32, device=state[0].device), *state)
+        if trajectory:
+            latents.append(state[0])
+        if callback is not None:
+            callback(i, state[0])
+    return (torch.stack(latents), *state[1:]) if trajectory else state
+
+
+def _compiled(step: Callable[..., State], state: State, steps: int | Tensor, trajectory: bool) -> State:
+    # The derivative of torch.while_loop (2.13) lacks what comes by a state that starts without one: hence ``unroll``.
+    # Two counters: the loop's end is tested on the CPU without waiting for the device, the step counts on z's device.
+    end = torch.as_tensor(steps, dtype=torch.int32)
+    host = torch.zeros((), dtype=torch.int32)
+    here = torch.zeros((), dtype=torch.int32, device=state[0].device)
+
+    def unfinished(host: Tensor, here: Tensor, *state: Tensor) -> Tensor:
+        return host < end
+
+    def body(host: Tensor, here: Tensor, *state: Tensor) -> State:
+        return host + 1, here + 1, *step(here, *state)
+
+    def recording(host: Tensor, here: Tensor, latents: Tensor, *state: Tensor) -> State:
+        state = step(here, *state)
+        latents = latents.index_copy(0, (here + 1).to(torch.int64)[None], state[0][None])
+        return host + 1, here + 1, latents, *state
+
+    if not trajectory:
+        return torch.while_loop(unfinished, body, (host, here, *state))[2:]
+    latents = torch.cat([state[0][None], state[0].new_zeros((steps, *state[0].shape))])  # type: ignore[arg-type]
+    _, _, latents, _, *rest = torch.while_loop(unfinished, recording, (host, here, latents, *state))
+    return latents, *rest

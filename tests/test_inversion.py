@@ -1,0 +1,195 @@
+"""Forward on the probability flow: the exact flow of a Gaussian, round trips of each solver's order; the great circle."""
+
+import itertools
+import math
+
+import perturb
+import pytest
+import sources
+import torch
+from compare import close
+from hypothesis import given
+from hypothesis import strategies as st
+
+import purevdm
+from purevdm import inversion, networks, process, random, schedules, solvers
+
+NO_PARAMS = {"network": {}, "schedule": {}}
+STD = 0.4
+BENT = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
+EACH = schedules.Schedule(
+    lambda key: {}, lambda params, t: torch.tensor([-6.0, -5.0]).to(t) + torch.tensor([10.0, 8.0]).to(t) * t
+)
+
+
+def scale(model, t):
+    """The standard deviation of z at a time, of x ~ N(0, STD**2)."""
+    gamma = model.gamma(NO_PARAMS, torch.tensor(t, dtype=torch.float64))
+    return torch.sqrt((process.alpha(gamma) * STD) ** 2 + process.sigma(gamma) ** 2)
+
+
+@pytest.mark.parametrize("schedule", [BENT, EACH], ids=["bent", "each"])
+@pytest.mark.parametrize("grid", ["time", "gamma"])
+@pytest.mark.parametrize(("solver", "order"), [(solvers.ddim(), 1), (solvers.dpmpp_2m(), 2)], ids=["ddim", "dpmpp_2m"])
+def test_round_trips_and_flows_have_the_order_of_the_solver(solver, order, grid, schedule):
+    model = purevdm.vdm(sources.gaussian(STD), schedule, (2,), dtype=torch.float64)
+    z_0 = STD * random.normal(random.key(0), (50, 2), torch.float64)
+    there, back = [], []
+    for steps in (80, 160, 320):
+        options = dict(steps=steps, solver=solver, grid=grid)
+        z_1 = inversion.invert(model, NO_PARAMS, z=z_0, **options)
+        want = z_0 * scale(model, 1.0) / scale(model, 0.0)
+        there.append((z_1 - want).norm() / want.norm())
+        back.append((model.sample(NO_PARAMS, random.key(1), 50, z=z_1, until=0.0, **options) - z_0).norm() / z_0.norm())
+    for errors in (there, back):
+        rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+        assert abs(rates[-1] - order) < 0.2, rates
+        assert errors[-1] < (0.02 if order == 1 else 2e-4)
+
+
+def test_data_start_from_the_mean_and_return():
+    model = purevdm.vdm(sources.gaussian(STD), BENT, (2,), 16, dtype=torch.float64)
+    x = random.randint(random.key(0), (30, 2), 0, 16)
+    z = inversion.invert(model, NO_PARAMS, x, trajectory=True)
+    assert z.x is None
+    assert z.z.shape == (101, 30, 2)
+    gamma_0 = model.gamma(NO_PARAMS, torch.tensor(0.0, dtype=torch.float64))
+    assert torch.equal(z.z[0], process.alpha(gamma_0) * model.decoder.encode(x, torch.float64))
+    options = dict(steps=100, solver=solvers.dpmpp_2m())
+    assert torch.equal(inversion.invert(model, NO_PARAMS, x), z.z[-1])
+    assert torch.equal(model.sample(NO_PARAMS, random.key(0), 30, z=z.z[-1], **options), x)
+
+
+def test_parts_of_the_way_make_the_whole():
+    model = purevdm.vdm(sources.gaussian(STD), BENT, (2,), dtype=torch.float64)
+    x, options = random.randint(random.key(0), (5, 2), 0, 256), dict(solver=solvers.ddim())
+    half = inversion.invert(model, NO_PARAMS, x, until=0.5, steps=4, **options)
+    whole = inversion.invert(model, NO_PARAMS, z=half, start=torch.tensor(0.5), steps=4, **options)
+    torch.testing.assert_close(whole, inversion.invert(model, NO_PARAMS, x, steps=8, **options), rtol=1e-12, atol=1e-12)
+
+
+def conditional():
+    told = schedules.Schedule(lambda key: {}, lambda params, t, c: -6.0 + (9.0 + c) * t, contextual=True)
+    network = networks.mlp(8, fourier=(), classes=3, cond_drop=0.5, self_condition=True)
+    model = purevdm.vdm(network, told, (2,), 16, dtype=torch.float64)
+    return model, perturb.perturbed(model.init(random.key(0)), 1, 0.2), torch.tensor([0, 1, 2])
+
+
+def test_each_example_inverts_under_its_own_condition():
+    model, params, label = conditional()
+    x, weights = torch.tensor([[3, 8], [0, 15], [7, 7]]), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    z = inversion.invert(model, params, x, label, guidance=weights, steps=5)
+    for i in range(3):
+        one = inversion.invert(model, params, x[i : i + 1], label[i : i + 1], guidance=weights[i].item(), steps=5)
+        torch.testing.assert_close(z[i : i + 1], one, rtol=1e-9, atol=1e-9)
+
+
+def test_one_graph_inverts_in_any_number_of_steps():
+    model, params, label = conditional()
+    x = torch.tensor([[3, 8], [0, 15], [7, 7]])
+
+    def invert(params, x, steps):
+        return inversion.invert(model, params, x, label, steps=steps, guidance=2.0)
+
+    compiled = torch.compile(invert, fullgraph=True, backend="eager")
+    for steps in (2, 5):
+        close(compiled(params, x, torch.tensor(steps)), invert(params, x, steps), 1e-9)
+
+
+def test_derivatives_of_inverted_data():
+    model, params, label = conditional()
+    x = torch.tensor([[3, 8], [0, 15], [7, 7]])
+
+    def energy(weight, differentiable=True):
+        options = dict(steps=3, guidance=weight, differentiable=differentiable)
+        return inversion.invert(model, params, x, label, **options).square().mean()
+
+    weight, h = torch.tensor(1.5, dtype=torch.float64), 1e-4
+    want = (energy(weight + h) - energy(weight - h)) / (2 * h)
+    torch.testing.assert_close(torch.func.grad(energy)(weight), want, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="differentiable: expected True"):
+        torch.func.grad(lambda weight: energy(weight, False))(weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        (dict(), ValueError, "x, z: expected either data or latents, got neither"),
+        (dict(x=torch.zeros(1, 2, dtype=torch.int64), z=torch.zeros(1, 2)), ValueError, "x, z: .* got both"),
+        (dict(x=torch.zeros(1, 2)), TypeError, "x: expected a tensor of integers"),
+        (dict(x=torch.full((1, 2), 300)), ValueError, r"x: expected integers in \[0, 255\]"),
+        (dict(x=torch.zeros(1, 2, dtype=torch.int64), start=0.5), ValueError, "start: expected 0, the time of data"),
+        (dict(z=torch.zeros(1, 3)), ValueError, r"z: expected shape \(1, 2\)"),
+        (dict(z=torch.zeros(0, 2)), ValueError, "z: expected at least one example"),
+        (dict(z=torch.zeros(())), ValueError, r"z: expected shape \(2,\)"),
+        (dict(z=torch.zeros(1, 2).double()), TypeError, r"z: expected torch\.float32"),
+        (dict(z=torch.full((1, 2), math.inf)), ValueError, "z: expected finite numbers"),
+        (dict(z=torch.zeros(1, 2), start=0.5, until=0.5), ValueError, "start, until: expected 0 <= start < until <= 1"),
+        (dict(z=torch.zeros(1, 2), steps=0), ValueError, "steps"),
+        (dict(z=torch.zeros(1, 2), solver=solvers.ancestral()), ValueError, "solver: expected a deterministic one"),
+        (dict(z=torch.zeros(1, 2), params={}), ValueError, "params: expected a dict"),
+    ],
+)
+def test_bad_input_is_named(options, error, word):
+    model = purevdm.vdm(sources.gaussian(STD), schedules.fixed_linear(), (2,))
+    with pytest.raises(error, match=word):
+        inversion.invert(model, options.pop("params", NO_PARAMS), **options)
+
+
+# The great circle
+
+
+@given(st.integers(0, 10**6), st.floats(-1.0, 2.0), st.sampled_from([(2,), (3, 4), (1, 2, 2)]))
+def test_the_circle_keeps_length_and_moves_evenly(seed, weight, shape):
+    z_a, z_b = random.normal(random.key(seed), (2, *shape), torch.float64)
+    z_b = z_b * z_a.norm() / z_b.norm()
+    weights = torch.tensor([0.0, weight, 1.0], dtype=torch.float64)
+    path = inversion.interpolate(z_a, z_b, weights)
+    assert path.shape == (3, *shape)
+    assert torch.equal(path[0], z_a)
+    assert torch.equal(path[2], z_b)
+    angle = torch.acos((z_a * z_b).sum() / z_a.norm() ** 2)
+    assert abs(path[1].norm() / z_a.norm() - 1) < 1e-6
+    # z_a's direction after a turn by weight times the angle
+    assert abs((path[1] * z_a).sum() / z_a.norm() ** 2 - torch.cos(weight * angle)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_that_are_close_are_interpolated_in_length(dtype):
+    z, weights = random.normal(random.key(0), (7,), dtype), torch.tensor([0.0, 0.25, 1.0], dtype=dtype)
+    scales = torch.tensor([1.0, 1.5, 3.0], dtype=dtype)
+    path = inversion.interpolate(z, 3.0 * z, weights)
+    torch.testing.assert_close(path, scales[:, None] * z, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(inversion.interpolate(z, z, weights), z.expand(3, 7), rtol=1e-5, atol=0.0)
+    near = z + 1e-6 * random.normal(random.key(1), (7,), dtype)
+    torch.testing.assert_close(
+        inversion.interpolate(z, near, weights), torch.lerp(z, near, weights[:, None]), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_points_between_noises_are_noise():
+    """Straight lines between them are too short by a factor of up to sqrt(2)."""
+    z_a, z_b = random.normal(random.key(0), (2, 10_000), torch.float64)
+    path = inversion.interpolate(z_a, z_b, torch.linspace(0.0, 1.0, 5, dtype=torch.float64))
+    assert (path.std(1) - 1).abs().max() < 0.04
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        (dict(z_a=torch.zeros(3)), ValueError, "z_a: expected a direction, got zeros"),
+        (dict(z_b=torch.zeros(3)), ValueError, "z_b: expected a direction, got zeros"),
+        (dict(z_b=-2.0 * torch.ones(3)), ValueError, "z_a, z_b: expected no opposite directions"),
+        (dict(z_b=torch.ones(4)), ValueError, r"z_b: expected shape \(3,\)"),
+        (dict(z_b=torch.ones(3).double()), TypeError, r"z_b: expected torch\.float32"),
+        (dict(z_a=torch.ones(3, dtype=torch.int64)), TypeError, "z_a: expected a floating-point"),
+        (dict(z_b=torch.full((3,), math.nan)), ValueError, "z_b: expected finite numbers"),
+        (dict(weights=torch.tensor(0.5)), ValueError, r"weights: expected shape \(k,\)"),
+        (dict(weights=torch.tensor([0.5]).double()), TypeError, r"weights: expected torch\.float32"),
+        (dict(weights=[0.5]), TypeError, "weights: expected a torch.Tensor"),
+    ],
+)
+def test_bad_latents_are_named(change, error, word):
+    call = dict(z_a=torch.ones(3), z_b=torch.tensor([1.0, 0.0, 2.0]), weights=torch.tensor([0.5])) | change
+    with pytest.raises(error, match=word):
+        inversion.interpolate(**call)
