@@ -25,6 +25,26 @@ made of a ``torch.nn.Module``, by :func:`from_module`:
 >>> x = random.randint(random.key(1), (4, 2), 0, 256)
 >>> model.loss_fn(model.init(random.key(0)), x, random.key(2)).shape
 torch.Size([])
+
+The library's own networks:
+
+- :func:`unet` takes signals, images and volumes of any size, at several resolutions.
+- :func:`vdm_unet` is the paper's, for images: :func:`unet` at one resolution, equal to the official network.
+- :func:`mlp` takes events of any shape, flattened. It is made for points.
+- :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
+
+**Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. ``"c h w -> (h w) c"``
+lets all positions attend to all. ``("c h w -> h w c", "c h w -> w h c")`` attends along rows and then along columns, and
+``"c d h w -> d (h w) c"`` within slices. A pattern that cannot be undone is refused, with the reason, when the network is
+made.
+
+**Conditions** are a vector of numbers (``cond_dim``), a class (``classes``), a control sequence for cross-attention
+(``ctrl_dim``, of :func:`unet`), or several of them in a :class:`Condition`. ``cond_drop`` drops the condition in training,
+by key. Then ``sample(..., guidance=2.0)`` strengthens it (classifier-free guidance).
+
+**Self-conditioning** (``self_condition=True``) shows the network its earlier estimate of the data: half of the time in
+training, and always in the bound, which takes two passes and so stays a bound. A sampler hands the estimate from step to
+step.
 """
 
 from purevdm.networks._condition import Condition

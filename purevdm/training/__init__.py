@@ -1,9 +1,14 @@
-"""Training: a state, the pure step from one to the next, checkpoints, and the same over several processes.
+"""Training: a state, the pure step from one state to the next, checkpoints, and training over several processes.
 
     state = training.init(model, k_init)
     grad_fn = training.gradients(model, compile=True)
     for step in range(1000):
         state, metrics = training.train_step(settings, grad_fn, state, batch(step), k_train)
+
+One key serves a whole training: each step draws from ``fold_in`` of it and the step's number. The order of the data is a
+function of a key and the step, too (:func:`purevdm.training.data.rows`). So a saved state is all that a run needs to go on
+as if it had never stopped. N processes compute what one computes with the whole batch, to rounding, and pieces of a batch
+(``accumulate``) do the same.
 
 :mod:`purevdm.training.data` (which needs NumPy) and :mod:`purevdm.training.checkpoint` (which needs safetensors) are
 imported by name: the extra ``train`` brings both.
