@@ -28,7 +28,7 @@ from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
 
-__all__ = ["Estimate", "combine", "decode", "encode", "importance_bound", "log_prob", "log_weight"]
+__all__ = ["Estimate", "combine", "decode", "encode", "importance_bound", "log_prob", "log_prob_latent", "log_weight"]
 
 DISCRETE, REAL = ("variational", "truncated", "uniform"), ("none", "variational")
 
@@ -185,10 +185,32 @@ def log_weight(
             extra = total(torch.log(torch.erf(_reach(model, f, gamma_0) / math.sqrt(2.0))) - log_q)
         else:
             extra = total(-model.decoder.reconstruction(x, eps, gamma_0) - log_q)
+    options: Any = dict(integrator=integrator, probes=probes, chunk=chunk)
+    log_p, evaluations = log_prob_latent(model, params, z_0, cond, **options)
+    return extra + log_p, evaluations
+
+
+def log_prob_latent(
+    model: VDM,
+    params: Params,
+    z_0: Tensor,
+    cond: Any = None,
+    *,
+    integrator: Integrator | None = None,
+    probes: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log p(z_0), the flow's density of latents at time 0: (B,), nats, and the number of evaluations, int64 (B,).
+
+    Args:
+        z_0: latents, (B, *event_shape).
+        model, params, cond, integrator, probes, chunk: as in :func:`log_weight`.
+    """
+    _checks.shaped("z_0", _checks.floating("z_0", z_0), (*z_0.shape[:1], *model.event_shape))
     divergence_of = partial(flow.divergence, probes=probes, chunk=chunk)
     integrator = integrator or ode.dopri5()
     z_1, change, evaluations = flow.integrate(model, params, z_0, integrator, cond, divergence_of=divergence_of)
-    return extra + _standard_normal(z_1) + change, evaluations
+    return _standard_normal(z_1) + change, evaluations
 
 
 def _standard_normal(z: Tensor) -> Tensor:
