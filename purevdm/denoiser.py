@@ -170,21 +170,24 @@ def in_bound(
     gamma: Tensor,
     cond: Any = None,
     key: Tensor | None = None,
+    *,
+    detach: bool = True,
 ) -> Tensor:
     """eps_hat as a function of the latent alone, which the bound asks for.
 
     A self-conditioned network is applied twice: first without an estimate of the data, then with the one that it gave,
-    clamped to the data's range, which no gradient passes. Keys leave the estimate out half of the time, as training does
-    (Chen, Zhang, Hinton 2022).
+    clamped to the data's range, which no gradient passes; with ``detach=False`` gradients do. Keys leave the estimate out
+    half of the time, as training does (Chen, Zhang, Hinton 2022).
     """
     if not network.self_condition:
         return eps_hat(network, params, z, gamma, cond, key)
     k_first = k_second = k_coin = None
     if key is not None:
         k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
-    first = eps_hat(network, params, z, gamma, cond, k_first).detach()
+    first = eps_hat(network, params, z, gamma, cond, k_first)
     x_hat = process.x_from_eps(z, first, process.align(gamma, z))
-    x_hat = (x_hat if decoder.bounds is None else torch.clamp(x_hat, *decoder.bounds(z))).detach()
+    x_hat = x_hat if decoder.bounds is None else torch.clamp(x_hat, *decoder.bounds(z))
+    x_hat = x_hat.detach() if detach else x_hat
     if k_coin is not None:
         coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
         x_hat = torch.where(process.align(coin, z), x_hat, 0.0)

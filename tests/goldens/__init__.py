@@ -57,6 +57,12 @@ def random_arrays() -> dict[str, np.ndarray]:
 
 
 @cache
+def flow_case(name: str) -> dict[str, np.ndarray]:
+    """The probability flow of the model of a case, float64."""
+    return dict(np.load(HERE / f"flow_{name}.npz"))
+
+
+@cache
 def case(name: str, dtype: torch.dtype = torch.float32) -> Case:
     arrays = dict(np.load(HERE / f"{name}.npz"))
     setting = dict(CASES[name])

@@ -1,0 +1,327 @@
+"""Ordinary differential equations for a batch: fixed grids of Runge-Kutta steps, and an adaptive pair of order 5.
+
+A state is a tuple of tensors with a leading axis B, one row an example, and ``field(t, state) -> slopes`` gives its
+derivative at the times t, (B,). An :class:`Integrator` takes the state from ``start`` to ``stop``, either direction. In
+eager the loop is Python's. Under ``torch.compile`` it is one ``torch.while_loop``.
+
+>>> import torch
+>>> from purevdm import ode
+>>> def field(t, state):
+...     return (-state[0],)
+>>> done = ode.dopri5(rtol=1e-8, atol=1e-8)(field, (torch.ones(2, 1, dtype=torch.float64),), torch.zeros(2), torch.ones(2))
+>>> bool((done.state[0] - torch.tensor(-1.0).exp()).abs().max() < 1e-7)
+True
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, _values
+
+__all__ = ["Integrator", "Solution", "dopri5", "heun", "rk4"]
+
+State = tuple[Tensor, ...]
+Field = Callable[[Tensor, State], State]
+
+
+class Solution(NamedTuple):
+    """What an integrator gives.
+
+    Attributes:
+        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph, and an error in eager.
+        evaluations: how often each example's field was evaluated while it was on its way, int64 (B,).
+    """
+
+    state: State
+    evaluations: Tensor
+
+
+@_values.by_content
+class Integrator(NamedTuple):
+    """A way to integrate.
+
+    Attributes:
+        solve: ``solve(field, state, start, stop) -> Solution``, with start and stop (B,).
+    """
+
+    solve: Callable[[Field, State, Tensor, Tensor], Solution]
+
+    def __call__(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
+        """Integrates."""
+        return self.solve(field, state, start.to(state[0].dtype), stop.to(state[0].dtype))
+
+
+# Runge-Kutta steps
+
+
+class Tableau(NamedTuple):
+    """The coefficients of an explicit Runge-Kutta step: stage i is at t + nodes[i] h, from the slopes before it with the
+    weights rows[i]; the step ends by ``weights``. ``errors`` are the weights that estimate its error, and then the last
+    stage is the next step's first."""
+
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    errors: tuple[float, ...] = ()
+
+
+_HEUN = Tableau((0.0, 1.0), ((), (1.0,)), (1 / 2, 1 / 2))
+_RK4 = Tableau((0.0, 1 / 2, 1 / 2, 1.0), ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+_LAST = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
+_DOPRI5 = Tableau(
+    (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        _LAST,
+    ),
+    (*_LAST, 0.0),
+    (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+
+
+class Stages(NamedTuple):
+    """A tableau in tensors, so that one evaluation of the field in a loop serves every stage."""
+
+    nodes: Tensor
+    rows: Tensor
+    weights: Tensor
+    errors: Tensor
+
+
+def _in_tensors(tableau: Tableau, like: Tensor) -> Stages:
+    n = len(tableau.nodes)
+    rows = [[*row, *[0.0] * (n - len(row))] for row in tableau.rows]
+    parts = (tableau.nodes, rows, tableau.weights, tableau.errors or [0.0] * n)
+    return Stages(*(torch.tensor(part, dtype=like.dtype, device=like.device) for part in parts))
+
+
+def _along(h: Tensor, x: Tensor) -> Tensor:
+    """A number an example, (B,), shaped to broadcast against (B, ...)."""
+    return h.reshape(h.shape + (1,) * (x.ndim - 1))
+
+
+def _sum(weights: Tensor, slopes: State, h: Tensor) -> State:
+    """h times the weighted sum of the slopes, each (stages, B, ...)."""
+    return tuple(_along(h, k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
+
+
+def _plus(a: State, b: State) -> State:
+    return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def _evaluated(stages: Stages, field: Field, stage: Tensor, t: Tensor, h: Tensor, state: State, slopes: State) -> State:
+    """The slopes with that of one stage put in."""
+    row = stages.rows.index_select(0, stage)[0]
+    found = field(t + stages.nodes.index_select(0, stage) * h, _plus(state, _sum(row, slopes, h)))
+    return tuple(k.index_copy(0, stage, new[None]) for k, new in zip(slopes, found, strict=True))
+
+
+# Fixed grids
+
+
+def heun(steps: int | Tensor) -> Integrator:
+    """Heun's method, of order 2, in even steps: two evaluations each.
+
+    Args:
+        steps: how many; in an integer tensor of shape (), one compiled graph serves every number.
+
+    Raises:
+        TypeError, ValueError: steps below 1 or of the wrong form. From the integrator, in eager: a state that is not
+            finite; the example and the step are named.
+    """
+    return Integrator(partial(_fixed, _HEUN, _count("steps", steps)))
+
+
+def rk4(steps: int | Tensor) -> Integrator:
+    """The classical Runge-Kutta method, of order 4, in even steps: four evaluations each. Arguments as :func:`heun`."""
+    return Integrator(partial(_fixed, _RK4, _count("steps", steps)))
+
+
+def _count(name: str, x: int | Tensor) -> int | Tensor:
+    if not isinstance(x, Tensor):
+        return _checks.integer(name, x, 1, 2**31 - 1)
+    _checks.shaped(name, x, ())
+    if x.is_floating_point() or x.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer tensor, got {_checks.describe(x)}")
+    _checks.within(name, x, 1, 2**31 - 1)
+    return x
+
+
+def _fixed(tableau: Tableau, steps: int | Tensor, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
+    stages, n, width = _in_tensors(tableau, start), len(tableau.nodes), len(state)
+    total = torch.as_tensor(steps, dtype=torch.int64)
+    count = total.to(start.device)
+    h = (stop - start) / count
+
+    def unfinished(host: Tensor, *rest: Tensor) -> Tensor:
+        return host < total * n
+
+    def evaluate(host: Tensor, here: Tensor, broken: Tensor, *rest: Tensor) -> State:
+        state, slopes = rest[:width], rest[width:]
+        step, stage = here // n, here % n
+        slopes = _evaluated(stages, field, stage, start + h * step, h, state, slopes)
+        last = stage == n - 1
+        moved = _plus(state, _sum(stages.weights, slopes, h))
+        new = tuple(torch.where(last, a, b) for a, b in zip(moved, state, strict=True))
+        broken = torch.where((broken < 0) & ~_finite(new), step, broken)
+        return host + 1, here + 1, broken, *new, *slopes
+
+    slopes = tuple(y.new_zeros((n, *y.shape)) for y in state)
+    zero = torch.zeros((), dtype=torch.int64)
+    begin = (zero, torch.zeros(1, dtype=torch.int64, device=start.device), torch.full_like(start, -1, dtype=torch.int64))
+    _, _, broken, *rest = _while(unfinished, evaluate, (*begin, *state, *slopes))
+
+    def error() -> Exception:
+        i = int((_checks.plain(broken) >= 0).nonzero()[0])
+        step = int(_checks.plain(broken)[i])
+        at = (_checks.plain(start) + _checks.plain(h) * step)[i]
+        return ValueError(f"field: expected finite slopes, got NaN or infinity in example {i}, step {step}, from {at:.6g}")
+
+    if _checks.readable(broken):
+        _checks.verify([_checks.Fact(broken < 0, error)])
+    return Solution(tuple(rest[:width]), (count * n).expand(len(start)).clone())
+
+
+# An adaptive pair
+
+
+class Adaptive(NamedTuple):
+    """The settings of :func:`dopri5`."""
+
+    rtol: float | Tensor
+    atol: float | Tensor
+    limit: int | Tensor
+
+
+def dopri5(rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int | Tensor = 10_000) -> Integrator:
+    """The pair of orders 5 and 4 of Dormand & Prince (1980), each example with steps of its own: six evaluations each.
+
+    A step is taken where its estimated error is at most atol + rtol |y|, in the root mean square over each tensor of the
+    state; the ratio e of the worst tensor counts. The next step is 0.9 e**(-1/5) times as long, between a fifth and five
+    times. The first moves the state by a hundredth of its size.
+
+    Args:
+        rtol, atol: the tolerances, above 0. In tensors of shape (), one compiled graph serves all.
+        limit: the most steps, taken or rejected.
+
+    Raises:
+        TypeError, ValueError: tolerances or a limit out of range. From the integrator, in eager: an example that did not
+            arrive within the limit, or whose slopes are not finite. The example, the time and the step are named.
+    """
+    settings = Adaptive(_tolerance("rtol", rtol), _tolerance("atol", atol), _count("limit", limit))
+    return Integrator(partial(_adaptive, settings))
+
+
+def _tolerance(name: str, x: float | Tensor) -> float | Tensor:
+    if isinstance(x, Tensor):
+        _checks.shaped(name, _checks.floating(name, x), ())
+        if _checks.readable(x):
+            error = ValueError(f"{name}: expected a finite number above 0, got {_checks.plain(x).item()}")
+            _checks.verify([_checks.Fact((x > 0) & x.isfinite(), lambda: error)])
+    elif _checks.real(name, x) <= 0.0:
+        raise ValueError(f"{name}: expected a number above 0, got {x}")
+    return x
+
+
+def _adaptive(settings: Adaptive, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
+    dtype, device = start.dtype, start.device
+    stages, n, width = _in_tensors(_DOPRI5, start), len(_DOPRI5.nodes), len(state)
+    # Copies: a loop may not be given one tensor twice.
+    rtol, atol = (torch.as_tensor(x, dtype=dtype, device=device).clone() for x in settings[:2])
+    limit = torch.as_tensor(settings.limit, dtype=torch.int64, device=device)
+    span = stop - start
+    # Steps below this change nothing in the time.
+    least = 16.0 * torch.finfo(dtype).eps * torch.maximum(start.abs(), stop.abs())
+
+    def unfinished(stage: Tensor, steps: Tensor, left: Tensor, size: Tensor, *rest: Tensor) -> Tensor:
+        return ((left != 0) & (size > 0)).any() & (steps < limit).all()
+
+    def evaluate(stage: Tensor, steps: Tensor, left: Tensor, size: Tensor, taken: Tensor, *rest: Tensor) -> State:
+        state, slopes = rest[:width], rest[width:]
+        active = (left != 0) & (size > 0)
+        # The last step ends at `stop` exactly, and the one before it leaves no crumb.
+        whole = left.abs()
+        length = torch.where(size >= whole, whole, torch.minimum(size, 0.5 * whole).where(size > 0.5 * whole, size))
+        h = torch.where(active, span.sign() * length, 0.0)
+        slopes = _evaluated(stages, field, stage, stop - left, h, state, slopes)
+
+        # At the first stage of all: the length of the first step.
+        first, last = stage == 0, stage == n - 1
+        start_size = 0.01 * _size(state, state, rtol, atol) / _size(tuple(k[0] for k in slopes), state, rtol, atol)
+        start_size = torch.minimum(start_size.nan_to_num(0.0, 0.0, 0.0).clamp(min=1e-3 * whole), whole)
+
+        # At the last one: whether to take the step, and how long the next is.
+        new = _plus(state, _sum(stages.weights, slopes, h))
+        larger = tuple(torch.maximum(a.abs(), b.abs()) for a, b in zip(state, new, strict=True))
+        error = _size(_sum(stages.errors, slopes, h), larger, rtol, atol)
+        taken_now = last & active & (error <= 1.0)  # not where it is NaN
+        factor = (0.9 * error**-0.2).nan_to_num(0.2, 5.0, 0.2).clamp(0.2, 5.0)
+        factor = torch.where(taken_now, factor, factor.clamp(max=1.0))
+        following = length * factor
+        following = torch.where(taken_now | (following > least), following, 0.0)  # 0 gives up
+        size = torch.where(first, start_size, torch.where(last & active, following, size))
+        left = torch.where(taken_now, torch.where(length >= whole, 0.0, left - h), left)
+
+        def kept(k: Tensor) -> Tensor:
+            """The slopes for the next stage: after a step its last is the first, and no rest of it remains."""
+            begin = torch.where(_along(taken_now, k[0]), k[-1], k[0])
+            return torch.where(last, torch.cat([begin[None], torch.zeros_like(k[1:])]), k)
+
+        state = tuple(torch.where(_along(taken_now, a), a, b) for a, b in zip(new, state, strict=True))
+        following_stage = torch.where(last, 1, stage + 1)
+        return following_stage, steps + last, left, size, taken + (last & active), *state, *map(kept, slopes)
+
+    slopes = tuple(y.new_zeros((n, *y.shape)) for y in state)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    begin = (zero, zero.clone(), span.clone(), span.abs(), torch.zeros_like(start, dtype=torch.int64))
+    _, _, left, size, taken, *rest = _while(unfinished, evaluate, (*begin, *state, *slopes))
+    _refuse(left, size, taken, start, stop)
+    arrived = left == 0
+    return Solution(tuple(torch.where(_along(arrived, y), y, math.nan) for y in rest[:width]), 1 + (n - 1) * taken)
+
+
+def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
+    """The size of e in units of what is tolerated at y, (B,)."""
+    ratios = ((a / (atol + rtol * b.abs())).square().reshape(len(a), -1).mean(1).sqrt() for a, b in zip(e, y, strict=True))
+    return torch.stack(list(ratios)).amax(0)
+
+
+# What both share
+
+
+def _while(condition: Callable[..., Tensor], step: Callable[..., State], state: State) -> State:
+    if torch.compiler.is_compiling():
+        return torch.while_loop(condition, step, state)
+    while condition(*state):
+        state = step(*state)
+    return state
+
+
+def _finite(state: State) -> Tensor:
+    return torch.stack([y.isfinite().reshape(len(y), -1).all(1) for y in state]).all(0)
+
+
+def _refuse(left: Tensor, size: Tensor, taken: Tensor, start: Tensor, stop: Tensor) -> None:
+    """An error, in eager, where an example did not arrive."""
+    if not _checks.readable(left):
+        return
+
+    def error() -> Exception:
+        i = int((_checks.plain(left) != 0).nonzero()[0])
+        at, to, steps = (_checks.plain(stop) - _checks.plain(left))[i], _checks.plain(stop)[i], int(_checks.plain(taken)[i])
+        where = f"example {i} stopped at {at:.6g} on its way to {to:.6g}, after {steps} steps"
+        if _checks.plain(size)[i] > 0:
+            return ValueError(f"limit: {where}; give a larger limit or larger tolerances")
+        return ValueError(f"field: {where}; its slopes are not finite there, or change faster than any step resolves")
+
+    _checks.verify([_checks.Fact(left == 0, error)])

@@ -1,0 +1,122 @@
+"""The probability flow: the official velocities and divergences, closed forms, Hutchinson's estimate."""
+
+import hypothesis.strategies as st
+import pytest
+import sources
+import torch
+from goldens import case, flow_case, nchw
+from hypothesis import given
+
+import purevdm
+from purevdm import flow, networks, ode, process, random, schedules
+
+NO_PARAMS = {"network": {}, "schedule": {}}
+
+
+@pytest.mark.parametrize("name", ["fixed_t0", "scalar_t0", "nnet_t0_attn"])
+def test_velocity_and_divergence_are_the_official_ones(name):
+    c, a = case(name, torch.float64), flow_case(name)
+    n = 2
+    z, gamma = nchw(c.arrays["score/z"])[:n].double(), torch.tensor(c.arrays["score/g"])[:n].double()
+
+    def field(z):
+        return flow.velocity(c.model, c.params, z, gamma, c.cond[:n])
+
+    value, exact = flow.divergence(field, z, chunk=64)
+    torch.testing.assert_close(value, nchw(a["flow/velocity"])[:n], rtol=0, atol=1e-10)
+    torch.testing.assert_close(exact, torch.tensor(a["flow/divergence"])[:n], rtol=0, atol=1e-9)
+    _, estimate = flow.divergence(field, z, nchw(a["flow/probe"])[None, :n])
+    torch.testing.assert_close(estimate, torch.tensor(a["flow/hutchinson"])[:n], rtol=0, atol=1e-9)
+
+
+def linear(seed, dims=5):
+    matrix = random.normal(random.key(seed), (dims, dims), torch.float64)
+    return matrix, lambda z: z @ matrix.T
+
+
+@given(st.integers(0, 2**31), st.integers(1, 7))
+def test_chunks_of_any_size_sum_to_the_trace(seed, chunk):
+    matrix, field = linear(seed)
+    z = random.normal(random.key(seed + 1), (3, 5), torch.float64)
+    value, div = flow.divergence(field, z, chunk=chunk)
+    torch.testing.assert_close(value, field(z))
+    torch.testing.assert_close(div, matrix.trace().expand(3))
+    probes = random.normal(random.key(seed + 2), (4, 3, 5), torch.float64)
+    _, whole = flow.divergence(field, z, probes)
+    _, pieces = flow.divergence(field, z, probes, chunk=chunk)
+    torch.testing.assert_close(pieces, whole)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_hutchinson_is_unbiased_with_the_predicted_variance(kind):
+    """For a linear field the variance is 2 |S|**2, S the symmetric part; without its diagonal for Rademacher probes."""
+    matrix, field = linear(3)
+    symmetric = 0.5 * (matrix + matrix.T)
+    squares = symmetric.square()
+    variance = 2 * (squares.sum() - (squares.diagonal().sum() if kind == "rademacher" else 0.0))
+    n = 20_000
+    probes = flow.draw_probes(random.split(random.key(4), n), 1, (5,), torch.float64, kind)
+    _, found = flow.divergence(field, torch.zeros(n, 5, dtype=torch.float64), probes)
+    assert abs(found.mean() - matrix.trace()) < 4 * (variance / n).sqrt()
+    # the estimate of a variance has a relative error of sqrt((kurtosis - 1) / n), here below 0.03
+    assert abs(found.var() / variance - 1) < 0.12
+
+
+def moments(std, gamma):
+    return process.alpha(gamma) ** 2 * std**2 + process.sigma(gamma) ** 2
+
+
+@pytest.mark.parametrize("make", [lambda: ode.dopri5(1e-9, 1e-9), lambda: ode.rk4(400)], ids=["dopri5", "rk4"])
+def test_the_flow_of_a_gaussian_keeps_its_quantiles(make):
+    std = 0.3
+    model = purevdm.vdm(sources.gaussian(std), schedules.fixed_linear(-12.0, 12.0), (3,), dtype=torch.float64)
+    ends = torch.tensor([-12.0, 12.0], dtype=torch.float64)
+    z_0 = random.normal(random.key(0), (4, 3), torch.float64)
+    scale = (moments(std, ends[1]) / moments(std, ends[0])).sqrt()
+    z_1, change, _ = flow.integrate(model, NO_PARAMS, z_0, make(), divergence_of=flow.divergence)
+    torch.testing.assert_close(z_1, scale * z_0, rtol=1e-7, atol=0)
+    torch.testing.assert_close(change, (3 * scale.log()).expand(4), rtol=1e-7, atol=0)
+    back, none, _ = flow.integrate(model, NO_PARAMS, z_1, make(), backward=True)
+    torch.testing.assert_close(back, z_0, rtol=1e-7, atol=0)
+    assert not none.any()
+
+
+def test_the_way_does_not_depend_on_the_schedule_and_each_dimension_has_its_own():
+    std, n = 0.3, 3
+    low, high = torch.tensor([-12.0, -11.0, -10.0]).double(), torch.tensor([12.0, 13.0, 14.0]).double()
+    bent = schedules.Schedule(lambda key: {}, lambda params, t: low + (high - low) * t.square())
+    model = purevdm.vdm(sources.gaussian(std), bent, (n,), dtype=torch.float64)
+    z_0 = random.normal(random.key(0), (4, n), torch.float64)
+    z_1, change, _ = flow.integrate(model, NO_PARAMS, z_0, ode.dopri5(1e-9, 1e-9), divergence_of=flow.divergence)
+    scale = (moments(std, high) / moments(std, low)).sqrt()
+    torch.testing.assert_close(z_1, scale * z_0, rtol=1e-6, atol=0)
+    torch.testing.assert_close(change, scale.log().sum().expand(4), rtol=1e-6, atol=0)
+
+
+def test_a_self_conditioned_network_is_differentiated_through_its_own_estimate():
+    model = purevdm.vdm(networks.mlp(8, self_condition=True), schedules.learned_linear(-5.0, 3.0), (2,), dtype=torch.float64)
+    params = model.init(random.key(0))
+    z, gamma = 0.1 * random.normal(random.key(1), (3, 2), torch.float64), torch.zeros(3, dtype=torch.float64)
+
+    def field(z):
+        return flow.velocity(model, params, z, gamma)
+
+    _, div = flow.divergence(field, z)
+    step = 1e-6
+    numeric = sum(
+        (field(z + step * e) - field(z - step * e))[:, i] / (2 * step)
+        for i, e in enumerate(torch.eye(2, dtype=torch.float64))
+    )
+    torch.testing.assert_close(div, numeric, rtol=1e-6, atol=1e-7)
+
+
+def test_bad_input_is_named():
+    z = torch.zeros(2, 3)
+    for arguments, error, word in (
+        ((random.split(random.key(0), 2), 0, (3,), z.dtype), ValueError, "probes"),
+        ((random.split(random.key(0), 2), 1, (3,), z.dtype, "sphere"), ValueError, "probe: expected one of"),
+    ):
+        with pytest.raises(error, match=word):
+            flow.draw_probes(*arguments)
+    with pytest.raises(ValueError, match="chunk"):
+        flow.divergence(lambda z: z, z, chunk=0)

@@ -1,0 +1,159 @@
+"""Likelihoods: official numbers, known answers, bounds in the right order, errors that are honest."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import sources
+import torch
+from goldens import case, flow_case, nchw
+from hypothesis import given, settings
+
+import purevdm
+from purevdm import likelihood, networks, nn, ode, random, schedules
+
+NO_PARAMS = {"network": {}, "schedule": {}}
+PROBABILITIES = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)
+
+
+def pixels(gamma_0=-7.0, gamma_1=12.0, dims=6):
+    model = purevdm.vdm(
+        sources.categorical(PROBABILITIES), schedules.fixed_linear(gamma_0, gamma_1), (dims,), 4, dtype=torch.float64
+    )
+    x = random.categorical(random.key(0), PROBABILITIES.log().expand(40, dims, 4))
+    return model, x, PROBABILITIES.log()[x].sum(1)
+
+
+@pytest.mark.slow
+def test_log_p_is_the_official_one():
+    c, a = case("fixed_t0", torch.float64), flow_case("fixed_t0")
+    integrator = ode.dopri5(1e-8, 1e-8)
+    x, cond = c.x[:2], c.cond[:2]
+    z_1 = likelihood.encode(c.model, c.params, nchw(a["flow/z_0"]), cond, integrator=integrator)
+    torch.testing.assert_close(z_1, nchw(a["flow/z_1"]), rtol=0, atol=2e-5)  # the official solver's tolerance is 1e-6
+    z_0 = likelihood.decode(c.model, c.params, z_1, cond, integrator=integrator)
+    torch.testing.assert_close(z_0, nchw(a["flow/z_0"]), rtol=0, atol=1e-6)
+
+    def log_weight(eps, dequantisation):
+        return likelihood.log_weight(
+            c.model, c.params, x, nchw(eps), cond, dequantisation=dequantisation, integrator=integrator, chunk=48
+        )
+
+    weights = torch.stack([log_weight(eps, "variational")[0] for eps in a["flow/eps"]])
+    torch.testing.assert_close(weights, torch.tensor(a["flow/log_w"]), rtol=0, atol=1e-4)
+    for k in (1, 2):
+        found = likelihood.combine(weights[:k], torch.zeros(2))
+        torch.testing.assert_close(found.log_prob, torch.tensor(a[f"flow/log_p_x_{k}"]), rtol=0, atol=1e-4)
+    truncated, _ = log_weight(a["flow/eps_truncated"], "truncated")
+    torch.testing.assert_close(truncated, torch.tensor(a["flow/log_p_x_truncated"]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dequantisation", ["variational", "truncated"])
+def test_discrete_pixels_lie_below_the_truth_and_rise_to_it(dequantisation):
+    model, x, true = pixels(gamma_0=-3.0)  # so noisy that one sample is far off
+    gaps = []
+    for samples in (1, 4, 16):
+        found = likelihood.log_prob(
+            model, NO_PARAMS, x, random.key(1), dequantisation=dequantisation, samples=samples, integrator=ode.rk4(60)
+        )
+        gap = found.log_prob - true
+        gaps.append(gap.mean())
+        assert gap.mean() < 3 * gap.std() / math.sqrt(len(x))
+    assert gaps[0] < gaps[1] < gaps[2]
+
+
+def test_the_flow_is_between_the_bound_and_the_truth():
+    model, x, true = pixels(gamma_0=-5.0)
+    flow = likelihood.log_prob(model, NO_PARAMS, x, random.key(1), samples=4, integrator=ode.rk4(60)).log_prob
+    bound = -torch.stack([model.elbo(NO_PARAMS, x, k).total for k in random.split(random.key(2), 50)]).mean(0)
+    assert (flow - true).mean() < 1e-3
+    assert bound.mean() < flow.mean()
+
+
+def test_importance_weighted_trajectories_rise_from_the_bound_to_the_truth():
+    model, x, true = pixels()
+    model = model._replace(timesteps=10)
+    found = [likelihood.importance_bound(model, NO_PARAMS, x, random.key(1), samples=k) for k in (1, 8, 64)]
+    means = [(estimate.log_prob - true).mean() for estimate in found]
+    assert means[0] < means[1] < means[2] < 0.05
+    # one trajectory is the discrete-time bound: both means over many draws
+    bound = -torch.stack([model.elbo(NO_PARAMS, x, k).total for k in random.split(random.key(2), 64)])
+    gap = found[2].log_weights.mean(0) - bound.mean(0)
+    error = (found[2].log_weights.var(0) / 64 + bound.var(0) / 64).sum().sqrt() / len(x)
+    assert abs(gap.mean()) < 4 * error
+    assert found[1].evaluations.tolist() == [80] * len(x)
+
+
+def test_standard_errors_are_honest():
+    """The log of a mean of many weights is off by its standard error as often as a normal would be."""
+    model, x, _ = pixels(gamma_0=-4.0, dims=2)
+    found = [
+        likelihood.importance_bound(model, NO_PARAMS, x, k, timesteps=20, samples=400)
+        for k in random.split(random.key(3), 10)
+    ]
+    reference = likelihood.combine(torch.cat([f.log_weights for f in found]), found[0].evaluations).log_prob
+    scaled = torch.stack([(f.log_prob - reference) / f.error for f in found])
+    inside = (scaled.abs() < 2).double().mean()
+    assert 0.9 < inside <= 1.0  # 400 of them: 0.954 expected, a little more about their own mean
+
+
+def test_first_samples_and_examples_stay():
+    model, x, _ = pixels()
+    options = dict(integrator=ode.rk4(10), probes=2)
+    few = likelihood.log_prob(model, NO_PARAMS, x[:3], random.key(1), samples=2, **options)
+    many = likelihood.log_prob(model, NO_PARAMS, x[:5], random.key(1), samples=3, **options)
+    torch.testing.assert_close(many.log_weights[:2, :3], few.log_weights, rtol=1e-12, atol=1e-12)
+    assert many.evaluations.tolist() == [120] * 5
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 2**31))
+def test_estimated_divergences_agree_with_the_exact_one_on_average(seed):
+    model, x, _ = pixels(dims=3)
+    options = dict(integrator=ode.rk4(10))
+    exact = likelihood.log_prob(model, NO_PARAMS, x[:2], random.key(seed), **options).log_prob
+    many = likelihood.log_prob(model, NO_PARAMS, x[:2], random.key(seed), probes=300, chunk=100, **options).log_prob
+    # the ideal denoiser of independent pixels has a diagonal Jacobian: Rademacher probes are exact
+    torch.testing.assert_close(many, exact, rtol=1e-9, atol=1e-9)
+
+
+def bounded():
+    """A network whose noise is bounded, so that its density lies within a grid."""
+
+    def init(key, event_shape):
+        return nn.dense_init(key, event_shape[0] + 1, event_shape[0], kernel_init=nn.normal(1.0))
+
+    def apply(params, z, gamma, cond=None, key=None):
+        return 2.0 * torch.tanh(nn.dense(params, torch.cat([z, gamma[None]])))
+
+    return networks.Network(init, apply)
+
+
+@pytest.mark.parametrize(("dims", "points"), [(1, 801), (2, 101)])
+def test_the_density_of_any_network_integrates_to_one(dims, points):
+    model = purevdm.vdm(bounded(), schedules.fixed_linear(-3.0, 3.0), (dims,), dtype=torch.float64)
+    axis = torch.linspace(-35.0, 35.0, points, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(*[axis] * dims, indexing="ij"), -1).reshape(-1, dims)
+    log_p, _ = likelihood.log_prob_latent(model, model.init(random.key(1)), grid, integrator=ode.rk4(30))
+    assert abs(log_p.exp().sum() * (axis[1] - axis[0]) ** dims - 1) < 1e-3
+
+
+def test_bad_input_is_named():
+    model, x, _ = pixels()
+    for arguments, error, word in (
+        (dict(samples=0), ValueError, "samples"),
+        (dict(probes=0), ValueError, "probes"),
+        (dict(chunk=0), ValueError, "chunk"),
+        (dict(probes=1, probe="sphere"), ValueError, "probe: expected one of"),
+        (dict(dequantisation="none"), ValueError, "dequantisation of discrete data: expected one of 'variational'"),
+        (dict(x=x.double()), TypeError, "x: expected a tensor of integers"),
+        (dict(key=0), TypeError, "key"),
+    ):
+        call = dict(x=x, key=random.key(0), integrator=ode.rk4(2)) | arguments
+        with pytest.raises(error, match=word):
+            likelihood.log_prob(model, NO_PARAMS, call.pop("x"), call.pop("key"), **call)
+    with pytest.raises(ValueError, match="timesteps: expected at least 1"):
+        likelihood.importance_bound(model, NO_PARAMS, x, random.key(0))
+    broken = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))
+    with pytest.raises(ValueError, match="field: example 0 stopped"):
+        likelihood.log_prob(model._replace(network=broken), NO_PARAMS, x, random.key(0))

@@ -1,0 +1,137 @@
+"""Integration: known solutions, orders by convergence, limits that end in an error."""
+
+import itertools
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from torch._dynamo.utils import counters
+
+from purevdm import ode, random
+
+ZERO, TWO = torch.zeros(4, dtype=torch.float64), torch.full((4,), 2.0, dtype=torch.float64)
+START = (random.normal(random.key(0), (4, 3), torch.float64), torch.zeros(4, dtype=torch.float64))
+
+
+def field(t, state):
+    """y' = -a y + sin 3t, and an integral beside it."""
+    y, _ = state
+    return -torch.arange(1, 4, dtype=t.dtype) * y + torch.sin(3 * t)[:, None], y.sum(1)
+
+
+def exact():
+    a = torch.arange(1, 4, dtype=torch.float64)
+    t, y = 2.0, START[0]
+    particular = (a * math.sin(3 * t) - 3 * math.cos(3 * t)) / (a**2 + 9)
+    final = (y + 3 / (a**2 + 9)) * torch.exp(-a * t) + particular
+    # the integral of a y' = -a**2 y + ...: of y itself, from the equation
+    forced = (1 - math.cos(3 * t)) / 3
+    return final, ((y - final + forced) / a).sum(1)
+
+
+def off(done):
+    return max((a - b).abs().max().item() for a, b in zip(done.state, exact(), strict=True))
+
+
+@pytest.mark.parametrize(("make", "order", "stages"), [(ode.heun, 2, 2), (ode.rk4, 4, 4)])
+def test_fixed_grids_converge_at_their_order(make, order, stages):
+    errors = [off(make(steps)(field, START, ZERO, TWO)) for steps in (40, 80, 160)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(abs(found - order) < 0.2 for found in orders)
+    assert make(40)(field, START, ZERO, TWO).evaluations.tolist() == [40 * stages] * 4
+
+
+def test_the_adaptive_pair_is_of_order_five_and_as_exact_as_it_is_told():
+    tolerances = (1e-6, 1e-8, 1e-10, 1e-12)
+    runs = [ode.dopri5(tolerance, tolerance)(field, START, ZERO, TWO) for tolerance in tolerances]
+    errors, work = [off(run) for run in runs], [run.evaluations.double().mean().item() for run in runs]
+    assert all(error < 10 * tolerance for error, tolerance in zip(errors, tolerances, strict=True))
+    orders = [math.log(errors[i] / errors[i + 1]) / math.log(work[i + 1] / work[i]) for i in (1, 2)]
+    assert all(4.7 < order < 6 for order in orders)
+
+
+def test_it_goes_back_to_where_it_came_from():
+    integrator = ode.dopri5(1e-10, 1e-10)
+    there = integrator(field, START, ZERO, TWO)
+    back = integrator(field, there.state, TWO, ZERO)
+    for a, b in zip(back.state, START, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # errors grow by exp(6) on the way back
+
+
+def test_one_graph_for_every_tolerance_and_number_of_steps():
+    def both(state, tolerance, steps):
+        return ode.dopri5(tolerance, tolerance)(field, state, ZERO, TWO), ode.rk4(steps)(field, state, ZERO, TWO)
+
+    counters.clear()
+    compiled = torch.compile(both, fullgraph=True)
+    for tolerance, steps in ((1e-4, 5), (1e-8, 50)):
+        arguments = START, torch.tensor(tolerance, dtype=torch.float64), torch.tensor(steps)
+        for got, want in zip(compiled(*arguments), both(*arguments), strict=True):
+            assert torch.equal(got.evaluations, want.evaluations)
+            for a, b in zip(got.state, want.state, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@given(st.integers(0, 2**31), st.permutations(range(4)))
+def test_examples_do_not_see_one_another(seed, order):
+    state = tuple(
+        random.normal(k, y.shape, torch.float64) for k, y in zip(random.split(random.key(seed)), START, strict=True)
+    )
+    stop = TWO * random.uniform(random.key(seed), (4,), torch.float64, 0.1, 1.0)
+    whole = ode.dopri5(1e-4, 1e-4)(field, state, ZERO, stop)
+    mixed = ode.dopri5(1e-4, 1e-4)(field, tuple(y[list(order)] for y in state), ZERO, stop[list(order)])
+    assert torch.equal(mixed.evaluations, whole.evaluations[list(order)])
+    torch.testing.assert_close(mixed.state[0], whole.state[0][list(order)], rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_to_do_is_done():
+    done = ode.dopri5()(field, START, TWO, TWO)
+    assert torch.equal(done.state[0], START[0])
+
+
+def wild(t, state):
+    """Not finite from t = 1.2 on, in the third example alone."""
+    bad = (t > 1.2) & (torch.arange(4) == 2)
+    return torch.where(bad[:, None], math.nan, -state[0]), state[1]
+
+
+def test_a_field_that_is_not_finite_is_an_error_that_names_the_step():
+    with pytest.raises(ValueError, match=r"field: expected finite slopes, got NaN or infinity in example 2, step 6"):
+        ode.rk4(10)(wild, START, ZERO, TWO)
+    with pytest.raises(ValueError, match=r"field: example 2 stopped at 1.2 on its way to 2, after \d+ steps"):
+        ode.dopri5()(wild, START, ZERO, TWO)
+    with pytest.raises(ValueError, match="field: example"):
+        ode.dopri5()(lambda t, s: (s[0] * math.nan, s[1]), START, ZERO, TWO)
+
+
+def test_a_compiled_graph_gives_nan_where_an_error_would_be():
+    solve = torch.compile(
+        lambda state: ode.dopri5(limit=40)(wild, state, ZERO, TWO).state[0], fullgraph=True, backend="eager"
+    )
+    got = solve(START)
+    assert got[2].isnan().all()
+    assert got[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "word"),
+    [
+        (lambda: ode.dopri5(rtol=0.0), ValueError, "rtol: expected a number above 0"),
+        (lambda: ode.dopri5(atol=-1.0), ValueError, "atol: expected a number above 0"),
+        (lambda: ode.dopri5(atol=math.nan), ValueError, "atol"),
+        (lambda: ode.dopri5(rtol=torch.tensor(-1e-3)), ValueError, "rtol: expected a finite number above 0, got -"),
+        (lambda: ode.dopri5(rtol=torch.ones(2)), ValueError, "rtol: expected shape"),
+        (lambda: ode.dopri5(limit=0), ValueError, "limit"),
+        (lambda: ode.heun(0), ValueError, "steps"),
+        (lambda: ode.rk4(2.5), TypeError, "steps"),
+        (lambda: ode.rk4(torch.tensor(2.5)), TypeError, "steps: expected an integer tensor"),
+        (lambda: ode.rk4(torch.tensor(0)), ValueError, "steps"),
+        (lambda: ode.dopri5(1e-9, 1e-9, limit=3)(field, START, ZERO, TWO), ValueError, "limit: example 0 stopped at"),
+    ],
+)
+def test_bad_input_is_named(make, error, word):
+    with pytest.raises(error, match=word):
+        make()
