@@ -10,7 +10,7 @@ from goldens import case, flow_case, nchw
 from hypothesis import given, settings
 
 import purevdm
-from purevdm import likelihood, networks, nn, ode, random, schedules
+from purevdm import decoders, likelihood, networks, nn, ode, random, schedules
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 PROBABILITIES = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)
@@ -115,6 +115,35 @@ def test_estimated_divergences_agree_with_the_exact_one_on_average(seed):
     many = likelihood.log_prob(model, NO_PARAMS, x[:2], random.key(seed), probes=300, chunk=100, **options).log_prob
     # the ideal denoiser of independent pixels has a diagonal Jacobian: Rademacher probes are exact
     torch.testing.assert_close(many, exact, rtol=1e-9, atol=1e-9)
+
+
+MIXTURE = sources.Mixture(
+    torch.tensor([0.3, 0.7], dtype=torch.float64),
+    torch.tensor([[-1.0, 0.5], [0.8, -0.2]], dtype=torch.float64),
+    torch.tensor([[[0.2, 0.1], [0.1, 0.3]], [[0.5, -0.2], [-0.2, 0.2]]], dtype=torch.float64),
+)
+
+
+GAUSSIAN = sources.Mixture(torch.ones(1, dtype=torch.float64), MIXTURE.means[:1], MIXTURE.covariances[:1])
+
+
+@pytest.mark.parametrize("source", [MIXTURE, GAUSSIAN], ids=["mixture", "gaussian"])
+def test_densities_of_real_data_are_exact(source):
+    """The model's density is that of the source with the noise left at time 0, stretched as the decoder says."""
+    loc, scale, gamma_0 = torch.tensor([3.0, -1.0]).double(), torch.tensor([2.0, 0.5]).double(), -6.0
+    decoder = decoders.gaussian(loc=loc.tolist(), scale=scale.tolist())
+    model = purevdm.vdm(source.network, schedules.fixed_linear(gamma_0, 25.0), (2,), decoder=decoder, dtype=torch.float64)
+    f = source.sample(random.key(0), 8)
+    options = dict(integrator=ode.dopri5(1e-7, 1e-7))
+    found = likelihood.log_prob(model, NO_PARAMS, loc + scale * f, random.key(1), **options)
+    noise = torch.full((2,), math.exp(gamma_0), dtype=torch.float64)
+    want = source.widened(noise).log_prob(f) - scale.log().sum()
+    torch.testing.assert_close(found.log_prob, want, rtol=0, atol=1e-5)
+    # averaged over the decoder's noise, it is the density of a source that is wider once more
+    options = dict(dequantisation="variational", samples=20, integrator=ode.rk4(20))
+    averaged = likelihood.log_prob(model, NO_PARAMS, (loc + scale * f)[:4], random.key(1), **options)
+    wider = source.widened(2 * noise).log_prob(f[:4]) - scale.log().sum()
+    assert (averaged.log_prob - wider).abs().max() < 5 * averaged.error.max() + 1e-4
 
 
 def bounded():
