@@ -96,7 +96,7 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
     data = sets[0]
     n = min(data.size, args.examples or data.size)
     if not all(torch.equal(beginning(data), beginning(other)) for other in sets[1:]):
-        sys.exit(f"compare: expected a model of the same data, {data.name}, got one of others, {sets[1].name}")
+        sys.exit(f"compare: expected a model of the same data, {data.name}, got one of {sets[1].name}")
     options = dict(key=random.key(args.seed, device=group.device), passes=args.passes, group=group)
 
     def over_batches(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:

@@ -152,7 +152,7 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
     files = [folder / name for name in _names(split, [f"train_data_batch_{i}.npz" for i in range(1, 11)], ["val_data.npz"])]
 
     def entry(file: Path, name: str) -> np.ndarray:
-        """One array of a batch; the others stay compressed."""
+        """One array of a batch; the rest stay compressed."""
         with _reading(file, f"a batch of {size}x{size} images", IMAGENET), file.open("rb") as opened:
             found = np.load(opened)[name]
             return _images(found, size) if name == "data" else _labels(found, len(found), 1, 1000)

@@ -112,7 +112,7 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: tensors of another form; in eager, values that are not finite, and latents of opposite
-            directions or none (zeros), between which there is no one way.
+            directions or zeros, between which the circle is not defined.
     """
     _checks.alike("z_b", z_b, _checks.floating("z_a", z_a).shape, z_a.dtype)
     if _checks.tensor("weights", weights).ndim != 1:
@@ -126,7 +126,7 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Tensor) -> Tensor:
         facts = [fact for name, value in given for fact in _checks.finite(name, {(): value})]
         for name, unit in (("z_a", a), ("z_b", b)):
             facts.append(_checks.Fact(unit.isfinite(), partial(ValueError, f"{name}: expected a direction, got zeros")))
-        apart = partial(ValueError, "z_a, z_b: expected no opposite directions, between which there is no one way")
+        apart = partial(ValueError, "z_a, z_b: expected directions that are not opposite, which no one circle joins")
         _checks.verify([*facts, _checks.Fact(cosine > math.sqrt(torch.finfo(z_a.dtype).eps), apart)])
     parallel, w = sine == 0.0, weights.reshape(-1, *(1,) * z_a.ndim)
     angle = torch.where(parallel, 1.0, 2.0 * torch.atan2(sine, cosine))

@@ -443,7 +443,8 @@ def permutation(key: Key, x: int | Tensor, axis: int = 0, independent: bool = Fa
         independent: whether each slice along the axis is shuffled on its own rather than all alike.
 
     Raises:
-        TypeError, ValueError: a key of the wrong form, an x that is no tensor nor an integer >= 0, an axis it has not.
+        TypeError, ValueError: a key of the wrong form, an x that is neither a tensor nor an integer >= 0, an axis that it
+            does not have.
     """
     _checks.key("key", key)
     if not isinstance(x, Tensor):

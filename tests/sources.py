@@ -69,12 +69,12 @@ class Mixture(NamedTuple):
 
 def categorical(p: Tensor) -> Network:
     """The ideal denoiser of independent pixels with probabilities p over len(p) values."""
-    places = decoders.discrete(len(p)).encode(torch.arange(len(p)), p.dtype)
+    positions = decoders.discrete(len(p)).encode(torch.arange(len(p)), p.dtype)
 
     def denoise(z: Tensor, gamma: Tensor) -> Tensor:
         alpha, sigma = process.alpha(gamma)[..., None], process.sigma(gamma)[..., None]
-        logits = p.log() - 0.5 * ((z[..., None] - alpha * places) / sigma) ** 2
-        return logits.softmax(-1) @ places
+        logits = p.log() - 0.5 * ((z[..., None] - alpha * positions) / sigma) ** 2
+        return logits.softmax(-1) @ positions
 
     return _network(denoise)
 

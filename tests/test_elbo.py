@@ -1,4 +1,4 @@
-"""The bound: the official numbers, known answers with ideal denoisers, and what must not matter."""
+"""The bound: the official numbers, known answers with ideal denoisers, and invariances."""
 
 import itertools
 import math

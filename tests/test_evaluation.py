@@ -1,4 +1,4 @@
-"""The bound of a data set: known answers, batches that must not matter, honest errors, pairs, the loss over noise levels."""
+"""The bound of a data set: known answers, independence from batches, honest errors, pairs, the loss over noise levels."""
 
 import math
 

@@ -179,7 +179,7 @@ def test_points_between_noises_are_noise():
     [
         (dict(z_a=torch.zeros(3)), ValueError, "z_a: expected a direction, got zeros"),
         (dict(z_b=torch.zeros(3)), ValueError, "z_b: expected a direction, got zeros"),
-        (dict(z_b=-2.0 * torch.ones(3)), ValueError, "z_a, z_b: expected no opposite directions"),
+        (dict(z_b=-2.0 * torch.ones(3)), ValueError, "z_a, z_b: expected directions that are not opposite"),
         (dict(z_b=torch.ones(4)), ValueError, r"z_b: expected shape \(3,\)"),
         (dict(z_b=torch.ones(3).double()), TypeError, r"z_b: expected torch\.float32"),
         (dict(z_a=torch.ones(3, dtype=torch.int64)), TypeError, "z_a: expected a floating-point"),

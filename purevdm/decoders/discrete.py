@@ -64,7 +64,7 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
 
 
 def integers(x: Tensor) -> Tensor:
-    """Data of an integer dtype (bool is none).
+    """Data of an integer dtype (bool does not count).
 
     Raises:
         TypeError: any other x.

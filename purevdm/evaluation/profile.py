@@ -46,7 +46,7 @@ class Profile(NamedTuple):
         t: against time: the loss at t, whose mean over [0, 1] is the diffusion loss.
         gamma: against gamma: the loss per unit of gamma, |eps - eps_hat|**2 / 2, whose integral from gamma(0) to gamma(1)
             is the diffusion loss. It does not depend on the schedule between them. None under a contextual schedule, which
-            has no one gamma at a time.
+            has several gammas at a time.
         diffusion: the diffusion loss.
         examples, passes, unit: as of an :class:`Evaluation`.
     """

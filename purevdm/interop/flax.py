@@ -121,7 +121,7 @@ def from_flax(tree: Mapping[str, Any]) -> Params:
         schedule. Copies, dtypes kept.
 
     Raises:
-        TypeError, ValueError: a leaf that is no array, or whose path is not one of the official model's.
+        TypeError, ValueError: a leaf that is not an array, or whose path is not one of the official model's.
     """
     if not isinstance(tree, Mapping):
         raise TypeError(f"tree: expected nested dicts of arrays, got {_checks.describe(tree)}")
@@ -177,8 +177,8 @@ def load_flax(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a truncated file, one of another format, or one without those fields; or a leaf that is no array of the
-            official model's, or has another dtype than NumPy's and JAX's plain ones, or an impossible shape.
+        ValueError: a truncated file, one of another format, or one without those fields; or a leaf that is not an array of
+            the official model's, or has another dtype than NumPy's and JAX's plain ones, or an impossible shape.
         ImportError: msgpack is not installed.
     """
     try:

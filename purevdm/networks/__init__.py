@@ -11,8 +11,8 @@ A network is any :class:`Network`; there is nothing to inherit. Ten lines make o
 ...     return nn.dense(params, torch.cat([z, gamma[None]]))
 >>> network = networks.Network(init, apply)
 
-``apply`` sees one example, and the model maps it over a batch; with ``batched=True`` it sees the whole batch. So do networks
-made of a ``torch.nn.Module``, by :func:`from_module`:
+``apply`` sees one example, and the model maps it over a batch. With ``batched=True`` it sees the whole batch, as networks
+made of a ``torch.nn.Module`` by :func:`from_module` do:
 
 >>> class Net(torch.nn.Module):
 ...     def __init__(self):

@@ -125,7 +125,7 @@ def from_module(
         A :class:`~purevdm.networks.Network`, ``batched``.
 
     Raises:
-        TypeError, ValueError: something that is no module and makes none; a lazy module whose shapes are not known;
+        TypeError, ValueError: something that neither is a module nor makes one; a lazy module whose shapes are not known;
             parameters that are not floating-point; a module in which no layer can be drawn anew.
         RuntimeError: from a model's methods, what a module does and cannot do here; it names the module and the remedy.
     """

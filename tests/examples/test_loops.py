@@ -1,4 +1,4 @@
-"""Loops of others: each, on two gloo processes, computes what the whole batch gives by hand."""
+"""Loops of other libraries: each, on two gloo processes, computes what the whole batch gives by hand."""
 
 import importlib.util
 import os
