@@ -43,7 +43,8 @@ def describe(x: object) -> str:
     """A short account of a value, for messages."""
     if isinstance(x, Tensor):
         return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
-    return f"{x!r} ({type(x).__name__})"
+    text = repr(x)
+    return f"{text if len(text) <= 120 else f'{text[:120]}...'} ({type(x).__name__})"
 
 
 def tensor(name: str, x: object) -> Tensor:
@@ -219,6 +220,13 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
         surplus = next(path for path in leaves if path not in known)
         raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}")
     return finite(name, leaves)
+
+
+def leaves(tree: PyTree) -> dict[tuple[Any, ...], Tensor]:
+    """The tensors of a tree by their paths; of a NamedTuple, by its fields."""
+    found: dict[tuple[Any, ...], Any] = {}
+    _walk(tree._asdict() if hasattr(tree, "_asdict") else tree, (), found)
+    return {path: leaf for path, leaf in found.items() if isinstance(leaf, Tensor)}
 
 
 def _walk(tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) -> None:

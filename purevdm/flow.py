@@ -162,6 +162,9 @@ def integrate(
         The latents at the other end, the integral of the divergence (B,), zero without one, and the number of evaluations of
         the field, int64 (B,).
     """
+    if not isinstance(integrator, Integrator):
+        wanted = "expected an Integrator such as purevdm.ode.dopri5()"
+        raise TypeError(f"integrator: {wanted}, got {_checks.describe(integrator)}")
     gamma_0, gamma_1, univariate = ends(model, params, z, cond)
 
     def field(t: Tensor, state: ode.State) -> ode.State:

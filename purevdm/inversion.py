@@ -95,6 +95,7 @@ def invert(
     if x is not None:
         at = process.alpha(walks.level(model, params, begin, len(at), cond)) * at
     latents, _ = walks.walk(model, params, at, begin, end, how)
+    _checks.verify(_checks.finite("latents", {(): latents}))
     return Sample(None, latents) if trajectory else latents
 
 

@@ -38,7 +38,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         log_prob: the logarithm of the mean of the weights, (B,), nats.
-        error: its standard error, (B,), nats, from the spread of the weights; NaN for one sample.
+        error: its standard error, (B,), nats, from the spread of the weights; NaN for one sample. It leaves out the error of
+            the integration. Values near 1 say that one weight dominates, and then it is not to be trusted.
         log_weights: the weights' logarithms, (K, B), nats.
         evaluations: how often the network was applied to each example, int64 (B,).
     """
@@ -111,18 +112,19 @@ def log_prob(
         x: data, (B, *event_shape).
         key: a key.
         cond: a condition for each example, as the network takes it.
-        dequantisation: how data become latents, as the table above says; where left out "variational" for discrete data and
-            "none" for real-valued.
+        dequantisation: how data become latents, as the table in :mod:`purevdm.likelihood` says; where left out
+            "variational" for discrete data and "none" for real-valued.
         samples: K, how many latents for each example. All K B are integrated at once.
-        integrator: of :mod:`purevdm.ode`; ``ode.dopri5(1e-5, 1e-5)`` where left out.
+        integrator: of :mod:`purevdm.ode`; ``ode.dopri5(1e-5, 1e-5)`` where left out. A fixed grid must be fine enough: check
+            it against ``dopri5``, most of all for networks with high Fourier features, whose flow is stiff near time 0.
         probes: how many probes estimate the divergence (Hutchinson). It is exact where left out, at the cost of one
             product for each dimension. The estimate of each log w is unbiased, but not that of the log of their mean.
         probe: "rademacher" or "gaussian".
         chunk: how many products of the divergence to compute at once; fewer need less memory.
 
     Raises:
-        TypeError, ValueError: bad input, as ``model.elbo`` says it; a dequantisation that does not fit the data; samples,
-            probes or chunk below 1; a flow that did not arrive (see :mod:`purevdm.ode`).
+        TypeError, ValueError: bad input, as for ``model.elbo``; a dequantisation that does not fit the data; samples,
+            probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
     n = model._check(params, x, cond)
     samples = _checks.integer("samples", samples, 1)

@@ -49,6 +49,9 @@ class Module(torch.nn.Module):
 
     def __init__(self, function: Callable[..., Any], params: Params) -> None:
         super().__init__()
+        if not callable(function):
+            found = _checks.describe(function)
+            raise TypeError(f"function: expected a function of parameters, such as model.loss_fn, got {found}")
         self.function = function
         self.params = _registered("params", params)
 

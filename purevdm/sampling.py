@@ -54,13 +54,14 @@ def sample(
     if z is not None:
         _checks.verify(_checks.finite("z", {(): _checks.alike("z", z, shape, model.dtype)}))
     elif isinstance(start, Tensor) or start != 1.0:
-        raise ValueError("z: expected the latents at the time start, as it is given, got None")
+        raise ValueError("z: expected the latents at the time `start`, because start was given, got None")
     else:
         z = random.normal(k_z, shape, model.dtype)
     end, begin = times("until", 0.0 if until is None else until, "start", start, z)
     # A copy, as a compiled loop may not take two views of one tensor.
     latents, gamma = walk(model, params, z, begin, end, how, k_steps, k_project.clone())
     if until is not None:
+        _checks.verify(_checks.finite("latents", {(): latents}))
         return Sample(None, latents) if how.trajectory else latents
     z_0 = (latents[-1] if how.trajectory else latents) / process.alpha(gamma)
     x = model.decoder.mode(z_0) if decode == "argmax" else model.decoder.sample(k_decode, z_0, gamma)

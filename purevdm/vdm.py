@@ -205,9 +205,9 @@ class VDM(NamedTuple):
             params, key, n: the parameters, a key, how many.
             steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
             solver: a value of :mod:`purevdm.solvers`; ancestral sampling (eq. 34) where left out.
-            grid: what the steps are even in, "time" or "gamma".
-            cond: n conditions.
-            guidance: other than 1, weighs the condition against none, for a network with ``cond_drop`` > 0 (classifier-free,
+            grid: the variable in which steps are evenly spaced, "time" or "gamma".
+            cond: a batch of n conditions.
+            guidance: above 1, strengthens the condition, for a network with ``cond_drop`` > 0 (classifier-free,
                 Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
             decode: "argmax" for the likeliest data, or "sample" to draw from p(x given z_0).
             clip: whether to clamp every estimate of the data to their range; real data have none.
@@ -264,7 +264,7 @@ class VDM(NamedTuple):
             )
         if OLD and torch.compiler.is_compiling():  # it would trace init
             return []
-        facts = _checks.matches("params", params, self._structure())
+        facts = _checks.matches("params", params, self._structure()) + _checks.finite("cond", _checks.leaves(cond))
         if not torch.compiler.is_compiling():
             like = torch.empty((), dtype=self.dtype, device=_device(params))
             facts += schedules.increasing(self.schedule, params["schedule"], like, cond)

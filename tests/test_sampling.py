@@ -444,7 +444,7 @@ def test_samples_of_many_keys_by_vmap():
     ("options", "error", "word"),
     [
         (dict(differentiable=True), ValueError, "differentiable: data that are integers have no gradient"),
-        (dict(start=0.5), ValueError, "z: expected the latents at the time start"),
+        (dict(start=0.5), ValueError, "z: expected the latents at the time `start`"),
         (dict(z=torch.zeros(2, 3)), ValueError, r"z: expected shape \(2, 2\), got a float32 tensor of shape \(2, 3\)"),
         (dict(z=torch.zeros(2, 2).double()), TypeError, "z: expected torch.float32"),
         (dict(z=torch.full((2, 2), math.nan)), ValueError, "z: expected finite numbers, got NaN"),

@@ -149,7 +149,7 @@ def compare(
     Why paired: most of an evaluation's error comes from which examples there are, easy ones or hard, and at what times they
     are bounded. Both models see the same, so it cancels in each example's difference. The error of the mean difference is
     then often many times smaller than sqrt(error_a**2 + error_b**2), that of the difference of two evaluations. Under two
-    schedules one time is two noise levels, and less cancels: there it takes more passes.
+    schedules one time is two noise levels, and less cancels, so use more passes.
 
     Args:
         a, b: pairs (model, params). Networks, schedules, decoders and numbers of steps may differ (times are then drawn

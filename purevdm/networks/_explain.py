@@ -21,7 +21,12 @@ _KNOWN = (
         f"{_REMATERIALISE}. Give a function of your own a setup_context",
     ),
     (
-        "Batch norm got a batched tensor|Expected more than 1 value per channel",
+        "Expected more than 1 value per channel",
+        "normalises over the batch, and sees one example",
+        "A batch norm needs a batch of at least 2 in training; in evaluation (train=False) one will do",
+    ),
+    (
+        "Batch norm got a batched tensor",
         "normalises over the batch, and sees one example at a time",
         "Per-example gradients of a batch norm exist in evaluation alone: leave the key out (train=False), or use a norm "
         "that stays within an example, such as torch.nn.GroupNorm",

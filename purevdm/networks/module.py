@@ -1,5 +1,6 @@
 """Any ``torch.nn.Module`` as a score network."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -69,11 +70,12 @@ def from_module(
     >>> model.sample(params, random.key(3), 4, steps=5, cond=label).shape
     torch.Size([4, 2])
 
-    **Parameters** are ``{"params": ..., "buffers": ...}``, nested by the modules' names, tied ones once. All leaves are
-    floating-point, as gradients ask for: integer and bool buffers are held as floats, and cast back in each call. Buffers
-    get zero gradients, and ``purevdm.training`` lets only parameters of two axes and more decay: with an optimiser of your
-    own, hand it ``params["network"]["params"]`` and ``params["schedule"]``. Buffers that float32 cannot tell exactly
-    (complex, infinite, integers above 2**24) and tensors that are not registered are constants, and stay out of the tree.
+    **Parameters** are ``{"params": ..., "buffers": ...}``, nested by the modules' names. Tied parameters appear once. All
+    leaves are floating-point, as gradients ask for: integer and bool buffers are held as floats, and cast back in each call.
+    Buffers get zero gradients, and ``purevdm.training`` applies weight decay only to parameters with two or more axes. To an
+    optimiser of your own, hand ``params["network"]["params"]`` and ``params["schedule"]``. Buffers that float32 does not
+    hold exactly (complex, infinite, integers above 2**24) and tensors that are not registered are constants, and stay out of
+    the tree.
 
     **Initialised by key.** A function that makes the module runs on the CPU, under a seed that the key draws. A
     module is drawn anew by each layer's ``reset_parameters``; parameters that are constant in it (zeros, ones) stay, and so
@@ -88,10 +90,10 @@ def from_module(
 
     **Dropout by key** is that of ``nn.Dropout`` and its kin, ``F.dropout``, ``F.scaled_dot_product_attention``,
     ``nn.MultiheadAttention``, the transformer's and the recurrent layers: the same masks in eager, compiled, and in a
-    checkpointed block that is computed again. Each example has masks of its own key, so a part of a batch computes what the
-    whole does, wherever an activation has its examples along the first axis (each one's rows together, as heads and windows
-    are folded) or along the second, with a first axis that the batch's size does not divide. Other masks are as independent,
-    but the batch's. A draw from torch's global generator is an error.
+    checkpointed block that is computed again. Each example's mask comes from its own key, so a part of a batch computes what
+    the whole does. This needs the examples along the activation's first axis (heads or windows may be folded into it, one
+    example's after another's), or along its second axis where the batch size does not divide the first. Masks of other
+    shapes come from the first example's key. A draw from torch's global generator is an error.
 
     **Batch norms** use the batch's statistics with a key, so there an example depends on its batch; without a key, their
     running ones. A loss changes no parameter, so those come back by :meth:`purevdm.VDM.update`, which a training step takes:
@@ -102,7 +104,8 @@ def from_module(
     >>> state, grad_fn = training.init(model, random.key(0)), training.gradients(model)
     >>> state, _ = training.train_step(training.AdamW(), grad_fn, state, x, random.key(1), label, update=model.update)
 
-    Before averaged parameters are evaluated, set their statistics by some batches: ``model.update(state.ema_params, ...)``.
+    Before averaged parameters are evaluated, recompute their statistics on a few batches:
+    ``model.update(state.ema_params, ...)``.
 
     **Checkpoints** (``torch.utils.checkpoint``, reentrant or not) are known to ``torch.autograd``, not to ``torch.func``:
     ``training.gradients(model, remat=True)`` takes gradients through them, in eager and compiled, and so does
@@ -126,7 +129,7 @@ def from_module(
 
     Raises:
         TypeError, ValueError: something that neither is a module nor makes one; a lazy module whose shapes are not known;
-            parameters that are not floating-point; a module in which no layer can be drawn anew.
+            parameters that are not floating-point; a module in which no layer can be reinitialised.
         RuntimeError: from a model's methods, what a module does and cannot do here; it names the module and the remedy.
     """
     if not isinstance(module, Module) and not callable(module):
@@ -179,7 +182,15 @@ def _called(settings: Settings, module: Callable[..., Tensor], z: Tensor, gamma:
         extra["x_hat"] = torch.zeros_like(z) if x_hat is None else x_hat
     if settings.call is not None:
         return settings.call(module, z, gamma, cond, **extra)
-    return module(z, gamma, **extra) if cond is None else module(z, gamma, cond, **extra)
+    given = (z, gamma) if cond is None else (z, gamma, cond)
+    if not torch.compiler.is_compiling():
+        try:
+            inspect.signature(settings.source.templates[0].forward).bind(*given, **extra)
+        except TypeError as error:
+            form = ", ".join((*("z", "gamma", "cond")[: len(given)], *(f"{name}=" for name in extra)))
+            which = f"{settings.source.name} is called as module({form})"
+            raise TypeError(f"cond: {which}, as the condition is {_checks.describe(cond)}: {error}") from None
+    return module(*given, **extra)
 
 
 def _run(

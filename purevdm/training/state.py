@@ -160,9 +160,17 @@ def train_step(
         TypeError, ValueError: settings out of their range.
         NonFiniteLossError: a loss or a gradient that is NaN or infinite.
     """
+    for name, value, kind in (("settings", settings, AdamW), ("state", state, TrainState)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected a purevdm.training.{kind.__name__}, got {_checks.describe(value)}")
+    for name, function in (("grad_fn", grad_fn), ("average", average), ("update", update)):
+        if not callable(function) and (function is not None or name == "grad_fn"):
+            raise TypeError(f"{name}: expected a function, got {_checks.describe(function)}")
     optimizer.checked(settings)
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
     out = grad_fn(state.params, x, key, cond)
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], tuple)):
+        raise TypeError("grad_fn: expected one that returns (grads, (loss, stats)), as training.gradients(model) does")
     if average is not None:
         leaves: Any
         leaves, spec = optree.tree_flatten(out)  # type: ignore[arg-type]
