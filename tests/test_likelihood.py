@@ -180,6 +180,8 @@ def test_bad_input_is_named():
         (dict(dequantisation="none"), ValueError, "dequantisation of discrete data: expected one of 'variational'"),
         (dict(x=x.double()), TypeError, "x: expected a tensor of integers"),
         (dict(key=0), TypeError, "key"),
+        (dict(integrator="rk4"), TypeError, r"integrator: expected an Integrator such as purevdm.ode.dopri5\(\), got 'rk4'"),
+        (dict(integrator=ode.rk4), TypeError, "integrator: expected an Integrator"),
     ):
         call = dict(x=x, key=random.key(0), integrator=ode.rk4(2)) | arguments
         with pytest.raises(error, match=word):

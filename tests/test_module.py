@@ -82,3 +82,8 @@ def test_trees_of_any_depth_and_dtype():
 def test_bad_trees_are_named(tree, error, word):
     with pytest.raises(error, match=word):
         Module(MODEL.loss_fn, tree)
+
+
+def test_something_that_is_no_function_is_named():
+    with pytest.raises(TypeError, match=r"function: expected a function of parameters, such as model\.loss_fn, got VDM"):
+        Module(MODEL, PARAMS)

@@ -227,6 +227,8 @@ def test_latents_that_are_not_finite_are_never_decoded():
         model.sample(NO_PARAMS, random.key(0), 2, steps=2)
     with pytest.raises(ValueError, match="z: expected finite latents"):
         model.sample(NO_PARAMS, random.key(0), 2, steps=2, decode="sample")
+    with pytest.raises(ValueError, match="latents: expected finite numbers, got NaN"):
+        model.sample(NO_PARAMS, random.key(0), 2, steps=2, until=0.5)
 
 
 # Starting, stopping, the hook

@@ -370,3 +370,15 @@ def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
 def test_bad_input_is_named(call, error, word):
     with pytest.raises(error, match=word):
         call()
+
+
+def test_conditions_that_are_not_finite_are_named():
+    model = purevdm.vdm(networks.mlp(8, cond_dim=2, classes=3), schedules.learned_linear(), (2,))
+    params, x = model.init(random.key(0)), torch.zeros(2, 2, dtype=torch.int64)
+    cond = networks.Condition(vector=torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), label=torch.tensor([0, 1]))
+    for call in (
+        lambda: model.loss_fn(params, x, random.key(1), cond),
+        lambda: model.sample(params, random.key(1), 2, cond=cond),
+    ):
+        with pytest.raises(ValueError, match="cond.vector: expected finite numbers, got NaN"):
+            call()

@@ -21,7 +21,7 @@ class Source:
     """Where a network's modules come from: a module, or a function that makes one. Compares, pickles and prints by content.
 
     Attributes:
-        name: the module's class, for messages.
+        kind, name: the module's class, and its name, for messages.
         leaves: the parameters (tied ones once) and the buffers that vary, by name, on the meta device, with their dtypes.
         constants: buffers that no float32 tells exactly, by name: complex, infinite, large integers.
         templates: the module without its tensors, in evaluation and in training.
@@ -31,7 +31,8 @@ class Source:
     def __init__(self, source: Module | Callable[[], Module]) -> None:
         self.source = source
         example = self._made(0)
-        self.name = type(example).__name__
+        self.kind = type(example)
+        self.name = self.kind.__name__
         named, buffers = dict(example.named_parameters()), dict(example.named_buffers())
         for name, leaf in (named | buffers).items():
             if torch.nn.parameter.is_lazy(leaf):

@@ -185,7 +185,7 @@ def _called(settings: Settings, module: Callable[..., Tensor], z: Tensor, gamma:
     given = (z, gamma) if cond is None else (z, gamma, cond)
     if not torch.compiler.is_compiling():
         try:
-            inspect.signature(settings.source.templates[0].forward).bind(*given, **extra)
+            inspect.signature(settings.source.kind.forward).bind(module, *given, **extra)
         except TypeError as error:
             form = ", ".join((*("z", "gamma", "cond")[: len(given)], *(f"{name}=" for name in extra)))
             which = f"{settings.source.name} is called as module({form})"

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from modules import KEY, made
 from torch import nn
 
-from purevdm import training
+import purevdm
+from purevdm import networks, schedules, training
 
 
 class Draws(modules.Base):
@@ -121,3 +122,39 @@ def test_a_modules_own_errors_pass():
     model, params, x = made(Broken)
     with pytest.raises(RuntimeError, match=r"^a bug of its own$"):
         model.loss_fn(params, x, KEY)
+
+
+class Labelled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.label = nn.Embedding(3, 2)
+
+    def forward(self, z, gamma, label):
+        return z + self.label(label)
+
+
+def test_a_condition_too_few_or_too_many_is_named():
+    label = torch.tensor([0, 1])
+    model = purevdm.vdm(networks.from_module(Labelled), schedules.fixed_linear(), (2,))
+    params, x = model.init(KEY), torch.zeros(2, 2, dtype=torch.int64)
+    assert model.loss_fn(params, x, KEY, label).isfinite()
+    with pytest.raises(TypeError, match=r"cond: Labelled is called as module\(z, gamma\), as the condition is None"):
+        model.loss_fn(params, x, KEY)
+    model = purevdm.vdm(networks.from_module(partial(nn.Bilinear, 2, 1, 2)), schedules.fixed_linear(), (2,))
+    with pytest.raises(TypeError, match=r"cond: Bilinear is called as module\(z, gamma, cond\)"):
+        model.loss_fn(model.init(KEY), x, KEY, label)
+
+
+def test_a_batch_norm_wants_a_batch():
+    model = purevdm.vdm(networks.from_module(partial(WithGamma, nn.BatchNorm1d(2))), schedules.fixed_linear(), (2,))
+    with pytest.raises(RuntimeError, match="A batch norm needs a batch of at least 2 in training"):
+        model.loss_fn(model.init(KEY), torch.zeros(1, 2, dtype=torch.int64), KEY)
+
+
+class WithGamma(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z, gamma):
+        return self.inner(z)

@@ -99,3 +99,19 @@ def test_bad_settings_are_refused_by_the_step():
         training.train_step(
             tiny.SETTINGS._replace(lr=-1.0), training.gradients(tiny.model()), tiny.state(), tiny.data(), random.key(3)
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (dict(settings=torch.optim.AdamW), "settings: expected a purevdm.training.AdamW, got"),
+        (dict(state={"network": {}}), "state: expected a purevdm.training.TrainState, got"),
+        (dict(grad_fn=None), "grad_fn: expected a function, got None"),
+        (dict(grad_fn=torch.func.grad_and_value(tiny.model().loss_fn)), r"grad_fn: expected one that returns \(grads, "),
+        (dict(update=True), "update: expected a function, got True"),
+    ],
+)
+def test_other_kinds_are_refused_by_the_step(changes, word):
+    given = dict(settings=tiny.SETTINGS, grad_fn=training.gradients(tiny.model()), state=tiny.state()) | changes
+    with pytest.raises(TypeError, match=word):
+        training.train_step(x=tiny.data(), key=random.key(3), **given)
