@@ -380,5 +380,5 @@ def test_conditions_that_are_not_finite_are_named():
         lambda: model.loss_fn(params, x, random.key(1), cond),
         lambda: model.sample(params, random.key(1), 2, cond=cond),
     ):
-        with pytest.raises(ValueError, match="cond.vector: expected finite numbers, got NaN"):
+        with pytest.raises(ValueError, match=r"cond\.vector: expected finite numbers, got NaN"):
             call()
