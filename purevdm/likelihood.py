@@ -39,7 +39,8 @@ class Estimate(NamedTuple):
     Attributes:
         log_prob: the logarithm of the mean of the weights, (B,), nats.
         error: its standard error, (B,), nats, from the spread of the weights; NaN for one sample. It leaves out the error of
-            the integration. Values near 1 say that one weight dominates, and then it is not to be trusted.
+            the integration. It is too small where a few weights dominate: near 1, and where q(z_0 given x) is much narrower
+            than x's bin (sigma_0 far below the distance of values), for which "uniform" serves better.
         log_weights: the weights' logarithms, (K, B), nats.
         evaluations: how often the network was applied to each example, int64 (B,).
     """
@@ -128,13 +129,12 @@ def log_prob(
     """
     n = model._check(params, x, cond)
     samples = _checks.integer("samples", samples, 1)
-    discrete = model.decoder.log_probs is not None
     if dequantisation is None:
-        dequantisation = "variational" if discrete else "none"
-    allowed = DISCRETE if discrete else REAL
-    _checks.choice(f"dequantisation of {'discrete' if discrete else 'real-valued'} data", dequantisation, allowed)
+        dequantisation = "none" if model.decoder.log_probs is None else "variational"
+    _fitting(model, dequantisation)
     if dequantisation == "none" and samples != 1:
         raise ValueError(f"samples: expected 1 without dequantisation, as all would be the same, got {samples}")
+    denoiser.batch_axes(cond, n)
     x, cond = _repeated(x, samples), _repeated(cond, samples)
     keys = _sample_keys(key, n, samples)
     k_noise, k_probe = torch.func.vmap(random.split)(keys).unbind(1)
@@ -166,6 +166,9 @@ def log_weight(
         dequantisation: as in the table.
         probes: (n, B, *event_shape), or None for the exact divergence.
     """
+    n = model._check(params, x, cond)
+    _fitting(model, dequantisation)
+    _checks.shaped("eps", _checks.floating("eps", eps), (n, *model.event_shape))
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
     f = model.decoder.encode(x, eps.dtype)
@@ -209,10 +212,19 @@ def log_prob_latent(
         model, params, cond, integrator, probes, chunk: as in :func:`log_weight`.
     """
     _checks.shaped("z_0", _checks.floating("z_0", z_0), (*z_0.shape[:1], *model.event_shape))
+    _checks.verify(model._facts(params, cond))
+    if probes is not None:
+        _checks.shaped("probes", _checks.floating("probes", probes), (*probes.shape[:1], *z_0.shape))
     divergence_of = partial(flow.divergence, probes=probes, chunk=chunk)
     integrator = integrator or ode.dopri5()
     z_1, change, evaluations = flow.integrate(model, params, z_0, integrator, cond, divergence_of=divergence_of)
     return _standard_normal(z_1) + change, evaluations
+
+
+def _fitting(model: VDM, dequantisation: str) -> None:
+    """Refuses a dequantisation that does not fit the data."""
+    kind, allowed = ("real-valued", REAL) if model.decoder.log_probs is None else ("discrete", DISCRETE)
+    _checks.choice(f"dequantisation of {kind} data", dequantisation, allowed)
 
 
 def _standard_normal(z: Tensor) -> Tensor:
@@ -286,6 +298,7 @@ def importance_bound(
     n = model._check(params, x, cond)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
+    denoiser.batch_axes(cond, n)
     if not isinstance(timesteps, Tensor) and _checks.integer("timesteps", timesteps, 0) == 0:
         raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
     x, cond = _repeated(x, samples), _repeated(cond, samples)

@@ -27,14 +27,15 @@ class Module(torch.nn.Module):
 
     Its parameters are copies of the leaves, named by their paths as in checkpoints (``params.network.dense1.kernel``), and
     change as an optimiser changes them. Leaves that are not floating-point take no gradient. :meth:`tree` gives them back.
+    The buffers of ``networks.from_module`` are buffers here, too. Keys that modules use themselves get an underscore more.
 
     Args:
         function: a method of a model, or any other function of parameters; ``torch.compile(model.loss_fn)`` too.
         params: nested dicts of tensors.
 
     Raises:
-        TypeError, ValueError: something that is neither a dict nor a tensor, or a name that a module does not take; the
-            leaf is named by its path.
+        TypeError, ValueError: something that is not a function; in the tree something that is neither a dict nor a tensor,
+            or a key that is not text, empty or dotted; the leaf is named by its path.
 
     >>> import torch, purevdm
     >>> from purevdm import random
@@ -62,24 +63,57 @@ class Module(torch.nn.Module):
         """The parameters as nested dicts. The leaves are the module's own, not copies."""
         return _tree(self.params)
 
+    @torch.no_grad()
+    def load(self, params: Params) -> None:
+        """Copies parameters of the same structure into the module: those of ``model.update`` after a step, for example.
 
-def _registered(path: str, tree: Any) -> torch.nn.Module:
+        Raises:
+            TypeError, ValueError: another structure; the leaf is named.
+        """
+        own = _checks.leaves(self.tree())
+        _checks.verify(_checks.matches("params", params, tuple((p, tuple(v.shape), v.dtype) for p, v in own.items())))
+        for path, value in _checks.leaves(params).items():
+            own[path].copy_(value)
+
+
+class _Room(torch.nn.Module):
+    """A dict of the tree. ``names`` holds the keys that had to be changed, as modules use them themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, str] = {}
+
+
+def _registered(path: str, tree: Any) -> _Room:
     """A module for each dict, which holds the tensors as its parameters and the dicts as its children."""
     if not isinstance(tree, dict):
         raise TypeError(f"{path}: expected a dict of tensors, got {_checks.describe(tree)}")
-    room = torch.nn.Module()
-    for name, branch in tree.items():
-        here = _checks.dotted(path, name)
-        if not isinstance(name, str) or not name or "." in name or hasattr(room, name):
-            raise ValueError(f"{here}: expected a name that a torch.nn.Module takes and does not use itself, got {name!r}")
+    room, constant = _Room(), path == _BUFFERS or path.startswith(f"{_BUFFERS}.")
+    for key, branch in tree.items():
+        here = _checks.dotted(path, key)
+        if not isinstance(key, str) or not key or "." in key:
+            raise ValueError(f"{here}: expected a key that is text, not empty and without dots, got {key!r}")
+        name = key
+        while hasattr(room, name) or (name != key and name in tree):
+            name += "_"
+        if name != key:
+            room.names[name] = key
         if isinstance(branch, dict):
             room.add_module(name, _registered(here, branch))
+            continue
+        leaf = _checks.tensor(here, branch).detach().clone()
+        if constant:
+            room.register_buffer(name, leaf)
         else:
-            leaf = _checks.tensor(here, branch).detach().clone()
             room.register_parameter(name, torch.nn.Parameter(leaf, requires_grad=leaf.is_floating_point()))
     return room
 
 
+_BUFFERS = "params.network.buffers"  # of networks.from_module: no optimiser may change them
+
+
 def _tree(room: torch.nn.Module) -> Params:
-    leaves: dict[str, Tensor] = dict(room.named_parameters(recurse=False))
-    return leaves | {name: _tree(child) for name, child in room.named_children()}
+    leaves: dict[str, Tensor] = {**dict(room.named_parameters(recurse=False)), **dict(room.named_buffers(recurse=False))}
+    held: Params = leaves | {name: _tree(child) for name, child in room.named_children()}
+    names: dict[str, str] = room.names  # type: ignore[assignment]
+    return {names.get(name, name): branch for name, branch in held.items()}

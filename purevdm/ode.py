@@ -52,7 +52,11 @@ class Integrator(NamedTuple):
     solve: Callable[[Field, State, Tensor, Tensor], Solution]
 
     def __call__(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
-        """Integrates."""
+        """Integrates. In eager, derivatives pass through the steps that were taken."""
+        if not isinstance(state, tuple) or not state:
+            raise TypeError(f"state: expected a tuple of tensors, got {_checks.describe(state)}")
+        for name, time in (("start", start), ("stop", stop)):
+            _checks.shaped(name, _checks.floating(name, time), state[0].shape[:1])
         return self.solve(field, state, start.to(state[0].dtype), stop.to(state[0].dtype))
 
 
@@ -291,7 +295,8 @@ def _adaptive(settings: Adaptive, field: Field, state: State, start: Tensor, sto
 
 
 def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
-    """The size of e in units of what is tolerated at y, (B,)."""
+    """The size of e in units of what is tolerated at y, (B,). Derivatives do not pass: steps are as long as they are."""
+    e, y = (tuple(part.detach() for part in parts) for parts in (e, y))
     ratios = ((a / (atol + rtol * b.abs())).square().reshape(len(a), -1).mean(1).sqrt() for a, b in zip(e, y, strict=True))
     return torch.stack(list(ratios)).amax(0)
 
@@ -301,6 +306,8 @@ def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
 
 def _while(condition: Callable[..., Tensor], step: Callable[..., State], state: State) -> State:
     if torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and any(y.requires_grad for y in state):
+            raise RuntimeError("integrator: a compiled loop passes no derivatives; take them in eager, or detach the state")
         return torch.while_loop(condition, step, state)
     while condition(*state):
         state = step(*state)

@@ -186,6 +186,16 @@ def test_bad_input_is_named():
         call = dict(x=x, key=random.key(0), integrator=ode.rk4(2)) | arguments
         with pytest.raises(error, match=word):
             likelihood.log_prob(model, NO_PARAMS, call.pop("x"), call.pop("key"), **call)
+    for eps, dequantisation, word in (
+        (torch.zeros(40, 6).double(), "foo", "dequantisation of discrete data: expected one of"),
+        (torch.zeros(40, 1).double(), "variational", r"eps: expected shape \(40, 6\)"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            likelihood.log_weight(model, NO_PARAMS, x, eps, dequantisation=dequantisation)
+    with pytest.raises(ValueError, match="each of the 40 examples"):
+        likelihood.log_prob(model, NO_PARAMS, x, random.key(0), torch.zeros(3), samples=2)
+    with pytest.raises(TypeError, match=r"cond: expected a torch\.Tensor"):
+        likelihood.importance_bound(model, NO_PARAMS, x, random.key(0), [1] * 40, timesteps=2)
     with pytest.raises(ValueError, match="timesteps: expected at least 1"):
         likelihood.importance_bound(model, NO_PARAMS, x, random.key(0))
     broken = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))

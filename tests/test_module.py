@@ -74,8 +74,8 @@ def test_trees_of_any_depth_and_dtype():
         (torch.ones(2), TypeError, "params: expected a dict of tensors, got a float32 tensor"),
         ({"a": {"b": [torch.ones(2)]}}, TypeError, r"params\.a\.b: expected a torch.Tensor, got \["),
         ({"a": {"b": math.pi}}, TypeError, r"params\.a\.b: expected a torch.Tensor"),
-        ({"a": {"train": torch.ones(2)}}, ValueError, r"params\.a\.train: expected a name .* got 'train'"),
-        ({"a.b": torch.ones(2)}, ValueError, r"params\.a\.b: expected a name .* got 'a.b'"),
+        ({"a": {"": torch.ones(2)}}, ValueError, r"params\.a\.: expected a key .* got ''"),
+        ({"a.b": torch.ones(2)}, ValueError, r"params\.a\.b: expected a key .* got 'a.b'"),
         ({3: torch.ones(2)}, ValueError, "got 3"),
     ],
 )
@@ -87,3 +87,34 @@ def test_bad_trees_are_named(tree, error, word):
 def test_something_that_is_no_function_is_named():
     with pytest.raises(TypeError, match=r"function: expected a function of parameters, such as model\.loss_fn, got VDM"):
         Module(MODEL, PARAMS)
+
+
+def test_keys_that_modules_use_themselves_come_back():
+    tree = {"train": torch.ones(2), "train_": torch.zeros(2), "buffers": {"names": torch.ones(1)}}
+    module = pickle.loads(pickle.dumps(Module(len, tree)))
+    back = module.tree()
+    assert optree.tree_structure(back) == optree.tree_structure(tree)
+    close(back, tree, 0.0)
+    assert all(name.startswith("params.") for name in module.state_dict())
+
+
+def test_a_module_with_a_batch_norm_keeps_its_buffers_from_the_optimiser():
+    network = networks.from_module(lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)), call=alone)
+    model = purevdm.vdm(network, schedules.learned_linear(-5.0, 3.0), (2,))
+    module = Module(model.loss_fn, model.init(KEY))
+    assert optree.tree_structure(module.tree()) == optree.tree_structure(model.init(KEY))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.5)
+    before = optree.tree_map(torch.clone, module.tree()["network"]["buffers"])
+    module(X, KEY).backward()
+    optimizer.step()
+    close(module.tree()["network"]["buffers"], before, 0.0)
+    updated = model.update(module.tree(), X, KEY)
+    module.load(updated)
+    close(module.tree(), updated, 0.0)
+    assert module.tree()["network"]["buffers"]["1"]["num_batches_tracked"] == 1
+    with pytest.raises(ValueError, match=r"params: expected a leaf params\.network"):
+        module.load({"network": {}, "schedule": {}})
+
+
+def alone(module, z, gamma, cond):
+    return module(z)

@@ -125,6 +125,9 @@ def test_a_compiled_graph_gives_nan_where_an_error_would_be():
         (lambda: ode.dopri5(rtol=torch.tensor(-1e-3)), ValueError, "rtol: expected a finite number above 0, got -"),
         (lambda: ode.dopri5(rtol=torch.ones(2)), ValueError, "rtol: expected shape"),
         (lambda: ode.dopri5(limit=0), ValueError, "limit"),
+        (lambda: ode.dopri5()(field, START, 0.0, TWO), TypeError, "start: expected a torch.Tensor"),
+        (lambda: ode.dopri5()(field, START, ZERO[0], TWO), ValueError, "start: expected shape"),
+        (lambda: ode.dopri5()(field, START[0], ZERO, TWO), TypeError, "state: expected a tuple of tensors"),
         (lambda: ode.heun(0), ValueError, "steps"),
         (lambda: ode.rk4(2.5), TypeError, "steps"),
         (lambda: ode.rk4(torch.tensor(2.5)), TypeError, "steps: expected an integer tensor"),
@@ -135,3 +138,21 @@ def test_a_compiled_graph_gives_nan_where_an_error_would_be():
 def test_bad_input_is_named(make, error, word):
     with pytest.raises(error, match=word):
         make()
+
+
+@pytest.mark.parametrize("make", [lambda: ode.dopri5(1e-8, 1e-8), lambda: ode.rk4(40)], ids=["dopri5", "rk4"])
+def test_derivatives_pass_also_where_the_state_is_zero(make):
+    def end(y):
+        return make()(lambda t, state: (-state[0],), (y,), ZERO, TWO).state[0].sum()
+
+    # From zero no error is seen, and the adaptive steps are as long as they may be.
+    for start, rtol in ((START[0][:, :1], 1e-6), (torch.zeros(4, 1, dtype=torch.float64), 2e-3)):
+        torch.testing.assert_close(torch.func.grad(end)(start), torch.full_like(start, math.exp(-2.0)), rtol=rtol, atol=0)
+
+
+def test_a_compiled_loop_refuses_derivatives():
+    solve = torch.compile(
+        lambda y: ode.rk4(3)(lambda t, s: (-s[0],), (y,), ZERO, TWO).state[0], backend="eager", fullgraph=True
+    )
+    with pytest.raises(Exception, match="a compiled loop passes no derivatives"):
+        solve(torch.ones(4, 1, dtype=torch.float64, requires_grad=True))

@@ -166,9 +166,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention, written out where its weights are dropped, and under vmap, which does not know the kernel."""
+    """Attention, written out where its weights are dropped, and under vmap and jvp, which do not know the kernel."""
     off = _off(call, "scaled_dot_product_attention", dropout_p, True)
-    if off and "Vmap" not in transformed():
+    if off and not any(name in transformed() for name in ("Vmap", "Jvp")):
         return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))

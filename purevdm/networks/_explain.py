@@ -9,7 +9,7 @@ from purevdm.networks._network import Network
 _REMATERIALISE = (
     "torch.func cannot differentiate through checkpoints. Take gradients by purevdm.training.gradients(model, remat=True) "
     "or by loss.backward(), which know them, or compile, which leaves them out under torch.func; for per-example gradients, "
-    "switch them off"
+    "likelihoods and differentiable samples, switch them off"
 )
 
 # What torch's message holds, what happened in plain words, and what to do.
@@ -40,6 +40,11 @@ _KNOWN = (
         "could not generate a fallback|[Bb]atching rule not implemented|do not support batching operators",
         "calls an operation that torch.func.vmap does not know",
         "Take gradients of whole batches, or use another operation",
+    ),
+    (
+        "forward AD|forward-mode",
+        "calls an operation without a forward-mode derivative, which the divergence of a likelihood takes",
+        "Use another operation (a GRU for an LSTM), or write it out",
     ),
     (
         "randomness error mode|randomness='error'",

@@ -10,7 +10,7 @@ from modules import KEY, made
 from torch import nn
 
 import purevdm
-from purevdm import networks, schedules, training
+from purevdm import likelihood, networks, ode, random, schedules, training
 
 
 class Draws(modules.Base):
@@ -158,3 +158,37 @@ class WithGamma(nn.Module):
 
     def forward(self, z, gamma):
         return self.inner(z)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1, batch_first=True)
+
+    def forward(self, z, gamma):
+        return self.attention(z, z, z, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(2, 2, num_layers=2, batch_first=True)
+
+    def forward(self, z, gamma):
+        return self.lstm(z)[0]
+
+
+def test_likelihoods_take_forward_derivatives_of_attention_and_say_what_has_none():
+    z = random.normal(KEY, (2, 3, 2))
+    probes = random.rademacher(KEY, (1, 2, 3, 2), z.dtype)
+
+    def log_p(module, probes):
+        model = purevdm.vdm(networks.from_module(module), schedules.fixed_linear(-4.0, 4.0), (3, 2))
+        options = dict(integrator=ode.rk4(4), probes=probes)
+        return likelihood.log_prob_latent(model, model.init(KEY), z, **options)[0]
+
+    assert log_p(Attending, probes).isfinite().all()
+    eye = torch.eye(6).reshape(6, 1, 3, 2).expand(6, 2, 3, 2) * 6**0.5  # probes whose mean is the exact divergence
+    torch.testing.assert_close(log_p(Attending, eye), log_p(Attending, None), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="Recurrent calls an operation without a forward-mode derivative"):
+        log_p(Recurrent, probes)
