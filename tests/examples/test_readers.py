@@ -355,3 +355,69 @@ def test_digits():
     data = readers.digits()
     assert (data.size, data.event_shape, data.vocab_size, data.classes) == (1797, (1, 8, 8), 17, 10)
     assert data.take(np.arange(1797)).max() == 16
+
+
+KINDS = {"train": "train", "test": "t10k"}
+
+
+def write_idx(folder, packed=False, n=5, **changes):
+    """MNIST's four files; one of other content, or left out where that is None."""
+    folder.mkdir(exist_ok=True)
+    content = {}
+    for split, name in KINDS.items():
+        x = np.random.default_rng(len(split)).integers(0, 256, (n, 6, 4), np.uint8)
+        content[f"{name}-images-idx3-ubyte"] = struct.pack(">HBBIII", 0, 8, 3, *x.shape) + x.tobytes()
+        content[f"{name}-labels-idx1-ubyte"] = struct.pack(">HBBI", 0, 8, 1, n) + bytes(range(n))
+    for name, found in (content | changes).items():
+        if found is not None:
+            (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(found) if packed else found)
+    return folder
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_idx(tmp_path, packed, split):
+    data = readers.idx(write_idx(tmp_path / "mnist", packed), split)
+    assert (data.name, data.size, data.event_shape, data.vocab_size) == (f"mnist {split}", 5, (1, 6, 4), 256)
+    assert (data.labels.tolist(), data.classes) == ([0, 1, 2, 3, 4], 5)
+    x = np.random.default_rng(len(split)).integers(0, 256, (5, 6, 4), np.uint8)
+    assert (data.take(np.array([4, 0])) == x[[4, 0], None]).all()
+
+
+IMAGES_HEADER = struct.pack(">HBBIII", 0, 8, 3, 5, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("images-idx3", None, "no such file"),
+        ("images-idx3", b"", "expected a header of 16 bytes, found 0"),
+        ("images-idx3", IMAGES_HEADER[:9], "expected a header of 16 bytes, found 9"),
+        ("images-idx3", IMAGES_HEADER + bytes(119), r"expected 120 bytes of shape \(5, 6, 4\), found 119"),
+        ("images-idx3", IMAGES_HEADER + bytes(121), r"expected 120 bytes of shape \(5, 6, 4\), found more"),
+        ("images-idx3", struct.pack(">HBBIII", 0, 8, 3, *[2**32 - 1] * 3) + bytes(9), "found 9"),
+        ("images-idx3", struct.pack(">HBBIII", 0, 8, 3, 0, 6, 4), "expected unsigned bytes in 3 axes"),
+        ("images-idx3", struct.pack(">HBBIII", 0, 13, 3, 5, 6, 4) + bytes(480), "expected unsigned bytes in 3 axes"),
+        ("labels-idx1", IMAGES_HEADER + bytes(120), "expected unsigned bytes in 1 axes"),
+        ("labels-idx1", struct.pack(">HBBI", 0, 8, 1, 4) + bytes(4), "expected 5 integer labels"),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_of_another_form(tmp_path, packed, name, content, words):
+    name = f"train-{name}-ubyte"
+    folder = write_idx(tmp_path / "mnist", packed, **{name: content})
+    with pytest.raises(DataError, match=f"{name}.*{words}.*dataset-fashion-mnist"):
+        readers.idx(folder)
+    assert readers.idx(folder, "test").size == 5
+
+
+def test_idx_damaged(tmp_path):
+    folder = write_idx(tmp_path / "mnist", packed=True)
+    file = folder / "train-images-idx3-ubyte.gz"
+    whole = file.read_bytes()
+    for content in (whole[:-9], whole[:20] + b"?" + whole[21:], b"plain"):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: damaged, not an IDX file"):
+            readers.idx(folder)
+    with pytest.raises(ValueError, match="split"):
+        readers.idx(folder, "validation")

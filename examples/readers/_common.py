@@ -1,0 +1,61 @@
+"""What readers share: the error of a bad file, and a data set over an array."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from purevdm.training.data import Dataset
+
+
+class DataError(ValueError):
+    """A data file that is missing, damaged or of the wrong form; the message names it and where to get it."""
+
+
+@contextmanager
+def reading(file: object, wanted: str, advice: str = "") -> Iterator[None]:
+    """Whatever damaged bytes make a library raise, as a DataError that names the file."""
+    advice = advice and f"; {advice}"
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename or file}: no such file{advice}") from None
+    except DataError as error:
+        raise DataError(f"{file}: {error}{advice}") from None
+    except Exception as error:
+        raise DataError(f"{file}: damaged, not {wanted} ({type(error).__name__}: {error}){advice}") from error
+
+
+def labels_of(labels: Any, n: int, low: int = 0, high: int | None = None) -> np.ndarray:
+    """The classes of n examples, int64 from 0, where the file counts them from low to high."""
+    y = np.asarray(labels)
+    if y.dtype.kind not in "iu" or y.shape != (n,):
+        raise DataError(f"expected {n} integer labels, found {y.dtype} of shape {y.shape}")
+    if y.min() < low or (high is not None and y.max() > high):
+        wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise DataError(f"expected labels {wanted}, found {y.min()} to {y.max()}")
+    return y.astype(np.int64) - low
+
+
+def images_of(x: Any, size: int) -> np.ndarray:
+    """Colour images of a published batch, which holds one in a row."""
+    x = np.asarray(x)
+    if x.dtype != np.uint8 or x.ndim != 2 or len(x) == 0 or x.shape[1] != 3 * size**2:
+        raise DataError(f"expected data of uint8 and shape (n, {3 * size**2}), found {x.dtype} of shape {x.shape}")
+    return x.reshape(-1, 3, size, size)
+
+
+def names_of(split: str, train: list[str], test: list[str]) -> list[str]:
+    if split not in ("train", "test"):
+        raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+    return train if split == "train" else test
+
+
+def over(name: str, x: np.ndarray, vocab_size: int | None, labels: np.ndarray | None = None, classes: int = 0) -> Dataset:
+    """A data set over an array (n, *event_shape), in memory or mapped."""
+    return Dataset(name, len(x), x.shape[1:], vocab_size, lambda i: np.asarray(x[i]), labels, classes)
+
+
+def classes_of(labels: np.ndarray | None) -> int:
+    return 0 if labels is None else int(labels.max()) + 1
