@@ -18,7 +18,7 @@ from purevdm.training.data import Dataset, batch, split
 class Data:
     """Where examples come from."""
 
-    source: Literal["digits", "cifar10", "imagenet32", "imagenet64", "folder", "array", "huggingface"] = "digits"
+    source: Literal["digits", "idx", "cifar10", "imagenet32", "imagenet64", "folder", "array", "huggingface"] = "digits"
     path: str = ""
     """The archive, folder or file, or the name of a Hugging Face data set."""
     size: int | None = None
@@ -146,6 +146,32 @@ PRESETS: dict[str, tuple[str, Config]] = {
             out=Path("runs/digits_train"),
         ),
     ),
+    "fashion_mnist": (
+        "Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: hours",
+        Config(
+            data=Data(source="idx", path="/usr/share/datasets/fashion-mnist"),
+            model=Model(
+                network="unet",
+                embed=32,
+                multipliers=(1, 2, 2),
+                attention=(2,),
+                groups=16,
+                dropout=0.0,
+                flag=False,
+                schedule="constrained_monotone",
+                variance=True,
+            ),
+            optimizer=AdamW(
+                lr=1e-3, warmup=100, decay="cosine", steps=20_000, clip_norm=1.0, ema_rate=0.999, ema_warmup=True
+            ),
+            batch=64,
+            eval_every=1000,
+            save_every=500,
+            eval_examples=1000,
+            eval_batch=100,
+            out=Path("runs/fashion_mnist"),
+        ),
+    ),
     "real": (
         "an array of real numbers, .npy: rows of a table, for one CPU core",
         Config(
@@ -188,6 +214,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
 def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
     """The training and the test set; the key decides what is held out where the source has no test set."""
     match data.source:
+        case "idx":
+            return readers.idx(data.path, "train"), readers.idx(data.path, "test")
         case "cifar10":
             return readers.cifar10(data.path, "train"), readers.cifar10(data.path, "test")
         case "imagenet32" | "imagenet64":
