@@ -1,0 +1,157 @@
+"""Laws of decoders."""
+
+import torch
+from torch import Tensor
+
+from purevdm import random
+from purevdm.decoders import Decoder
+from purevdm.testing._law import require, trying
+from purevdm.types import Key, Shape
+
+DRAWS = 4096
+
+
+def check_decoder(
+    decoder: Decoder,
+    event_shape: Shape = (),
+    *,
+    gamma_0: tuple[float, ...] = (-8.0, -2.0, 2.0),
+    key: Key | None = None,
+) -> None:
+    """Holds a decoder against the laws of a likelihood, in float64.
+
+    p(x given z_0) sums or integrates to one. ``log_prob``, ``log_probs`` and ``reconstruction`` agree. The likeliest data of
+    a latent at a value's position are that value. ``sample`` draws from p. Discrete values have rising positions within
+    the bounds, and a latent within 0.4 of a step of a position decodes to its value.
+
+    Args:
+        decoder: the decoder.
+        event_shape: of the data, where ``loc`` and ``scale`` differ between dimensions.
+        gamma_0: the noise levels to try.
+        key: a key.
+
+    Raises:
+        LawError: a law does not hold; the message says which, by how much, and how to see it.
+
+    >>> from purevdm import decoders, testing
+    >>> testing.check_decoder(decoders.discrete(17))
+    >>> testing.check_decoder(decoders.gaussian(loc=3.0, scale=0.1))
+    """
+    key = random.key(0) if key is None else key
+    event_shape = tuple(event_shape)
+    check = _real if decoder.log_probs is None else _discrete
+    for i, level in enumerate(gamma_0):
+        check(decoder, event_shape, torch.tensor(level, dtype=torch.float64), random.fold_in(key, i))
+
+
+# Discrete data
+
+
+def _discrete(decoder: Decoder, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
+    assert decoder.log_probs is not None
+    n = decoder.vocab_size or 0
+    require(n >= 2, "vocab_size must be at least 2", f"{decoder.vocab_size}", "decoder.vocab_size")
+    values = torch.arange(n).reshape(-1, *[1] * len(event_shape)).expand(n, *event_shape)
+    see = "decoder.check(torch.arange(-1, vocab_size + 1))"
+    inside = trying("check must take integers", see, lambda: decoder.check(values))
+    require(inside.all(), "check must accept every value", f"{int((~inside).sum())} refused", see)
+    outside = decoder.check(torch.tensor([-1, n]))
+    require(not outside.any(), "check must refuse values beyond the vocabulary", f"accepted {outside.tolist()}", see)
+
+    f = decoder.encode(values, torch.float64)
+    see = "decoder.encode(torch.arange(vocab_size), torch.float64)"
+    require(f.dtype == torch.float64, "encode must give the dtype asked for", f"{f.dtype}", see)
+    require((f.diff(dim=0) > 0).all(), "positions must rise with the value", "a fall, or a tie", see)
+    if decoder.bounds is not None:
+        low, high = decoder.bounds(f)
+        held = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])
+        require(held, "bounds must be the first and the last position", "others", "decoder.bounds(f)")
+
+    step = f.diff(dim=0).amin(0)
+    for part in (-0.4, 0.0, 0.4):
+        got = decoder.mode(f + part * step)
+        wrong = (got != values).nonzero()
+        told = ""
+        if len(wrong):
+            at = tuple(wrong[0].tolist())
+            told = f"value {at[0]} decodes to {int(got[at])}, {part:g} steps from its position"
+        law = "a latent within 0.4 steps of a value's position must decode to it"
+        require(not len(wrong), law, told, f"decoder.mode(decoder.encode(x, torch.float64) + {part:g} * step)")
+
+    eps = random.normal(key, f.shape, torch.float64)
+    z = f + torch.exp(0.5 * gamma_0) * eps
+    probs = decoder.log_probs(z, gamma_0)
+    see = "decoder.log_probs(z, gamma_0).logsumexp(-1)"
+    total = probs.logsumexp(-1).abs().max().item()
+    require(total <= 1e-9, "p(x given z_0) must sum to one", f"log sum off by {total:.2g} at gamma_0 = {gamma_0:g}", see)
+    own = probs.gather(-1, values[..., None])[..., 0]
+    _agreeing(decoder, values, z, eps, gamma_0, own, "log_probs")
+    _peaked(probs, values, decoder.log_probs(f, gamma_0), gamma_0)
+
+    middle = z[n // 2].expand(DRAWS, *event_shape)
+    drawn = decoder.sample(random.fold_in(key, 1), middle, gamma_0)
+    p = probs[n // 2].exp()
+    counts = torch.nn.functional.one_hot(drawn, n).double().sum(0)
+    spread = (DRAWS * p * (1 - p)).sqrt()
+    excess = ((counts - DRAWS * p).abs() / (spread + 1)).max().item()
+    law = "sample must draw from p(x given z_0)"
+    told = f"a frequency {excess:.1f} standard errors off at gamma_0 = {gamma_0:g}, of {DRAWS} draws"
+    require(excess <= 7, law, told, "decoder.sample(key, z, gamma_0)")
+
+
+def _peaked(probs: Tensor, values: Tensor, at: Tensor, gamma_0: Tensor) -> None:
+    likeliest = at.argmax(-1)
+    wrong = (likeliest != values).nonzero()
+    told = f"{int(likeliest[tuple(wrong[0])])} for {int(values[tuple(wrong[0])])}" if len(wrong) else ""
+    law = "the likeliest value at a value's position must be that value"
+    require(not len(wrong), law, f"{told} at gamma_0 = {gamma_0:g}", "decoder.log_probs(f, gamma_0).argmax(-1)")
+
+
+def _agreeing(decoder: Decoder, x: Tensor, z: Tensor, eps: Tensor, gamma_0: Tensor, own: Tensor, name: str) -> None:
+    for found, other, see in (
+        (decoder.log_prob(x, z, gamma_0), "log_prob", "decoder.log_prob(x, z, gamma_0)"),
+        (-decoder.reconstruction(x, eps, gamma_0), "-reconstruction", "-decoder.reconstruction(x, eps_0, gamma_0)"),
+    ):
+        # Below exp(-50) a sum of probabilities may be cut short.
+        missed = ((found - own).abs() / (1 + own.abs())).max().item()
+        told = f"off by {missed:.2g} at gamma_0 = {gamma_0:g}"
+        require(missed <= 1e-8, f"{other} must agree with {name}", told, see)
+
+
+# Real-valued data
+
+
+def _real(decoder: Decoder, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
+    k_z, k_draw = random.split(key)
+    z = random.normal(k_z, event_shape, torch.float64)
+    see = "decoder.sample(key, z, gamma_0)"
+    drawn = trying("sample must take latents", see, lambda: decoder.sample(k_draw, z.expand(DRAWS, *event_shape), gamma_0))
+    inside = trying("check must take what sample draws", "decoder.check(x)", lambda: decoder.check(drawn))
+    require(inside.all(), "check must accept what sample draws", f"{int((~inside).sum())} refused", see)
+    centre, spread = drawn.mean(0), drawn.std(0)
+
+    grid = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64).reshape(-1, *[1] * len(event_shape))
+    x = centre + grid * spread
+    log_p = decoder.log_prob(x, z.expand(x.shape), gamma_0)
+    cell = spread * 24.0 / 4000
+    total = log_p.exp().sum(0) * cell
+    worst = (total - 1).abs().max().item()
+    law = "p(x given z_0) must integrate to one"
+    told = f"{total.flatten()[int((total - 1).abs().argmax())]:.6g} at gamma_0 = {gamma_0:g}"
+    require(worst <= 1e-4, law, told, "decoder.log_prob(x, z, gamma_0).exp().sum(0) * (x[1] - x[0])")
+    peak = x.gather(0, log_p.argmax(0, keepdim=True))[0]
+    missed = ((peak - decoder.mode(z)).abs() / spread).max().item()
+    law = "mode must be the likeliest data"
+    require(missed <= 0.01, law, f"off by {missed:.2g} standard deviations at gamma_0 = {gamma_0:g}", "decoder.mode(z)")
+
+    entropy = -(log_p.exp() * log_p).sum(0) * cell
+    surprise = -decoder.log_prob(drawn, z.expand(drawn.shape), gamma_0)
+    excess = ((surprise.mean(0) - entropy).abs() / (surprise.std(0) / DRAWS**0.5)).max().item()
+    moved = ((drawn.mean(0) - (log_p.exp() * x).sum(0) * cell).abs() / (spread / DRAWS**0.5)).max().item()
+    law = "sample must draw from p(x given z_0)"
+    told = f"the mean log-density {excess:.1f}, the mean {moved:.1f} standard errors off at gamma_0 = {gamma_0:g}"
+    require(max(excess, moved) <= 7, law, told, see)
+
+    f = decoder.encode(drawn, torch.float64)
+    eps = (z - f) * torch.exp(-0.5 * gamma_0)
+    _agreeing(decoder, drawn, z.expand(drawn.shape), eps, gamma_0, -surprise, "log_prob")

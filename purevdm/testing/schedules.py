@@ -1,0 +1,108 @@
+"""Laws of noise schedules."""
+
+from typing import Any
+
+import optree
+import torch
+
+from purevdm import random
+from purevdm.schedules import Schedule, gamma, gamma_and_slope
+from purevdm.testing._law import copied, equal, initialised, off, require, trying, wide
+from purevdm.types import Key, Params, Shape
+
+
+def check_schedule(
+    schedule: Schedule,
+    *,
+    params: Params | None = None,
+    event_shape: Shape | None = None,
+    context: Any = None,
+    key: Key | None = None,
+    compile: bool = False,
+) -> None:
+    """Holds a schedule against the laws that the bound rests on.
+
+    ``init`` is a function of its key. gamma is pure, finite and strictly increasing in t, a number or of the event's shape,
+    in the dtype of t. Its derivative, which weighs the continuous-time loss (eq. 17), integrates to gamma(1) - gamma(0).
+    Endpoints that it declares are its own.
+
+    Args:
+        schedule: the schedule.
+        params: its parameters, for instance trained ones; ``init``'s where left out.
+        event_shape: of the data, if gamma may be of that shape.
+        context: of one example, for a contextual schedule.
+        key: a key.
+        compile: whether the compiled schedule must give the same, too.
+
+    Raises:
+        LawError: a law does not hold; the message says which, by how much, and how to see it.
+
+    >>> import torch
+    >>> from purevdm import schedules, testing
+    >>> testing.check_schedule(schedules.monotone_mlp())
+    >>> falling = schedules.Schedule(lambda key: {}, lambda params, t: 5.0 - 18.3 * t)
+    >>> testing.check_schedule(falling)
+    Traceback (most recent call last):
+    purevdm.testing._law.LawError: gamma must increase strictly in t
+      found:     gamma(0) = 5, gamma(0.0078125) = 4.85703
+      to see it: schedules.gamma(schedule, params, torch.tensor([0, 0.0078125], dtype=torch.float64))
+    """
+    key = random.key(0) if key is None else key
+    found = initialised("schedule", schedule.init, key)
+    params = found if params is None else params
+    before = copied(params)
+
+    def at(t: torch.Tensor, p: Params = params) -> torch.Tensor:
+        return gamma(schedule, p, t, _repeated(context, len(t)))
+
+    see = "schedules.gamma(schedule, params, torch.linspace(0, 1, 129))"
+    narrow = trying("gamma must take a time in [0, 1]", see, lambda: at(torch.linspace(0, 1, 129)))
+    shapes = [(), *([] if event_shape is None else [tuple(event_shape)])]
+    wanted = "gamma must return a number" + ("" if event_shape is None else f", or {tuple(event_shape)}") + " for one time"
+    require(narrow.shape[1:] in shapes, wanted, f"{tuple(narrow.shape[1:])}", see + ".shape")
+    require(narrow.dtype == torch.float32, "gamma must be of the dtype of t", f"{narrow.dtype} for float32", see + ".dtype")
+    require(narrow.isfinite().all(), "gamma must be finite", f"{_bad(narrow)} of 129 values are not", see)
+
+    t = torch.linspace(0, 1, 129, dtype=torch.float64)
+    g = at(t, wide(params)).reshape(len(t), -1)
+    falls = (g.diff(dim=0) <= 0).any(1)
+    i = int(falls.nonzero()[0]) if falls.any() else 0
+    j = int((g[i + 1] - g[i]).argmin())
+    told = f"gamma({t[i]:g}) = {g[i, j]:g}, gamma({t[i + 1]:g}) = {g[i + 1, j]:g}"
+    told += f" in dimension {j}" if g.shape[1] > 1 else ""
+    times = f"torch.tensor([{t[i]:g}, {t[i + 1]:g}], dtype=torch.float64)"
+    law = "gamma must increase strictly in t"
+    require(not falls.any(), law, told, f"schedules.gamma(schedule, params, {times})")
+
+    middle = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
+    _, slope = gamma_and_slope(schedule, wide(params), middle, _repeated(context, 1024))
+    rise, integral = g[-1] - g[0], slope.reshape(1024, -1).mean(0)
+    worst = int((integral - rise).abs().argmax())
+    told = f"{integral[worst]:.6g}, where gamma rises by {rise[worst]:.6g}"
+    law = "gamma's derivative must integrate to gamma(1) - gamma(0), within a hundredth"
+    see = "schedules.gamma_and_slope(schedule, params, torch.linspace(0, 1, 129))"
+    require(((integral - rise).abs() <= 0.01 * rise).all(), law, told, see)
+
+    if schedule.endpoints is not None:
+        start = at(torch.tensor([0.0, 1.0], dtype=torch.float64), wide(found)).reshape(2, -1)
+        ends = torch.tensor(schedule.endpoints, dtype=torch.float64)
+        held = ((start - ends[:, None]).abs() <= 1e-4 * (1 + ends.abs()[:, None])).all()
+        told = f"{schedule.endpoints} declared, gamma(0) = {start[0, 0]:g}, gamma(1) = {start[1, 0]:g}"
+        law = "endpoints must be gamma(0) and gamma(1) of the initial parameters"
+        require(held, law, told, "schedule.endpoints")
+
+    require(equal(before, params), "gamma must leave its parameters alone", "other parameters after a call", see)
+    if compile:
+        compiled = torch.compile(lambda p, t: at(t, p), fullgraph=True)
+        missed = off(trying("gamma must compile", see, lambda: compiled(params, t.float())), narrow)
+        require(missed <= 1e-5, "the compiled gamma must equal eager's", f"off by {missed:.2g} of its norm", see)
+
+
+def _repeated(context: Any, n: int) -> Any:
+    if context is None:
+        return None
+    return optree.tree_map(lambda leaf: leaf.expand(n, *leaf.shape), context)  # type: ignore[arg-type]
+
+
+def _bad(x: torch.Tensor) -> int:
+    return int((~x.isfinite()).sum())
