@@ -1,8 +1,8 @@
 """Checkpoints: tensors in safetensors, the rest in JSON, written whole or not at all.
 
 A checkpoint is a folder named by its step, ``00001000/``, with ``state.safetensors`` (leaves by path, joined by dots) and
-``state.json`` (the step, a metric, the caller's notes, and the tensors' SHA-256). It is written under another name and
-then renamed, so that whoever stops the process, and when, what is there is whole. Needs safetensors (extra ``train``).
+``state.json`` (the step, a metric, the caller's notes, the tensors' SHA-256, and its own). It is written under another name
+and then renamed, so that whoever stops the process, and when, what is there is whole. Needs safetensors (extra ``train``).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from purevdm.training.state import TrainState
 
 __all__ = ["CheckpointError", "best", "latest", "load", "load_params", "notes", "save"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no digest of the notes themselves
 TENSORS, NOTES = "state.safetensors", "state.json"
 _NUMBER = "[0-9]{8}|[1-9][0-9]{8,17}"
 ASIDE = ".old"  # ends the name of a checkpoint that another of its step is about to replace
@@ -76,7 +76,7 @@ def save(
     """
     folder, keep = Path(folder), _checks.integer("keep", keep, 1)
     step = _checks.integer("state.step", state.step, 0, 10**18 - 1)
-    described = {"format": FORMAT, "step": step, "metric": _metric(metric), "sha256": "", "extra": extra}
+    described = {"format": FORMAT, "step": step, "metric": _metric(metric), "sha256": "", "extra": extra, "notes_sha256": ""}
     try:
         json.dumps(described, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -89,6 +89,7 @@ def save(
     try:
         _files.save(draft / TENSORS, leaves)
         described["sha256"] = _digest(draft / TENSORS)
+        described["notes_sha256"] = _notes_digest(described)
         (draft / NOTES).write_text(json.dumps(described, indent=1, allow_nan=False))
         for path in (draft / NOTES, draft):
             _files.sync(path)
@@ -135,6 +136,12 @@ def _remove(path: Path) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _notes_digest(found: dict[str, Any]) -> str:
+    """The SHA-256 of notes, their own left out."""
+    held = {name: value for name, value in found.items() if name != "notes_sha256"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def _all(folder: Path) -> dict[int, Path]:
@@ -220,17 +227,19 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
     file = Path(path) / NOTES
     try:
         found = json.loads(file.read_text())
-        if found["format"] == FORMAT:
+        if found["format"] in (1, FORMAT):
             _checks.integer("step", found["step"], 0)
             _metric(found["metric"])
             if not isinstance(found["sha256"], str):
                 raise TypeError(f"sha256: expected text, got {_checks.describe(found['sha256'])}")
+            if found.get("notes_sha256") != (None if found["format"] == 1 else _notes_digest(found)):
+                raise ValueError("its SHA-256 is not the one in it")
             return found
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{file}: expected a checkpoint's notes, found no file") from None
     except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
         raise CheckpointError(f"{file}: damaged ({error})") from None
-    raise CheckpointError(f"{file}: expected format {FORMAT}, got {found['format']}")
+    raise CheckpointError(f"{file}: expected format {FORMAT} or 1, got {found['format']}")
 
 
 def _tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:

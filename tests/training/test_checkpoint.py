@@ -85,7 +85,7 @@ def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, metric):
     first = checkpoint.save(tmp_path, state, metric=metric)
     assert checkpoint.notes(first)["metric"] is None
     assert checkpoint.best(tmp_path) is None
-    change(first / "state.json", metric=float(metric))  # as older versions wrote it
+    as_format_1(first, metric=float(metric))
     assert checkpoint.best(tmp_path) is None
     second = checkpoint.save(tmp_path, state._replace(step=1), metric=torch.tensor(2.0))
     assert checkpoint.best(tmp_path) == second
@@ -225,6 +225,13 @@ def flip(path):
     path.write_bytes(data)
 
 
+def as_format_1(path, **fields):
+    """Notes as version 0.3 and earlier wrote them."""
+    found = json.loads((path / "state.json").read_text()) | dict(format=1) | fields
+    del found["notes_sha256"]
+    (path / "state.json").write_text(json.dumps(found))
+
+
 def change(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
@@ -237,7 +244,7 @@ def change(path, **fields):
         ("state.safetensors", os.unlink, "state.safetensors: expected a checkpoint's tensors, found no file"),
         ("state.json", cut, "state.json: damaged"),
         ("state.json", os.unlink, "state.json: expected"),
-        ("state.json", lambda p: p.write_text('{"format": 99}'), "state.json: expected format 1, got 99"),
+        ("state.json", lambda p: p.write_text('{"format": 99}'), "state.json: expected format 2 or 1, got 99"),
         ("state.json", lambda p: p.write_text("[]"), "state.json: damaged"),
         ("state.json", lambda p: p.write_text("[" * 100_000), "state.json: damaged"),
         ("state.json", lambda p: change(p, step="x"), "state.json: damaged .*step"),
@@ -245,6 +252,10 @@ def change(path, **fields):
         ("state.json", lambda p: change(p, step=1.5), "state.json: damaged .*step"),
         ("state.json", lambda p: change(p, metric="1"), "state.json: damaged .*metric"),
         ("state.json", lambda p: change(p, sha256=None), "state.json: damaged .*sha256"),
+        ("state.json", lambda p: change(p, step=1), "state.json: damaged .*its SHA-256 is not the one in it"),
+        ("state.json", lambda p: change(p, metric=1.0), "state.json: damaged .*SHA-256"),
+        ("state.json", lambda p: change(p, extra={"gamma_min": -9.0}), "state.json: damaged .*SHA-256"),
+        ("state.json", lambda p: change(p, format=1), "state.json: damaged .*SHA-256"),
     ],
 )
 def test_damage_is_named(tmp_path, file, harm, word):
@@ -252,6 +263,28 @@ def test_damage_is_named(tmp_path, file, harm, word):
     harm(path / file)
     with pytest.raises(CheckpointError, match=word):
         checkpoint.load(path, tiny.state())
+
+
+def test_no_flipped_bit_of_the_notes_is_believed(tmp_path):
+    path = checkpoint.save(tmp_path, tiny.state(), metric=2.5, extra={"gamma_min": -13.3, "name": "é", "deep": [1, [None]]})
+    file = path / "state.json"
+    whole, want, harmless = file.read_bytes(), checkpoint.notes(path), 0
+    for i in range(len(whole)):
+        for bit in (1, 4, 32):
+            file.write_bytes(whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :])
+            try:
+                assert checkpoint.notes(path) == want  # an escape in capitals means the same
+                harmless += 1
+            except CheckpointError as error:
+                assert "state.json" in str(error)
+    assert harmless < 5
+
+
+def test_checkpoints_of_format_1_are_read(tmp_path):
+    state = tiny.state()
+    path = checkpoint.save(tmp_path, state)
+    as_format_1(path)
+    assert same(checkpoint.load(path, tiny.state()), state)
 
 
 def test_another_model_is_named(tmp_path):
