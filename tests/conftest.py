@@ -8,7 +8,8 @@ from hypothesis import settings
 
 settings.register_profile("purevdm", deadline=None, max_examples=30, derandomize=True, database=None)
 settings.load_profile("purevdm")
-torch.set_num_threads(int(os.environ.get("PUREVDM_TEST_THREADS", "2")))
+# Where several processes share the tests (pytest -n), each has one thread.
+torch.set_num_threads(int(os.environ.get("PUREVDM_TEST_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 
 
 @pytest.fixture(autouse=True)
