@@ -215,7 +215,8 @@ def uniform(
         minval, maxval: numbers, or tensors that broadcast to the shape.
 
     Raises:
-        TypeError, ValueError: a key, shape or dtype of the wrong form, or numbers with minval >= maxval.
+        TypeError, ValueError: a key, shape or dtype of the wrong form, numbers with minval >= maxval, or bounds whose
+            distance is not finite in the dtype.
     """
     _checks.key("key", key)
     shape = _checks.shape("shape", shape)
@@ -226,6 +227,10 @@ def uniform(
             return unit
     low = torch.as_tensor(minval, dtype=dtype, device=key.device)
     high = torch.as_tensor(maxval, dtype=dtype, device=key.device)
+    if _checks.readable(low, high):
+        held = (high - low).isfinite()
+        error = ValueError(f"minval, maxval: expected finite bounds whose distance {dtype} holds, got another")
+        _checks.verify([_checks.Fact(held, lambda: error)])
     return torch.maximum(low, _float32.multiply_add(unit, high - low, low)).expand(shape)
 
 
@@ -329,8 +334,10 @@ def randint(
     for name, value in (("minval", minval), ("maxval", maxval)):
         if not isinstance(value, Tensor):
             _checks.integer(name, value, info.min, info.max + (name == "maxval"))
-        elif value.is_floating_point() or value.is_complex():
+        elif value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name}: expected an integer tensor, got {_checks.describe(value)}")
+        else:
+            _checks.within(name, value, info.min, min(info.max + (name == "maxval"), 2**63 - 1))
     if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
         if not minval < maxval:
             raise ValueError(f"minval, maxval: expected minval < maxval, got {minval} and {maxval}")
@@ -340,7 +347,11 @@ def randint(
         span = torch.full((), maxval - minval, dtype=torch.int64, device=key.device)
     else:
         low = torch.as_tensor(minval, dtype=torch.int64, device=key.device)
-        span = (torch.as_tensor(maxval, dtype=torch.int64, device=key.device) - low).clamp(min=1)
+        high = torch.as_tensor(maxval, dtype=torch.int64, device=key.device)
+        if _checks.readable(low, high):
+            error = ValueError("minval, maxval: expected a span below 2**63, got a wider one")
+            _checks.verify([_checks.Fact((high <= low) | (high - low > 0), lambda: error)])
+        span = (high - low).clamp(min=1)
 
     # Two words a draw, (high * 2**width + low) mod span, so that a span that is no power of two is hardly favoured
     # anywhere. Products and sums wrap at the width, as JAX's do.
@@ -406,7 +417,8 @@ def categorical(key: Key, logits: Tensor, axis: int = -1, shape: Sequence[int] |
         shape: the result's shape, ending in the logits' shape without the axis, which is the default.
 
     Raises:
-        TypeError, ValueError: a key, logits, axis or shape of the wrong form.
+        TypeError, ValueError: a key, logits, axis or shape of the wrong form; in eager, logits that are NaN or infinite
+            upwards, or no category that is possible.
     """
     _checks.key("key", key)
     _checks.floating("logits", logits)
@@ -418,6 +430,10 @@ def categorical(key: Key, logits: Tensor, axis: int = -1, shape: Sequence[int] |
     lead = len(shape) - len(batch)
     if lead < 0 or shape[lead:] != batch:
         raise ValueError(f"shape: expected a shape that ends in {batch}, the logits' without their axis, got {shape}")
+    if _checks.readable(logits) and logits.numel():
+        wanted = "logits: expected numbers or -infinity, with one above it along the axis"
+        found = ValueError(f"{wanted}, got {_checks.describe(logits)} without")
+        _checks.verify([_checks.Fact(logits.amax(axis).isfinite(), lambda: found)])
     noise = gumbel(key, (*shape[:lead], *logits.shape), logits.dtype)
     return torch.argmax(noise + logits, dim=axis)
 

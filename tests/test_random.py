@@ -353,3 +353,31 @@ BAD = [
 def test_bad_input_is_named(call, error, word):
     with pytest.raises(error, match=word):
         call()
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda k: random.categorical(k, torch.tensor([0.0, math.nan])), "logits: expected numbers or -infinity"),
+        (lambda k: random.categorical(k, torch.tensor([[0.0, 1.0], [0.0, math.inf]])), "logits"),
+        (lambda k: random.categorical(k, torch.full((2, 3), -math.inf), axis=0), "logits"),
+        (lambda k: random.randint(k, (), torch.tensor(0), torch.tensor(300), torch.uint8), r"maxval: .* in \[0, 256\]"),
+        (lambda k: random.randint(k, (), torch.tensor(-(2**40)), torch.tensor(3)), "minval: expected integers in"),
+        (lambda k: random.randint(k, (), torch.tensor(True), torch.tensor(3)), "minval: expected an integer tensor"),
+        (
+            lambda k: random.randint(k, (), torch.tensor(-(2**62)), torch.tensor(2**62), torch.int64),
+            r"minval, maxval: expected a span below 2\*\*63",
+        ),
+        (lambda k: random.uniform(k, (), minval=-3e38, maxval=3e38), "minval, maxval: expected finite bounds"),
+        (lambda k: random.uniform(k, (), maxval=torch.tensor(math.nan)), "minval, maxval: expected finite bounds"),
+        (lambda k: random.uniform(k, (), torch.float16, 0.0, 1e5), "minval, maxval: expected finite bounds"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(draw, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        draw(random.key(0))
+
+
+def test_impossible_categories_are_never_drawn():
+    logits = torch.tensor([-math.inf, 0.0, -math.inf])
+    assert (random.categorical(random.key(0), logits, shape=(100,)) == 1).all()
