@@ -108,6 +108,12 @@ def integer(name: str, x: object, low: int | None = None, high: int | None = Non
     return value
 
 
+def timesteps(x: object, dtype: torch.dtype) -> int:
+    """A number of discrete steps, 0 for continuous time. Beyond some number a dtype does not tell one step's gamma from
+    the next: the difference of two, near 18 / T, is rounded by about 18 times the dtype's epsilon."""
+    return integer("timesteps", x, 0, int(0.012 / torch.finfo(dtype).eps))
+
+
 def real(name: str, x: object) -> float:
     """A finite Python number."""
     if isinstance(x, bool) or not isinstance(x, (int, float)):

@@ -200,7 +200,7 @@ def draw_times(
         TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
     """
     _checks.key("key", key)
-    n, timesteps = _checks.integer("n", n, 1), _checks.integer("timesteps", timesteps, 0)
+    n, timesteps = _checks.integer("n", n, 1), _checks.timesteps(timesteps, dtype)
     if antithetic:
         t = (random.uniform(key, (), dtype) + torch.arange(n, dtype=dtype, device=key.device) / n) % 1.0
     else:

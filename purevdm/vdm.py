@@ -346,7 +346,8 @@ def vdm(
         event_shape: the shape of one example, of any rank: (3, 32, 32) for images, (2,) for points, (length,) for series.
         vocab_size: how many values the data take, 256 unless a decoder is given.
         decoder: another decoder than ``purevdm.decoders.discrete(vocab_size)``: ``decoders.gaussian()`` for real data.
-        timesteps: T, the number of steps of the discrete-time bound (eq. 14), or 0 or None for continuous time (eq. 17).
+        timesteps: T, the number of steps of the discrete-time bound (eq. 14), or 0 or None for continuous time (eq. 17). At
+            most 100,663 in float32, which does not resolve more.
         antithetic: whether a batch's times are spread evenly (App. I) or independent.
         dtype: of parameters, latents and losses: float32, or float64 for proofs.
 
@@ -379,9 +380,9 @@ def vdm(
     if not isinstance(decoder, Decoder):
         raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
     _fits(decoder, event_shape)
-    timesteps = 0 if timesteps is None else _checks.integer("timesteps", timesteps, 0)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    timesteps = 0 if timesteps is None else _checks.timesteps(timesteps, dtype)
     network = _told(network, schedule)
     model = VDM(network, schedule, decoder, event_shape, timesteps, bool(antithetic), dtype)
     model._structure()  # an init that does not take this event_shape says so here

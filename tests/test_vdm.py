@@ -382,3 +382,21 @@ def test_conditions_that_are_not_finite_are_named():
     ):
         with pytest.raises(ValueError, match=r"cond\.vector: expected finite numbers, got NaN"):
             call()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 100_663), (torch.float64, 54_043_195_528_445)])
+def test_more_steps_than_a_dtype_resolves_are_refused(dtype, most):
+    options = dict(network=networks.mlp(8, fourier=()), schedule=schedules.fixed_linear(), event_shape=(2,), dtype=dtype)
+    assert purevdm.vdm(**options, timesteps=most).timesteps == most
+    with pytest.raises(ValueError, match=f"timesteps: expected an integer at least 0 and at most {most}"):
+        purevdm.vdm(**options, timesteps=most + 1)
+    model = purevdm.vdm(**options)
+    with pytest.raises(ValueError, match="timesteps: expected an integer"):
+        model._replace(timesteps=2 * most).loss_fn(model.init(random.key(0)), torch.zeros(2, 2).long(), random.key(1))
+
+
+def test_the_bound_in_the_most_steps_is_that_of_continuous_time():
+    model = purevdm.vdm(networks.mlp(8, fourier=()), schedules.fixed_linear(), event_shape=(2,))
+    params, x = model.init(random.key(0)), random.randint(random.key(1), (512, 2), 0, 256)
+    many, endless = (model._replace(timesteps=t).elbo(params, x, random.key(2)).total.mean() for t in (100_663, 0))
+    assert abs(many - endless) <= 0.01 * endless

@@ -41,14 +41,14 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
     (-1, 1), the paper's.
 
     Args:
-        vocab_size: how many values, at least 2.
+        vocab_size: how many values, at least 2 and at most 2**22: float32 holds the positions of no more.
         loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
             deviation of u over the data to standardise them, as the official 2D example does.
 
     Raises:
-        TypeError, ValueError: a vocab_size below 2, or a scale that is not above 0.
+        TypeError, ValueError: a vocab_size out of range, or a scale that is not above 0.
     """
-    settings = Discrete(_checks.integer("vocab_size", vocab_size, 2), *checked_affine(loc, scale))
+    settings = Discrete(_checks.integer("vocab_size", vocab_size, 2, 2**22), *checked_affine(loc, scale))
     return Decoder(
         support=f"integers in [0, {vocab_size - 1}]",
         check=partial(_check, settings),

@@ -76,7 +76,7 @@ def stepped(
     if timesteps is not None:
         if elbo is not None:
             raise ValueError(f"{name}: expected None with timesteps={timesteps}; compile model._replace(timesteps=...).elbo")
-        model = model._replace(timesteps=_checks.integer("timesteps", timesteps, 0))
+        model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))
     return model, elbo or model.elbo
 
 
