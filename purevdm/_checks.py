@@ -7,8 +7,9 @@ facts of a call in one transfer. Every message names the argument, what was give
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import optree
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from purevdm.types import PyTree
+
+T = TypeVar("T")
 
 
 def readable(*tensors: Tensor) -> bool:
@@ -43,13 +46,24 @@ def describe(x: object) -> str:
     """A short account of a value, for messages."""
     if isinstance(x, Tensor):
         return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
+    if type(x) is int and abs(x) > LARGEST:
+        return f"an integer of {x.bit_length()} bits"
     text = repr(x)
     return f"{text if len(text) <= 120 else f'{text[:120]}...'} ({type(x).__name__})"
 
 
+def instance(name: str, x: object, kind: type[T], wanted: str) -> T:
+    """An object of a class; ``wanted`` says what, for messages."""
+    if not isinstance(x, kind):
+        raise TypeError(f"{name}: expected {wanted}, got {describe(x)}")
+    return x
+
+
 def tensor(name: str, x: object) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {describe(x)}")
+    """A dense tensor."""
+    x = instance(name, x, Tensor, "a torch.Tensor")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {describe(x)} in {x.layout}")
     return x
 
 
@@ -66,6 +80,17 @@ def shaped(name: str, x: object, shape: Sequence[int]) -> Tensor:
     x = tensor(name, x)
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {describe(x)}")
+    return x
+
+
+def broadcasting(name: str, x: object, shape: Sequence[int] | None) -> Tensor:
+    """A tensor that broadcasts to the shape, if there is one, without making it larger."""
+    x = tensor(name, x)
+    own = x.shape[::-1]
+    if shape is not None and not (
+        len(own) <= len(shape) and all(n in (1, wanted) for n, wanted in zip(own, shape[::-1], strict=False))
+    ):
+        raise ValueError(f"{name}: expected a tensor that broadcasts to {tuple(shape)}, got {describe(x)}")
     return x
 
 
@@ -90,6 +115,9 @@ def key(name: str, x: object) -> Tensor:
     return x
 
 
+LARGEST = 2**63 - 1
+
+
 def integer(name: str, x: object, low: int | None = None, high: int | None = None) -> int:
     """A Python integer (no bool, no float) within [low, high]; symbolic integers of a compiled graph pass unread."""
     if isinstance(x, torch.SymInt):
@@ -101,10 +129,13 @@ def integer(name: str, x: object, low: int | None = None, high: int | None = Non
         value = x if type(x) is int else operator.index(x)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(x)}") from None
+    if high is None and low is not None and value > LARGEST:
+        high = LARGEST  # what a tensor of integers holds
     if (low is not None and value < low) or (high is not None and value > high):
         upper = "" if high is None else f" and at most {high}"
         lower = "" if low is None else f"at least {low}"
-        raise ValueError(f"{name}: expected an integer {lower}{upper}, got {value}")
+        wanted = f"expected an integer {lower}{upper}".replace("integer  and", "integer")
+        raise ValueError(f"{name}: {wanted}, got {describe(value)}")
     return value
 
 
@@ -120,7 +151,39 @@ def real(name: str, x: object) -> float:
         raise TypeError(f"{name}: expected a number, got {describe(x)}")
     if not -math.inf < x < math.inf:  # math.isfinite would not take a compiler's symbolic number
         raise ValueError(f"{name}: expected a finite number, got {x}")
+    if isinstance(x, int) and abs(x) > sys.float_info.max:
+        raise ValueError(f"{name}: expected a number that a float holds, got {describe(x)}")
     return float(x)
+
+
+def boolean(name: str, x: object) -> bool:
+    """True or False, and nothing that merely counts as such."""
+    return instance(name, x, bool, "True or False")
+
+
+def integers(name: str, x: object, low: int | None = None, high: int | None = None) -> tuple[int, ...]:
+    """A sequence of integers, each within [low, high]."""
+    if isinstance(x, (str, bytes, dict, Tensor)) or not isinstance(x, Iterable):
+        raise TypeError(f"{name}: expected a sequence of integers, got {describe(x)}")
+    return tuple(integer(f"{name}[{i}]", value, low, high) for i, value in enumerate(x))
+
+
+def dtype(name: str, x: object, options: Iterable[torch.dtype]) -> torch.dtype:
+    """One of some dtypes."""
+    x, options = instance(name, x, torch.dtype, "a torch.dtype"), tuple(options)
+    if x not in options:
+        raise TypeError(f"{name}: expected one of {', '.join(map(str, options))}, got {x}")
+    return x
+
+
+def device(name: str, x: object) -> torch.device:
+    """A device, or the name of one."""
+    if isinstance(x, torch.device):
+        return x
+    try:
+        return torch.device(instance(name, x, str, "a torch.device or its name"))
+    except RuntimeError as error:
+        raise ValueError(f"{name}: expected a device's name such as 'cpu' or 'cuda:0', got {x!r}: {error}") from None
 
 
 def increasing(low_name: str, low: object, high_name: str, high: object) -> tuple[float, float]:
@@ -141,15 +204,16 @@ def probability(name: str, x: object) -> float:
 
 def shape(name: str, x: object) -> tuple[int, ...]:
     """A shape: a sequence of integers, none negative."""
-    if isinstance(x, (str, bytes, Tensor)) or not isinstance(x, Iterable):
+    if isinstance(x, (str, bytes, dict, Tensor)) or not isinstance(x, Iterable):
         raise TypeError(f"{name}: expected a shape (a sequence of integers), got {describe(x)}")
     return tuple(integer(f"{name}[{i}]", d, low=0) for i, d in enumerate(x))
 
 
 def choice(name: str, x: object, options: Sequence[str]) -> str:
-    if x not in options:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, options))}, got {describe(x)}")
-    return x  # type: ignore[return-value]
+    if not isinstance(x, str) or x not in options:
+        kind = ValueError if isinstance(x, str) else TypeError
+        raise kind(f"{name}: expected one of {', '.join(map(repr, options))}, got {describe(x)}")
+    return x
 
 
 class Fact(NamedTuple):
@@ -256,4 +320,5 @@ def finite(name: str, leaves: dict[tuple[Any, ...], Tensor]) -> list[Fact]:
 
         return Fact(plain(leaf).isfinite().all(), error)
 
-    return [fact(path, leaf) for path, leaf in leaves.items() if leaf.is_floating_point() and readable(leaf)]
+    floats = {path: tensor(dotted(name, *path), leaf) for path, leaf in leaves.items() if leaf.is_floating_point()}
+    return [fact(path, leaf) for path, leaf in floats.items() if readable(leaf)]

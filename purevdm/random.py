@@ -112,9 +112,7 @@ def _bits(key: Key, shape: Sequence[int], width: int) -> Tensor:
 
 
 def _float_dtype(dtype: torch.dtype) -> tuple[int, int]:
-    if dtype not in _FLOATS:
-        raise TypeError(f"dtype: expected one of {', '.join(map(str, _FLOATS))}, got {dtype!r}")
-    return _FLOATS[dtype]
+    return _FLOATS[_checks.dtype("dtype", dtype, _FLOATS)]
 
 
 def _unit(key: Key, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -137,9 +135,10 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
         int32, shape (2,).
 
     Raises:
-        TypeError: the seed is no integer.
+        TypeError, ValueError: a seed that is not an integer, a device that there is not.
     """
     low = _checks.integer("seed", seed) & _WORD
+    device = None if device is None else _checks.device("device", device)
     return torch.tensor([0, low - 2**32 if low >= 2**31 else low], dtype=torch.int32, device=device)
 
 
@@ -193,8 +192,7 @@ def bits(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.uint32)
     """
     _checks.key("key", key)
     shape = _checks.shape("shape", shape)
-    if dtype not in _UNSIGNED:
-        raise TypeError(f"dtype: expected one of {', '.join(map(str, _UNSIGNED))}, got {dtype!r}")
+    _checks.dtype("dtype", dtype, _UNSIGNED)
     # A conversion keeps the bits, as a view does, and vmap knows it in every version of torch.
     return _bits(key, shape, _UNSIGNED[dtype]).to(dtype)
 
@@ -225,13 +223,21 @@ def uniform(
         _checks.increasing("minval", minval, "maxval", maxval)
         if (minval, maxval) == (0.0, 1.0):
             return unit
-    low = torch.as_tensor(minval, dtype=dtype, device=key.device)
-    high = torch.as_tensor(maxval, dtype=dtype, device=key.device)
+    low, high = _bound("minval", minval, shape, dtype, key), _bound("maxval", maxval, shape, dtype, key)
     if _checks.readable(low, high):
         held = (high - low).isfinite()
         error = ValueError(f"minval, maxval: expected finite bounds whose distance {dtype} holds, got another")
         _checks.verify([_checks.Fact(held, lambda: error)])
     return torch.maximum(low, _float32.multiply_add(unit, high - low, low)).expand(shape)
+
+
+def _bound(name: str, x: float | Tensor, shape: Sequence[int] | None, dtype: torch.dtype, key: Key) -> Tensor:
+    """A number, or a tensor of real numbers that broadcasts to the shape, as a tensor."""
+    if not isinstance(x, Tensor):
+        return torch.as_tensor(_checks.real(name, x), dtype=dtype, device=key.device)
+    if _checks.tensor(name, x).is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name}: expected a number or a tensor of real numbers, got {_checks.describe(x)}")
+    return _checks.broadcasting(name, x, shape).to(key.device, dtype)
 
 
 def _round_to(value: float, dtype: torch.dtype) -> float:
@@ -255,7 +261,8 @@ def normal(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float
         TypeError, ValueError: a key, shape or dtype of the wrong form.
     """
     _checks.key("key", key)
-    low = fixed(_ABOVE_MINUS_ONE.get(dtype, 0.0))
+    _float_dtype(dtype)
+    low = fixed(_ABOVE_MINUS_ONE[dtype])
     # 1 - low rounds to 2, and doubling is exact: no fused multiply-add can change this draw.
     u = _unit(key, _checks.shape("shape", shape), dtype) * 2.0 + low
     return _float32.erfinv(u) * fixed(_SQRT2[dtype])
@@ -281,11 +288,16 @@ def truncated_normal(
     """
     _checks.key("key", key)
     _float_dtype(dtype)
+    out_shape = None if shape is None else _checks.shape("shape", shape)
+    low, high = (_end(name, x, out_shape, dtype, key) for name, x in (("lower", lower), ("upper", upper)))
     if not isinstance(lower, Tensor) and not isinstance(upper, Tensor) and not lower < upper:
         raise ValueError(f"lower, upper: expected lower < upper, got {lower} and {upper}")
-    low = torch.as_tensor(lower, dtype=dtype, device=key.device)
-    high = torch.as_tensor(upper, dtype=dtype, device=key.device)
-    out_shape = torch.broadcast_shapes(low.shape, high.shape) if shape is None else _checks.shape("shape", shape)
+    if out_shape is None:
+        try:
+            out_shape = torch.broadcast_shapes(low.shape, high.shape)
+        except RuntimeError:
+            found = f"{tuple(low.shape)} and {tuple(high.shape)}"
+            raise ValueError(f"lower, upper: expected shapes that broadcast, got {found}") from None
     root = fixed(_SQRT2[dtype])
     if dtype == torch.float64:
         bounds = [torch.erf(bound / root) for bound in (low, high)]
@@ -297,6 +309,13 @@ def truncated_normal(
     x = _float32.erfinv(uniform(key, out_shape, dtype, *bounds)) * root
     infinity = torch.full((), math.inf, dtype=dtype, device=key.device)
     return torch.minimum(torch.maximum(x, torch.nextafter(low, infinity)), torch.nextafter(high, -infinity))
+
+
+def _end(name: str, x: float | Tensor, shape: Sequence[int] | None, dtype: torch.dtype, key: Key) -> Tensor:
+    """As :func:`_bound`, and infinite where it is."""
+    if isinstance(x, float) and math.isinf(x):
+        return torch.full((), x, dtype=dtype, device=key.device)
+    return _bound(name, x, shape, dtype, key)
 
 
 def _remainder64(x: Tensor, span: Tensor) -> Tensor:
@@ -328,15 +347,15 @@ def randint(
     """
     _checks.key("key", key)
     shape = _checks.shape("shape", shape)
-    if dtype not in _INTEGERS:
-        raise TypeError(f"dtype: expected one of {', '.join(map(str, _INTEGERS))}, got {dtype!r}")
+    _checks.dtype("dtype", dtype, _INTEGERS)
     info = torch.iinfo(dtype)
     for name, value in (("minval", minval), ("maxval", maxval)):
         if not isinstance(value, Tensor):
             _checks.integer(name, value, info.min, info.max + (name == "maxval"))
-        elif value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        elif _checks.tensor(name, value).is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name}: expected an integer tensor, got {_checks.describe(value)}")
         else:
+            _checks.broadcasting(name, value, shape)
             _checks.within(name, value, info.min, min(info.max + (name == "maxval"), 2**63 - 1))
     if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
         if not minval < maxval:
@@ -381,15 +400,19 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] | None = N
         raise ValueError(f"p: expected a probability in [0, 1], got {p}")
     dtype = p.dtype if isinstance(p, Tensor) else torch.float32
     p = torch.as_tensor(p, dtype=dtype, device=key.device)
-    return uniform(key, p.shape if shape is None else shape, dtype) < p
+    shape = p.shape if shape is None else _checks.shape("shape", shape)
+    return uniform(key, shape, dtype) < _checks.broadcasting("p", p, shape)
 
 
 def rademacher(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.int32) -> Tensor:
     """-1 or 1, equally likely.
 
     Raises:
-        TypeError, ValueError: a key or shape of the wrong form.
+        TypeError, ValueError: a key or shape of the wrong form, or a dtype without -1.
     """
+    _checks.dtype("dtype", dtype, (*_INTEGERS, *_FLOATS))
+    if dtype == torch.uint8:
+        raise TypeError(f"dtype: expected one that holds -1, got {dtype}")
     return (2 * bernoulli(key, 0.5, shape).to(torch.int32) - 1).to(dtype)
 
 
@@ -421,9 +444,12 @@ def categorical(key: Key, logits: Tensor, axis: int = -1, shape: Sequence[int] |
             upwards, or no category that is possible.
     """
     _checks.key("key", key)
-    _checks.floating("logits", logits)
+    if _checks.floating("logits", logits).ndim == 0:
+        raise ValueError(f"logits: expected at least one axis, got {_checks.describe(logits)}")
     if not -logits.ndim <= _checks.integer("axis", axis) < logits.ndim:
         raise ValueError(f"axis: expected an axis of the logits, {_checks.describe(logits)}, got {axis}")
+    if logits.shape[axis] == 0:
+        raise ValueError(f"logits: expected at least one category, got {_checks.describe(logits)}")
     axis = axis - logits.ndim if axis >= 0 else axis
     batch = tuple(d for i, d in enumerate(logits.shape, -logits.ndim) if i != axis)
     shape = batch if shape is None else _checks.shape("shape", shape)
@@ -466,6 +492,8 @@ def permutation(key: Key, x: int | Tensor, axis: int = 0, independent: bool = Fa
     if not isinstance(x, Tensor):
         n = _checks.integer("x", x, low=0)
         return _shuffle(key, torch.arange(n, device=key.device), 0)
+    if _checks.tensor("x", x).ndim == 0:
+        raise ValueError(f"x: expected at least one axis, got {_checks.describe(x)}")
     if not -x.ndim <= _checks.integer("axis", axis) < x.ndim:
         raise ValueError(f"axis: expected an axis of x, {_checks.describe(x)}, got {axis}")
     if independent or x.ndim == 1:

@@ -24,7 +24,7 @@ A schedule of one's own, here a fixed one for each of three dimensions:
 tensor([-4., -3., -2.])
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -272,7 +272,7 @@ def monotone_mlp(
         TypeError, ValueError: endpoints that are not finite numbers, gamma_min >= gamma_max, or hidden < 1.
     """
     line = _linear(gamma_min, gamma_max)
-    settings = MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), bool(pin_endpoints))
+    settings = MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), _checks.boolean("pin_endpoints", pin_endpoints))
     return Schedule(partial(_mlp_init, settings), partial(_mlp_gamma, settings), endpoints=line[:2])
 
 
@@ -346,11 +346,17 @@ def constrained_monotone(
             activation that is not increasing and convex, or weights that are not three.
     """
     line = _linear(gamma_min, gamma_max)
-    widths = tuple(_checks.integer(f"hidden[{i}]", n, 1) for i, n in enumerate(hidden))
+    widths = _checks.integers("hidden", hidden, 1)
     if not widths:
         raise ValueError("hidden: expected at least one layer, got none")
-    nn.monotone_activation(torch.zeros(1), activation, weights)  # refuses bad ones here
-    settings = ConstrainedMonotone(*line, widths, activation, tuple(weights))
+    if isinstance(weights, (str, bytes, dict, Tensor)) or not isinstance(weights, Iterable):
+        raise TypeError(f"weights: expected three numbers, got {_checks.describe(weights)}")
+    parts = tuple(_checks.real(f"weights[{i}]", w) for i, w in enumerate(weights))
+    try:
+        nn.monotone_activation(torch.zeros(1), activation, parts)  # refuses bad ones here
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("base:", "activation:", 1)) from None
+    settings = ConstrainedMonotone(*line, widths, activation, parts)
     return Schedule(partial(_constrained_init, settings), partial(_constrained_gamma, settings), endpoints=line[:2])
 
 

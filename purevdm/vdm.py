@@ -380,11 +380,10 @@ def vdm(
     if not isinstance(decoder, Decoder):
         raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
     _fits(decoder, event_shape)
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
     timesteps = 0 if timesteps is None else _checks.timesteps(timesteps, dtype)
     network = _told(network, schedule)
-    model = VDM(network, schedule, decoder, event_shape, timesteps, bool(antithetic), dtype)
+    model = VDM(network, schedule, decoder, event_shape, timesteps, _checks.boolean("antithetic", antithetic), dtype)
     model._structure()  # an init that does not take this event_shape says so here
     return model
 

@@ -10,6 +10,8 @@ from purevdm import _checks, _values
 from purevdm._compile import fixed
 from purevdm.types import Key
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 @_values.by_content
 class Decoder(NamedTuple):
@@ -78,6 +80,13 @@ def affine(loc: Any, scale: Any, like: Tensor) -> tuple[Any, Any]:
         torch.tensor(a, dtype=like.dtype, device=like.device) if isinstance(a, tuple) else fixed(a) for a in (loc, scale)
     )
     return loc, scale
+
+
+def level(gamma_0: Tensor, z: Tensor) -> Tensor:
+    """A noise level that broadcasts against latents; in eager, both must be finite."""
+    _checks.broadcasting("gamma_0", _checks.floating("gamma_0", gamma_0), _checks.floating("z", z).shape)
+    _checks.verify([*_checks.finite("gamma_0", {(): gamma_0}), *_checks.finite("z", {(): z})])
+    return gamma_0
 
 
 def finite(z: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import fixed, materialize
-from purevdm.decoders._decoder import Decoder, affine, checked_affine, finite
+from purevdm.decoders._decoder import FLOATS, Decoder, affine, checked_affine, finite, level
 from purevdm.types import Key
 
 __all__ = ["discrete"]
@@ -69,7 +69,13 @@ def integers(x: Tensor) -> Tensor:
     Raises:
         TypeError: any other x.
     """
-    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+    if (
+        not isinstance(x, Tensor)
+        or x.layout != torch.strided
+        or x.is_floating_point()
+        or x.is_complex()
+        or x.dtype == torch.bool
+    ):
         raise TypeError(f"x: expected a tensor of integers, got {_checks.describe(x)}")
     return x
 
@@ -86,7 +92,7 @@ def _position(settings: Discrete, x: Tensor) -> Tensor:
 
 
 def _encode(settings: Discrete, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return _position(settings, integers(x).to(dtype))
+    return _position(settings, integers(x).to(_checks.dtype("dtype", dtype, FLOATS)))
 
 
 def _bounds(settings: Discrete, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +122,7 @@ def _relative_logits(settings: Discrete, index: Tensor, noise: Tensor, step: Ten
 
 
 def _log_probs(settings: Discrete, z: Tensor, gamma_0: Tensor) -> Tensor:
-    _checks.floating("z", z)
+    gamma_0 = level(gamma_0, z)
     index = _nearest(settings, z)
     noise = (z - _position(settings, index)) * torch.exp(-0.5 * gamma_0)
     return torch.log_softmax(_relative_logits(settings, index, noise, _spacing(settings, z, gamma_0)), dim=-1)
@@ -138,8 +144,8 @@ def _reconstruction(settings: Discrete, x: Tensor, eps_0: Tensor, gamma_0: Tenso
 
 
 def _log_prob(settings: Discrete, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
-    z = _checks.floating("z", z)
-    _checks.within("x", integers(x), 0, settings.values - 1)
+    gamma_0 = level(gamma_0, z)
+    _checks.within("x", _checks.broadcasting("x", integers(x), z.shape), 0, settings.values - 1)
     return -_reconstruction(settings, x, (z - _encode(settings, x, z.dtype)) * torch.exp(-0.5 * gamma_0), gamma_0)
 
 
@@ -150,4 +156,5 @@ def _mode(settings: Discrete, z: Tensor) -> Tensor:
 
 def _sample(settings: Discrete, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
     holds = finite(z)
+    _checks.key("key", key)
     return torch.where(holds, random.categorical(key, _log_probs(settings, z.nan_to_num(), gamma_0)), -1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm.decoders._decoder import Decoder, affine, checked_affine, finite
+from purevdm.decoders._decoder import FLOATS, Decoder, affine, checked_affine, finite, level
 from purevdm.types import Key
 
 __all__ = ["gaussian"]
@@ -77,7 +77,7 @@ def _numbers(x: Tensor) -> Tensor:
     Raises:
         TypeError: any other x.
     """
-    if isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64):
+    if isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in (torch.float32, torch.float64):
         return x
     whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
     hint = "; integers go with decoders.discrete" if whole else ""
@@ -89,7 +89,7 @@ def _check(settings: Gaussian, x: Tensor) -> Tensor:
 
 
 def _encode(settings: Gaussian, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    wide = _numbers(x).to(torch.promote_types(x.dtype, dtype))
+    wide = _numbers(x).to(torch.promote_types(x.dtype, _checks.dtype("dtype", dtype, FLOATS)))
     loc, scale = affine(*settings, wide)
     return ((wide - loc) / scale).to(dtype)
 
@@ -102,7 +102,8 @@ def _reconstruction(settings: Gaussian, x: Tensor, eps_0: Tensor, gamma_0: Tenso
 
 
 def _log_prob(settings: Gaussian, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
-    f = _encode(settings, x, _checks.floating("z", z).dtype)
+    gamma_0 = level(gamma_0, z)
+    f = _encode(settings, _checks.broadcasting("x", _numbers(x), z.shape), z.dtype)
     if _checks.readable(x):
         _checks.verify([_checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x))])
     return -_reconstruction(settings, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
@@ -115,4 +116,5 @@ def _mode(settings: Gaussian, z: Tensor) -> Tensor:
 
 
 def _sample(settings: Gaussian, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
+    gamma_0 = level(gamma_0, z)
     return _mode(settings, z + torch.exp(0.5 * gamma_0) * random.normal(key, z.shape, z.dtype))

@@ -1,6 +1,7 @@
 """How a feature map becomes the tokens of an attention, by an einops pattern, and back."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 from einops import rearrange
 from torch import Tensor
@@ -8,6 +9,15 @@ from torch import Tensor
 from purevdm import _checks
 
 DEFAULTS = {1: "c l -> l c", 2: "c h w -> (h w) c", 3: "c d h w -> (d h w) c"}
+
+
+def patterns(adapter: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several."""
+    if isinstance(adapter, str):
+        return (adapter,)
+    if isinstance(adapter, (bytes, dict, Tensor)) or not isinstance(adapter, Iterable):
+        raise TypeError(f"adapter: expected an einops pattern or several, got {_checks.describe(adapter)}")
+    return tuple(adapter)
 
 
 def rank(pattern: str) -> int:

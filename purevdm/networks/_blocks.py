@@ -14,6 +14,11 @@ from purevdm.networks import _adapter
 from purevdm.types import Key, Params
 
 
+def exponents(fourier: Sequence[int]) -> tuple[int, ...]:
+    """The exponents of Fourier features; 2**n must be a float32."""
+    return _checks.integers("fourier", fourier, -126, 126)
+
+
 def resnet_init(key: Key, n_in: int, n_out: int, hidden: int, rank: int = 2) -> Params:
     keys = random.split(key, 4)
     size = (3,) * rank

@@ -2,7 +2,7 @@
 
 import torch
 
-from purevdm import _values
+from purevdm import _checks, _values
 from purevdm.networks._network import Network
 
 __all__ = ["mixed"]
@@ -21,8 +21,8 @@ def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
     Raises:
         TypeError: another dtype than bfloat16 or float16.
     """
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"dtype: expected torch.bfloat16 or torch.float16, got {dtype!r}")
+    _checks.instance("network", network, Network, "a purevdm Network")
+    _checks.dtype("dtype", dtype, (torch.bfloat16, torch.float16))
     own = {name: _values.rebound(getattr(network, name), dtype=dtype) for name in ("apply", "update")}
     if own["apply"] is not network.apply:
         return network._replace(**own)

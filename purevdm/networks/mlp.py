@@ -71,9 +71,9 @@ def mlp(
     settings = MLP(
         hidden=_checks.integer("hidden", hidden, 1),
         layers=_checks.integer("layers", layers, 1),
-        fourier=tuple(_checks.integer("fourier", n) for n in fourier),
+        fourier=_blocks.exponents(fourier),
         condition=_condition.kinds(cond_dim, classes, 0, cond_drop),
-        self_condition=bool(self_condition),
+        self_condition=_checks.boolean("self_condition", self_condition),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         endpoints=_blocks.endpoints(gamma_min, gamma_max),
     )

@@ -136,14 +136,14 @@ def from_module(
         raise TypeError(f"module: expected a torch.nn.Module or a function that makes one, got {_checks.describe(module)}")
     if call is not None and not callable(call):
         raise TypeError(f"call: expected a function, got {_checks.describe(call)}")
-    settings = Settings(Source(module), call, bool(self_condition))
+    settings = Settings(Source(module), call, _checks.boolean("self_condition", self_condition))
     return Network(
         init=partial(_init, settings),
         apply=partial(_apply, settings),
         batched=True,
         predicts=_checks.choice("predicts", predicts, ("eps", "x", "v")),
         self_condition=settings.self_condition,
-        residual=bool(residual),
+        residual=_checks.boolean("residual", residual),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         update=partial(_update, settings),
     )
@@ -151,13 +151,16 @@ def from_module(
 
 def module_params(network: Network, module: Module) -> Params:
     """A module's own parameters and buffers as the parameters of its network, ``params["network"]``: copies."""
-    return _settings(network).source.read(module)
+    return _settings(network).source.read(_checks.instance("module", module, Module, "a torch.nn.Module"))
 
 
 def load_module(network: Network, params: Params, module: Module) -> Module:
     """A module with a network's parameters, ``params["network"]``, copied into it, in place; it is returned."""
     source = _settings(network).source
-    source.read(module)  # holds its names and shapes against the network's
+    source.read(
+        _checks.instance("module", module, Module, "a torch.nn.Module")
+    )  # holds its names and shapes against the network's
+    _checks.verify(_checks.matches("params", params, _checks.structure(source.tree(source.leaves))))
     held = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
         for name, leaf in source.flat(params).items():
@@ -166,6 +169,7 @@ def load_module(network: Network, params: Params, module: Module) -> Module:
 
 
 def _settings(network: Network) -> Settings:
+    _checks.instance("network", network, Network, "one of networks.from_module")
     found = network.apply.args[0] if isinstance(network.apply, partial) and network.apply.args else None
     if not isinstance(found, Settings):
         raise TypeError(f"network: expected one of networks.from_module, got {network!r}")

@@ -119,19 +119,19 @@ def unet(
     torch.Size([2, 45])
     """
     embed, blocks = _checks.integer("embed", embed, 4), _checks.integer("blocks", blocks, 1)
-    multipliers = tuple(_checks.integer(f"multipliers[{i}]", m, 1) for i, m in enumerate(multipliers))
+    multipliers = _checks.integers("multipliers", multipliers, 1, 2**20)
     if not multipliers:
         raise ValueError("multipliers: expected at least one, got none")
     last = len(multipliers) - 1
-    attended = tuple(sorted({_checks.integer("attention", i, 0, last) for i in attention}))
+    attended = tuple(sorted(set(_checks.integers("attention", attention, 0, last))))
     groups, heads = _checks.integer("groups", groups, 1), _checks.integer("heads", heads, 1)
     if embed % groups:
-        raise ValueError(f"embed: expected a multiple of the {groups} groups, got {embed}")
+        raise ValueError(f"embed, groups: expected embed to be a multiple of groups, got {embed} and {groups}")
     for i in sorted({*attended, last}):
         if embed * multipliers[i] % heads:
             width = embed * multipliers[i]
             raise ValueError(f"heads: expected a divisor of the {width} channels at resolution {i}, got {heads}")
-    patterns = (adapter,) if isinstance(adapter, str) else tuple(adapter)
+    patterns = _adapter.patterns(adapter)
     if len({_adapter.rank(pattern) for pattern in patterns}) != 1:
         raise ValueError(f"adapter: expected patterns of as many axes, at least one, got {adapter!r}")
     settings = UNet(
@@ -141,16 +141,17 @@ def unet(
         attention=attended,
         adapter=patterns,
         heads=heads,
-        fourier=tuple(_checks.integer("fourier", n) for n in fourier),
+        fourier=_blocks.exponents(fourier),
         dropout=_checks.probability("dropout", dropout),
         condition=_condition.kinds(cond_dim, classes, ctrl_dim, cond_drop),
-        self_condition=bool(self_condition),
+        self_condition=_checks.boolean("self_condition", self_condition),
         groups=groups,
-        remat=bool(remat),
+        remat=_checks.boolean("remat", remat),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         endpoints=_blocks.endpoints(gamma_min, gamma_max),
     )
-    return made_of(settings, _init, _apply, predicts, residual=predicts == "eps" and outputs is None)
+    residual = isinstance(predicts, str) and predicts == "eps" and outputs is None
+    return made_of(settings, _init, _apply, predicts, residual)
 
 
 def vdm_unet(
@@ -184,7 +185,16 @@ def vdm_unet(
         TypeError, ValueError: as :func:`unet`.
     """
     blocks = _checks.integer("layers", layers, 1)
-    options = dict(heads=1, attention=(0,) if attention else (), fourier=fourier, dropout=dropout, groups=groups) | options
+    options = (
+        dict(
+            heads=1,
+            attention=(0,) if _checks.boolean("attention", attention) else (),
+            fourier=fourier,
+            dropout=dropout,
+            groups=groups,
+        )
+        | options
+    )
     return unet(embed, (1,), blocks, **options)
 
 

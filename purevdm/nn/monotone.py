@@ -52,7 +52,7 @@ def monotone_activation(x: Tensor, base: str = "elu", weights: Sequence[float] =
     Raises:
         ValueError: a base that is not increasing and convex, or weights that are not three numbers of at least 0, not all 0.
     """
-    if base in _UNFIT:
+    if isinstance(base, str) and base in _UNFIT:
         raise ValueError(f"base: expected one of {', '.join(map(repr, CONVEX))}, got {base!r}: {_UNFIT[base]}")
     f = CONVEX[_checks.choice("base", base, tuple(CONVEX))]
     weights = [_checks.real(f"weights[{i}]", w) for i, w in enumerate(weights)]

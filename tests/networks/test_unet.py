@@ -156,7 +156,7 @@ def test_the_compiled_sampler_is_the_eager_one():
 @pytest.mark.parametrize(
     ("call", "error", "word"),
     [
-        (lambda: networks.unet(30), ValueError, "embed: expected a multiple of the 8 groups"),
+        (lambda: networks.unet(30), ValueError, "embed, groups: expected embed to be a multiple"),
         (lambda: networks.unet(8, (1,), heads=3), ValueError, "heads: expected a divisor of the 8 channels at resolution 0"),
         (lambda: networks.unet(8, (3, 4), heads=16, attention=(0,)), ValueError, "heads: .*24 channels at resolution 0"),
         (lambda: networks.unet(multipliers=()), ValueError, "multipliers"),
