@@ -6,6 +6,7 @@ and then renamed, so that whoever stops the process, and when, what is there is 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -74,7 +75,8 @@ def save(
     Raises:
         TypeError, ValueError: arguments that cannot be written; nothing is then.
     """
-    folder, keep = Path(folder), _checks.integer("keep", keep, 1)
+    folder, keep = _checks.path("folder", folder), _checks.integer("keep", keep, 1)
+    _checks.instance("state", state, TrainState, "a TrainState")
     step = _checks.integer("state.step", state.step, 0, 10**18 - 1)
     described = {"format": FORMAT, "step": step, "metric": _metric(metric), "sha256": "", "extra": extra, "notes_sha256": ""}
     try:
@@ -115,8 +117,9 @@ def _replace(draft: Path, final: Path) -> None:
         try:
             draft.rename(final)
             break
-        except OSError:
-            if not os.path.lexists(final):
+        except OSError as error:
+            # By the error, too: another process may have set it aside since.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and not os.path.lexists(final):
                 raise
         with contextlib.suppress(FileNotFoundError):
             final.rename(final.with_name(f".{final.name}.{uuid.uuid4().hex}{ASIDE}"))
@@ -188,7 +191,7 @@ def _stale(path: Path) -> bool:
 
 def latest(folder: str | os.PathLike) -> Path | None:
     """The newest checkpoint of a folder, or None where there is none."""
-    return next(reversed(_all(Path(folder)).values()), None)
+    return next(reversed(_all(_checks.path("folder", folder)).values()), None)
 
 
 def best(folder: str | os.PathLike) -> Path | None:
@@ -197,7 +200,7 @@ def best(folder: str | os.PathLike) -> Path | None:
     Raises:
         CheckpointError: the notes of one of them are missing or damaged.
     """
-    found = _all(Path(folder))
+    found = _all(_checks.path("folder", folder))
     least = _least({step: _judgement(path) for step, path in found.items()})
     return None if least is None else found[least]
 
@@ -224,7 +227,7 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing or damaged, or of a later format.
     """
-    file = Path(path) / NOTES
+    file = _checks.path("path", path) / NOTES
     try:
         found = json.loads(file.read_text())
         if found["format"] in (1, FORMAT):
@@ -261,8 +264,8 @@ def load(path: str | os.PathLike, like: TrainState) -> TrainState:
     Raises:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.
     """
-    path = Path(path)
-    wanted = _flat(like)
+    path = _checks.path("path", path)
+    wanted = _flat(_checks.instance("like", like, TrainState, "a TrainState"))
     found = _tensors(path, next(iter(wanted.values())).device)
     _match(path / TENSORS, found, wanted)
 
@@ -279,10 +282,11 @@ def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
     Raises:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.
     """
-    name = "ema_params" if ema else "params"
-    path = Path(path)
+    name = "ema_params" if _checks.boolean("ema", ema) else "params"
+    path = _checks.path("path", path)
+    _checks.structure(like, "like")
     wanted = _named({name: like})
-    device = next(iter(wanted.values())).device
+    device = next(iter(wanted.values())).device if wanted else torch.device("cpu")
     found = {k: v for k, v in _tensors(path, device).items() if k.split(".")[0] == name}
     _match(path / TENSORS, found, wanted)
     return _tree(found, name, like)
