@@ -7,8 +7,10 @@ facts of a call in one transfer. Every message names the argument, what was give
 
 import math
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import optree
@@ -168,6 +170,22 @@ def integers(name: str, x: object, low: int | None = None, high: int | None = No
     return tuple(integer(f"{name}[{i}]", value, low, high) for i, value in enumerate(x))
 
 
+def path(name: str, x: object) -> Path:
+    """The path of a file or a folder."""
+    if not isinstance(x, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a path, got {describe(x)}")
+    if "\0" in str(x):
+        raise ValueError(f"{name}: expected a path without null characters, got {describe(x)}")
+    return Path(x)
+
+
+def function(name: str, x: object) -> Callable[..., Any]:
+    """Something to call."""
+    if not callable(x):
+        raise TypeError(f"{name}: expected a function, got {describe(x)}")
+    return x
+
+
 def dtype(name: str, x: object, options: Iterable[torch.dtype]) -> torch.dtype:
     """One of some dtypes."""
     x, options = instance(name, x, torch.dtype, "a torch.dtype"), tuple(options)
@@ -258,8 +276,13 @@ Structure = tuple[tuple[tuple[Any, ...], tuple[int, ...], torch.dtype], ...]
 """The path, the shape and the dtype of each leaf of a tree, in order."""
 
 
-def structure(tree: PyTree) -> Structure:
-    paths, leaves, _ = optree.tree_flatten_with_path(tree)
+def structure(tree: PyTree, name: str = "params") -> Structure:
+    """The structure of a tree of tensors; ``name`` is what messages call it."""
+    if not isinstance(tree, (dict, tuple, list)):
+        raise TypeError(f"{name}: expected a tree of tensors, got {describe(tree)}")
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)  # type: ignore[arg-type, var-annotated]
+    for path, leaf in zip(paths, leaves, strict=True):
+        tensor(dotted(name, *path), leaf)
     return tuple((path, tuple(leaf.shape), leaf.dtype) for path, leaf in zip(paths, leaves, strict=True))
 
 

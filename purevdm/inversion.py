@@ -69,10 +69,11 @@ def invert(
         TypeError, ValueError: bad arguments, named, as by :meth:`purevdm.VDM.sample`; both or neither of x and z; data at
             another start than 0; a solver that draws noise.
     """
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
     if (x is None) == (z is None):
         raise ValueError(f"x, z: expected either data or latents, got {'neither' if x is None else 'both'}")
     if x is not None:
-        if isinstance(start, Tensor) or start != 0.0:
+        if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
         model._check(params, x, cond)
         at = model.decoder.encode(x, model.dtype)

@@ -279,7 +279,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "training.gradients": _of(training.gradients, model=MODEL, variance=False, compile=False, remat=False, accumulate=1),
         "training.learning_rate": _of(training.learning_rate, settings=training.AdamW(), step=3),
         "training.train_step": _of(
-            training.train_step, settings=training.AdamW(), grad_fn=GRADIENTS, state=STATE, x=X, seeds=SEEDS, cond=COND
+            training.train_step, settings=training.AdamW(), grad_fn=GRADIENTS, state=STATE, x=X, key=SEEDS, cond=COND
         ),
         "checkpoint.save": _of(checkpoint.save, folder=folder / "new", state=STATE, metric=1.0, extra=None, keep=3),
         "checkpoint.latest": _of(checkpoint.latest, folder=folder / "checkpoints"),
@@ -329,16 +329,21 @@ def tried(door: Door, name: str, value: Any) -> Verdict:
         # Where two arguments do not fit together, either may be named; none that the caller does not know.
         names = "|".join(map(re.escape, {name, *door.arguments}))
         named = re.search(rf"(^|[\s,])({names})([\s,.\[]|$)", head) is not None
-        return Verdict("clear" if named and ":" in told else "unclear", f"{type(error).__name__}: {told}")
+        # What a file holds is named by the file.
+        file = re.match(r"\S*(safetensors|json): ", told) is not None
+        return Verdict("clear" if file or (named and ":" in told) else "unclear", f"{type(error).__name__}: {told}")
     except OSError as error:
         # A path that cannot be opened, as open() says it.
-        return Verdict("clear" if isinstance(value, Path) else "unclear", f"{type(error).__name__}: {error}")
+        return Verdict("clear" if isinstance(value, (str, Path)) else "unclear", f"{type(error).__name__}: {error}")
     except Exception as error:
         if "can't allocate memory" in str(error):  # what was asked for is valid, and more than this machine has
             return Verdict("result", "")
         return Verdict("unclear", f"{type(error).__name__}: {error}")
     bad = [leaf for leaf in optree.tree_leaves(found) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-    if any(leaf.isnan().any() for leaf in bad) and door.call not in (GAUSSIAN.encode, random.permutation):  # they pass numbers on
+    if any(leaf.isnan().any() for leaf in bad) and door.call not in (
+        GAUSSIAN.encode,
+        random.permutation,
+    ):  # they pass numbers on
         return Verdict("silent", "NaN")
     return Verdict("result", "")
 

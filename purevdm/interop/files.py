@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import uuid
-from pathlib import Path
 from typing import Any
 
 import optree
@@ -33,6 +32,7 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
     Raises:
         TypeError, ValueError: a node that is neither a dict nor a dense tensor of a plain dtype, or a key that is not text,
             is empty, or holds a dot; it is named, and nothing is written.
+        IsADirectoryError: the path is a folder.
         ImportError: safetensors is not installed.
 
     >>> import tempfile, torch
@@ -42,7 +42,9 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
     ...     interop.load_params(f"{folder}/params.safetensors")
     {'network': {'w': tensor([1., 1.])}, 'schedule': {}}
     """
-    path = Path(path)
+    path = _checks.path("path", path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
     named: dict[str, Tensor] = {}
     empty: list[str] = []
     if not isinstance(params, dict):
@@ -102,7 +104,10 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
             surplus, or of another shape or dtype than in ``like``. File and leaf are named.
         ImportError: safetensors is not installed.
     """
-    path = Path(path)
+    path, device = _checks.path("path", path), _checks.device("device", device)
+    wanted = (
+        None if like is None else _checks.structure(_checks.instance("like", like, dict, "nested dicts of tensors"), "like")
+    )
     leaves, metadata = _files.load(path)
     if metadata.get("purevdm") != FORMAT:
         raise ValueError(f"{path}: expected 'purevdm': {FORMAT!r} in its metadata, as save_params writes it, got {metadata}")
@@ -117,10 +122,10 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
     for name in sorted([*leaves, *filter(None, empty)]):
         *nodes, last = name.split(".")
         _node(params, nodes)[last] = leaves[name].to(device) if name in leaves else {}
-    if like is None:
+    if wanted is None:
         return params
     try:
-        _checks.matches("params", params, _checks.structure(like))
+        _checks.matches("params", params, wanted)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: of another model: {error}") from None
     return optree.tree_map_with_path(lambda p, _: leaves[_checks.dotted(*p)].to(device), like)  # type: ignore[arg-type, return-value]
