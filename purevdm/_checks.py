@@ -39,6 +39,15 @@ def differentiated(x: Tensor) -> bool:
     return False
 
 
+def mapped(x: Tensor) -> bool:
+    """Whether a ``torch.func.vmap`` maps over x, at any level; in eager."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
+
+
 def describe(x: object) -> str:
     """A short account of a value, for messages."""
     if isinstance(x, Tensor):
@@ -106,6 +115,17 @@ def integer(name: str, x: object, low: int | None = None, high: int | None = Non
         lower = "" if low is None else f"at least {low}"
         raise ValueError(f"{name}: expected an integer {lower}{upper}, got {value}")
     return value
+
+
+def count(name: str, x: int | Tensor) -> int | Tensor:
+    """A number of steps: an integer >= 1, or an integer tensor of shape () that holds one."""
+    if not isinstance(x, Tensor):
+        return integer(name, x, 1, 2**31 - 1)
+    shaped(name, x, ())
+    if x.is_floating_point() or x.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer tensor, got {describe(x)}")
+    within(name, x, 1, 2**31 - 1)
+    return x
 
 
 def real(name: str, x: object) -> float:

@@ -143,22 +143,12 @@ def heun(steps: int | Tensor) -> Integrator:
         TypeError, ValueError: steps below 1 or of the wrong form. From the integrator, in eager: a state that is not
             finite; the example and the step are named.
     """
-    return Integrator(partial(_fixed, _HEUN, _count("steps", steps)))
+    return Integrator(partial(_fixed, _HEUN, _checks.count("steps", steps)))
 
 
 def rk4(steps: int | Tensor) -> Integrator:
     """The classical Runge-Kutta method, of order 4, in even steps: four evaluations each. Arguments as :func:`heun`."""
-    return Integrator(partial(_fixed, _RK4, _count("steps", steps)))
-
-
-def _count(name: str, x: int | Tensor) -> int | Tensor:
-    if not isinstance(x, Tensor):
-        return _checks.integer(name, x, 1, 2**31 - 1)
-    _checks.shaped(name, x, ())
-    if x.is_floating_point() or x.dtype == torch.bool:
-        raise TypeError(f"{name}: expected an integer tensor, got {_checks.describe(x)}")
-    _checks.within(name, x, 1, 2**31 - 1)
-    return x
+    return Integrator(partial(_fixed, _RK4, _checks.count("steps", steps)))
 
 
 def _fixed(tableau: Tableau, steps: int | Tensor, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
@@ -222,7 +212,7 @@ def dopri5(rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int 
         TypeError, ValueError: tolerances or a limit out of range. From the integrator, in eager: an example that did not
             arrive within the limit, or whose slopes are not finite. The example, the time and the step are named.
     """
-    settings = Adaptive(_tolerance("rtol", rtol), _tolerance("atol", atol), _count("limit", limit))
+    settings = Adaptive(_tolerance("rtol", rtol), _tolerance("atol", atol), _checks.count("limit", limit))
     return Integrator(partial(_adaptive, settings))
 
 
@@ -309,9 +299,16 @@ def _while(condition: Callable[..., Tensor], step: Callable[..., State], state: 
         if torch.is_grad_enabled() and any(y.requires_grad for y in state):
             raise RuntimeError("integrator: a compiled loop passes no derivatives; take them in eager, or detach the state")
         return torch.while_loop(condition, step, state)
-    while condition(*state):
+    while True:
+        going = condition(*state)
+        if _checks.mapped(going):
+            raise RuntimeError(
+                "integrator: torch.func.vmap cannot map over a loop that ends when every example has arrived; give all "
+                "examples in one batch, or integrate by a fixed grid such as purevdm.ode.rk4"
+            )
+        if not going:
+            return state
         state = step(*state)
-    return state
 
 
 def _finite(state: State) -> Tensor:
