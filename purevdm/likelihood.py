@@ -39,8 +39,9 @@ class Estimate(NamedTuple):
     Attributes:
         log_prob: the logarithm of the mean of the weights, (B,), nats.
         error: its standard error, (B,), nats, from the spread of the weights; NaN for one sample. It leaves out the error of
-            the integration. It is too small where a few weights dominate: near 1, or with an :attr:`ess` near 1, as where q(z_0
-            given x) is much narrower than x's bin (sigma_0 far below the distance of values); "uniform" serves better.
+            the integration. It is too small where a few weights dominate, which an :attr:`ess` near 1 shows: near 1, and
+            where q(z_0 given x) is much narrower than x's bin (sigma_0 far below the distance of values), for which
+            "uniform" serves better.
         log_weights: the weights' logarithms, (K, B), nats.
         evaluations: how often the network was applied to each example, int64 (B,).
     """
@@ -175,8 +176,8 @@ def log_weight(
 
     Args:
         model, params, x, cond, integrator, chunk: as in :func:`log_prob`.
-        eps: what the latent is made of, (B, *event_shape), of the model's dtype: standard normal; for "truncated" within +-tau, where sigma_0 tau
-            reaches the end of x's bin; for "uniform" in (-1, 1); unused for "none".
+        eps: what the latent is made of, (B, *event_shape), of the model's dtype: standard normal; for "truncated" within
+            +-tau, where sigma_0 tau reaches the end of x's bin; for "uniform" in (-1, 1); unused for "none".
         dequantisation: as in the table.
         probes: (n, B, *event_shape), of the model's dtype, or None for the exact divergence.
     """
