@@ -25,7 +25,7 @@ The part "divergence" times the flow's velocity with its divergence by one probe
 
 The part "flow" integrates log p of images, by the model that ``examples/digits.py`` trained and one probe each: by the
 adaptive loop in one graph, by the same loop in eager, and by SciPy's RK45 driven from Python, as public code of score models
-does it. It prints also how often each applied the network, and how far their log p's are from those at a hundredth of the
+does it. It prints also how often each applied the network, and how far their log p's are from those at a tenth of the
 tolerance. It takes minutes.
 
     python examples/benchmark.py --parts flow --runs 3
@@ -192,7 +192,7 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         return likelihood_flow.velocity(model, params, z, gamma)
 
     compiled = torch.compile(log_p, fullgraph=True)
-    tolerance, fine = (torch.tensor(t, device=args.device) for t in (args.tolerance, 1e-2 * args.tolerance))
+    tolerance, fine = (torch.tensor(t, device=args.device) for t in (args.tolerance, 0.1 * args.tolerance))
     start, stop = (gamma[0].item() for gamma in (ends.gamma_0, ends.gamma_1))
     calls: Calls = {
         "one graph": lambda: compiled(tolerance),
