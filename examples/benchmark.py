@@ -21,6 +21,15 @@ What to expect on a CPU:
 - MALLOC_TOP_PAD_=1073741824 in the environment keeps glibc from returning memory after every step and asking for it again. A
   process that does nothing else runs about a twentieth faster.
 
+The part "divergence" times the flow's velocity with its divergence by one probe against the velocity alone.
+
+The part "flow" integrates log p of images, by the model that ``examples/digits.py`` trained and one probe each: by the
+adaptive loop in one graph, by the same loop in eager, and by SciPy's RK45 driven from Python, as public code of score models
+does it. It prints also how often each applied the network, and how far their log p's are from those at a tenth of the
+tolerance. It takes minutes.
+
+    python examples/benchmark.py --parts flow --runs 3
+
 The part "memory" measures the peak of a training step over what is held before it, with and without ``remat=True`` (blocks
 computed again in the backward pass). With --batches 16 32 64 128 on two x86-64 cores it printed
 
@@ -42,6 +51,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import digits
 import optree
 import peers
 import torch
@@ -49,10 +59,12 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 import purevdm
-from purevdm import random, training
+from purevdm import flow as likelihood_flow
+from purevdm import interop, likelihood, ode, process, random, training
 from purevdm.evaluation import evaluate
 
-PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "memory")
+PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "divergence", "memory", "flow")
+DEFAULT = PARTS[:-2]
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -157,9 +169,62 @@ def memory(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[int, dict[s
     return table
 
 
+def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """log p of digits by the probability flow, in one graph, in eager, and by SciPy."""
+    path = args.digits / "params.safetensors"
+    if not path.exists():
+        raise SystemExit(f"--digits {args.digits}: no {path.name} there; python examples/digits.py makes it")
+    model = digits.build()
+    params = optree.tree_map(lambda leaf: leaf.to(args.device), interop.load_params(path))
+    _, test = digits.data(random.split(random.key(0), 5)[0])
+    x, key = test[: args.images].to(args.device), random.key(0, device=args.device)
+    k_eps, k_probes = random.split(key)
+    eps = random.normal(k_eps, x.shape)
+    ends = likelihood_flow.ends(model, params, eps)
+    z = process.diffuse(model.decoder.encode(x), ends.gamma_0, eps)
+    probes = likelihood_flow.draw_probes(random.split(k_probes, len(x)), 1, digits.SHAPE, z.dtype)
+
+    def log_p(tolerance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        integrator = ode.dopri5(tolerance, tolerance)
+        return likelihood.log_prob_latent(model, params, z, integrator=integrator, probes=probes)
+
+    def velocity(z: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        return likelihood_flow.velocity(model, params, z, gamma)
+
+    compiled = torch.compile(log_p, fullgraph=True)
+    tolerance, fine = (torch.tensor(t, device=args.device) for t in (args.tolerance, 0.1 * args.tolerance))
+    start, stop = (gamma[0].item() for gamma in (ends.gamma_0, ends.gamma_1))
+    calls: Calls = {
+        "one graph": lambda: compiled(tolerance),
+        "the same loop in eager": lambda: log_p(tolerance),
+        "SciPy's RK45": lambda: peers.score_sde(velocity, z, probes[0], start, stop, args.tolerance),
+    }
+    if args.no_eager:
+        del calls["the same loop in eager"]
+    found: dict[str, Any] = {}
+
+    def kept(name: str, call: Callable[[], Any]) -> None:
+        found[name] = call()
+
+    with torch.no_grad():
+        times = timed({name: functools.partial(kept, name, call) for name, call in calls.items()}, args.runs, args.device)
+        exact = compiled(fine)[0].double()
+    for name, (value, evaluations) in found.items():
+        off = (value.double() - exact).abs()
+        count = torch.as_tensor(evaluations, dtype=torch.float64)
+        times[name] |= {"evaluations": count.mean().item(), "most": count.max().item()}
+        times[name] |= {"error": off.mean().item(), "worst": off.max().item()}
+        print(
+            f"  {name:<32} {count.mean():6.1f} evaluations an image, at most {count.max():.0f};"
+            f" log p off by {off.mean():.1e} nats, at most {off.max():.1e}"
+        )
+    report(times)
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=DEFAULT, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--embed", type=int, default=64)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
@@ -167,6 +232,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64], help="for the part memory")
+    parser.add_argument("--digits", type=Path, default=Path("runs/digits"), help="for the part flow: what digits.py wrote")
+    parser.add_argument("--images", type=int, default=digits.TEST, help="for the part flow")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="for the part flow")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what the network computes in")
@@ -175,8 +243,8 @@ def main() -> None:
     parser.add_argument("--addtt", type=Path, help="a checkout of github.com/addtt/variational-diffusion-models, likewise")
     parser.add_argument("--out", type=Path, help="a JSON file for all times, in seconds")
     args = parser.parse_args()
-    if min(args.runs, args.batch, args.samples, args.steps, args.size, *args.batches) < 1:
-        parser.error("--runs, --batch, --samples, --steps, --size and --batches must be at least 1")
+    if min(args.runs, args.batch, args.samples, args.steps, args.size, args.images, *args.batches) < 1:
+        parser.error("--runs, --batch, --samples, --steps, --size, --images and --batches must be at least 1")
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this PyTorch sees no such device")
 
@@ -196,6 +264,15 @@ def main() -> None:
     def normal(key: torch.Tensor) -> torch.Tensor:
         return random.normal(key, (args.batch, *shape))
 
+    latents, at = eps.contiguous(), gamma_0.expand(args.batch).contiguous()
+    probes = likelihood_flow.draw_probes(random.split(key, args.batch), 1, shape, latents.dtype)
+
+    def velocity(z: torch.Tensor) -> torch.Tensor:
+        return likelihood_flow.velocity(model, params, z, at)
+
+    def divergence(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return likelihood_flow.divergence(velocity, z, probes)
+
     loss_and_grad = torch.func.grad_and_value(model.loss_fn)
     compiled = {
         name: torch.compile(f, fullgraph=True)
@@ -205,6 +282,8 @@ def main() -> None:
             "evaluation": model.elbo,
             "step": loss_and_grad,
             "sample": model.sample,
+            "velocity": velocity,
+            "divergence": divergence,
         }.items()
     }
     parts: dict[str, Calls] = {
@@ -229,6 +308,12 @@ def main() -> None:
             "purevdm, compiled": lambda: compiled["sample"](params, key, args.samples, steps=count),
             "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count),
         },
+        "divergence": {
+            "velocity, compiled": lambda: compiled["velocity"](latents),
+            "with divergence, compiled": lambda: compiled["divergence"](latents),
+            "velocity, eager": lambda: velocity(latents),
+            "with divergence, eager": lambda: divergence(latents),
+        },
     }
     flops = {
         "evaluation": lambda: model.elbo(params, x, key),
@@ -252,8 +337,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for part in (part for part in PARTS if part in args.parts):
         print(part)
-        if part == "memory":
-            results[part] = memory(args, shape)
+        if part in ("memory", "flow"):
+            results[part] = memory(args, shape) if part == "memory" else flow(args)
             continue
         calls = parts[part]
         operations: dict[str, float] = {}

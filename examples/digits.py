@@ -46,6 +46,14 @@ def histogram_bits(train: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
     return -torch.gather(log_p.expand(len(test), -1, -1), 2, test.flatten(1)[..., None]).mean((1, 2))
 
 
+def build(dtype: torch.dtype = torch.float32) -> purevdm.VDM:
+    """The model, whose parameters :func:`main` trains."""
+    # Fourier features of periods down to 1/8, about the spacing of 17 levels in [-1, 1], show the grid that data lie on.
+    network = purevdm.networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16)
+    schedule = purevdm.schedules.learned_linear(**GAMMA)
+    return purevdm.vdm(network, schedule, event_shape=SHAPE, vocab_size=LEVELS, dtype=dtype)
+
+
 def pictures(out: Path, real: torch.Tensor, samples: torch.Tensor, losses: list[float]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 5.3), layout="constrained")
     for ax, images, title in zip(axes, (real, samples), ("real", "samples"), strict=True):
@@ -79,9 +87,7 @@ def main() -> None:
     k_data, k_init, k_train, k_test, k_sample = random.split(random.key(args.seed, device=args.device), 5)
     train, test = (x.to(args.device) for x in data(k_data))
 
-    # Fourier features of periods down to 1/8, about the spacing of 17 levels in [-1, 1], show the grid that data lie on.
-    network = purevdm.networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16)
-    model = purevdm.vdm(network, purevdm.schedules.learned_linear(**GAMMA), event_shape=SHAPE, vocab_size=LEVELS)
+    model = build()
     params = model.init(k_init)
     ema = optree.tree_map(torch.clone, params)
     leaves, average = optree.tree_leaves(params), optree.tree_leaves(ema)

@@ -1,9 +1,11 @@
-"""Other people's VDMs at the benchmark's settings, from checkouts of their code: a training step and a sample as calls.
+"""What other people do, at the benchmark's settings: a training step and a sample of their VDMs, from checkouts of their
+code, and the probability flow as public code of score models integrates it.
 
 Both networks are the paper's U-Net with attention in the middle and a learned linear schedule, as ours is there.
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import torch
 
 Calls = dict[str, Callable[[], Any]]
@@ -134,3 +137,41 @@ def port(
 
         calls["step"][name], calls["sample"][name] = step, sample
     return calls
+
+
+def score_sde(
+    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    z: torch.Tensor,
+    probe: torch.Tensor,
+    start: float,
+    stop: float,
+    tolerance: float,
+) -> tuple[torch.Tensor, int]:
+    """log p(z) by SciPy's RK45, driven as github.com/yang-song/score_sde_pytorch drives it (``likelihood.py``).
+
+    The whole batch is one vector, whose steps are common to all, and stays in NumPy's float64. The velocity and its
+    divergence are computed apart in PyTorch, the latter by one probe and a backward pass.
+
+    Returns:
+        log p(z), (B,), and the number of evaluations.
+    """
+    from scipy.integrate import solve_ivp
+
+    n = len(z)
+
+    def slopes(gamma: float, state: np.ndarray) -> np.ndarray:
+        latents = torch.from_numpy(state[:-n].reshape(z.shape)).to(z)
+        at = torch.full((n,), gamma).to(z)
+        with torch.no_grad():
+            drift = velocity(latents, at)
+        latents.requires_grad_(True)
+        with torch.enable_grad():
+            (product,) = torch.autograd.grad((velocity(latents, at) * probe).sum(), latents)
+        divergence = (product * probe).flatten(1).sum(1)
+        return np.concatenate([part.cpu().numpy().reshape(-1) for part in (drift, divergence)])
+
+    state = np.concatenate([z.cpu().numpy().reshape(-1), np.zeros(n)])
+    done = solve_ivp(slopes, (start, stop), state, rtol=tolerance, atol=tolerance, method="RK45")
+    end = torch.from_numpy(done.y[:, -1])
+    prior = -0.5 * (end[:-n].reshape(n, -1).square() + math.log(2.0 * math.pi)).sum(1)
+    return prior + end[-n:], done.nfev

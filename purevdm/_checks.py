@@ -44,6 +44,15 @@ def differentiated(x: Tensor) -> bool:
     return False
 
 
+def mapped(x: Tensor) -> bool:
+    """Whether a ``torch.func.vmap`` maps over x, at any level; in eager."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
+
+
 def describe(x: object) -> str:
     """A short account of a value, for messages."""
     if isinstance(x, Tensor):
@@ -137,7 +146,7 @@ def integer(name: str, x: object, low: int | None = None, high: int | None = Non
         upper = "" if high is None else f" and at most {high}"
         lower = "" if low is None else f"at least {low}"
         wanted = f"expected an integer {lower}{upper}".replace("integer  and", "integer")
-        raise ValueError(f"{name}: {wanted}, got {describe(value)}")
+        raise ValueError(f"{name}: {wanted}, got {value if abs(value) <= LARGEST else describe(value)}")
     return value
 
 
@@ -145,6 +154,17 @@ def timesteps(x: object, dtype: torch.dtype) -> int:
     """A number of discrete steps, 0 for continuous time. Beyond some number a dtype does not tell one step's gamma from
     the next: the difference of two, near 18 / T, is rounded by about 18 times the dtype's epsilon."""
     return integer("timesteps", x, 0, int(0.012 / torch.finfo(dtype).eps))
+
+
+def count(name: str, x: int | Tensor) -> int | Tensor:
+    """A number of steps: an integer >= 1, or an integer tensor of shape () that holds one."""
+    if not isinstance(x, Tensor):
+        return integer(name, x, 1, 2**31 - 1)
+    shaped(name, x, ())
+    if x.is_floating_point() or x.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer tensor, got {describe(x)}")
+    within(name, x, 1, 2**31 - 1)
+    return x
 
 
 def real(name: str, x: object) -> float:

@@ -39,8 +39,9 @@ class Estimate(NamedTuple):
     Attributes:
         log_prob: the logarithm of the mean of the weights, (B,), nats.
         error: its standard error, (B,), nats, from the spread of the weights; NaN for one sample. It leaves out the error of
-            the integration. It is too small where a few weights dominate: near 1, and where q(z_0 given x) is much narrower
-            than x's bin (sigma_0 far below the distance of values), for which "uniform" serves better.
+            the integration. It is too small where a few weights dominate, which an :attr:`ess` near 1 shows: near 1, and
+            where q(z_0 given x) is much narrower than x's bin (sigma_0 far below the distance of values), for which
+            "uniform" serves better.
         log_weights: the weights' logarithms, (K, B), nats.
         evaluations: how often the network was applied to each example, int64 (B,).
     """
@@ -49,6 +50,18 @@ class Estimate(NamedTuple):
     error: Tensor
     log_weights: Tensor
     evaluations: Tensor
+
+    @property
+    def ess(self) -> Tensor:
+        """The effective sample size (sum w)**2 / sum w**2 (Kong, Liu, Wong 1994), (B,): K where all weights are equal, and 1
+        where one outweighs the rest; then neither the estimate nor its error can be trusted.
+
+        >>> import torch
+        >>> from purevdm import likelihood
+        >>> likelihood.combine(torch.tensor([[1.0, 1.0], [1.0, 1e-9]]).log(), torch.tensor([2, 2])).ess
+        tensor([2., 1.])
+        """
+        return torch.exp(2.0 * torch.logsumexp(self.log_weights, 0) - torch.logsumexp(2.0 * self.log_weights, 0))
 
 
 def combine(log_weights: Tensor, evaluations: Tensor) -> Estimate:
@@ -80,8 +93,8 @@ def decode(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integra
 
 
 def _along(model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool) -> Tensor:
-    _checks.shaped("z", _checks.floating("z", z), (*z.shape[:1], *model.event_shape))
-    _checks.verify(model._facts(params, cond))
+    _latents("z", z, model)
+    _checks.verify(model._facts(params, cond) + _checks.finite("z", {(): z}))
     return flow.integrate(model, params, z, integrator or ode.dopri5(), cond, backward=backward)[0]
 
 
@@ -106,6 +119,8 @@ def log_prob(
 
     Example i draws from ``split(key, B)[i]``, and its sample k from ``fold_in`` of that and k. So more examples or samples
     leave the first ones as they are.
+
+    A compiled call passes no derivatives. Make it under ``torch.no_grad()``: networks of modules compile in no other way.
 
     Args:
         model: the model, of discrete or real-valued data.
@@ -161,14 +176,14 @@ def log_weight(
 
     Args:
         model, params, x, cond, integrator, chunk: as in :func:`log_prob`.
-        eps: what the latent is made of, (B, *event_shape): standard normal; for "truncated" within +-tau, where sigma_0 tau
-            reaches the end of x's bin; for "uniform" in (-1, 1); unused for "none".
+        eps: what the latent is made of, (B, *event_shape), of the model's dtype: standard normal; for "truncated" within
+            +-tau, where sigma_0 tau reaches the end of x's bin; for "uniform" in (-1, 1); unused for "none".
         dequantisation: as in the table.
-        probes: (n, B, *event_shape), or None for the exact divergence.
+        probes: (n, B, *event_shape), of the model's dtype, or None for the exact divergence.
     """
     n = model._check(params, x, cond)
     _fitting(model, dequantisation)
-    _checks.shaped("eps", _checks.floating("eps", eps), (n, *model.event_shape))
+    _checks.alike("eps", eps, (n, *model.event_shape), model.dtype)
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
     f = model.decoder.encode(x, eps.dtype)
@@ -208,17 +223,24 @@ def log_prob_latent(
     """log p(z_0), the flow's density of latents at time 0: (B,), nats, and the number of evaluations, int64 (B,).
 
     Args:
-        z_0: latents, (B, *event_shape).
+        z_0: latents, (B, *event_shape), of the model's dtype.
         model, params, cond, integrator, probes, chunk: as in :func:`log_weight`.
     """
-    _checks.shaped("z_0", _checks.floating("z_0", z_0), (*z_0.shape[:1], *model.event_shape))
-    _checks.verify(model._facts(params, cond))
+    _latents("z_0", z_0, model)
+    _checks.verify(model._facts(params, cond) + _checks.finite("z_0", {(): z_0}))
     if probes is not None:
-        _checks.shaped("probes", _checks.floating("probes", probes), (*probes.shape[:1], *z_0.shape))
+        _checks.alike("probes", probes, (*_checks.tensor("probes", probes).shape[:1], *z_0.shape), model.dtype)
+        if len(probes) == 0:
+            raise ValueError(f"probes: expected at least one, got {_checks.describe(probes)}")
     divergence_of = partial(flow.divergence, probes=probes, chunk=chunk)
     integrator = integrator or ode.dopri5()
     z_1, change, evaluations = flow.integrate(model, params, z_0, integrator, cond, divergence_of=divergence_of)
     return _standard_normal(z_1) + change, evaluations
+
+
+def _latents(name: str, z: Tensor, model: VDM) -> None:
+    """Refuses what are not latents of a model, (B, *event_shape) of its dtype."""
+    _checks.alike(name, z, (*_checks.tensor(name, z).shape[:1], *model.event_shape), model.dtype)
 
 
 def _fitting(model: VDM, dequantisation: str) -> None:
@@ -299,7 +321,9 @@ def importance_bound(
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
     denoiser.batch_axes(cond, n)
-    if not isinstance(timesteps, Tensor) and _checks.integer("timesteps", timesteps, 0) == 0:
+    if isinstance(timesteps, Tensor):
+        _checks.count("timesteps", timesteps)
+    elif _checks.integer("timesteps", timesteps, 0) == 0:
         raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
     x, cond = _repeated(x, samples), _repeated(cond, samples)
     k_start, k_steps = torch.func.vmap(random.split)(_sample_keys(key, n, samples)).unbind(1)

@@ -47,6 +47,42 @@ def test_chunks_of_any_size_sum_to_the_trace(seed, chunk):
     torch.testing.assert_close(pieces, whole)
 
 
+def bent(seed, dims=4):
+    """A field whose derivatives are neither symmetric nor constant."""
+    first, second = (random.normal(k, (dims, dims), torch.float64) for k in random.split(random.key(seed)))
+    return lambda z: torch.tanh(z @ first) @ second
+
+
+@given(st.integers(0, 2**31))
+def test_one_probe_goes_backward_and_several_forward_to_the_same_number(seed):
+    field, z = bent(seed), random.normal(random.key(seed + 1), (3, 4), torch.float64)
+    probes = random.normal(random.key(seed + 2), (2, 3, 4), torch.float64)
+    single = [flow.divergence(field, z, probe[None]) for probe in probes]
+    value, mean = flow.divergence(field, z, probes)
+    torch.testing.assert_close(single[0][0], value)
+    torch.testing.assert_close((single[0][1] + single[1][1]) / 2, mean, rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(0, 2**31), st.booleans())
+def test_probes_whose_covariance_is_the_identity_give_the_exact_divergence(seed, orthogonal):
+    """All signs, as Rademacher probes have them, or an orthogonal basis, as Gaussian probes have one on average."""
+    field, z = bent(seed), random.normal(random.key(seed + 1), (3, 4), torch.float64)
+    if orthogonal:
+        probes = 2.0 * torch.linalg.qr(random.normal(random.key(seed + 2), (4, 4), torch.float64))[0]
+    else:
+        probes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4)
+    _, found = flow.divergence(field, z, probes[:, None].expand(-1, 3, -1))
+    torch.testing.assert_close(found, flow.divergence(field, z)[1], rtol=1e-10, atol=1e-10)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3))
+def test_signs_of_probes_change_nothing(seed, n):
+    field, z = bent(seed), random.normal(random.key(seed + 1), (3, 4), torch.float64)
+    probes = flow.draw_probes(random.split(random.key(seed), 3), n, (4,), torch.float64)
+    signs = random.rademacher(random.key(seed + 2), (n, 3, 1), torch.float64)
+    assert torch.equal(flow.divergence(field, z, probes)[1], flow.divergence(field, z, signs * probes)[1])
+
+
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased_with_the_predicted_variance(kind):
     """For a linear field the variance is 2 |S|**2, S the symmetric part; without its diagonal for Rademacher probes."""

@@ -100,13 +100,64 @@ def test_standard_errors_are_honest():
     assert 0.9 < inside <= 1.0  # 400 of them: 0.954 expected, a little more about their own mean
 
 
-def test_first_samples_and_examples_stay():
-    model, x, _ = pixels()
-    options = dict(integrator=ode.rk4(10), probes=2)
-    few = likelihood.log_prob(model, NO_PARAMS, x[:3], random.key(1), samples=2, **options)
-    many = likelihood.log_prob(model, NO_PARAMS, x[:5], random.key(1), samples=3, **options)
-    torch.testing.assert_close(many.log_weights[:2, :3], few.log_weights, rtol=1e-12, atol=1e-12)
-    assert many.evaluations.tolist() == [120] * 5
+def mixing(seed):
+    """A network in which each number depends on all, its parameters, and four examples."""
+    model = purevdm.vdm(networks.mlp(8, fourier=()), schedules.fixed_linear(-4.0, 3.0), (3,), 4, dtype=torch.float64)
+    params = model.init(random.key(seed))
+    params["network"]["dense3"]["kernel"] = random.normal(random.key(seed), (8, 3), torch.float64)  # zero at first
+    return model, params, random.randint(random.key(seed + 1), (4, 3), 0, 4)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3), st.sampled_from(likelihood.DISCRETE))
+def test_first_samples_and_examples_stay(seed, n, samples, dequantisation):
+    model, params, x = mixing(seed)
+    options = dict(integrator=ode.rk4(3), probes=2, dequantisation=dequantisation)
+    few = likelihood.log_prob(model, params, x[:n], random.key(seed), samples=samples, **options)
+    many = likelihood.log_prob(model, params, x, random.key(seed), samples=3, **options)
+    torch.testing.assert_close(many.log_weights[:samples, :n], few.log_weights, rtol=1e-12, atol=1e-12)
+    assert many.evaluations.tolist() == [36] * 4
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**31), st.permutations(range(4)), st.integers(1, 4))
+def test_examples_do_not_see_one_another(seed, order, n):
+    model, params, x = mixing(seed)
+    eps, *probes = random.normal(random.key(seed + 2), (3, 4, 3), torch.float64)
+    probes = torch.stack(probes)
+
+    def weights(rows):
+        options = dict(probes=probes[:, rows], integrator=ode.dopri5(1e-3, 1e-3))
+        return likelihood.log_weight(model, params, x[rows], eps[rows], **options)
+
+    whole, evaluations = weights(range(4))
+    for rows in (order, order[:n]):
+        found, count = weights(rows)
+        torch.testing.assert_close(found, whole[rows], rtol=1e-11, atol=1e-11)
+        assert torch.equal(count, evaluations[rows])
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**31), st.integers(1, 4))
+def test_chunks_and_copies_of_probes_change_nothing(seed, chunk):
+    model, params, x = mixing(seed)
+    eps = random.normal(random.key(seed + 2), (4, 3), torch.float64)
+    probes = random.rademacher(random.key(seed + 3), (2, 4, 3), torch.float64)
+
+    def weights(**options):
+        return likelihood.log_weight(model, params, x, eps, integrator=ode.rk4(3), **options)[0]
+
+    torch.testing.assert_close(weights(chunk=chunk), weights(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(weights(probes=torch.cat([probes, -probes]), chunk=chunk), weights(probes=probes))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9), st.floats(-800.0, 800.0))
+def test_the_effective_sample_size_is_between_one_and_all(seed, k, shift):
+    log_w = 3.0 * random.normal(random.key(seed), (k, 2), torch.float64)
+    found = likelihood.combine(log_w + shift, torch.ones(2)).ess
+    w = log_w.exp()
+    torch.testing.assert_close(found, w.sum(0) ** 2 / (w**2).sum(0), rtol=1e-10, atol=0)
+    assert ((found > 1 - 1e-9) & (found < k + 1e-9)).all()
 
 
 @settings(max_examples=5)
@@ -170,6 +221,19 @@ def test_the_density_of_any_network_integrates_to_one(dims, points):
     assert abs(log_p.exp().sum() * (axis[1] - axis[0]) ** dims - 1) < 1e-3
 
 
+def test_a_map_over_adaptive_steps_is_refused_and_over_a_fixed_grid_is_not():
+    model, params, x = mixing(0)
+    key = random.key(0)
+
+    def one(x, integrator):
+        return likelihood.log_prob(model, params, x[None], key, integrator=integrator).log_prob[0]
+
+    with pytest.raises(RuntimeError, match=r"integrator: torch.func.vmap cannot map over .* a fixed grid"):
+        torch.func.vmap(lambda x: one(x, ode.dopri5()))(x)
+    mapped = torch.func.vmap(lambda x: one(x, ode.rk4(3)))(x)
+    torch.testing.assert_close(mapped, torch.stack([one(row, ode.rk4(3)) for row in x]))
+
+
 def test_bad_input_is_named():
     model, x, _ = pixels()
     for arguments, error, word in (
@@ -198,6 +262,20 @@ def test_bad_input_is_named():
         likelihood.importance_bound(model, NO_PARAMS, x, random.key(0), [1] * 40, timesteps=2)
     with pytest.raises(ValueError, match="timesteps: expected at least 1"):
         likelihood.importance_bound(model, NO_PARAMS, x, random.key(0))
+    with pytest.raises(ValueError, match="timesteps: expected integers"):
+        likelihood.importance_bound(model, NO_PARAMS, x, random.key(0), timesteps=torch.tensor(0))
+    z, eye = torch.zeros(2, 6, dtype=torch.float64), torch.ones(1, 2, 6, dtype=torch.float64)
+    for call, error, word in (
+        (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z.float()), TypeError, "z_0: expected torch.float64"),
+        (lambda: likelihood.encode(model, NO_PARAMS, z.float()), TypeError, "z: expected torch.float64"),
+        (lambda: likelihood.decode(model, NO_PARAMS, z * math.nan), ValueError, "z: expected finite numbers, got NaN"),
+        (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z + math.inf), ValueError, "z_0: expected finite numbers"),
+        (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z, probes=eye.float()), TypeError, "probes: expected torch"),
+        (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z, probes=eye[:0]), ValueError, "probes: expected at least"),
+        (lambda: likelihood.log_weight(model, NO_PARAMS, x[:2], z.float()), TypeError, "eps: expected torch.float64"),
+    ):
+        with pytest.raises(error, match=word):
+            call()
     broken = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))
     with pytest.raises(ValueError, match="field: example 0 stopped"):
         likelihood.log_prob(model._replace(network=broken), NO_PARAMS, x, random.key(0))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from torch._dynamo.utils import counters
 
-from purevdm import ode, random
+from purevdm import _tableaus, ode, random
 
 ZERO, TWO = torch.zeros(4, dtype=torch.float64), torch.full((4,), 2.0, dtype=torch.float64)
 START = (random.normal(random.key(0), (4, 3), torch.float64), torch.zeros(4, dtype=torch.float64))
@@ -43,13 +44,54 @@ def test_fixed_grids_converge_at_their_order(make, order, stages):
     assert make(40)(field, START, ZERO, TWO).evaluations.tolist() == [40 * stages] * 4
 
 
-def test_the_adaptive_pair_is_of_order_five_and_as_exact_as_it_is_told():
+@pytest.mark.parametrize(("tableau", "order"), [(_tableaus.DOPRI5, 5), (_tableaus.DOP853, 8)])
+def test_the_steps_of_adaptive_pairs_converge_at_their_order(tableau, order):
+    grids = [ode.Integrator(partial(ode._fixed, tableau, steps)) for steps in (5, 10, 20)]
+    errors = [off(grid(field, START, ZERO, TWO)) for grid in grids]
+    assert all(order - 0.2 < math.log2(a / b) < order + 1.2 for a, b in itertools.pairwise(errors)), errors
+
+
+@pytest.mark.parametrize(("make", "order"), [(ode.dopri5, 5), (ode.dop853, 8)])
+def test_adaptive_steps_gain_by_their_order_and_are_as_exact_as_they_are_told(make, order):
     tolerances = (1e-6, 1e-8, 1e-10, 1e-12)
-    runs = [ode.dopri5(tolerance, tolerance)(field, START, ZERO, TWO) for tolerance in tolerances]
+    runs = [make(tolerance, tolerance)(field, START, ZERO, TWO) for tolerance in tolerances]
     errors, work = [off(run) for run in runs], [run.evaluations.double().mean().item() for run in runs]
     assert all(error < 10 * tolerance for error, tolerance in zip(errors, tolerances, strict=True))
     orders = [math.log(errors[i] / errors[i + 1]) / math.log(work[i + 1] / work[i]) for i in (1, 2)]
-    assert all(4.7 < order < 6 for order in orders)
+    assert all(found > order - 0.3 for found in orders)
+
+
+@pytest.mark.parametrize("tableau", [_tableaus.HEUN, _tableaus.RK4, _tableaus.DOPRI5, _tableaus.DOP853])
+def test_the_coefficients_satisfy_their_conditions(tableau):
+    """Each stage is at the sum of its row. Steps integrate powers of t exactly up to their order."""
+    nodes, weights = (torch.tensor(x, dtype=torch.float64) for x in (tableau.nodes, tableau.weights))
+    for node, row in zip(tableau.nodes, tableau.rows, strict=True):
+        assert sum(row) == pytest.approx(node, abs=1e-13)
+    order = tableau.order or {2: 2, 4: 4}[len(tableau.nodes)]
+    for power in range(order):
+        assert weights @ nodes**power == pytest.approx(1 / (power + 1), abs=1e-13)
+    assert abs(weights @ nodes**order - 1 / (order + 1)) > 1e-7
+    for errors in tableau.errors:
+        assert sum(errors) == pytest.approx(0.0, abs=1e-13)
+    if tableau.errors:
+        assert tableau.rows[-1] == tableau.weights[:-1]
+
+
+def test_dop853_takes_the_steps_of_its_authors():
+    """SciPy's first steps of one example, by the same rule where the state is one tensor."""
+    integrate = pytest.importorskip("scipy.integrate")
+    y, tolerance = START[0][0], 1e-9
+    a = torch.arange(1, 4, dtype=torch.float64)
+    other = integrate.solve_ivp(
+        lambda t, y: -a.numpy() * y + math.sin(3 * t), (0.0, 2.0), y.numpy(), "DOP853", rtol=tolerance, atol=tolerance
+    )
+
+    def alone(t, state):
+        return (-a * state[0] + torch.sin(3 * t)[:, None],)
+
+    done = ode.dop853(tolerance, tolerance)(alone, (y[None],), ZERO[:1], TWO[:1])
+    torch.testing.assert_close(done.state[0][0], torch.from_numpy(other.y[:, -1]), rtol=0, atol=20 * tolerance)
+    assert abs(done.evaluations.item() - other.nfev) <= 36
 
 
 def test_it_goes_back_to_where_it_came_from():
