@@ -27,7 +27,7 @@ class Measurement(NamedTuple):
         total: the mean of -log p(x) and its standard error over examples. That error holds the noise of the weights, which
             is a part of what examples differ by.
         sampling: the part of that error that comes from the weights: what another key would change on the same examples.
-            NaN for one sample, whose spread is unknown.
+            NaN for one sample, whose spread is unknown, and too small where a few weights dominate (see ``Estimate``).
         samples: K, how many weights each example has. With finite K the mean is on average too high.
         evaluations: how often the network was applied to an example, the mean.
         examples: how many.
