@@ -39,7 +39,7 @@ from purevdm.training.data import Dataset, batch
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, one of its checkpoints, or an official .flax file."""
+    """A run's folder, one of its checkpoints, digits.py's params.safetensors, or an official .flax file."""
     path: str | None = None
     """Where a run's data are, if not where they were in training."""
     data: Data = field(default_factory=lambda: Data(source="cifar10", path="data"))
