@@ -24,7 +24,7 @@ def test_letters_are_ink_in_blocks():
     assert len({tuple(letter.flatten().tolist()) for letter in found}) == 24
     # H is symmetric, with two full stems and a bar; T has a bar on top
     letter = dict(zip("ABCDEFGHJKLMNPQRSTUVWXYZ", found[:, 0].double(), strict=True))
-    assert (letter["H"] - letter["H"].flip(1)).abs().max() <= 2
+    assert (letter["H"] - letter["H"].flip(1)).abs().max() <= 4  # a block's column
     assert letter["T"][0].mean() > 2 * letter["T"][-1].mean()
     assert ((found.double().mean((1, 2, 3)) > 2) & (found.double().mean((1, 2, 3)) < 10)).all()
 
