@@ -1,16 +1,20 @@
-"""The density of real-valued points: the swirl's, by the bound of a variational diffusion model, as a heat map.
+"""The density of real-valued points: the swirl's, by the bound of a variational diffusion model and by its probability flow,
+as heat maps.
 
     python examples/density.py
 
 Trains on fresh points of a noisy spiral, whose density is known as an integral along the curve. Prints the test bound in
-nats beside the true entropy, and how much mass exp(-bound) has on the map. It is at most 1, but for the error of a mean of
-noises, which exp makes a little larger. Writes density.png: points, exp(-bound), the true density.
+nats beside the flow's figure and the true entropy, and how much mass each has on the map. Of exp(-bound) that is at most 1,
+but for the error of a mean of noises, which exp makes a little larger. The flow's density has a mass of 1, of which a sum
+over cells misses or doubles what is finer than they are. Writes density.png: exp(-bound), the density by the flow, the true
+one; and points, and the last two as logarithms.
 """
 
 import argparse
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -21,13 +25,13 @@ from swirl import scatter, spiral
 from tqdm import tqdm
 
 import purevdm
-from purevdm import elbo, random
-from purevdm.evaluation import evaluate
+from purevdm import elbo, evaluation, likelihood, ode, random
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 EXTENT = 24.0  # the map's half width
+DEPTH = 25.0  # nats below the highest log density that the map shows
 
 
 def true_log_density(x: torch.Tensor, pieces: int = 4096) -> torch.Tensor:
@@ -65,23 +69,39 @@ def log_density(model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, 
 
 
 def density_map(model: purevdm.VDM, params, cells: torch.Tensor, key: torch.Tensor, noises: int) -> torch.Tensor:
-    """exp(-bound) of each cell: first by few noises, and by many where that is above a hundredth of a flat map's."""
+    """The bound on log p of each cell: first by few noises, and by many where that is above a hundredth of a flat map's."""
     k_rough, k_fine = random.split(key)
     found = log_density(model, params, cells, k_rough, max(1, noises // 8))
     near = found > math.log(0.01 / (2 * EXTENT) ** 2)
     if near.any():
         found[near] = log_density(model, params, cells[near], k_fine, noises)
-    return found.exp()
+    return found
 
 
-def picture(path: Path, x: torch.Tensor, maps: dict[str, torch.Tensor]) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.7), layout="constrained")
-    scatter(axes[0], x, "points", "C0")
-    axes[0].set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT))
-    brightest = maps["true density"].max().item()
-    for ax, (title, density) in zip(axes[1:], maps.items(), strict=True):
-        ax.imshow(density.numpy(), origin="lower", extent=2 * (-EXTENT, EXTENT), cmap="magma", vmin=0, vmax=brightest)
+def by_flow(
+    model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, tolerance: float, size: int = 4096
+) -> likelihood.Estimate:
+    """log p of each point, (n, 2), by the probability flow with the exact divergence."""
+    flow = partial(likelihood.log_prob, model, integrator=ode.dopri5(tolerance, tolerance))
+    with tqdm(total=len(x), desc=f"flow at {tolerance:g}", leave=False) as bar:
+        return evaluation.likelihoods(model, params, x.split(size), key, estimate=flow, callback=bar.update)
+
+
+def picture(path: Path, x: torch.Tensor, bound: torch.Tensor, flow: torch.Tensor, true: torch.Tensor) -> None:
+    """Maps of log densities, (rows, columns), and points."""
+    figure, axes = plt.subplots(2, 3, figsize=(10.5, 7.3), layout="constrained")
+    scatter(axes[1, 0], x, "points", "C0")
+    axes[1, 0].set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT))
+    highest = true.max().item()
+    shown = dict(origin="lower", extent=2 * (-EXTENT, EXTENT), cmap="magma")
+    for ax, title, found in zip(axes[0], ("exp(-bound)", "by the flow", "true density"), (bound, flow, true), strict=True):
+        ax.imshow(found.exp().numpy(), vmin=0, vmax=math.exp(highest), **shown)
         ax.set_title(title)
+    for ax, title, found in zip(axes[1, 1:], ("log p by the flow", "true log p"), (flow, true), strict=True):
+        image = ax.imshow(found.numpy(), vmin=highest - DEPTH, vmax=highest, **shown)
+        ax.set_title(title)
+    figure.colorbar(image, ax=axes[1], label="nats", fraction=0.03, pad=0.01, extend="min")
+    for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -98,10 +118,14 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=4096, help="test points (default: %(default)s)")
     parser.add_argument("--grid", type=int, default=128, help="the map's cells along each axis (default: %(default)s)")
     parser.add_argument("--noises", type=int, default=512, help="times and noises of each cell (default: %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the flow of test points (default: %(default)s)")
+    parser.add_argument("--map-tolerance", type=float, default=1e-3, help="of the flow of cells (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
     if min(args.steps, args.batch, args.test, args.grid, args.noises) < 1:
         parser.error("--steps, --batch, --test, --grid and --noises must be at least 1")
+    if min(args.tolerance, args.map_tolerance) <= 0:
+        parser.error("--tolerance and --map-tolerance must be above 0")
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
 
@@ -134,22 +158,29 @@ def main() -> None:
             bar.set_postfix_str(f"{np.mean(losses[-100:]):.3f} nats")
 
     test = spiral(k_test, args.test)
-    found = evaluate(model, ema, [(test, None)], k_bound, passes=16)
-    truth = -true_log_density(test)
+    found = evaluation.bounds(model, ema, [(test, None)], k_bound, passes=16)
+    exact = by_flow(model, ema, test, k_bound, args.tolerance)
+    surprise = -true_log_density(test)
+    truth = evaluation.Figure(surprise.mean().item(), surprise.std().item() / math.sqrt(len(surprise)))
     centres = ((torch.arange(args.grid, device=args.device) + 0.5) / args.grid * 2 - 1) * EXTENT
     cells = torch.cartesian_prod(centres, centres).flip(1)  # rows of the map run along the second coordinate
-    shape = (args.grid, args.grid)
-    bound = density_map(model, ema, cells, k_map, args.noises).cpu()
-    maps = {"exp(-bound)": bound.reshape(shape), "true density": true_log_density(cells).exp().reshape(shape)}
-    picture(args.out / "density.png", spiral(k_scale, 2048), maps)
+    maps = dict(
+        bound=density_map(model, ema, cells, k_map, args.noises).cpu(),
+        flow=by_flow(model, ema, cells, k_map, args.map_tolerance).log_prob,
+        true=true_log_density(cells),
+    )
+    picture(args.out / "density.png", spiral(k_scale, 2048), **{k: v.reshape(args.grid, -1) for k, v in maps.items()})
     area = (2 * EXTENT / args.grid) ** 2
-    mass = {title: density.sum().item() * area for title, density in maps.items()}
+    mass = {name: f"{log_p.exp().sum().item() * area:.4f}" for name, log_p in maps.items()}
 
-    print(f"test bound          {found.total} {found.unit} ({args.steps} steps, {args.test} points)")
-    print(f"true density        {truth.mean():.4f} +- {truth.std() / math.sqrt(len(truth)):.4f} nats")
+    bound, flow = evaluation.summary(model, found, 16), evaluation.measurement(model, exact)
+    print(f"test bound          {bound.total} {bound.unit} ({args.steps} steps, {args.test} points)")
+    print(f"by the flow         {flow.total} {flow.unit} ({flow.evaluations:.0f} evaluations a point)")
+    print(f"bound - flow        {evaluation.difference(model, found, exact)} {flow.unit}, paired")
+    print(f"true density        {truth} nats")
     broad = 0.5 * torch.logdet(2 * math.pi * math.e * x.T.double().cov()).item()
     print(f"one Gaussian        {broad:.4f} nats")
-    print(f"mass on the map     {mass['exp(-bound)']:.4f} (the true density's, by the same sum: {mass['true density']:.4f})")
+    print(f"mass on the map     {mass['bound']} exp(-bound), {mass['flow']} by the flow, {mass['true']} of the true density")
     tqdm.write(f"the map is {args.out}/density.png, after {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 

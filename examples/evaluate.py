@@ -5,16 +5,18 @@ standard errors.
     python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
     python examples/evaluate.py runs/a --compare runs/b                          # paired: the error of the difference
     python examples/evaluate.py runs/a --save bounds.npz --profile profile.png   # of each image; where the loss comes from
+    python examples/evaluate.py runs/a --method elbo flow iwae --samples 8       # the bound, and log p(x), in one table
     python examples/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
     torchrun --nproc-per-node 4 examples/evaluate.py runs/a                      # the same figures, sooner
 
 The form of an official model is read off its parameters. Errors are over examples; each example's bound is the mean over
-the passes.
+the passes. The table of methods says more of what it holds in examples/methods.py.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,6 +24,7 @@ import numpy as np
 import optree
 import torch
 import tyro
+from methods import Flow, chosen, measure, table, values
 from pictures import profiles
 from presets import Config, Data, Model, build, condition, datasets, keys, load
 from readers import DataError
@@ -36,7 +39,7 @@ from purevdm.training.data import Dataset, batch
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, one of its checkpoints, or an official .flax file."""
+    """A run's folder, one of its checkpoints, digits.py's params.safetensors, or an official .flax file."""
     path: str | None = None
     """Where a run's data are, if not where they were in training."""
     data: Data = field(default_factory=lambda: Data(source="cifar10", path="data"))
@@ -44,14 +47,25 @@ class Arguments:
     gamma: tuple[float, float] = (-13.3, 5.0)
     """For an official checkpoint: the endpoints between which its network normalises gamma."""
     split: Literal["train", "test"] = "test"
+    method: tuple[Literal["elbo", "flow", "iwae"], ...] = ("elbo",)
+    """One or several: the bound, log p(x) by the probability flow, bounds by importance-weighted trajectories. With more
+    than elbo, a table of them all."""
+    dequantisation: tuple[Literal["variational", "truncated", "uniform", "none"], ...] = ()
+    """Of the flow, one or several; left out, variational for discrete data and none for real."""
+    samples: tuple[int, ...] = ()
+    """K of the flow and of iwae, one or several; 1 where left out."""
+    steps: int | None = None
+    """T of iwae's trajectories; left out, the model's own number, or 100 in continuous time."""
+    flow: tyro.conf.OmitArgPrefixes[Flow] = field(default_factory=Flow)
     compare: Path | None = None
     """Another run, checkpoint or official file, on the same data and noise."""
     save: Path | None = None
-    """An .npz file for the terms of each example: recon, prior, diffusion and total, nats."""
+    """An .npz file for the terms of each example: recon, prior, diffusion and total, nats; of several methods -log p(x) by
+    each."""
     profile: Path | None = None
     """A PNG file for the diffusion loss against time and against gamma; of both models with compare."""
     passes: int = 1
-    """Passes of times over the data."""
+    """Passes of the bound's times over the data."""
     timesteps: int | None = None
     """T discrete steps, 0 for continuous time; as in training where left out."""
     examples: int | None = None
@@ -79,6 +93,7 @@ def main() -> None:
         sys.exit("passes, batch, examples: expected at least 1")
     if args.compare and args.save:
         sys.exit("save: expected no compare with it; save the bounds of each")
+    check_methods(args)
     group = parallel.join(args.device)
     try:
         evaluate(args, group)
@@ -86,6 +101,27 @@ def main() -> None:
         sys.exit(str(error))
     finally:
         parallel.leave()
+
+
+LEAST = "samples, steps, chunk: expected at least 1"
+
+
+def check_methods(args: Arguments) -> None:
+    """Refuses options of methods that do not go together."""
+    flow, several = args.flow, args.method != ("elbo",)
+    for wrong, message in (
+        (not args.method, "method: expected at least one"),
+        (several and args.compare, "compare: expected method elbo alone; measure each model, and save"),
+        (several and args.profile, "profile: expected method elbo alone, as it is of the bound"),
+        (args.dequantisation and "flow" not in args.method, "dequantisation: expected method flow"),
+        (args.samples and not {"flow", "iwae"} & {*args.method}, "samples: expected method flow or iwae"),
+        (args.steps is not None and "iwae" not in args.method, "steps: expected method iwae"),
+        (min((*args.samples, *(n for n in (args.steps, flow.chunk) if n is not None), 1)) < 1, LEAST),
+        (flow.probes < 0, "probes: expected at least 0"),
+        (not (0 < flow.rtol < 1 and 0 < flow.atol < 1), "rtol, atol: expected between 0 and 1"),
+    ):
+        if wrong:
+            sys.exit(message)
 
 
 def evaluate(args: Arguments, group: parallel.Group) -> None:
@@ -97,6 +133,8 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
     n = min(data.size, args.examples or data.size)
     if not all(torch.equal(beginning(data), beginning(other)) for other in sets[1:]):
         sys.exit(f"compare: expected a model of the same data, {data.name}, got one of {sets[1].name}")
+    if args.method != ("elbo",):
+        return by_methods(runs[0], data, n, args, group)
     options = dict(key=random.key(args.seed, device=group.device), passes=args.passes, group=group)
 
     def over_batches(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
@@ -129,6 +167,28 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
         profiles(curves, args.profile)
 
 
+def by_methods(run: Run, data: Dataset, n: int, args: Arguments, group: parallel.Group) -> None:
+    """Prints the table of several methods, or saves what each says of every example."""
+    measured = []
+    try:
+        for method in chosen(run.model, args.method, args.dequantisation, args.samples, args.steps):
+            told = partial(told_by, run.config)
+            pair, how = (run.model, run.params), (args.flow, told, args.compile, args.passes)
+            batches, key = labelled(data, n, args.batch, group.device), random.key(args.seed, device=group.device)
+            with tqdm(total=n, desc=method.name, disable=group.rank > 0) as bar:
+                measured.append(measure(method, *pair, *how, batches, key=key, group=group, callback=bar.update))
+    except ValueError as error:
+        sys.exit(str(error))
+    if group.rank > 0:
+        return
+    flow = f", flow at rtol {args.flow.rtol:g}, atol {args.flow.atol:g}, {args.flow.probes or 'no'} probes"
+    print(f"{data.name}: {n} examples{flow if 'flow' in args.method else ''}")
+    print(table(run.model, measured))
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(args.save, **values(measured))
+
+
 def restored(path: Path, args: Arguments, device: torch.device) -> Run:
     """A checkpoint with what the arguments change."""
     if path.suffix == ".flax":
@@ -140,11 +200,15 @@ def restored(path: Path, args: Arguments, device: torch.device) -> Run:
 
 
 def bound_of(run: Run, compile: bool) -> Callable[..., ELBO]:
-    """A model's bound on images as they are, with their classes, of which it is told what it takes."""
-    elbo = torch.compile(run.model.elbo, fullgraph=True) if compile else run.model.elbo
+    """A model's bound on images as they are, with their classes."""
+    return told_by(run.config, torch.compile(run.model.elbo, fullgraph=True) if compile else run.model.elbo)
 
-    def told(params: dict[str, Any], x: torch.Tensor, key: torch.Tensor, labels: torch.Tensor | None) -> ELBO:
-        return elbo(params, x, key, condition(run.config, torch.zeros(len(x), device=x.device), labels))
+
+def told_by(config: Config, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of images as they are, with their classes, of which the model is told what it takes."""
+
+    def told(params: dict[str, Any], x: torch.Tensor, key: torch.Tensor, labels: torch.Tensor | None) -> Any:
+        return call(params, x, key, condition(config, torch.zeros(len(x), device=x.device), labels))
 
     return told
 

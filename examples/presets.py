@@ -9,7 +9,7 @@ import readers
 import torch
 
 import purevdm
-from purevdm import decoders, networks, random, schedules
+from purevdm import decoders, interop, networks, random, schedules
 from purevdm.training import AdamW, checkpoint
 from purevdm.training.data import Dataset, batch, split
 
@@ -353,7 +353,8 @@ def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, 
     """A checkpoint's configuration (with changes), data, model and averaged parameters.
 
     Args:
-        path: a checkpoint, or the folder of a run, which stands for its best checkpoint, or its latest.
+        path: a checkpoint, or the folder of a run, which stands for its best checkpoint, or its latest; or the
+            params.safetensors that digits.py writes, of the digits preset's model, its seed 0 unless changed.
         device: where to.
         changes: to the configuration's data or model: ``{"data.path": ...}``.
 
@@ -363,7 +364,8 @@ def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, 
     if (path / "checkpoints").is_dir():
         folder = path / "checkpoints"
         path = checkpoint.best(folder) or checkpoint.latest(folder) or path
-    found = checkpoint.notes(path)["extra"]
+    alone = path.suffix == ".safetensors"
+    found = as_json(replace(PRESETS["digits"][1], seed=0)) if alone else checkpoint.notes(path)["extra"]
     for name, value in changes.items():
         part, _, entry = name.partition(".")
         found[part][entry] = value
@@ -371,4 +373,9 @@ def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, 
     train, test = datasets(config.data, keys(config.seed)["split"])
     model = build(config, train.event_shape, train.vocab_size, train.classes)
     like = model.init(random.key(0, device=device))
-    return config, train, test, model, checkpoint.load_params(path, like)
+    if not alone:
+        return config, train, test, model, checkpoint.load_params(path, like)
+    try:
+        return config, train, test, model, interop.load_params(path, like, device)
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(str(error)) from None

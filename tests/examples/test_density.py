@@ -4,11 +4,12 @@ import math
 import sys
 
 import density
+import sources
 import swirl
 import torch
 
 import purevdm
-from purevdm import decoders, networks, random, schedules
+from purevdm import decoders, networks, ode, random, schedules
 
 
 def run(main, monkeypatch, capsys, *arguments):
@@ -50,10 +51,32 @@ def test_the_log_density_of_a_point_is_its_bound():
 
 
 def test_a_run_prints_what_it_promises(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(density.ode, "dopri5", lambda rtol, atol: ode.rk4(20))  # few steps whatever the tolerance
     arguments = ("--steps", 3, "--test", 64, "--grid", 12, "--noises", 8, "--eager", "--out", tmp_path)
     lines = run(density.main, monkeypatch, capsys, *arguments)
-    bound, truth = (float(lines[name].split()[0]) for name in ("test bound", "true density"))
+    bound, flow, gap, truth = (
+        float(lines[name].split()[0]) for name in ("test bound", "by the flow", "bound - flow", "true density")
+    )
     assert truth < bound < math.inf
+    assert truth < flow
+    assert abs(bound - flow - gap) < 2e-4
+    assert "nats (80 evaluations a point)" in lines["by the flow"]
     assert "nats (3 steps, 64 points)" in lines["test bound"]
-    assert float(lines["mass on the map"].split()[0]) >= 0
+    of_bound, of_flow, of_truth = (float(part.split()[0]) for part in lines["mass on the map"].split(", "))
+    assert 0 <= of_bound <= 1
+    assert of_flow >= 0
+    assert 0.9 < of_truth < 1.1  # cells of 16 standard deviations
     assert (tmp_path / "density.png").stat().st_size > 5_000
+
+
+def test_by_the_flow_a_gaussian_has_its_density():
+    """Of points of a known Gaussian: its own density, wider by the noise left at time 0; its sum over cells is 1."""
+    std, gamma_0 = 0.8, -5.0
+    model = purevdm.vdm(sources.gaussian(std), schedules.fixed_linear(gamma_0, 12.0), (2,), decoder=decoders.gaussian())
+    centres = (torch.arange(24) + 0.5) / 24 * 8 - 4
+    cells = torch.cartesian_prod(centres, centres)
+    found = density.by_flow(model, {"network": {}, "schedule": {}}, cells, random.key(0), 1e-4, size=300)
+    variance = std**2 + math.exp(gamma_0)
+    want = -0.5 * cells.double().square().sum(1) / variance - math.log(2 * math.pi * variance)
+    torch.testing.assert_close(found.log_prob, want, rtol=2e-3, atol=5e-3)
+    assert abs(found.log_prob.exp().sum() / 9 - 1) < 5e-3

@@ -1,0 +1,170 @@
+"""Ways to measure -log p(x) of a data set, beside each other as one table: the bound, the probability flow by several
+dequantisations, importance-weighted trajectories."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from purevdm import ELBO, VDM, evaluation, likelihood, ode
+from purevdm.likelihood import Estimate
+
+Told = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How the probability flow is integrated."""
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    """The integrator's tolerances; 1e-3 costs a fraction of the evaluations."""
+    probes: int = 1
+    """How many probes estimate the divergence, each unbiased; 0 computes it exactly, by as many products as dimensions."""
+    chunk: int | None = None
+    """How many probes or products at once; fewer need less memory."""
+
+
+class Method(NamedTuple):
+    """A line of the table; what does not apply is 0 or empty."""
+
+    kind: str
+    dequantisation: str = ""
+    samples: int = 1
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        if self.kind == "elbo":
+            return "elbo"
+        form = self.dequantisation if self.kind == "flow" else f"T{self.steps}"
+        return f"{self.kind}_{form}_K{self.samples}"
+
+
+class Measured(NamedTuple):
+    """What a method found: of each example, and in how many seconds."""
+
+    method: Method
+    found: ELBO | Estimate
+    evaluations: float
+    seconds: float
+
+
+def chosen(
+    model: VDM, kinds: tuple[str, ...], dequantisations: tuple[str, ...], samples: tuple[int, ...], steps: int | None
+) -> list[Method]:
+    """The lines that some options ask for, each once.
+
+    Raises:
+        ValueError: a dequantisation that does not fit the data.
+    """
+    real = model.decoder.log_probs is None
+    fitting = likelihood.REAL if real else likelihood.DISCRETE
+    for entry in dequantisations:
+        if entry not in fitting:
+            data = "real" if real else "discrete"
+            raise ValueError(f"dequantisation: expected {' or '.join(fitting)} for {data} data, got {entry}")
+    found = []
+    for kind in kinds:
+        if kind == "elbo":
+            found.append(Method("elbo", steps=model.timesteps))
+        elif kind == "flow":
+            for entry in dequantisations or fitting[:1]:
+                # Without dequantisation all samples are the same.
+                found += [Method("flow", entry, k) for k in ((1,) if entry == "none" else samples or (1,))]
+        else:
+            found += [Method("iwae", samples=k, steps=steps or model.timesteps or 100) for k in samples or (1,)]
+    return list(dict.fromkeys(found))
+
+
+def measure(
+    method: Method,
+    model: VDM,
+    params: dict,
+    flow: Flow,
+    told: Told,
+    compile: bool,
+    passes: int,
+    batches: Any,
+    **options: Any,
+) -> Measured:
+    """One method over a data set. ``told`` makes of a function of (params, x, key, cond) one of what batches hold, and
+    ``options`` are those of :func:`purevdm.evaluation.bounds`. Seconds include compilation."""
+    started = time.perf_counter()
+    if method.kind == "elbo":
+        call: Callable[..., Any] = model.elbo
+    elif method.kind == "flow":
+        call = partial(
+            likelihood.log_prob,
+            model,
+            dequantisation=method.dequantisation,
+            samples=method.samples,
+            integrator=ode.dopri5(flow.rtol, flow.atol),
+            probes=flow.probes or None,
+            chunk=flow.chunk,
+        )
+    else:
+        call = partial(likelihood.importance_bound, model, timesteps=method.steps, samples=method.samples)
+    call = told(torch.compile(call, fullgraph=True) if compile else call)
+    if method.kind == "elbo":
+        terms = evaluation.bounds(model, params, batches, passes=passes, elbo=call, **options)
+        return Measured(method, terms, float(passes), time.perf_counter() - started)
+    found = evaluation.likelihoods(model, params, batches, estimate=call, **options)
+    return Measured(method, found, found.evaluations.double().mean().item(), time.perf_counter() - started)
+
+
+HEADS = ("method", "dequantisation", "K", "T", "-log p, {unit}", "sampling", "less {first}", "evaluations", "a second", "s")
+
+
+def table(model: VDM, measured: list[Measured]) -> str:
+    """The lines beside each other: -log p with its standard error over examples, the part of that error that comes from
+    sampling the weights (too small where a few of them dominate), the paired difference from the first line, how often the
+    network was applied to an example, how often a second to any, and seconds."""
+    rows: list[tuple[str, ...]] = []
+    for row in measured:
+        method, found = row.method, row.found
+        if isinstance(found, ELBO):
+            summary = evaluation.summary(model, found)
+            total, unit, sampling = summary.total, summary.unit, math.nan
+        else:
+            figures = evaluation.measurement(model, found)
+            total, unit, sampling = figures.total, figures.unit, figures.sampling
+        gap = "" if row is measured[0] else str(evaluation.difference(model, found, measured[0].found))
+        n = len(found.total if isinstance(found, ELBO) else found.log_prob)
+        rows.append(
+            (
+                method.kind,
+                method.dequantisation,
+                "" if method.kind == "elbo" else str(method.samples),
+                str(method.steps) if method.steps else "",
+                str(total),
+                "" if math.isnan(sampling) else f"{sampling:.4f}",
+                gap,
+                f"{row.evaluations:.0f}",
+                f"{row.evaluations * n / row.seconds:.0f}",
+                f"{row.seconds:.1f}",
+            )
+        )
+    heads = tuple(head.format(unit=unit, first=measured[0].method.name) for head in HEADS)
+    filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    lines = ["  ".join(f"{line[i]:{'<' if i < 2 else '>'}{widths[i]}}" for i in filled).rstrip() for line in (heads, *rows)]
+    return "\n".join(lines)
+
+
+def values(measured: list[Measured]) -> dict[str, np.ndarray]:
+    """-log p(x) of each example by each method, nats, and its standard error where there are several samples."""
+    found = {}
+    for row in measured:
+        if isinstance(row.found, ELBO):
+            found[row.method.name] = row.found.total.numpy()
+        else:
+            found[row.method.name] = -row.found.log_prob.numpy()
+            if row.method.samples > 1:
+                found[f"{row.method.name}_error"] = row.found.error.numpy()
+    return found
