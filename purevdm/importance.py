@@ -84,9 +84,7 @@ def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float 
     if not bins * 1e-6 <= _checks.real("uniform", uniform) <= 1.0:
         raise ValueError(f"uniform: expected a number in [{bins * 1e-6:g}, 1], got {uniform}")
     settings = Warped(base, bins, float(uniform), _checks.probability("rate", rate))
-    return base._replace(
-        init=partial(_init, settings), gamma=partial(_gamma, settings), observe=partial(_observe, settings)
-    )
+    return base._replace(init=partial(_init, settings), gamma=partial(_gamma, settings), observe=partial(_observe, settings))
 
 
 # The mathematics
@@ -97,14 +95,15 @@ def optimal(square: Tensor, uniform: float = 0.0) -> Tensor:
     loss's second moment, with a part that is uniform.
 
     Args:
-        square: the second moment in each bin, (bins,), not negative.
+        square: the second moment in each bin, (bins,), not negative. Where all are 0, the density is uniform.
         uniform: the part.
 
     Returns:
         (bins,), of mean 1.
     """
     root = square.sqrt()
-    return uniform + (1.0 - uniform) * root / root.mean()
+    mean = root.mean()
+    return uniform + (1.0 - uniform) * torch.where(mean > 0, root / mean, 1.0)
 
 
 def edges(density: Tensor) -> Tensor:
@@ -151,8 +150,7 @@ def _second_moment(warp: Params) -> Tensor:
     square, visits = warp["square"].detach(), warp["visits"].detach()
     bins, seen = visits.shape[0], visits.sum()
     mean = torch.where(seen > 0, square.sum() / seen, 1.0)
-    # A thousandth always: a bin that was not visited for long keeps a number.
-    unseen = (1.0 - seen).clamp(min=1e-3) / bins
+    unseen = (1.0 - seen).clamp(min=1e-6) / bins  # never none, for bins that were not visited for long
     return (square + unseen * mean) / (visits + unseen)
 
 

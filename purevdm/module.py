@@ -27,7 +27,8 @@ class Module(torch.nn.Module):
 
     Its parameters are copies of the leaves, named by their paths as in checkpoints (``params.network.dense1.kernel``), and
     change as an optimiser changes them. Leaves that are not floating-point take no gradient. :meth:`tree` gives them back.
-    The buffers of ``networks.from_module``, and the histogram of a warped schedule, are buffers here, too. Keys that modules use themselves get an underscore more.
+    The buffers of ``networks.from_module`` are buffers here, too, and so is the histogram of a warped schedule. Keys that
+    modules use themselves get an underscore more.
 
     Args:
         function: a method of a model, or any other function of parameters; ``torch.compile(model.loss_fn)`` too.

@@ -125,7 +125,7 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) 
         loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
         loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        return optree.tree_unflatten(spec, grads), (loss.detach(), optree.tree_map(torch.detach, stats))
+        return optree.tree_unflatten(spec, grads), (loss.detach(), optree.tree_map(torch.detach, stats))  # type: ignore[arg-type]
 
     return grad_fn
 
