@@ -59,14 +59,15 @@ def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float 
     """A schedule whose times are drawn by importance: ``base`` at warp(t), which starts as t itself.
 
     The histogram takes no gradient, and ``base`` learns as it does alone. In T steps the bound depends on the interior, so
-    that a warp makes another model. Losses then do not move the histogram, and ``training.gradients`` refuses. To go on
-    without a warp, take ``base`` and its parameters, ``params["schedule"]["base"]``.
+    that a warp makes another model. Losses then do not move the histogram, and ``training.gradients`` refuses. A sampler's
+    steps that are even in time follow the warp; those of ``grid="gamma"`` do not. To go on without a warp, take ``base`` and
+    its parameters, ``params["schedule"]["base"]``.
 
     Args:
         base: any schedule.
         bins: of the histogram, even in the base's time.
         uniform: the part of times that stays uniform, whatever the losses; so no weight exceeds 1 / uniform.
-        rate: how much of the histogram stays in a step.
+        rate: how much of the histogram stays in a step; nearer to 1 for small batches.
 
     Returns:
         A schedule with the parameters ``{"base": ..., "warp": {"square": (bins,), "visits": (bins,)}}``: moving averages
@@ -106,11 +107,14 @@ def optimal(square: Tensor, uniform: float = 0.0) -> Tensor:
     return uniform + (1.0 - uniform) * torch.where(mean > 0, root / mean, 1.0)
 
 
-def edges(density: Tensor) -> Tensor:
-    """The distribution function at the edges of the bins, (bins + 1,): from 0 to 1, both exact."""
-    inner = density.double().cumsum(0)[:-1] / density.shape[0]
-    ends = torch.tensor([0.0, 1.0], dtype=density.dtype, device=density.device)
-    return torch.cat([ends[:1], inner.to(density.dtype), ends[1:]])
+def edges(p: Tensor) -> Tensor:
+    """The distribution function at the edges of the bins, (bins + 1,), of a density p over even bins, (bins,), of mean 1.
+
+    From 0 to 1, both exact.
+    """
+    inner = p.double().cumsum(0)[:-1] / p.shape[0]
+    ends = torch.tensor([0.0, 1.0], dtype=p.dtype, device=p.device)
+    return torch.cat([ends[:1], inner.to(p.dtype), ends[1:]])
 
 
 def warp(edges: Tensor, u: Tensor) -> Tensor:
@@ -126,11 +130,11 @@ def _bin(edges: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return low, high - low, index
 
 
-def observe(warp: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: float) -> Params:
+def observe(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: float) -> Params:
     """The histogram moved by a batch; linear in the mean over its examples, so that pieces and processes average theirs.
 
     Args:
-        warp: the histogram, ``{"square": (bins,), "visits": (bins,)}``.
+        histogram: ``{"square": (bins,), "visits": (bins,)}``, as :func:`warped` says.
         edges: those that the losses were computed under, (bins + 1,).
         u: the times, (B,), before the warp.
         losses: each example's diffusion loss, (B,), weight included.
@@ -141,13 +145,13 @@ def observe(warp: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: float)
     found = losses * (width * bins)  # without the weight 1 / p
     hits = (index[:, None] == torch.arange(bins, device=u.device)).to(u.dtype)
     seen = {"square": (hits * found.square()[:, None]).mean(0), "visits": hits.mean(0)}
-    return {name: rate * warp[name] + (1.0 - rate) * part for name, part in seen.items()}
+    return {name: rate * histogram[name] + (1.0 - rate) * part for name, part in seen.items()}
 
 
-def _second_moment(warp: Params) -> Tensor:
+def _second_moment(histogram: Params) -> Tensor:
     """In each bin, (bins,), up to a factor. What the averages have not seen yet, they are taken to have seen at the overall
     mean."""
-    square, visits = warp["square"].detach(), warp["visits"].detach()
+    square, visits = histogram["square"].detach(), histogram["visits"].detach()
     bins, seen = visits.shape[0], visits.sum()
     mean = torch.where(seen > 0, square.sum() / seen, 1.0)
     unseen = (1.0 - seen).clamp(min=1e-6) / bins  # never none, for bins that were not visited for long

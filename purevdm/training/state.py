@@ -157,7 +157,8 @@ def train_step(
             move by this batch, under the parameters that the gradients are taken at. Processes average theirs.
 
     Returns:
-        The next state, and what to log: the loss and its parts in bits/dim, the gradient's norm, the learning rate.
+        The next state, and what to log: the loss and its parts in bits/dim, the gradient's norm, the learning rate. The
+        histogram of a warped schedule is the one that ``grad_fn`` returns.
 
     Raises:
         TypeError, ValueError: settings out of their range.
