@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import constant
+from purevdm._compile import constant, fixed
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
@@ -119,15 +119,17 @@ def edges(p: Tensor) -> Tensor:
 
 def warp(edges: Tensor, u: Tensor) -> Tensor:
     """The inverse of the distribution function, at times u of any shape: increasing, from 0 to 1, a line in each bin."""
-    low, width, index = _bin(edges, u)
-    return (index.to(u.dtype) + (u - low) / width) / (edges.shape[0] - 1)
+    hits, bins = _hits(edges, u), fixed(edges.shape[0] - 1)
+    low, width = (hits * edges[:-1]).sum(-1), (hits * edges.diff()).sum(-1)
+    index = (hits * torch.arange(bins, dtype=u.dtype, device=u.device)).sum(-1)
+    return (index + (u - low) / width) / bins
 
 
-def _bin(edges: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The lower edge, the width and the number of the bin that each u lies in."""
+def _hits(edges: Tensor, u: Tensor) -> Tensor:
+    """1 in the bin that each u lies in, and 0 in the rest, (..., bins)."""
+    # Under vmap, `gather` and `cat` of these would tie a dynamic graph to one size of batch (2.13).
     index = (u[..., None] >= edges[1:-1]).sum(-1)
-    low, high = (edges.gather(0, at.reshape(-1)).reshape(index.shape) for at in (index, index + 1))
-    return low, high - low, index
+    return (index[..., None] == torch.arange(fixed(edges.shape[0] - 1), device=u.device)).to(u.dtype)
 
 
 def observe(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: float) -> Params:
@@ -140,10 +142,9 @@ def observe(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: f
         losses: each example's diffusion loss, (B,), weight included.
         rate: how much of the histogram stays.
     """
-    bins = edges.shape[0] - 1
-    _, width, index = _bin(edges, u)
-    found = losses * (width * bins)  # without the weight 1 / p
-    hits = (index[:, None] == torch.arange(bins, device=u.device)).to(u.dtype)
+    hits = _hits(edges, u)
+    p = (hits * edges.diff()).sum(-1) * (edges.shape[0] - 1)
+    found = losses * p  # without the weight 1 / p
     seen = {"square": (hits * found.square()[:, None]).mean(0), "visits": hits.mean(0)}
     return {name: rate * histogram[name] + (1.0 - rate) * part for name, part in seen.items()}
 
