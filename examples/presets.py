@@ -9,7 +9,7 @@ import readers
 import torch
 
 import purevdm
-from purevdm import decoders, interop, networks, random, schedules
+from purevdm import decoders, importance, interop, networks, random, schedules
 from purevdm.training import AdamW, checkpoint
 from purevdm.training.data import Dataset, batch, split
 
@@ -63,6 +63,8 @@ class Model:
     cond_drop: float = 0.0
     """The rate at which the condition is dropped in training, for guidance."""
     self_condition: bool = False
+    predicts: Literal["eps", "x", "v"] = "eps"
+    """What the network predicts: the noise, the data, or v."""
     remat: bool = False
     """Whether blocks are computed again in the backward pass, for less memory."""
     schedule: Literal["fixed_linear", "learned_linear", "monotone_mlp", "monotone_mlp_pinned", "constrained_monotone"] = (
@@ -72,6 +74,8 @@ class Model:
     gamma_max: float = 5.0
     variance: bool = False
     """Whether the schedule's interior follows the variance of the loss (App. I.2)."""
+    importance: bool = False
+    """Whether times are drawn by importance, by a histogram of the loss (purevdm.importance); in continuous time."""
     timesteps: int = 0
     """T, or 0 for continuous time."""
 
@@ -278,6 +282,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
         classes=classes if m.labels else 0,
         cond_drop=m.cond_drop,
         self_condition=m.self_condition,
+        predicts=m.predicts,
     )
     match m.network:
         case "vdm_unet":
@@ -306,6 +311,8 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
             schedule = schedules.monotone_mlp(**endpoints, pin_endpoints=True)
         case name:
             schedule = getattr(schedules, name)(**endpoints)
+    if m.importance:
+        schedule = importance.warped(schedule)
     found = decoder(config.data, event_shape, vocab_size)
     return purevdm.vdm(network, schedule, event_shape, decoder=found, timesteps=m.timesteps)
 

@@ -3,6 +3,7 @@
     python examples/train.py                             # digits, a few minutes on two cores
     python examples/train.py cifar10 --data.path data    # the official CIFAR-10 configuration
     python examples/train.py digits --model.network unet --optimizer.steps 2000 --out runs/mine
+    python examples/train.py digits --model.predicts v --model.importance --out runs/v
     torchrun --nproc-per-node 4 examples/train.py cifar10
     python examples/train.py real --data.path x.npy      # an array of real numbers: the bound is on their density, in nats
 

@@ -27,7 +27,8 @@ class Module(torch.nn.Module):
 
     Its parameters are copies of the leaves, named by their paths as in checkpoints (``params.network.dense1.kernel``), and
     change as an optimiser changes them. Leaves that are not floating-point take no gradient. :meth:`tree` gives them back.
-    The buffers of ``networks.from_module`` are buffers here, too. Keys that modules use themselves get an underscore more.
+    The buffers of ``networks.from_module`` are buffers here, too, and so is the histogram of a warped schedule. Keys that
+    modules use themselves get an underscore more.
 
     Args:
         function: a method of a model, or any other function of parameters; ``torch.compile(model.loss_fn)`` too.
@@ -88,7 +89,7 @@ def _registered(path: str, tree: Any) -> _Room:
     """A module for each dict, which holds the tensors as its parameters and the dicts as its children."""
     if not isinstance(tree, dict):
         raise TypeError(f"{path}: expected a dict of tensors, got {_checks.describe(tree)}")
-    room, constant = _Room(), path == _BUFFERS or path.startswith(f"{_BUFFERS}.")
+    room, constant = _Room(), any(path == kept or path.startswith(f"{kept}.") for kept in _BUFFERS)
     for key, branch in tree.items():
         here = _checks.dotted(path, key)
         if not isinstance(key, str) or not key or "." in key:
@@ -109,7 +110,8 @@ def _registered(path: str, tree: Any) -> _Room:
     return room
 
 
-_BUFFERS = "params.network.buffers"  # of networks.from_module: no optimiser may change them
+# of networks.from_module and importance.warped: no optimiser may change them
+_BUFFERS = ("params.network.buffers", "params.schedule.warp")
 
 
 def _tree(room: torch.nn.Module) -> Params:

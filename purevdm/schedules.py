@@ -61,12 +61,16 @@ class Schedule(NamedTuple):
             them from the schedule's initial parameters.
         contextual: whether gamma sees a context: ``gamma(params, t, context)``, where the context is the example's
             condition as the model's functions are given it (MuLAN, Sahoo et al. 2024, arXiv 2312.13236).
+        observe: for schedules whose parameters hold statistics of the diffusion losses (:mod:`purevdm.importance`):
+            ``observe(params, t, losses) -> branches``, those of ``params`` that a batch with these times and losses, each
+            (B,), nats, moves. None where there are none.
     """
 
     init: Callable[[Key], Params]
     gamma: Callable[..., Tensor]
     endpoints: tuple[float, float] | None = None
     contextual: bool = False
+    observe: Callable[..., Params] | None = None
 
 
 # What all schedules share

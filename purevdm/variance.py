@@ -3,6 +3,7 @@
 In continuous time the bound depends on the schedule's endpoints alone; the interior only says how noisy its Monte Carlo
 estimate is. With gamma(t) = gamma_0 + (gamma_1 - gamma_0) r(t), r from 0 to 1, the endpoints follow the bound and r the
 variance. Since the estimate's mean does not depend on r, the gradient of its variance is that of its square, 2 L dL/dr.
+:mod:`purevdm.importance` lowers the variance without a gradient, under any schedule.
 """
 
 from typing import Any, NamedTuple

@@ -87,15 +87,17 @@ class VDM(NamedTuple):
 
     def loss_and_stats(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Any]]:
         """:meth:`loss_fn` and its parts, for ``has_aux=True``.
 
         Returns:
             The loss, and a dict of the parts ``recon``, ``prior`` and ``diffusion`` (bits/dim, they sum to the loss) and of
-            the endpoints ``gamma_0`` and ``gamma_1`` (means, where a dimension or an example has its own).
+            the endpoints ``gamma_0`` and ``gamma_1`` (means, where a dimension or an example has its own). Under a schedule
+            of :func:`purevdm.importance.warped` in continuous time, also ``schedule``: the branches of
+            ``params["schedule"]`` that this batch moves.
         """
-        terms, levels = self._bound(params, x, key, cond, train)
-        return self._summary(terms, levels.gamma_0, levels.gamma_1)
+        terms, levels, t = self._bound(params, x, key, cond, train)
+        return self._summary(params, terms, levels.gamma_0, levels.gamma_1, t)
 
     def vlb_and_variance_grads(
         self,
@@ -119,7 +121,7 @@ class VDM(NamedTuple):
         n = self._check(params, x, cond)
         noise = self.draw(key, n, train=train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
-        loss, stats = self._summary(terms, curve.gamma_0, curve.gamma_1)
+        loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t)
         return grads, (loss, stats) if has_aux else loss
 
     def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
@@ -293,16 +295,23 @@ class VDM(NamedTuple):
             raise TypeError(f"key.t: expected times of {self.dtype}, got {_checks.describe(key.t)}")
         return key
 
-    def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> tuple[ELBO, schedules.Levels]:
+    def _bound(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool
+    ) -> tuple[ELBO, schedules.Levels, Tensor]:
         n = self._check(params, x, cond)
         noise = self.draw(key, n, train=train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
-        return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels
+        return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t
 
-    def _summary(self, terms: ELBO, gamma_0: Tensor, gamma_1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        stats = {name: term.mean() * self._bits_per_nat for name, term in terms._asdict().items()}
+    def _summary(
+        self, params: Params, terms: ELBO, gamma_0: Tensor, gamma_1: Tensor, t: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        stats: dict[str, Any] = {name: term.mean() * self._bits_per_nat for name, term in terms._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
-        return loss, stats | {"gamma_0": gamma_0.mean(), "gamma_1": gamma_1.mean()}
+        stats |= {"gamma_0": gamma_0.mean(), "gamma_1": gamma_1.mean()}
+        if self.schedule.observe is not None and self.timesteps == 0:
+            stats["schedule"] = self.schedule.observe(params["schedule"], t, terms.diffusion)
+        return loss, stats
 
 
 def _device(params: Params) -> torch.device:

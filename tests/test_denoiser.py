@@ -97,6 +97,49 @@ def test_every_prediction_is_converted():
     torch.testing.assert_close(bounds[2], bounds[0], rtol=1e-10, atol=1e-10)
 
 
+class Joined(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(17, 16)
+
+    def forward(self, z, gamma):
+        return self.layer(torch.cat([z.flatten(1), gamma[:, None]], 1)).reshape(z.shape)
+
+
+UNET = dict(groups=4, fourier=(0,), heads=1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: networks.unet(8, (1, 2), 1, **UNET, **options),
+        lambda **options: networks.vdm_unet(8, 1, **UNET, **options),
+        lambda **options: networks.mlp(8, **options),
+        lambda **options: networks.mixed(networks.mlp(8, **options)),
+        lambda **options: networks.from_module(Joined, **options),
+    ],
+)
+def test_every_network_predicts_v(make):
+    """Its output is v itself, no z added; the loss is gamma' alpha**2 |v - v_hat|**2 / 2; samples and gradients follow."""
+    model = purevdm.vdm(make(predicts="v"), schedules.learned_linear(-4.0, 4.0), (1, 4, 4), 16)
+    assert not model.network.residual
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
+    x = random.randint(random.key(2), (5, 1, 4, 4), 0, 16)
+    noise = model.draw(random.key(3), 5, train=False)
+    gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], noise.t)
+    level, f = process.align(gamma, x), model.decoder.encode(x)
+    z = process.diffuse(f, level, noise.eps)
+    v_hat = denoiser.output(model.network, params["network"], z, gamma)
+    v = process.alpha(level) * noise.eps - process.sigma(level) * f
+    want = 0.5 * slope * (process.alpha(level) * (v - v_hat)).square().sum((1, 2, 3))
+    torch.testing.assert_close(model.elbo(params, x, random.key(3)).diffusion, want, rtol=1e-4, atol=1e-4)
+    grads = torch.func.grad(model.loss_fn)(params, x, random.key(3))
+    assert sum(leaf.abs().sum() for leaf in optree.tree_leaves(grads["network"])) > 0
+    assert model.sample(params, random.key(4), 2, steps=2).shape == (2, 1, 4, 4)
+    with pytest.raises(ValueError, match="predicts: expected one of 'eps', 'x', 'v'"):
+        make(predicts="velocity")
+
+
 def test_a_residual_network_returns_z_where_its_layers_return_nothing():
     network = networks.unet(8, (1,), 1, groups=4)
     z = random.normal(random.key(0), (2, 1, 4, 4))

@@ -87,11 +87,14 @@ def decayed(params: Params) -> Params:
 
     (The official filter names biases and layer norms; its own norms are group norms, whose scales it lets decay.) Of a
     ``torch.nn.Module``, whose trees have the branches ``params`` and ``buffers``, the parameters of two axes and more decay.
+    The histogram of a warped schedule stays.
     """
 
     def decays(path: tuple[Any, ...], leaf: Tensor) -> bool:
         if path[:1] == ("network",) and path[1] in ("params", "buffers"):
             return path[1] == "params" and leaf.ndim > 1
+        if path[:2] == ("schedule", "warp"):
+            return False
         return path[-1] not in ("bias", "scale")
 
     return optree.tree_map_with_path(decays, params)  # type: ignore[arg-type, return-value]

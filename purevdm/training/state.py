@@ -44,7 +44,7 @@ def init(model: VDM, key: Key) -> TrainState:
     return TrainState(0, params, optree.tree_map(torch.clone, params), optimizer.init(params))  # type: ignore[arg-type]
 
 
-GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Tensor]]]]
+GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Any]]]]
 """``(params, x, key, cond) -> (grads, (loss, stats))``, the key a key or the batch's Seeds."""
 
 
@@ -72,8 +72,11 @@ def gradients(
 
     Raises:
         RuntimeError: remat and compile with a PyTorch older than 2.13, whose compiler fails on it.
-        ValueError: remat with variance; from the function, a batch that does not divide into the pieces.
+        ValueError: remat with variance; a schedule of :mod:`purevdm.importance` in T steps; from the function, a batch that
+            does not divide into the pieces.
     """
+    if model.schedule.observe is not None and model.timesteps:
+        raise ValueError(f"timesteps: expected 0 with a warped schedule, as in {model.timesteps} steps it is another model")
     if remat and variance:
         raise ValueError("remat: expected variance=False with it")
     if remat and compile and OLD:  # inductor forgets a buffer in the backward pass
@@ -111,7 +114,7 @@ def gradients(
     return in_pieces
 
 
-def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> GradFn:
+def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) -> GradFn:
     """The gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
     def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
@@ -122,7 +125,7 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Tensor]]
         loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
         loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        return optree.tree_unflatten(spec, grads), (loss.detach(), {name: v.detach() for name, v in stats.items()})
+        return optree.tree_unflatten(spec, grads), (loss.detach(), optree.tree_map(torch.detach, stats))  # type: ignore[arg-type]
 
     return grad_fn
 
@@ -154,7 +157,8 @@ def train_step(
             move by this batch, under the parameters that the gradients are taken at. Processes average theirs.
 
     Returns:
-        The next state, and what to log: the loss and its parts in bits/dim, the gradient's norm, the learning rate.
+        The next state, and what to log: the loss and its parts in bits/dim, the gradient's norm, the learning rate. The
+        histogram of a warped schedule is the one that ``grad_fn`` returns.
 
     Raises:
         TypeError, ValueError: settings out of their range.
@@ -176,6 +180,8 @@ def train_step(
         leaves, spec = optree.tree_flatten(out)  # type: ignore[arg-type]
         out = optree.tree_unflatten(spec, average(list(leaves)))  # type: ignore[assignment]
     grads, (loss, stats) = out
+    kept = stats.get("schedule", {})  # what a warped schedule keeps of the losses
+    stats = {name: value for name, value in stats.items() if name != "schedule"}
     values = {"loss": loss, **stats, "grad_norm": optimizer.global_norm(grads)}
     metrics = dict(zip(values, torch.stack([v.detach().double() for v in values.values()]).tolist(), strict=True))
     bad = [name for name, value in metrics.items() if value != value or abs(value) == float("inf")]
@@ -186,6 +192,8 @@ def train_step(
         grads = {name: optimizer.clip(part, settings.clip_norm) for name, part in grads.items()}
     params = state.params if update is None else _updated(update, state.params, x, key, cond, average)
     params, moments = optimizer.apply(settings, state.step, params, grads, state.moments)
+    if kept:
+        params = params | {"schedule": params["schedule"] | kept}
     ema = optimizer.update_average(settings, state.step, state.ema_params, params)
     metrics["lr"] = optimizer.learning_rate(settings, state.step)
     return TrainState(state.step + 1, params, ema, moments), metrics

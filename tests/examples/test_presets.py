@@ -65,6 +65,33 @@ def test_models_of_every_kind(network, schedule):
     assert all(leaf.isfinite().all() for leaf in optree.tree_leaves(grads))
 
 
+@pytest.mark.parametrize("network", ["vdm_unet", "unet", "mlp"])
+@pytest.mark.parametrize("predicts", ["x", "v"])
+def test_what_networks_predict_and_times_by_importance(network, predicts):
+    m = presets.Model(
+        network=network, embed=8, layers=1, groups=4, fourier=(), flag=False, predicts=predicts, importance=True
+    )
+    model = build(Config(model=m), (1, 4, 4), 17)
+    assert model.network.predicts == predicts
+    assert not model.network.residual
+    params = model.init(random.key(0))
+    loss, stats = model.loss_and_stats(params, torch.zeros(2, 1, 4, 4, dtype=torch.int64), random.key(1))
+    assert loss.isfinite()
+    assert stats["schedule"]["warp"]["visits"].sum() > 0
+
+
+def test_configurations_of_before_predict_the_noise_at_uniform_times():
+    """What a run of version 0.3 left in its checkpoints."""
+    config = PRESETS["digits"][1]
+    found = json.loads(json.dumps(presets.as_json(config)))
+    del found["model"]["predicts"], found["model"]["importance"]
+    assert presets.from_json(found) == config
+    model = build(presets.from_json(found), (1, 8, 8), 17)
+    assert model.network.predicts == "eps"
+    assert model.schedule.observe is None
+    assert model.init(random.key(0))["schedule"].keys() == {"w", "b"}
+
+
 def test_labels_need_classes():
     with pytest.raises(ValueError, match="the data have no classes"):
         build(Config(model=presets.Model(labels=True)), (1, 8, 8), 17)

@@ -22,9 +22,9 @@ from test_interop import pack
 from purevdm import evaluation, networks, random
 
 ROOT = Path(__file__).parents[2]
-TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --model.labels --optimizer.steps 40
- --optimizer.warmup 5 --batch 16 --save-every 4 --eval-every 20 --log-every 1 --eval-passes 1 --samples 4
- --sample-steps 3 --no-compile --data.augment --model.flag --optimizer.ema-rate 0.9""".split()  # noqa: SIM905
+TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --model.labels --model.predicts v --model.importance
+ --optimizer.steps 40 --optimizer.warmup 5 --batch 16 --save-every 4 --eval-every 20 --log-every 1 --eval-passes 1
+ --samples 4 --sample-steps 3 --no-compile --data.augment --model.flag --optimizer.ema-rate 0.9""".split()  # noqa: SIM905
 QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

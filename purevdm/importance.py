@@ -1,0 +1,197 @@
+"""Importance sampling of times, as a schedule: more times where the diffusion loss is large, each with less weight.
+
+In continuous time the bound depends on a schedule's endpoints alone (sec. 5.1, App. I). So to draw the time t from a density
+p, and to weigh its loss by 1 / p(t), is the same as to pass uniform times u through warp, the inverse of p's distribution
+function: gamma(warp(u)) is a schedule with the same endpoints, and its slope carries the weight, as warp'(u) = 1 / p.
+:func:`warped` makes this schedule of any other. Losses, antithetic times, evaluation and samplers use it as they use any
+schedule.
+
+Let l(t) be the diffusion loss at time t of an example under the base schedule. The variance of l(t) / p(t) over examples,
+noise and times is least where p(t) is proportional to sqrt(E[l(t)**2]) (Nichol & Dhariwal 2021, arXiv 2102.09672; Zheng et
+al. 2023, arXiv 2305.03935, learn p by the gradient of the variance instead, as :mod:`purevdm.variance` does). Here p is a
+histogram over the base's time, made of the losses that training saw, at no cost: ``model.loss_and_stats`` returns it moved
+by the batch, and ``training.train_step`` keeps it.
+
+A loop of one's own keeps it in one line:
+
+>>> import optree, torch, purevdm
+>>> from purevdm import importance, networks, random, schedules
+>>> schedule = importance.warped(schedules.learned_linear(), bins=8)
+>>> model = purevdm.vdm(networks.mlp(32), schedule, event_shape=(2,))
+>>> params, x = model.init(random.key(0)), random.randint(random.key(1), (64, 2), 0, 256)
+>>> step = torch.func.grad_and_value(model.loss_and_stats, has_aux=True)
+>>> for i in range(3):
+...     grads, (loss, stats) = step(params, x, random.key(i))
+...     params = optree.tree_map(lambda p, g: p - 1e-4 * g, params, grads)
+...     params["schedule"] |= stats["schedule"]
+>>> importance.density(schedule, params["schedule"]).shape
+torch.Size([8])
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks
+from purevdm._compile import constant, fixed
+from purevdm.schedules import Schedule
+from purevdm.types import Key, Params
+
+__all__ = ["density", "edges", "observe", "optimal", "warp", "warped"]
+
+
+class Warped(NamedTuple):
+    """The settings of :func:`warped`."""
+
+    base: Schedule
+    bins: int
+    uniform: float
+    rate: float
+
+    @constant
+    def numbers(self) -> tuple[int, float, float]:
+        return self.bins, self.uniform, self.rate
+
+
+def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float = 0.95) -> Schedule:
+    """A schedule whose times are drawn by importance: ``base`` at warp(t), which starts as t itself.
+
+    The histogram takes no gradient, and ``base`` learns as it does alone. In T steps the bound depends on the interior, so
+    that a warp makes another model. Losses then do not move the histogram, and ``training.gradients`` refuses. A sampler's
+    steps that are even in time follow the warp; those of ``grid="gamma"`` do not. To go on without a warp, take ``base`` and
+    its parameters, ``params["schedule"]["base"]``.
+
+    Args:
+        base: any schedule.
+        bins: of the histogram, even in the base's time.
+        uniform: the part of times that stays uniform, whatever the losses; so no weight exceeds 1 / uniform.
+        rate: how much of the histogram stays in a step; nearer to 1 for small batches.
+
+    Returns:
+        A schedule with the parameters ``{"base": ..., "warp": {"square": (bins,), "visits": (bins,)}}``: moving averages
+        over batches of the squared losses in each bin, nats**2, and of the part of examples that fell there.
+
+    Raises:
+        TypeError, ValueError: another base than a schedule, one that is warped, fewer than two bins, uniform above 1 or
+            below bins / 10**6, a rate outside of [0, 1).
+    """
+    if not isinstance(base, Schedule):
+        raise TypeError(f"base: expected a purevdm Schedule, got {_checks.describe(base)}")
+    if base.observe is not None:
+        raise ValueError(f"base: expected a schedule that is not warped, got {base!r}")
+    bins = _checks.integer("bins", bins, 2)
+    if not bins * 1e-6 <= _checks.real("uniform", uniform) <= 1.0:
+        raise ValueError(f"uniform: expected a number in [{bins * 1e-6:g}, 1], got {uniform}")
+    settings = Warped(base, bins, float(uniform), _checks.probability("rate", rate))
+    return base._replace(init=partial(_init, settings), gamma=partial(_gamma, settings), observe=partial(_observe, settings))
+
+
+# The mathematics
+
+
+def optimal(square: Tensor, uniform: float = 0.0) -> Tensor:
+    """The density over even bins of time that gives the estimate the least variance: proportional to the square root of the
+    loss's second moment, with a part that is uniform.
+
+    Args:
+        square: the second moment in each bin, (bins,), not negative. Where all are 0, the density is uniform.
+        uniform: the part.
+
+    Returns:
+        (bins,), of mean 1.
+    """
+    root = square.sqrt()
+    mean = root.mean()
+    return uniform + (1.0 - uniform) * torch.where(mean > 0, root / mean, 1.0)
+
+
+def edges(p: Tensor) -> Tensor:
+    """The distribution function at the edges of the bins, (bins + 1,), of a density p over even bins, (bins,), of mean 1.
+
+    From 0 to 1, both exact.
+    """
+    inner = p.double().cumsum(0)[:-1] / p.shape[0]
+    ends = torch.tensor([0.0, 1.0], dtype=p.dtype, device=p.device)
+    return torch.cat([ends[:1], inner.to(p.dtype), ends[1:]])
+
+
+def warp(edges: Tensor, u: Tensor) -> Tensor:
+    """The inverse of the distribution function, at times u of any shape: increasing, from 0 to 1, a line in each bin."""
+    hits, bins = _hits(edges, u), fixed(edges.shape[0] - 1)
+    low, width = (hits * edges[:-1]).sum(-1), (hits * edges.diff()).sum(-1)
+    index = (hits * torch.arange(bins, dtype=u.dtype, device=u.device)).sum(-1)
+    return (index + (u - low) / width) / bins
+
+
+def _hits(edges: Tensor, u: Tensor) -> Tensor:
+    """1 in the bin that each u lies in, and 0 in the rest, (..., bins)."""
+    # Under vmap, `gather` and `cat` of these would tie a dynamic graph to one size of batch (2.13).
+    index = (u[..., None] >= edges[1:-1]).sum(-1)
+    return (index[..., None] == torch.arange(fixed(edges.shape[0] - 1), device=u.device)).to(u.dtype)
+
+
+def observe(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: float) -> Params:
+    """The histogram moved by a batch; linear in the mean over its examples, so that pieces and processes average theirs.
+
+    Args:
+        histogram: ``{"square": (bins,), "visits": (bins,)}``, as :func:`warped` says.
+        edges: those that the losses were computed under, (bins + 1,).
+        u: the times, (B,), before the warp.
+        losses: each example's diffusion loss, (B,), weight included.
+        rate: how much of the histogram stays.
+    """
+    hits = _hits(edges, u)
+    p = (hits * edges.diff()).sum(-1) * (edges.shape[0] - 1)
+    found = losses * p  # without the weight 1 / p
+    seen = {"square": (hits * found.square()[:, None]).mean(0), "visits": hits.mean(0)}
+    return {name: rate * histogram[name] + (1.0 - rate) * part for name, part in seen.items()}
+
+
+def _second_moment(histogram: Params) -> Tensor:
+    """In each bin, (bins,), up to a factor. What the averages have not seen yet, they are taken to have seen at the overall
+    mean."""
+    square, visits = histogram["square"].detach(), histogram["visits"].detach()
+    bins, seen = visits.shape[0], visits.sum()
+    mean = torch.where(seen > 0, square.sum() / seen, 1.0)
+    unseen = (1.0 - seen).clamp(min=1e-6) / bins  # never none, for bins that were not visited for long
+    return (square + unseen * mean) / (visits + unseen)
+
+
+def density(schedule: Schedule, params: Params) -> Tensor:
+    """The density of times that a warped schedule has learned, over even bins of its base's time: (bins,), of mean 1.
+
+    Args:
+        schedule: of :func:`warped`.
+        params: its parameters, ``params["schedule"]``.
+
+    Raises:
+        TypeError: another schedule.
+    """
+    settings = schedule.gamma.args[0] if isinstance(schedule.gamma, partial) and schedule.gamma.args else None
+    if not isinstance(settings, Warped):
+        raise TypeError(f"schedule: expected one of importance.warped, got {schedule!r}")
+    return _density(settings, params)
+
+
+def _density(settings: Warped, params: Params) -> Tensor:
+    return optimal(_second_moment(params["warp"]), settings.numbers()[1])
+
+
+# The schedule
+
+
+def _init(settings: Warped, key: Key) -> Params:
+    zeros = torch.zeros(settings.bins, device=_checks.key("key", key).device)
+    return {"base": settings.base.init(key), "warp": {"square": zeros, "visits": zeros.clone()}}
+
+
+def _gamma(settings: Warped, params: Params, t: Tensor, *context: Any) -> Tensor:
+    at = warp(edges(_density(settings, params)), _checks.floating("t", t))
+    return settings.base.gamma(params["base"], at, *context)
+
+
+def _observe(settings: Warped, params: Params, t: Tensor, losses: Tensor) -> Params:
+    found = edges(_density(settings, params))
+    return {"warp": observe(params["warp"], found, t, losses.detach(), settings.numbers()[2])}
