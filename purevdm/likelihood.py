@@ -93,9 +93,16 @@ def decode(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integra
 
 
 def _along(model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool) -> Tensor:
-    _latents("z", z, model)
-    _checks.verify(model._facts(params, cond) + _checks.finite("z", {(): z}))
-    return flow.integrate(model, params, z, integrator or ode.dopri5(), cond, backward=backward)[0]
+    name = "z_1" if backward else "z_0"
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    _latents(name, z, model)
+    _checks.verify(model._facts(params, cond) + _checks.finite(name, {(): z}))
+    return flow.integrate(model, params, z, _integrator(integrator), cond, backward=backward)[0]
+
+
+def _integrator(integrator: Integrator | None) -> Integrator:
+    wanted = "an Integrator such as purevdm.ode.dopri5()"
+    return ode.dopri5() if integrator is None else _checks.instance("integrator", integrator, Integrator, wanted)
 
 
 # log p(x)
@@ -142,7 +149,7 @@ def log_prob(
         TypeError, ValueError: bad input, as for ``model.elbo``; a dequantisation that does not fit the data; samples,
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
-    n = model._check(params, x, cond)
+    n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
     samples = _checks.integer("samples", samples, 1)
     if dequantisation is None:
         dequantisation = "none" if model.decoder.log_probs is None else "variational"
@@ -181,7 +188,7 @@ def log_weight(
         dequantisation: as in the table.
         probes: (n, B, *event_shape), of the model's dtype, or None for the exact divergence.
     """
-    n = model._check(params, x, cond)
+    n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
     _fitting(model, dequantisation)
     _checks.alike("eps", eps, (n, *model.event_shape), model.dtype)
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
@@ -226,6 +233,7 @@ def log_prob_latent(
         z_0: latents, (B, *event_shape), of the model's dtype.
         model, params, cond, integrator, probes, chunk: as in :func:`log_weight`.
     """
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
     _latents("z_0", z_0, model)
     _checks.verify(model._facts(params, cond) + _checks.finite("z_0", {(): z_0}))
     if probes is not None:
@@ -233,7 +241,7 @@ def log_prob_latent(
         if len(probes) == 0:
             raise ValueError(f"probes: expected at least one, got {_checks.describe(probes)}")
     divergence_of = partial(flow.divergence, probes=probes, chunk=chunk)
-    integrator = integrator or ode.dopri5()
+    integrator = _integrator(integrator)
     z_1, change, evaluations = flow.integrate(model, params, z_0, integrator, cond, divergence_of=divergence_of)
     return _standard_normal(z_1) + change, evaluations
 
@@ -317,7 +325,7 @@ def importance_bound(
     Raises:
         TypeError, ValueError: bad input, as ``model.elbo`` says it; no number of steps; samples below 1.
     """
-    n = model._check(params, x, cond)
+    n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
     denoiser.batch_axes(cond, n)
