@@ -190,7 +190,7 @@ def log_weight(
     """
     n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
     _fitting(model, dequantisation)
-    _checks.alike("eps", eps, (n, *model.event_shape), model.dtype)
+    _checks.verify(_checks.finite("eps", {(): _checks.alike("eps", eps, (n, *model.event_shape), model.dtype)}))
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
     f = model.decoder.encode(x, eps.dtype)

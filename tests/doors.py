@@ -141,7 +141,7 @@ def doors(folder: Path) -> dict[str, Door]:
     interop.save_params(folder / "params.safetensors", PARAMS)
     bound = dict(model=MODEL, params=PARAMS, x=X, key=KEY, cond=COND)
     measured = dict(model=MODEL, params=PARAMS, batches=[(X, COND)], key=KEY, passes=1, timesteps=None)
-    flow = dict(dequantisation="uniform", samples=1, integrator=EULER, probes=1, probe="gaussian", chunk=None)
+    flow = dict(dequantisation="uniform", samples=2, integrator=EULER, probes=1, probe="gaussian", chunk=None)
     made: dict[str, Door] = {
         "random.key": _of(random.key, seed=0, device=None),
         "random.split": _of(random.split, key=KEY, num=2),
@@ -251,7 +251,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "ode.rk4": _of(ode.rk4, steps=2),
         "ode.dopri5": _of(ode.dopri5, rtol=1e-3, atol=1e-3, limit=100),
         "likelihood.log_prob": _of(likelihood.log_prob, **bound, **flow),
-        "likelihood.importance_bound": _of(likelihood.importance_bound, **bound, timesteps=2, samples=1),
+        "likelihood.importance_bound": _of(likelihood.importance_bound, **bound, timesteps=2, samples=2),
         "likelihood.encode": _of(likelihood.encode, model=MODEL, params=PARAMS, z_0=Z, cond=COND, integrator=EULER),
         "likelihood.decode": _of(likelihood.decode, model=MODEL, params=PARAMS, z_1=Z, cond=COND, integrator=EULER),
         "likelihood.log_prob_latent": _of(
@@ -303,7 +303,7 @@ def doors(folder: Path) -> dict[str, Door]:
     made |= {
         "real.loss_fn": _of(REAL.loss_fn, params=REAL_PARAMS, x=Z, key=KEY),
         "real.elbo": _of(REAL.elbo, params=REAL_PARAMS, x=Z, key=KEY),
-        "real.log_prob": _of(likelihood.log_prob, **real, x=Z, integrator=EULER),
+        "real.log_prob": _of(likelihood.log_prob, **real, x=Z, dequantisation="variational", samples=2, integrator=EULER),
         "real.evaluate": _of(evaluation.evaluate, **real, batches=[Z]),
     }
     return made
