@@ -3,8 +3,13 @@
 import json
 
 import benchmark
+import digits
+import peers
 import pytest
 import torch
+
+import purevdm
+from purevdm import flow, interop, likelihood, networks, ode, random, schedules
 
 
 def test_the_program_prints_ratios_and_writes_every_time(tmp_path, monkeypatch, capsys):
@@ -20,6 +25,44 @@ def test_the_program_prints_ratios_and_writes_every_time(tmp_path, monkeypatch, 
             assert name in printed
             assert len(row["seconds"]) == runs
             assert min(row["first"], *row["seconds"]) > 0
+
+
+def test_flows_are_timed_and_held_against_a_finer_one(tmp_path, monkeypatch, capsys):
+    """With the compiler left out."""
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    interop.save_params(tmp_path / "params.safetensors", digits.build().init(random.key(0)))
+    out = tmp_path / "times.json"
+    sizes = ["--batch", "2", "--size", "4", "--embed", "32", "--layers", "1", "--runs", "1"]
+    about = ["--digits", str(tmp_path), "--images", "2", "--tolerance", "1e-2", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "divergence", "flow", *sizes, *about])
+    benchmark.main()
+    results = json.loads(out.read_text())
+    assert len(results["divergence"]) == 4
+    assert len(results["flow"]) == 3
+    printed = capsys.readouterr().out
+    for name, row in results["flow"].items():
+        assert f"  {name}" in printed
+        assert 0 < row["error"] <= row["worst"] < 1
+        assert row["evaluations"] <= row["most"]
+
+
+def test_the_flow_of_others_ends_in_the_same_log_p():
+    model = purevdm.vdm(networks.mlp(8, fourier=()), schedules.fixed_linear(-4.0, 3.0), (3,), dtype=torch.float64)
+    params, z = model.init(random.key(0)), 0.5 * random.normal(random.key(1), (4, 3), torch.float64)
+    params["network"]["dense3"]["kernel"] = random.normal(random.key(2), (8, 3), torch.float64)
+    probes = flow.draw_probes(random.split(random.key(3), 4), 1, (3,), torch.float64)
+    ours, _ = likelihood.log_prob_latent(model, params, z, integrator=ode.dopri5(1e-9, 1e-9), probes=probes)
+    theirs, evaluations = peers.score_sde(
+        lambda z, gamma: flow.velocity(model, params, z, gamma), z, probes[0], -4.0, 3.0, 1e-9
+    )
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
+    assert evaluations > 20
+
+
+def test_a_flow_without_a_trained_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "flow", "--digits", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"python examples/digits\.py makes it"):
+        benchmark.main()
 
 
 def test_a_line_has_medians_ratios_rates_and_shares(capsys):
