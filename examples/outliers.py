@@ -119,10 +119,10 @@ def picture(path: Path, kinds: dict[str, Tensor], bits: dict[str, Tensor], score
     colours = {name: matplotlib.colormaps["tab10"](i)[:3] for i, name in enumerate(kinds)}
     for row, (name, values) in enumerate(bits.items()):
         jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
-        axes[0].scatter(values, row + jitter, s=4, color=colours[name], linewidths=0, alpha=0.6)
+        axes[0].scatter(values, row + jitter, s=7 if len(values) > 50 else 14, color=colours[name], linewidths=0, alpha=0.6)
     names = [f"{name}\n{scores[name]}" if name in scores else name for name in bits]
     axes[0].set_yticks(range(len(bits)), names, fontsize=8)
-    axes[0].set(xlabel="-log p(x), bits/dim", title="digits and others, with AUROC")
+    axes[0].set(xlabel="-log p(x), bits/dim", title="each kind of image, with its AUROC")
     axes[0].invert_yaxis()
     axes[0].grid(alpha=0.3, axis="x")
     x, values = torch.cat(list(kinds.values())), torch.cat(list(bits.values()))
