@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ class Denoiser(NamedTuple):
         n, shape, device = len(z), self.model.event_shape, device_of(self.params)
 
         def tensor(x: Floats, shape: tuple[int, ...]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(x)).reshape(shape).to(device, self.model.dtype)
+            return torch.from_numpy(np.array(x)).reshape(shape).to(device, self.model.dtype)
 
         latents = tensor(z, (n, *shape))
         each = np.broadcast_to(gamma, (n, gamma.shape[1]))
@@ -62,11 +63,12 @@ def denoiser_of(model: VDM, params: Params, portable: bool, piece: int, compile:
         model = model._replace(network=model.network._replace(apply=own, dtype=None), dtype=torch.float64)
         params = optree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
 
-    def predict(params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Tensor:
-        return denoiser.in_bound(model.network, model.decoder, params["network"], z, gamma, cond)
+    run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict
+    return Denoiser(model, params, partial(run, model), piece, compile)
 
-    run = torch.compile(predict, fullgraph=True, dynamic=False) if compile else predict
-    return Denoiser(model, params, run, piece, compile)
+
+def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Tensor:
+    return denoiser.in_bound(model.network, model.decoder, params["network"], z, gamma, cond)
 
 
 def device_of(params: Params) -> torch.device:
