@@ -58,13 +58,20 @@ def width_index(width: Floats) -> Integers:
 
 def phases(index: Integers) -> Integers:
     """The number of phases of each width."""
-    width = _width(index)
-    fine = np.left_shift(1, sum((width * 2.0**j < FINE).astype(np.int64) for j in range(7)))
-    return np.where(width < 2.0 * _WIDEST, fine, 1)
+    return _PHASES[index]
 
 
 def _width(index: Integers) -> Floats:
     return NARROW * exp(np.asarray(index, np.float64) * _GRID)
+
+
+def _phases() -> Integers:
+    width = _width(np.arange(len(_EDGES) + 1))
+    fine = np.left_shift(1, sum((width * 2.0**j < FINE).astype(np.int64) for j in range(7)))
+    return np.where(width < 2.0 * _WIDEST, fine, 1)
+
+
+_PHASES = _phases()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -24,62 +24,56 @@ _STEEPEST = 60.0
 
 
 class Levels(NamedTuple):
-    """gamma at the times 0, 1/T, ..., 1, as lattices need it: float64 (T + 1, n or 1, D or 1), for n examples of D numbers.
+    """What both ends need of each latent. Arrays are (T + 1, n or 1, D or 1), for n examples of D numbers; those that lead
+    from z_{i-1} to z_i or back are at i.
 
-    ``dither`` is what it was rounded with.
+    Attributes:
+        gamma: its gamma, float64.
+        delta: its lattice's step.
+        width_q: the width index of q(z_i given z_{i-1}), at 0 of q(z_0 given x).
+        width_p: that of p(z_i given z_{i+1}), at T of p(z_T).
+        forward: a in the mean a k_{i-1} of q(z_i given z_{i-1}), in lattice steps; at 0, in the mean a f of q(z_0 given x).
+        back_k, back_eps: a and b in the mean a k_i - b eps of p(z_{i-1} given z_i), in lattice steps (App. A, eq. 34).
+        clean: z_0 / alpha_0 for a lattice step: (n or 1, D or 1).
+        dither: what gamma was rounded with.
     """
 
     gamma: Floats
+    delta: Floats
+    width_q: Integers
+    width_p: Integers
+    forward: Floats
+    back_k: Floats
+    back_eps: Floats
+    clean: Floats
     dither: int
 
     @property
     def steps(self) -> int:
         return len(self.gamma) - 1
 
-    def delta(self, i: int) -> Floats:
-        """The step of z_i's lattice."""
-        return np.minimum(self._std_q(i), self._std_p(i)) * (1.0 / NARROW)
 
-    def width_q(self, i: int) -> Integers:
-        """The width of q(z_i given z_{i-1}), for i = 0 of q(z_0 given x)."""
-        return width_index(self._std_q(i) / self.delta(i))
-
-    def width_p(self, i: int) -> Integers:
-        """The width of p(z_i given z_{i+1}), for i = T of p(z_T)."""
-        return width_index(self._std_p(i) / self.delta(i))
-
-    def forward(self, i: int) -> Floats:
-        """a in the mean a k_{i-1} of q(z_i given z_{i-1}), in lattice steps."""
-        return self._ratio(i) * self.delta(i - 1) / self.delta(i)
-
-    def backward(self, i: int) -> tuple[Floats, Floats]:
-        """a and b in the mean a k_i - b eps of p(z_{i-1} given z_i), in lattice steps (App. A, eq. 34)."""
-        scale = self._ratio(i) * self.delta(i - 1)
-        return self.delta(i) / scale, self._c(i) * self._sigma(i) / scale
-
-    def data(self) -> tuple[Floats, Floats]:
-        """a in the mean a f of q(z_0 given x), in lattice steps, and z_0 / alpha_0 for one of them."""
-        alpha, delta = self._alpha(0), self.delta(0)
-        return alpha / delta, delta / alpha
-
-    def _alpha(self, i: int) -> Floats:
-        return np.sqrt(1.0 / (1.0 + exp(self.gamma[i])))
-
-    def _sigma(self, i: int) -> Floats:
-        return np.sqrt(1.0 / (1.0 + exp(-self.gamma[i])))
-
-    def _ratio(self, i: int) -> Floats:
-        """alpha_i / alpha_{i-1}."""
-        return np.sqrt((1.0 + exp(self.gamma[i - 1])) / (1.0 + exp(self.gamma[i])))
-
-    def _c(self, i: int) -> Floats:
-        return -expm1(self.gamma[i - 1] - self.gamma[i])
-
-    def _std_q(self, i: int) -> Floats:
-        return self._sigma(i) * np.sqrt(self._c(i)) if i else self._sigma(0)
-
-    def _std_p(self, i: int) -> Floats:
-        return self._sigma(i) * np.sqrt(self._c(i + 1)) if i < self.steps else np.ones_like(self.gamma[i])
+def _made(gamma: Floats, dither: int) -> Levels:
+    up, down = exp(gamma), exp(-gamma)
+    sigma, alpha_0 = np.sqrt(1.0 / (1.0 + down)), np.sqrt(1.0 / (1.0 + up[0]))
+    c = -expm1(gamma[:-1] - gamma[1:])
+    std_q, std_p = sigma.copy(), np.ones_like(sigma)
+    std_q[1:] *= np.sqrt(c)
+    std_p[:-1] = sigma[:-1] * np.sqrt(c)
+    delta = np.minimum(std_q, std_p) * (1.0 / NARROW)
+    scale = np.sqrt((1.0 + up[:-1]) / (1.0 + up[1:])) * delta[:-1]  # alpha_i / alpha_{i-1}, in units of z_{i-1}'s lattice
+    none = np.zeros_like(gamma[:1])
+    return Levels(
+        gamma=gamma,
+        delta=delta,
+        width_q=width_index(std_q / delta),
+        width_p=width_index(std_p / delta),
+        forward=np.concatenate([(alpha_0 / delta[0])[None], scale / delta[1:]]),
+        back_k=np.concatenate([none, delta[1:] / scale]),
+        back_eps=np.concatenate([none, c * sigma[1:] / scale]),
+        clean=delta[0] / alpha_0,
+        dither=dither,
+    )
 
 
 def levels(model: VDM, params: Params, steps: int, n: int, cond: Any = None, dither: int | None = None) -> Levels:
@@ -105,4 +99,4 @@ def levels(model: VDM, params: Params, steps: int, n: int, cond: Any = None, dit
     whole = rounded(gamma, dither)[0]
     if not (np.diff(whole, axis=0) > 0).all():
         raise ValueError(f"timesteps: expected gamma(t) to rise by at least 1e-6 in each of {steps} steps; take fewer")
-    return Levels(whole / _FINE, dither)
+    return _made(whole / _FINE, dither)

@@ -10,7 +10,7 @@ import numpy as np
 import optree
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from purevdm import _values, denoiser
 from purevdm.codec._arithmetic import Floats
@@ -94,18 +94,18 @@ def machine(denoise: Denoiser) -> str:
     )
 
 
-class _Dtypes(TorchDispatchMode):
+class _Dtypes(TorchFunctionMode):
     """Notes the first operation that gives floating-point numbers shorter than float64."""
 
     def __init__(self) -> None:
         super().__init__()
         self.short: str | None = None
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         for leaf in optree.tree_leaves(found):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64 and self.short is None:
-                self.short = f"{func} in {str(leaf.dtype).removeprefix('torch.')}"
+                self.short = f"{getattr(func, '__name__', func)} in {str(leaf.dtype).removeprefix('torch.')}"
         return found
 
 

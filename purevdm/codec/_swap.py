@@ -52,20 +52,20 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
         ValueError: a network whose output is not finite.
     """
     levels, shape = swap.levels, x.shape
-    mean, dithers = _rounded(_phased(_encoded(swap, x) * levels.data()[0], levels.width_q(0)))
-    k = _pop(stack, mean, levels.width_q(0), False)
+    mean, dithers = _rounded(_phased(_encoded(swap, x) * levels.forward[0], levels.width_q[0]))
+    k = _pop(stack, mean, levels.width_q[0], False)
     _enough(stack)
     _push_data(stack, swap, x, k)
     _push_dithers(stack, dithers, x.size)
     for i in range(1, levels.steps + 1):
-        above = _pop(stack, _forward(levels, i, k), levels.width_q(i), False)
+        above = _pop(stack, _forward(levels, i, k), levels.width_q[i], False)
         _enough(stack)
         mean, dithers = _rounded(_backward(swap, i, above))
-        _push(stack, k, mean, levels.width_p(i - 1), True)
+        _push(stack, k, mean, levels.width_p[i - 1], True)
         _push_dithers(stack, dithers, x.size)
         k = above
     last = levels.steps
-    _push(stack, k, np.zeros(shape, np.int64), levels.width_p(last), True)
+    _push(stack, k, np.zeros(shape, np.int64), levels.width_p[last], True)
 
 
 def pop(stack: Stack, swap: Swap, n: int) -> Integers:
@@ -75,24 +75,24 @@ def pop(stack: Stack, swap: Swap, n: int) -> Integers:
         CodecError: what is on the stack was not pushed so.
     """
     levels, shape = swap.levels, (n, int(np.prod(swap.denoise.model.event_shape)))
-    k = _pop(stack, np.zeros(shape, np.int64), levels.width_p(levels.steps), True)
+    k = _pop(stack, np.zeros(shape, np.int64), levels.width_p[levels.steps], True)
     for i in range(levels.steps, 0, -1):
         dithers = _pop_dithers(stack, k.size)
         mean = _redone(_backward(swap, i, k), dithers)
-        below = _pop(stack, mean, levels.width_p(i - 1), True)
-        _push(stack, k, _forward(levels, i, below), levels.width_q(i), False)
+        below = _pop(stack, mean, levels.width_p[i - 1], True)
+        _push(stack, k, _forward(levels, i, below), levels.width_q[i], False)
         k = below
     dithers = _pop_dithers(stack, k.size)
     x = _pop_data(stack, swap, k)
-    mean = _redone(_phased(_encoded(swap, x) * levels.data()[0], levels.width_q(0)), dithers)
-    _push(stack, k, mean, levels.width_q(0), False)
+    mean = _redone(_phased(_encoded(swap, x) * levels.forward[0], levels.width_q[0]), dithers)
+    _push(stack, k, mean, levels.width_q[0], False)
     return x
 
 
 def needed(levels: Levels, size: int) -> float:
     """About how many bits one example of this size must find on the stack: those of z_0 and z_1."""
     # Exponentials of the widths' indices only serve an estimate here.
-    spread = sum(np.log2(4.1327 * np.exp(levels.width_q(i) / 1024.0)).mean() for i in (0, 1))
+    spread = sum(np.log2(4.1327 * np.exp(levels.width_q[i] / 1024.0)).mean() for i in (0, 1))
     return float(spread) * size
 
 
@@ -105,17 +105,16 @@ def _phased(mean: Floats, width: Integers) -> Floats:
 
 def _forward(levels: Levels, i: int, k: Integers) -> Integers:
     """The mean of q(z_i given z_{i-1}), in phases: the same on every machine."""
-    return rounded(_phased(k * levels.forward(i), levels.width_q(i)), 0)[0]
+    return rounded(_phased(k * levels.forward[i], levels.width_q[i]), 0)[0]
 
 
 def _backward(swap: Swap, i: int, k: Integers) -> Floats:
     """The mean of p(z_{i-1} given z_i), in phases, before rounding."""
     levels = swap.levels
-    a, b = levels.backward(i)
-    eps = swap.denoise.eps(k * levels.delta(i), levels.gamma[i], swap.cond)
+    eps = swap.denoise.eps(k * levels.delta[i], levels.gamma[i], swap.cond)
     if not np.isfinite(eps).all():
         raise ValueError(f"network: expected finite outputs, got NaN or infinity at gamma = {levels.gamma[i].mean():.4g}")
-    return _phased(a * k - b * eps, levels.width_p(i - 1))
+    return _phased(levels.back_k[i] * k - levels.back_eps[i] * eps, levels.width_p[i - 1])
 
 
 def _encoded(swap: Swap, x: Integers) -> Floats:
@@ -209,8 +208,8 @@ def _log_probs(swap: Swap, k: Integers, part: slice) -> Floats:
     """log p(v given z_0) of some examples for every value v, (numbers, values), 256ths of a nat, before rounding."""
     model, levels = swap.denoise.model, swap.levels
     gamma = levels.gamma[0] if len(levels.gamma[0]) == 1 else levels.gamma[0][part]
-    ratio = levels.data()[1] if len(levels.gamma[0]) == 1 else levels.data()[1][part]
-    z = torch.from_numpy(k[part] * ratio)
+    clean = levels.clean if len(levels.gamma[0]) == 1 else levels.clean[part]
+    z = torch.from_numpy(k[part] * clean)
     like = (len(z), *model.event_shape)
     gamma_0 = torch.from_numpy(np.broadcast_to(gamma, z.shape).copy()).reshape(like)
     found = model.decoder.log_probs(z.reshape(like), gamma_0)  # type: ignore[misc]
