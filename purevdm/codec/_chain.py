@@ -22,10 +22,10 @@ from purevdm.codec._errors import CodecError
 from purevdm.codec._levels import Levels, levels
 from purevdm.codec._network import Denoiser
 from purevdm.codec._stack import Stack
-from purevdm.codec._swap import Swap, Underflow
+from purevdm.codec._swap import Swap, UnderflowError
 
-_SPARE = 1.1
-_FEW = 256
+_SPARE = 1.05
+_FEW = 96
 _SIZES = np.array([DITHERS])
 
 
@@ -66,7 +66,7 @@ def _from(
         kept = stack.words()
         try:
             _push_round(stack, chain, rows[at : at + size], _part(cond, at, size))
-        except Underflow:
+        except UnderflowError:
             if size == 1:
                 return None
             stack, need = Stack(kept), need * 1.5
@@ -137,7 +137,7 @@ def words(seed: int, number: int, n: int) -> NDArray[np.uint32]:
 def data_digest(rows: Integers, number: int) -> bytes:
     """8 bytes by which other data are told from these."""
     digest = hashlib.blake2b(f"{number} {rows.shape}".encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(rows, "<i8"))
+    digest.update(np.ascontiguousarray(rows, "<i8").tobytes())
     return digest.digest()
 
 

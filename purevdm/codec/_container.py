@@ -2,12 +2,13 @@
 
     head    magic (8), version (1), flags (1), dtype (1), dither (1), timesteps (4), values (4), seed (4), model digest (16),
             number of axes (1), their sizes (4 each), length of the machine's text (2), the text, CRC-32 (4)
-    block   "PVDB", number (4), examples (4), payload size (4), CRC-32 of the payload (4), CRC-32 of these 20 bytes (4), payload
+    block   "PVDB", number (4), examples (4), payload size (4), CRC-32 of the payload (4), CRC-32 of these 20 bytes (4),
+            payload
     index   "PVDI", blocks (4), the offset of each (8 each), CRC-32 (4)
     tail    the index's offset (8), "PVDE"
 
-A payload is the digest of the data (8), that of the condition (8, if there is one), the number of initial words and the sizes
-of rounds, as ``_varints`` writes them, and the words of the stack (4 each).
+A payload is the digest of the data (8), that of the condition (8, if there is one), the number of initial words, the number
+of rounds and their sizes, as ``_varints`` writes them, and the words of the stack (4 each).
 
 Nothing that a file says about sizes is believed before its checksum is, nor allocated before the bytes are there.
 """
@@ -128,7 +129,7 @@ def read_head(file: BinaryIO) -> Head:
     damaged = CodecError("damaged or cut short in its head")
     if len(start) < len(MAGIC) + _HEAD.size:
         raise damaged
-    _, flags, dtype, dither, *numbers, model, axes = _HEAD.unpack_from(start, len(MAGIC))
+    _, flags, dtype, dither, steps, values, seed, model, axes = _HEAD.unpack_from(start, len(MAGIC))
     sizes = file.read(4 * axes + 2)
     if len(sizes) < 4 * axes + 2:
         raise damaged
@@ -137,10 +138,11 @@ def read_head(file: BinaryIO) -> Head:
     if len(check) < 4 or _CRC.unpack(check)[0] != zlib.crc32(start + sizes + text):
         raise damaged
     shape = struct.unpack_from(f"<{axes}I", sizes)
-    if dtype >= len(DTYPES) or not 1 <= numbers[0] <= MOST_STEPS:
+    if dtype >= len(DTYPES) or not 1 <= steps <= MOST_STEPS:
         raise damaged
-    flagged = (bool(flags & _PORTABLE), bool(flags & _CONDITIONED))
-    return Head(*flagged, DTYPES[dtype], dither, *numbers, model, shape, text.decode(errors="replace"))
+    portable, conditioned = bool(flags & _PORTABLE), bool(flags & _CONDITIONED)
+    form = (DTYPES[dtype], dither, steps, values, seed, model, shape)
+    return Head(portable, conditioned, *form, text.decode(errors="replace"))
 
 
 def head_size(head: Head) -> int:

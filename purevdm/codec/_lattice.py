@@ -1,8 +1,8 @@
 """Gaussians on a lattice, as integer frequencies that add up to 2**24.
 
-The weight of lattice point k is exp(-(k - m)**2 / (2 w**2)), the density itself, for a mean m and a standard deviation ("width")
-w in lattice steps. By Poisson's summation formula its sum, mean and variance are those of the continuous Gaussian up to
-parts of exp(-2 pi**2 w**2), 3e-9 for w = 1. So latents on a lattice as coarse as the narrower conditional cost what
+The weight of lattice point k is exp(-(k - m)**2 / (2 w**2)), the density itself, for a mean m and a standard deviation
+("width") w in lattice steps. By Poisson's summation formula its sum, mean and variance are those of the continuous Gaussian
+up to parts of exp(-2 pi**2 w**2), 3e-9 for w = 1. So latents on a lattice as coarse as the narrower conditional cost what
 continuous ones would, and need few initial bits.
 
 Means are rounded to ``phases`` parts of a step, together 1 / 128 of a standard deviation: (1 / 128)**2 / 24 nats a number.
@@ -22,7 +22,7 @@ NARROW = 1.0
 FINE = 128
 _GRID = 2.0**-10  # of the logarithms of widths
 _WIDEST = 16.0
-_EDGES = NARROW * exp((np.arange(1, 20 << 10) - 0.5) * _GRID)
+_EDGES = NARROW * exp((np.arange(1, 20 << 10, dtype=np.float64) - 0.5) * _GRID)
 ESCAPE = 16
 
 

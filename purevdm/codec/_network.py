@@ -125,5 +125,3 @@ def require_float64(denoise: Denoiser, gamma: Floats, cond: Any) -> None:
             f"network: expected to compute in float64 throughout, so that files decode everywhere, found {seen.short}; "
             "portable=False makes a file for this machine"
         )
-
-

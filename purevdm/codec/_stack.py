@@ -47,7 +47,7 @@ class Stack:
     def push(self, symbols: Integers, rows: NDArray[np.float32], which: Integers | None = None) -> None:
         """Symbols (n,), the first on top, each under its row of frequencies, ``rows[which]`` or ``rows`` themselves."""
         n, size = len(symbols), rows.shape[1]
-        if n and not (0 <= symbols.min() and symbols.max() < size):
+        if n and not (symbols.min() >= 0 and symbols.max() < size):
             raise CodecError("damaged: latents out of reach of one another")
         for part in reversed(list(_parts(n, size))):
             self._ans.encode_reverse(symbols[part].astype(np.int32), self._rows, _taken(rows, which, part))
@@ -60,7 +60,7 @@ class Stack:
 
     def push_evenly(self, values: Integers, sizes: Integers) -> None:
         """Integers (n,) from [0, size), the first on top; sizes up to 2**23."""
-        if len(values) and not (0 <= values.min() and (values < sizes).all()):
+        if len(values) and not (values.min() >= 0 and (values < sizes).all()):
             raise CodecError("damaged: latents out of reach of one another")
         several = sizes > 1
         if several.any():

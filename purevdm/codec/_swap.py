@@ -32,7 +32,7 @@ _POWERS = np.floor(exp(-np.arange(_FLOOR * _NATS + 1) / _NATS) * 2.0**40).astype
 _RESERVE = 64
 
 
-class Underflow(Exception):
+class UnderflowError(Exception):
     """The stack holds too few bits to pop from."""
 
 
@@ -48,7 +48,7 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
     """Pushes examples (n, D).
 
     Raises:
-        Underflow: the stack holds too few bits; it is of no use then.
+        UnderflowError: the stack holds too few bits; it is of no use then.
         ValueError: a network whose output is not finite.
     """
     levels, shape = swap.levels, x.shape
@@ -225,4 +225,4 @@ def _data_rows(logs: Integers) -> NDArray[np.float32]:
 
 def _enough(stack: Stack) -> None:
     if stack.bits < _RESERVE:
-        raise Underflow
+        raise UnderflowError

@@ -176,14 +176,14 @@ def write(
 ) -> Info:
     """Writes a file, whole or not at all: a file of that name is replaced at the end.
 
-    Each batch is a block, which decodes alone. Initial bits are paid for one example of each, some 6 bits per dimension of it
-    at T = 250. So take blocks of many examples. Only one of them is in memory.
+    Each batch is a block, which decodes alone. Initial bits are paid for one example of each, some 6 bits per dimension of
+    it at T = 250. So take blocks of many examples. Only one of them is in memory.
 
     Args:
         path: the file.
         model, params: as :func:`encode` takes them.
-        batches: an iterable of x, (x,) or (x, cond), such as :mod:`purevdm.evaluation` takes; all of one dtype, and all or none
-            with a condition.
+        batches: an iterable of x, (x,) or (x, cond), such as :mod:`purevdm.evaluation` takes; all of one dtype, and all or
+            none with a condition.
         timesteps, lanes, portable, compile, seed, callback: as :func:`encode` takes them.
 
     Returns:
@@ -445,4 +445,3 @@ def _slice(cond: Any, at: int, n: int) -> Any:
         return leaf[at : at + n]
 
     return optree.tree_map(part, cond)
-
