@@ -16,9 +16,9 @@ from torch import Tensor
 
 from purevdm import random
 from purevdm.codec import _swap
-from purevdm.codec._arithmetic import DITHERS, Integers
+from purevdm.codec._arithmetic import DITHERS, Floats, Integers
 from purevdm.codec._container import Payload
-from purevdm.codec._errors import CodecError
+from purevdm.codec._errors import CodecError, UnboundedError
 from purevdm.codec._levels import Levels, levels
 from purevdm.codec._network import Denoiser
 from purevdm.codec._stack import Stack
@@ -45,6 +45,7 @@ Told = Callable[[int, int], None]
 def encode(chain: Chain, number: int, x: Tensor, cond: Any, lanes: int, told: Told | None = None) -> Payload:
     """A block of examples x, (n, *event_shape)."""
     rows = x.reshape(len(x), -1).to(torch.int64).cpu().numpy()
+    digest, cond = cond_digest(cond), _cast(chain, cond)
     first = _levels(chain, cond, 0, 1)
     need = _swap.needed(first, rows.shape[1]) * _SPARE + _FEW
     initial = int(need / 32) + 2
@@ -52,7 +53,7 @@ def encode(chain: Chain, number: int, x: Tensor, cond: Any, lanes: int, told: To
         found = _from(chain, number, rows, cond, lanes, initial, need, told)
         if found is not None:
             rounds, words = found
-            return Payload(data_digest(rows, number), cond_digest(cond), initial, rounds, words)
+            return Payload(data_digest(rows, number), digest, initial, rounds, words)
         initial *= 2
 
 
@@ -86,13 +87,17 @@ def decode(chain: Chain, number: int, payload: Payload, cond: Any, told: Told | 
     """
     if payload.cond != cond_digest(cond):
         raise CodecError("cond: expected the condition that these data were encoded with, got another")
+    cond = _cast(chain, cond)
     if not len(payload.words) or payload.words[-1] == 0:
         raise CodecError("damaged")
     stack, found, at = Stack(payload.words), [], sum(payload.rounds)
     for size in reversed(payload.rounds):
         before = stack.bits
         at -= size
-        found.append(_pop_round(stack, chain, size, _part(cond, at, size)))
+        try:
+            found.append(_pop_round(stack, chain, size, _part(cond, at, size)))
+        except UnboundedError as error:
+            raise CodecError(f"damaged ({error})") from None
         if told is not None:
             told(size, before - stack.bits)
     rows = np.concatenate(found[::-1])
@@ -122,8 +127,23 @@ def _levels(chain: Chain, cond: Any, at: int, size: int, dither: int | None = No
     return levels(chain.denoise.model, chain.denoise.params, chain.timesteps, size, part, dither)
 
 
+def first(chain: Chain, cond: Any) -> tuple[Floats, Any]:
+    """gamma(1) of the first example, and its condition."""
+    one = _part(_cast(chain, cond), 0, 1)
+    return _levels(chain, one, 0, 1).gamma[-1], one
+
+
 def _part(cond: Any, at: int, size: int) -> Any:
     return None if cond is None else optree.tree_map(lambda leaf: leaf[at : at + size], cond)
+
+
+def _cast(chain: Chain, cond: Any) -> Any:
+    """A condition in the dtype that the network computes in."""
+
+    def cast(leaf: Tensor) -> Tensor:
+        return leaf.to(chain.denoise.model.dtype) if leaf.is_floating_point() else leaf
+
+    return None if cond is None else optree.tree_map(cast, cond)
 
 
 def words(seed: int, number: int, n: int) -> NDArray[np.uint32]:
@@ -148,9 +168,9 @@ def cond_digest(cond: Any) -> bytes:
     return tree_digest(cond, 8)
 
 
-def tree_digest(tree: Any, size: int) -> bytes:
-    """A digest of a tree's tensors with their paths, whatever their floating-point dtype."""
-    digest = hashlib.blake2b(digest_size=size)
+def tree_digest(tree: Any, size: int, text: str = "") -> bytes:
+    """A digest of a tree's tensors with their paths, whatever their floating-point dtype, and of a text."""
+    digest = hashlib.blake2b(text.encode(), digest_size=size)
     paths, leaves, _ = optree.tree_flatten_with_path(tree)
     for path, leaf in zip(paths, leaves, strict=True):
         wide = leaf.detach().cpu()

@@ -115,11 +115,10 @@ def require_float64(denoise: Denoiser, gamma: Floats, cond: Any) -> None:
     Raises:
         ValueError: it does; the operation is named.
     """
-    one = None if cond is None else optree.tree_map(lambda leaf: leaf[:1], cond)
     size = int(np.prod(denoise.model.event_shape))
     eager = denoiser_of(denoise.model, denoise.params, True, 1, False)
     with _Dtypes() as seen:
-        eager.eps(np.full((1, size), 0.5), gamma[:1], one)
+        eager.eps(np.full((1, size), 0.5), gamma[:1], cond)
     if seen.short is not None:
         raise ValueError(
             f"network: expected to compute in float64 throughout, so that files decode everywhere, found {seen.short}; "

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from purevdm.codec._arithmetic import DITHERS, GUARD, Floats, Integers, exp, guarded, rounded
-from purevdm.codec._errors import CodecError
+from purevdm.codec._errors import CodecError, UnboundedError
 from purevdm.codec._lattice import frequencies, phases
 from purevdm.codec._levels import Levels
 from purevdm.codec._network import Denoiser
 from purevdm.codec._stack import Stack
 
 _BLOCK = 2**18  # numbers that share a dither
-_HUGE = 2.0**42  # lattice steps
+_HUGE, _FAR = 2.0**42, 2.0**60  # lattice steps, and parts of them
 # Logarithms of probabilities are rounded to a 256th of a nat. They are many and exact, and so kept less far from boundaries.
 _NATS, _FLOOR, _NEAR = 256.0, 20.0, 2.0**-24
 _VALUES = 2**21  # probabilities at once
@@ -49,7 +49,7 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
 
     Raises:
         UnderflowError: the stack holds too few bits; it is of no use then.
-        ValueError: a network whose output is not finite.
+        UnboundedError: a network whose output is not finite.
     """
     levels, shape = swap.levels, x.shape
     mean, dithers = _rounded(_phased(_encoded(swap, x) * levels.forward[0], levels.width_q[0]))
@@ -105,7 +105,10 @@ def _phased(mean: Floats, width: Integers) -> Floats:
 
 def _forward(levels: Levels, i: int, k: Integers) -> Integers:
     """The mean of q(z_i given z_{i-1}), in phases: the same on every machine."""
-    return rounded(_phased(k * levels.forward[i], levels.width_q[i]), 0)[0]
+    mean = _phased(k * levels.forward[i], levels.width_q[i])
+    if not (np.abs(mean) < _FAR).all():
+        raise CodecError("damaged: latents out of range")
+    return rounded(mean, 0)[0]
 
 
 def _backward(swap: Swap, i: int, k: Integers) -> Floats:
@@ -113,7 +116,7 @@ def _backward(swap: Swap, i: int, k: Integers) -> Floats:
     levels = swap.levels
     eps = swap.denoise.eps(k * levels.delta[i], levels.gamma[i], swap.cond)
     if not np.isfinite(eps).all():
-        raise ValueError(f"network: expected finite outputs, got NaN or infinity at gamma = {levels.gamma[i].mean():.4g}")
+        raise UnboundedError(f"network: expected finite outputs, got NaN or infinity at gamma = {levels.gamma[i].mean():.4g}")
     return _phased(levels.back_k[i] * k - levels.back_eps[i] * eps, levels.width_p[i - 1])
 
 
@@ -130,7 +133,7 @@ def _encoded(swap: Swap, x: Integers) -> Floats:
 def _rounded(values: Floats, guard: float = GUARD) -> tuple[Integers, list[int]]:
     flat = values.reshape(-1)
     if not (np.abs(flat) < _HUGE).all():
-        raise ValueError(f"network: expected noise of about 1, got means up to {np.abs(flat).max():.3g} lattice steps")
+        raise UnboundedError(f"network: expected noise of about 1, got means up to {np.abs(flat).max():.3g} lattice steps")
     parts = [guarded(flat[i : i + _BLOCK], guard) for i in range(0, len(flat), _BLOCK)]
     return np.concatenate([part for part, _ in parts]).reshape(values.shape), [dither for _, dither in parts]
 
@@ -215,7 +218,7 @@ def _log_probs(swap: Swap, k: Integers, part: slice) -> Floats:
     found = model.decoder.log_probs(z.reshape(like), gamma_0)  # type: ignore[misc]
     values = found.reshape(z.numel(), -1).numpy()
     if np.isnan(values).any():
-        raise ValueError("decoder: expected log-probabilities that are numbers, got NaN")
+        raise UnboundedError("decoder: expected log-probabilities that are numbers, got NaN")
     return np.maximum(values, -_FLOOR) * _NATS
 
 

@@ -328,8 +328,7 @@ def _write(
                 machine="" if portable else machine(denoise),
             )
             if portable:
-                first = _chain._levels(chain, cond, 0, 1)
-                require_float64(denoise, first.gamma[-1], cond)
+                require_float64(denoise, *_chain.first(chain, cond))
             file.write(_container.head_bytes(head))
         if x.dtype != head.dtype:
             raise TypeError(f"batches[{number}]: expected {head.dtype}, as the first, got {_checks.describe(x)}")
@@ -437,7 +436,8 @@ def _fits(cond: Any, head: Head, block: Block) -> None:
 
 
 def _digest(model: VDM, params: Params) -> bytes:
-    return _chain.tree_digest(params, 16)
+    network = model.network
+    return _chain.tree_digest(params, 16, f"{network.predicts} {network.self_condition} {network.residual}")
 
 
 def _slice(cond: Any, at: int, n: int) -> Any:
