@@ -116,7 +116,9 @@ def _backward(swap: Swap, i: int, k: Integers) -> Floats:
     levels = swap.levels
     eps = swap.denoise.eps(k * levels.delta[i], levels.gamma[i], swap.cond)
     if not np.isfinite(eps).all():
-        raise UnboundedError(f"network: expected finite outputs, got NaN or infinity at gamma = {levels.gamma[i].mean():.4g}")
+        raise UnboundedError(
+            f"network: expected finite outputs, got NaN or infinity at gamma = {levels.gamma[i].mean():.4g}"
+        )
     return _phased(levels.back_k[i] * k - levels.back_eps[i] * eps, levels.width_p[i - 1])
 
 

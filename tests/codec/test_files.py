@@ -25,7 +25,7 @@ N = 12
 @pytest.fixture(scope="module")
 def held():
     """A model, its parameters, and three batches of data."""
-    model, params = model_and_params(networks.mlp(8, fourier=()), event_shape=(4,))
+    model, params = model_and_params(event_shape=(4,))
     return model, params, [images(model, N, seed, torch.uint8) for seed in range(3)]
 
 
@@ -111,7 +111,7 @@ def test_another_model_is_named(held, written):
     other = params | {"network": model.init(random.key(9))["network"]}
     with pytest.raises(codec.CodecError, match="expected the parameters that the file was written with"):
         list(codec.read(written[0], model, other))
-    wide, wide_params = model_and_params(networks.mlp(8, fourier=()), event_shape=(5,))
+    wide, wide_params = model_and_params(event_shape=(5,))
     with pytest.raises(codec.CodecError, match=r"expected a model of events \(4,\) of 16 values, .* \(5,\) of 16"):
         list(codec.read(written[0], wide, wide_params))
 
@@ -160,7 +160,9 @@ def test_damage_between_blocks_costs_no_other_block(held, written, tmp_path, par
     _, _, batches = held
     path, found = written
     data, last = bytearray(path.read_bytes()), found.blocks[-1]
-    data[{"head of a block": found.blocks[1].offset + 5, "index": last.offset + last.size + 6, "tail": len(data) - 2}[part]] ^= 8
+    data[
+        {"head of a block": found.blocks[1].offset + 5, "index": last.offset + last.size + 6, "tail": len(data) - 2}[part]
+    ] ^= 8
     (tmp_path / "damaged").write_bytes(data)
     lost = []
     got = all_of(tmp_path / "damaged", held, skip=lambda number, error: lost.append(number))
@@ -215,10 +217,11 @@ def damaged_copies(data, n):
 def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(held, tmp_path):
     """Whatever block comes back is one that was written."""
     model, params, batches = held
-    codec.write(tmp_path / "x", model, params, batches, timesteps=2, lanes=4)
+    batches = [batch[:3] for batch in batches]
+    codec.write(tmp_path / "x", model, params, batches, timesteps=1)
     data, path = (tmp_path / "x").read_bytes(), tmp_path / "y"
     refused = partly = 0
-    for copy in damaged_copies(data, 1000):
+    for i, copy in enumerate(damaged_copies(data, 1000)):
         path.write_bytes(copy)
         try:
             got = all_of(path, held, skip=lambda number, error: None)
@@ -227,6 +230,8 @@ def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(held, tmp_pat
         else:
             assert all(any(torch.equal(x, batch) for batch in batches) for x in got)
             partly += len(got) < 3
+        if i % 5:
+            continue
         try:
             assert torch.equal(codec.decode(model, params, copy), torch.cat(batches)) or copy == data
         except codec.CodecError:
@@ -304,9 +309,9 @@ def test_memory_does_not_grow_with_the_file(held, tmp_path):
 WRITER = """
 import sys, time
 from tiny_codec import images, model_and_params
-from purevdm import codec, networks
+from purevdm import codec
 import torch
-model, params = model_and_params(networks.mlp(8, fourier=()), event_shape=(4,))
+model, params = model_and_params(event_shape=(4,))
 def batches():
     for i in range(3):
         yield images(model, 12, i, torch.uint8)

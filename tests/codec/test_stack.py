@@ -71,7 +71,10 @@ def test_a_layer_costs_what_constrictions_gaussian_does(width):
     centre = np.rint(means / phases).astype(np.int64)
     half = int(8 * width)
     theirs.encode_reverse(
-        (points - centre).astype(np.int32), constriction.stream.model.QuantizedGaussian(-half, half), means / phases - centre, np.full(n, width)
+        (points - centre).astype(np.int32),
+        constriction.stream.model.QuantizedGaussian(-half, half),
+        means / phases - centre,
+        np.full(n, width),
     )
     assert abs((ours.bits - before) / (theirs.num_valid_bits() - first) - 1) < 1e-4
 

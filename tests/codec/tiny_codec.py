@@ -4,12 +4,24 @@ import optree
 import torch
 
 import purevdm
-from purevdm import networks, random, schedules
+from purevdm import networks, process, random, schedules
+
+
+def _apply(params, z, gamma, cond=None, key=None):
+    """A network of a few operations on a whole batch, for tests that call it thousands of times."""
+    return params["w"] * z * torch.sigmoid(process.align(gamma, z)) + 0.1 * torch.sin(5.0 * z)
+
+
+def _init(key, event_shape):
+    return {"w": random.uniform(key, tuple(event_shape), minval=0.7, maxval=1.1)}
+
+
+quick = networks.Network(_init, _apply, batched=True)
 
 
 def model_and_params(network=None, schedule=None, event_shape=(6,), seed=0, **options):
     """A model of 16 values, unless told otherwise, with parameters that make it see something."""
-    network = networks.mlp(16, fourier=()) if network is None else network
+    network = quick if network is None else network
     schedule = schedules.learned_linear(-7.0, 4.0) if schedule is None else schedule
     options = {"vocab_size": 16} if not options else options
     model = purevdm.vdm(network, schedule, event_shape, **options)
