@@ -1,0 +1,126 @@
+"""The network as a codec applies it: in float64 for files that decode everywhere, or as it is on one machine."""
+
+import json
+import platform
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from purevdm import _values, denoiser
+from purevdm.codec._arithmetic import Floats
+from purevdm.types import Params
+from purevdm.vdm import VDM
+
+
+class Denoiser(NamedTuple):
+    """A model as a codec uses it.
+
+    Attributes:
+        model: the model; in float64 where files are portable.
+        params: its parameters, likewise.
+        predict: ``predict(params, z, gamma, cond) -> eps_hat`` for a batch.
+        piece: how many examples the network sees at once.
+        pad: whether it always sees that many.
+    """
+
+    model: VDM
+    params: Params
+    predict: Callable[[Params, Tensor, Tensor, Any], Tensor]
+    piece: int
+    pad: bool
+
+    def eps(self, z: Floats, gamma: Floats, cond: Any) -> Floats:
+        """The noise that the network sees in latents (n, D), at gamma (n or 1, D or 1): float64 (n, D)."""
+        n, shape, device = len(z), self.model.event_shape, device_of(self.params)
+
+        def tensor(x: Floats, shape: tuple[int, ...]) -> Tensor:
+            return torch.from_numpy(np.array(x)).reshape(shape).to(device, self.model.dtype)
+
+        latents = tensor(z, (n, *shape))
+        each = np.broadcast_to(gamma, (n, gamma.shape[1]))
+        level = tensor(each, (n, *shape) if gamma.shape[1] > 1 else (n,))
+        found = []
+        with torch.no_grad():
+            for i in range(0, n, self.piece):
+                rows = torch.arange(i, i + self.piece, device=device).clamp(max=n - 1)
+                rows = rows if self.pad else rows[: n - i]
+                part = None if cond is None else optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)  # type: ignore[misc]
+                out = self.predict(self.params, latents[rows], level[rows], part)
+                found.append(out[: n - i].reshape(min(self.piece, n - i), -1).double().cpu().numpy())
+        return np.concatenate(found)
+
+
+def denoiser_of(model: VDM, params: Params, portable: bool, piece: int, compile: bool) -> Denoiser:
+    """A model as files need it."""
+    if portable:
+        own = _values.rebound(model.network.apply, dtype=None)
+        model = model._replace(network=model.network._replace(apply=own, dtype=None), dtype=torch.float64)
+        params = optree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
+
+    run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict
+    return Denoiser(model, params, partial(run, model), piece, compile)
+
+
+def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Tensor:
+    return denoiser.in_bound(model.network, model.decoder, params["network"], z, gamma, cond)
+
+
+def device_of(params: Params) -> torch.device:
+    leaves = optree.tree_leaves(params)  # type: ignore[arg-type, var-annotated]
+    return leaves[0].device if leaves else torch.device("cpu")  # type: ignore[attr-defined]
+
+
+def machine(denoise: Denoiser) -> str:
+    """What decides the last digits of a network's output, as JSON text."""
+    device = device_of(denoise.params)
+    cuda = device.type == "cuda"
+    return json.dumps(
+        {
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if cuda else f"{device.type} {platform.machine()}",
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "dtype": str(denoise.model.dtype).removeprefix("torch."),
+            "lanes": denoise.piece,
+            "compiled": denoise.pad,
+        },
+        sort_keys=True,
+    )
+
+
+class _Dtypes(TorchFunctionMode):
+    """Notes the first operation that gives floating-point numbers shorter than float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for leaf in optree.tree_leaves(found):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64 and self.short is None:
+                self.short = f"{getattr(func, '__name__', func)} in {str(leaf.dtype).removeprefix('torch.')}"
+        return found
+
+
+def require_float64(denoise: Denoiser, gamma: Floats, cond: Any) -> None:
+    """Refuses a network that computes anything in a shorter dtype, whose files would not decode elsewhere.
+
+    Raises:
+        ValueError: it does; the operation is named.
+    """
+    size = int(np.prod(denoise.model.event_shape))
+    eager = denoiser_of(denoise.model, denoise.params, True, 1, False)
+    with _Dtypes() as seen:
+        eager.eps(np.full((1, size), 0.5), gamma[:1], cond)
+    if seen.short is not None:
+        raise ValueError(
+            f"network: expected to compute in float64 throughout, so that files decode everywhere, found {seen.short}; "
+            "portable=False makes a file for this machine"
+        )

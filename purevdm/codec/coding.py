@@ -1,0 +1,447 @@
+"""Data to bytes and back."""
+
+import io
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, _files
+from purevdm.codec import _chain, _container
+from purevdm.codec._chain import Chain
+from purevdm.codec._container import Block, Head
+from purevdm.codec._errors import CodecError
+from purevdm.codec._levels import levels
+from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
+from purevdm.evaluation.bounds import _read as pairs
+from purevdm.types import Params
+from purevdm.vdm import VDM
+
+__all__ = ["Block", "CodecError", "Info", "decode", "encode", "info", "read", "write"]
+
+LANES = 32
+STEPS = 250
+
+
+class Info(NamedTuple):
+    """What a file tells without its model.
+
+    Attributes:
+        examples: how many the readable blocks hold.
+        event_shape, vocab_size, dtype: their form.
+        timesteps: T.
+        portable: whether it decodes on every machine; if not, ``machine`` says on which, as JSON.
+        model: the digest of the parameters, in hexadecimal.
+        size: the file's bytes.
+        initial_bits: what of them the stacks held before any data.
+        complete: whether the index is there, and every block that it names.
+        blocks: the blocks whose heads are readable.
+    """
+
+    examples: int
+    event_shape: tuple[int, ...]
+    vocab_size: int
+    dtype: torch.dtype
+    timesteps: int
+    portable: bool
+    machine: str
+    model: str
+    size: int
+    initial_bits: int
+    stack_bits: int
+    complete: bool
+    blocks: tuple[Block, ...]
+
+    @property
+    def rate(self) -> float:
+        """The whole file, bits per dimension."""
+        return 8.0 * self.size / self._numbers
+
+    @property
+    def net(self) -> float:
+        """What the stacks grew by, bits per dimension: an estimate of the bound in T steps."""
+        return (self.stack_bits - self.initial_bits) / self._numbers
+
+    @property
+    def _numbers(self) -> int:
+        return max(1, self.examples * math.prod(self.event_shape))
+
+
+# In memory
+
+
+def encode(
+    model: VDM,
+    params: Params,
+    x: Tensor,
+    cond: Any = None,
+    *,
+    timesteps: int | None = None,
+    lanes: int = LANES,
+    portable: bool = True,
+    compile: bool = False,
+    seed: int = 0,
+    callback: Callable[[int, int], None] | None = None,
+) -> bytes:
+    """Data as bytes, which :func:`decode` turns back into the same data; one block of a file as :func:`write` writes it.
+
+    Args:
+        model, params: the model, with a decoder of finitely many values.
+        x: data, (n, *event_shape), integers.
+        cond: their condition, as the network takes it. It is not part of the bytes: decoding takes it again.
+        timesteps: T; the model's own where left out, or 250 where that is continuous time. The rate falls with T, as the
+            bound does, and time grows with it.
+        lanes: how many examples the network sees at once.
+        portable: whether to compute in float64, so that the bytes decode on any machine. Otherwise in the model's dtype:
+            sooner, for the same machine, versions and settings alone.
+        compile: whether to compile the network.
+        seed: makes the initial bits.
+        callback: called as ``callback(examples, bits)`` after each round, with what it cost.
+
+    Returns:
+        The bytes. What they cost, :func:`info` tells.
+
+    Raises:
+        TypeError, ValueError: bad arguments, as the model's functions name them; real data; a network that computes in less
+            than float64 (with ``portable``) or whose output is not finite; more steps than gamma rises in.
+        ImportError: constriction is not installed.
+
+    >>> import purevdm
+    >>> from purevdm import codec, networks, random, schedules
+    >>> model = purevdm.vdm(networks.mlp(16), schedules.learned_linear(-6.0, 4.0), event_shape=(8,), vocab_size=16)
+    >>> params = model.init(random.key(0))
+    >>> x = random.randint(random.key(1), (20, 8), 0, 16)
+    >>> data = codec.encode(model, params, x, timesteps=10)
+    >>> bool((codec.decode(model, params, data) == x).all())
+    True
+    >>> found = codec.info(data)
+    >>> found.examples, 0 < found.net < found.rate
+    (20, True)
+    """
+    file = io.BytesIO()
+    options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
+    _write(file, model, params, [(x, cond)], **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def decode(
+    model: VDM, params: Params, data: bytes, cond: Any = None, *, lanes: int | None = None, compile: bool = False
+) -> Tensor:
+    """The data that were encoded, bit for bit, in their dtype: (n, *event_shape).
+
+    Args:
+        model, params: the model that encoded them.
+        data: what :func:`encode` returned, or the content of a file.
+        cond: the condition of all of them.
+        lanes, compile: as :func:`read` takes them.
+
+    Raises:
+        CodecError: damaged data, or another model, condition, format or machine; no wrong data are returned.
+        ImportError: constriction is not installed.
+    """
+    with io.BytesIO(data) as file:
+        head, blocks, complete = _opened(file)
+        if not complete:
+            raise CodecError("damaged or cut short; read() finds what is intact")
+        conds = None
+        if cond is not None:
+            starts = [sum(block.examples for block in blocks[:i]) for i in range(len(blocks))]
+            conds = [_slice(cond, at, block.examples) for at, block in zip(starts, blocks, strict=True)]
+        found = list(_read(file, head, blocks, model, params, conds, lanes, compile, None, None))
+    return torch.cat(found) if found else torch.empty((0, *model.event_shape), dtype=head.dtype)
+
+
+# In files
+
+
+def write(
+    path: str | os.PathLike,
+    model: VDM,
+    params: Params,
+    batches: Iterable[Any],
+    *,
+    timesteps: int | None = None,
+    lanes: int = LANES,
+    portable: bool = True,
+    compile: bool = False,
+    seed: int = 0,
+    callback: Callable[[int, int], None] | None = None,
+) -> Info:
+    """Writes a file, whole or not at all: a file of that name is replaced at the end.
+
+    Each batch is a block, which decodes alone. Initial bits are paid for one example of each, some 6 bits per dimension of
+    it at T = 250. So take blocks of many examples. Only one of them is in memory.
+
+    Args:
+        path: the file.
+        model, params: as :func:`encode` takes them.
+        batches: an iterable of x, (x,) or (x, cond), such as :mod:`purevdm.evaluation` takes; all of one dtype, and all or
+            none with a condition.
+        timesteps, lanes, portable, compile, seed, callback: as :func:`encode` takes them.
+
+    Returns:
+        What :func:`info` tells of the file.
+
+    Raises:
+        TypeError, ValueError, ImportError: as :func:`encode`; nothing is written then.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
+    try:
+        with draft.open("xb") as file:
+            _write(file, model, params, batches, **options)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _files.sync(path.parent)
+    return info(path)
+
+
+def read(
+    path: str | os.PathLike,
+    model: VDM,
+    params: Params,
+    conds: Iterable[Any] | None = None,
+    *,
+    blocks: Iterable[int] | None = None,
+    lanes: int | None = None,
+    compile: bool = False,
+    skip: Callable[[int, CodecError], None] | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """The data of a file, block after block: each (n, *event_shape), in the dtype that they had.
+
+    Args:
+        path: the file.
+        model, params: the model that wrote it.
+        conds: the conditions of the blocks that are read, one after another.
+        blocks: the numbers of the blocks to read; all where left out.
+        lanes: how many examples the network sees at once: those of a round where left out. A file for one machine takes its
+            own number.
+        compile: whether to compile the network.
+        skip: called as ``skip(number, error)`` for a block that is damaged, which is then left out; where there is none, the
+            error is raised.
+        callback: called as ``callback(examples, bits)`` after each round.
+
+    Raises:
+        CodecError: a file that is damaged, of another model or a later format, or made for another machine. An error of one
+            block is raised when its turn comes.
+        FileNotFoundError: no such file.
+        ImportError: constriction is not installed.
+    """
+    with Path(path).open("rb") as file:
+        head, found, complete = _opened(file)
+        named = {block.number: block for block in found}
+        last = max(named, default=-1)
+        wanted = list(range(last + 1)) if blocks is None else [_checks.integer("blocks", i, 0) for i in blocks]
+        chosen = [named.get(i, Block(i, 0, -1, 0)) for i in wanted]
+        yield from _read(file, head, tuple(chosen), model, params, conds, lanes, compile, skip, callback)
+        if blocks is None and not complete:
+            error = CodecError("cut short, or damaged in its index: what is missing at its end cannot be told")
+            if skip is None:
+                raise error
+            skip(last + 1, error)
+
+
+def info(file: str | os.PathLike | bytes) -> Info:
+    """What a file, or the bytes of one, tell without their model.
+
+    Raises:
+        CodecError: no file of this kind, a later format, or a damaged head.
+        FileNotFoundError: no such file.
+    """
+    with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
+        head, blocks, complete = _opened(opened)
+        initial = stack = 0
+        for block in blocks:
+            try:
+                payload = _container.read_payload(opened, block, head)
+            except CodecError:
+                complete = False
+                continue
+            initial, stack = initial + 32 * payload.initial, stack + 32 * len(payload.words)
+        return Info(
+            examples=sum(block.examples for block in blocks),
+            event_shape=head.event_shape,
+            vocab_size=head.vocab_size,
+            dtype=head.dtype,
+            timesteps=head.timesteps,
+            portable=head.portable,
+            machine=head.machine,
+            model=head.model.hex(),
+            size=opened.seek(0, 2),
+            initial_bits=initial,
+            stack_bits=stack,
+            complete=complete,
+            blocks=blocks,
+        )
+
+
+# What they share
+
+
+def _write(
+    file: BinaryIO,
+    model: VDM,
+    params: Params,
+    batches: Iterable[Any],
+    *,
+    timesteps: int | None,
+    lanes: int,
+    portable: bool,
+    compile: bool,
+    seed: int,
+    callback: Callable[[int, int], None] | None,
+) -> None:
+    steps = model.timesteps or STEPS if timesteps is None else timesteps
+    steps = _checks.integer("timesteps", steps, 1, _container.MOST_STEPS)
+    lanes = _checks.integer("lanes", lanes, 1, _container.MOST_LANES)
+    seed = _checks.integer("seed", seed, 0, 2**32 - 1)
+    _finite_values(model)
+    denoise = denoiser_of(model, params, bool(portable), lanes, bool(compile))
+    chain: Chain | None = None
+    offsets: list[int] = []
+    for number, (x, cond) in enumerate(pairs(batches)):
+        model._check(params, x, cond)
+        if chain is None:
+            chain = _chain_of(denoise, steps, seed, None)
+            head = Head(
+                portable=bool(portable),
+                conditioned=cond is not None,
+                dtype=x.dtype,
+                dither=_container.OWN_DITHER if chain.fixed is None else chain.fixed.dither,
+                timesteps=steps,
+                vocab_size=model.decoder.vocab_size or 0,
+                seed=seed,
+                model=_digest(model, params),
+                event_shape=model.event_shape,
+                machine="" if portable else machine(denoise),
+            )
+            if portable:
+                require_float64(denoise, *_chain.first(chain, cond))
+            file.write(_container.head_bytes(head))
+        if x.dtype != head.dtype:
+            raise TypeError(f"batches[{number}]: expected {head.dtype}, as the first, got {_checks.describe(x)}")
+        if (cond is not None) != head.conditioned:
+            raise ValueError(f"batches[{number}]: expected a condition with all batches or with none")
+        offsets.append(file.tell())
+        file.write(_container.block_bytes(number, _chain.encode(chain, number, x, cond, lanes, callback)))
+    if chain is None:
+        raise ValueError("batches: expected at least one, got none")
+    file.write(_container.end_bytes(offsets, file.tell()))
+
+
+def _read(
+    file: BinaryIO,
+    head: Head,
+    blocks: tuple[Block, ...],
+    model: VDM,
+    params: Params,
+    conds: Iterable[Any] | None,
+    lanes: int | None,
+    compile: bool,
+    skip: Callable[[int, CodecError], None] | None,
+    callback: Callable[[int, int], None] | None,
+) -> Iterator[Tensor]:
+    denoise = _reader(head, model, params, lanes, compile)
+    chain = _chain_of(denoise, head.timesteps, head.seed, head.dither)
+    given = iter(conds) if conds is not None else None
+    for block in blocks:
+        cond = None if given is None else next(given, None)
+        try:
+            if block.offset < 0:
+                raise CodecError("missing or damaged")
+            payload = _container.read_payload(file, block, head)
+            _fits(cond, head, block)
+            rows = _chain.decode(chain, block.number, payload, cond, callback)
+        except CodecError as error:
+            named = error if str(error).startswith("block") else CodecError(f"block {block.number}: {error}")
+            if skip is None:
+                raise named from None
+            skip(block.number, named)
+            continue
+        yield torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
+
+
+def _opened(file: BinaryIO) -> tuple[Head, tuple[Block, ...], bool]:
+    head = _container.read_head(file)
+    return head, *_container.read_blocks(file, head)
+
+
+def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: bool) -> Denoiser:
+    """The network as a file needs it.
+
+    Raises:
+        CodecError: the file is of another model, or made for another machine.
+    """
+    _finite_values(model)
+    form = (model.event_shape, model.decoder.vocab_size)
+    if form != (head.event_shape, head.vocab_size):
+        raise CodecError(
+            f"expected a model of events {head.event_shape} of {head.vocab_size} values, as the file holds, got one of "
+            f"{form[0]} of {form[1]}"
+        )
+    _checks.verify(model._facts(params, None) if not model.schedule.contextual else [])
+    if _digest(model, params) != head.model:
+        raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
+    if lanes is not None:
+        _checks.integer("lanes", lanes, 1)
+    denoise = denoiser_of(model, params, head.portable, lanes or LANES, bool(compile))
+    if not head.portable:
+        denoise = denoise._replace(piece=_own_lanes(head)) if lanes is None else denoise
+        here = machine(denoise)
+        if here != head.machine:
+            raise CodecError(f"expected the machine and the settings that wrote the file, {head.machine}, got {here}")
+    return denoise
+
+
+def _own_lanes(head: Head) -> int:
+    try:
+        return int(json.loads(head.machine)["lanes"])
+    except (ValueError, KeyError, TypeError):
+        return LANES
+
+
+def _chain_of(denoise: Denoiser, steps: int, seed: int, dither: int | None) -> Chain:
+    own = denoise.model.schedule.contextual
+    fixed = None if own else levels(denoise.model, denoise.params, steps, 1, None, dither)
+    return Chain(denoise, steps, seed, fixed)
+
+
+def _finite_values(model: VDM) -> None:
+    if model.decoder.log_probs is None or model.decoder.vocab_size is None:
+        raise ValueError(
+            f"model.decoder: expected finitely many values (decoders.discrete), got {model.decoder.support}, which would "
+            "need infinitely many bits"
+        )
+
+
+def _fits(cond: Any, head: Head, block: Block) -> None:
+    if (cond is not None) != head.conditioned:
+        with_one = "a condition" if head.conditioned else "no condition"
+        raise CodecError(f"cond: expected {with_one}, as in encoding, got {_checks.describe(cond)}")
+    for leaf in optree.tree_leaves(cond) if cond is not None else ():
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != block.examples:
+            raise CodecError(f"cond: expected one for each of {block.examples} examples, got {_checks.describe(leaf)}")
+
+
+def _digest(model: VDM, params: Params) -> bytes:
+    network = model.network
+    return _chain.tree_digest(params, 16, f"{network.predicts} {network.self_condition} {network.residual}")
+
+
+def _slice(cond: Any, at: int, n: int) -> Any:
+    def part(leaf: Tensor) -> Tensor:
+        return leaf[at : at + n]
+
+    return optree.tree_map(part, cond)

@@ -1,0 +1,74 @@
+"""A file decodes under every setting of PyTorch: instruction sets, threads, pieces of a batch, eager and compiled."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_codec import images, model_and_params
+
+from purevdm import codec, interop, networks
+from purevdm.codec import _arithmetic, _network
+
+NETWORK = dict(multipliers=(1, 2), layers=1, attention=(1,), heads=2, groups=4, fourier=(1, 2))
+
+READER = """
+import sys, torch
+from purevdm import codec, interop
+from test_machines import NETWORK
+from tiny_codec import model_and_params
+from purevdm import networks
+folder, threads, lanes, compile = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(threads)
+model, _ = model_and_params(networks.unet(8, **NETWORK), event_shape=(1, 4, 4))
+params = interop.load_params(folder + "/params.safetensors")
+found = list(codec.read(folder + "/x", model, params, lanes=lanes, compile=bool(compile)))
+torch.save(torch.cat(found), folder + "/found.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("capability", "threads", "lanes", "compile"),
+    [
+        ("default", 1, 1, 0),
+        pytest.param("avx2", 2, 5, 0, marks=pytest.mark.slow),
+        pytest.param("default", 2, 3, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_decodes_under_other_settings(tmp_path, capability, threads, lanes, compile):
+    model, params = model_and_params(networks.unet(8, **NETWORK), event_shape=(1, 4, 4))
+    interop.save_params(tmp_path / "params.safetensors", params)
+    x = images(model, 12)
+    codec.write(tmp_path / "x", model, params, [x], timesteps=8, lanes=6)
+    changes = {"ATEN_CPU_CAPABILITY": capability, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    environment = os.environ | changes | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    arguments = [sys.executable, "-c", READER, str(tmp_path), str(threads), str(lanes), str(compile)]
+    subprocess.run(arguments, check=True, env=environment, cwd=Path(__file__).parent)
+    assert torch.equal(torch.load(tmp_path / "found.pt"), x)
+
+
+def test_noise_below_the_guard_changes_no_file(monkeypatch):
+    """A network off by a hundred thousand times the rounding of float64, as far as a file may trust the guard."""
+    model, params = model_and_params(event_shape=(16,))
+    x = images(model, 20)
+    data = codec.encode(model, params, x, timesteps=20, lanes=8)
+    exact = _network.Denoiser.eps
+
+    def noisy(self, z, gamma, cond):
+        eps = exact(self, z, gamma, cond)
+        return eps + 1e-11 * torch.sin(1e7 * torch.from_numpy(z)).numpy()
+
+    monkeypatch.setattr(_network.Denoiser, "eps", noisy)
+    assert torch.equal(codec.decode(model, params, data), x)
+    assert codec.encode(model, params, x, timesteps=20, lanes=8) == data
+
+
+def test_noise_above_the_guard_is_an_error(monkeypatch):
+    model, params = model_and_params(event_shape=(16,))
+    data = codec.encode(model, params, images(model, 20), timesteps=20)
+    exact = _network.Denoiser.eps
+    monkeypatch.setattr(_network.Denoiser, "eps", lambda *a: exact(*a) + 1e4 * _arithmetic.GUARD)
+    with pytest.raises(codec.CodecError, match="block 0: "):
+        codec.decode(model, params, data)

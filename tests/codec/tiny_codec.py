@@ -1,0 +1,40 @@
+"""Small models and data for the codec's tests."""
+
+import optree
+import torch
+
+import purevdm
+from purevdm import networks, process, random, schedules
+
+
+def _apply(params, z, gamma, cond=None, key=None):
+    """A network of a few operations on a whole batch, for tests that call it thousands of times."""
+    return params["w"] * z * torch.sigmoid(process.align(gamma, z)) + 0.1 * torch.sin(5.0 * z)
+
+
+def _init(key, event_shape):
+    return {"w": random.uniform(key, tuple(event_shape), minval=0.7, maxval=1.1)}
+
+
+quick = networks.Network(_init, _apply, batched=True)
+
+
+def model_and_params(network=None, schedule=None, event_shape=(6,), seed=0, **options):
+    """A model of 16 values, unless told otherwise, with parameters that make it see something."""
+    network = quick if network is None else network
+    schedule = schedules.learned_linear(-7.0, 4.0) if schedule is None else schedule
+    options = {"vocab_size": 16} if not options else options
+    model = purevdm.vdm(network, schedule, event_shape, **options)
+    params = model.init(random.key(seed))
+    numbers = iter(range(10_000))
+
+    def moved(leaf):
+        noise = random.normal(random.fold_in(random.key(seed + 1), next(numbers)), leaf.shape)
+        return leaf + 0.05 * noise.to(leaf.dtype)
+
+    return model, params | {"network": optree.tree_map(moved, params["network"])}
+
+
+def images(model, n, seed=0, dtype=torch.int64):
+    shape = (n, *model.event_shape)
+    return random.randint(random.key(seed), shape, 0, model.decoder.vocab_size).to(dtype)
