@@ -1,5 +1,5 @@
-"""Sources for BFNs whose ideal output distribution is known in closed form, as networks without parameters. They see what any
-network sees: parameters of the input distribution, and the time."""
+"""Sources for BFNs whose ideal output distribution is known in closed form, as networks without parameters. They see what
+any network sees: parameters of the input distribution, and the time."""
 
 import torch
 from torch import Tensor

@@ -34,7 +34,9 @@ def exact(index, mean, std, bins):
         elif lower > mean:
             mass = above(lower) - above(upper)
         else:
-            mass = (mpmath.erfc((mean - upper) / std / mpmath.sqrt(2)) - mpmath.erfc((mean - lower) / std / mpmath.sqrt(2))) / 2
+            mass = (
+                mpmath.erfc((mean - upper) / std / mpmath.sqrt(2)) - mpmath.erfc((mean - lower) / std / mpmath.sqrt(2))
+            ) / 2
         return float(mpmath.log(mass))
 
 

@@ -37,7 +37,7 @@ def read(model, a, t, eps):
     """The output distributions of the golden outputs, for latents with the golden noise, and the latents."""
     h = model.output.encode(a["x"], torch.float64)
     w = bfn.process.latent(h, align(model.flow.snr(t), h), eps)
-    raw = a["output"] if model.network.outputs == 2 or "classes" in a and a["classes"] > 2 else a["output"][..., 0]
+    raw = a["output"] if model.network.outputs == 2 or ("classes" in a and a["classes"] > 2) else a["output"][..., 0]
     return bound.read(model, raw, w, t), h, w
 
 
@@ -68,7 +68,9 @@ def test_flows_of_classes(name):
 
     for suffix, t in (("", a["t"].clamp(max=1 - 1e-6)), ("_1", torch.full((6,), 1 - 1e-6, dtype=torch.float64))):
         same(kept(categorical.flow(a["x"], t[:, None, None], a["eps" + suffix], beta_1)), a["theta" + suffix])
-        w = bfn.process.latent(model.output.encode(a["x"], torch.float64), align(model.flow.snr(t), w_shape(a)), a["eps" + suffix])
+        w = bfn.process.latent(
+            model.output.encode(a["x"], torch.float64), align(model.flow.snr(t), w_shape(a)), a["eps" + suffix]
+        )
         theta = torch.func.vmap(model.flow.parameters)(w, t)
         same(kept(theta), a["theta" + suffix])
         same(model.flow.shown(theta), 2 * a["theta" + suffix] - 1)
