@@ -134,6 +134,7 @@ class BFN(NamedTuple):
         *,
         steps: int | Tensor = 100,
         solver: Solver | None = None,
+        grid: str = "time",
         cond: Any = None,
         guidance: float | Tensor = 1.0,
         decode: str = "argmax",
@@ -149,6 +150,8 @@ class BFN(NamedTuple):
             params, key, n: the parameters, a key, how many.
             steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
             solver: a value of :mod:`purevdm.bfn.solvers`; the paper's sampler where left out.
+            grid: "time" for even steps, or "root" for steps even in sqrt(t), small at first. There sqrt(snr) of real data is
+                steep, and on even steps the first alone leaves second-order solvers an error of order 1.
             cond: a batch of n conditions.
             guidance: above 1, strengthens the condition, for a network with ``cond_drop`` > 0 (classifier-free), on logits
                 or on the predicted noise: a number, or a tensor of shape () or (n,).
@@ -172,7 +175,7 @@ class BFN(NamedTuple):
         if differentiable and not trajectory and self.decoder.vocab_size is not None:
             raise ValueError("differentiable: data that are integers have no gradient; ask for theta, by trajectory")
         options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable)
-        how = Walk(steps, solver, "time", cond, guidance, **options)  # type: ignore[arg-type]
+        how = Walk(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
         return sampling.sample(self, params["network"], key, n, how, decode)
 
     # What the methods share

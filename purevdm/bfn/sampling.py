@@ -37,6 +37,7 @@ def sample(model: Model, params: Params, key: Key, n: int, how: Walk, decode: st
     """
     k_w, k_steps, k_decode = random.split(_checks.key("key", key), 3).unbind(0)
     _checks.choice("decode", decode, ("argmax", "sample"))
+    _checks.choice("grid", how.grid, ("time", "root"))
     if not isinstance(how.solver, Solver):
         raise TypeError(f"solver: expected a Solver of purevdm.bfn.solvers, got {_checks.describe(how.solver)}")
     shape = (_checks.integer("n", n, 1), *model.flow.latent_shape(model.event_shape))
@@ -53,6 +54,11 @@ def _sample(model: Model, params: Params, w: Tensor, how: Walk, k_steps: Key, k_
     weight = walks.guidance_weight(how, w)
     total = torch.as_tensor(walks.step_count(how.steps, how.trajectory), device=w.device).to(w.dtype)
 
+    def time(i: Tensor) -> Tensor:
+        """The time after i steps."""
+        t = i.to(w.dtype) / total
+        return t.square() if how.grid == "root" else t
+
     def look(w: Tensor, t: Tensor, x_hat: Tensor | None) -> tuple[Tensor, ...]:
         return bound.outputs(model, params, w, t.expand(n), how.cond, x_hat=x_hat, guidance=weight)
 
@@ -64,7 +70,7 @@ def _sample(model: Model, params: Params, w: Tensor, how: Walk, k_steps: Key, k_
             out = look(w, t, x_hat)
             return output.mean(out), lambda key: output.draw(key, out)
 
-        s, t = i.to(w.dtype) / total, (i + 1).to(w.dtype) / total
+        s, t = time(i), time(i + 1)
         w, h_hat, carry = solver.step(Path(flow, predict), w, s, t, random.fold_in(k_steps, i), carry)
         # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
         return (w, bound.shown(model, h_hat).clone(), *carry) if model.network.self_condition else (w, *carry)
@@ -78,5 +84,5 @@ def _sample(model: Model, params: Params, w: Tensor, how: Walk, k_steps: Key, k_
     x = output.decode(k_decode, out)
     if not how.trajectory:
         return x
-    times = torch.arange(len(found[0]), device=w.device).to(w.dtype) / total
-    return Sample(x, torch.func.vmap(torch.func.vmap(flow.parameters, in_dims=(0, None)))(found[0], times))
+    at = time(torch.arange(len(found[0]), device=w.device))
+    return Sample(x, torch.func.vmap(torch.func.vmap(flow.parameters, in_dims=(0, None)))(found[0], at))

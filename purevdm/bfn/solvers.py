@@ -9,7 +9,8 @@ In the latent w = sqrt(snr) h + eps, and q = sqrt(snr), all of them take one lin
 
 :func:`sde_1`, :func:`sde_2`, :func:`ode_1`, :func:`ode_2` and :func:`ode_2s` are SDE-BFN-Solver1 and 2 and ODE-BFN-Solver1
 and 2 (Xue et al. 2024, arXiv 2404.15766; the last with two evaluations a step instead of the last step's memory). For real
-data they are DPM-Solver's and its SDE's; :func:`ode_1` is DDIM.
+data they are DPM-Solver's and its SDE's; :func:`ode_1` is DDIM. Started at t = 0, the second-order ones keep their order for
+classes on even times, for real data on the grid "root" (:func:`ode_2` and :func:`sde_2` but for a logarithm).
 
 A :class:`Solver` is a value: a pure step, and what it carries from step to step.
 """
