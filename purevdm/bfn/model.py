@@ -346,6 +346,10 @@ def _model(
     event_shape = _checks.shape("event_shape", event_shape)
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
+    known = ("timesteps", "draws", "reconstruction", "antithetic", "dtype")
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{name}: expected one of the arguments {', '.join(known)}, got another")
     settings = BFN(_timed(network), flow, output, event_shape)._replace(**options)
     timesteps = 0 if settings.timesteps is None else _checks.integer("timesteps", settings.timesteps, 0)
     if settings.dtype not in (torch.float32, torch.float64):
