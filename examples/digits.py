@@ -39,9 +39,9 @@ def data(key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return train, test
 
 
-def histogram_bits(train: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+def histogram_bits(train: torch.Tensor, test: torch.Tensor, levels: int = LEVELS) -> torch.Tensor:
     """Bits per dimension of each test image under independent per-pixel histograms with add-one smoothing."""
-    counts = torch.nn.functional.one_hot(train.flatten(1), LEVELS).sum(0) + 1.0
+    counts = torch.nn.functional.one_hot(train.flatten(1), levels).sum(0) + 1.0
     log_p = (counts / counts.sum(-1, keepdim=True)).log2()
     return -torch.gather(log_p.expand(len(test), -1, -1), 2, test.flatten(1)[..., None]).mean((1, 2))
 
