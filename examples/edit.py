@@ -107,6 +107,8 @@ def main() -> None:
         config, _, test, model, params = load(args.checkpoint, args.device, **changes)
     except (CheckpointError, DataError) as error:
         sys.exit(str(error))
+    if config.model.kind != "vdm":
+        sys.exit(f"checkpoint: expected a diffusion model, got model.kind={config.model.kind}")
     if len(test.event_shape) != 3:
         sys.exit(f"checkpoint: expected a model of images, got one of events of shape {test.event_shape}")
     if test.size < args.first + 2 * args.rows:

@@ -31,6 +31,7 @@ from readers import DataError
 from tqdm import tqdm
 
 from purevdm import ELBO, VDM, evaluation, interop, random
+from purevdm.bfn import BFN
 from purevdm.training import parallel
 from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import Dataset, batch
@@ -83,7 +84,7 @@ class Run(NamedTuple):
     config: Config
     train: Dataset
     test: Dataset
-    model: VDM
+    model: VDM | BFN
     params: dict[str, Any]
 
 
@@ -129,6 +130,8 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
     runs = [restored(path, args, group.device) for path in paths]
     sets = [run.test if args.split == "test" else run.train for run in runs]
     pairs, elbos = [(run.model, run.params) for run in runs], [bound_of(run, args.compile) for run in runs]
+    if args.profile and any(run.config.model.kind != "vdm" for run in runs):
+        sys.exit("profile: expected a diffusion model, as a Bayesian flow has no gamma")
     data = sets[0]
     n = min(data.size, args.examples or data.size)
     if not all(torch.equal(beginning(data), beginning(other)) for other in sets[1:]):

@@ -9,7 +9,7 @@ import readers
 import torch
 
 import purevdm
-from purevdm import decoders, importance, interop, networks, random, schedules
+from purevdm import bfn, decoders, importance, interop, networks, random, schedules
 from purevdm.training import AdamW, checkpoint
 from purevdm.training.data import Dataset, batch, split
 
@@ -78,6 +78,12 @@ class Model:
     """Whether times are drawn by importance, by a histogram of the loss (purevdm.importance); in continuous time."""
     timesteps: int = 0
     """T, or 0 for continuous time."""
+    kind: Literal["vdm", "bfn_continuous", "bfn_discretised", "bfn_discrete"] = "vdm"
+    """A diffusion model, or a Bayesian Flow Network, which has no schedule to learn."""
+    sigma_1: float = 0.03
+    """Of continuous and discretised Bayesian flows: the deviation at their end."""
+    beta_1: float = 3.0
+    """Of discrete ones: the accuracy at their end."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,19 @@ PRESETS: dict[str, tuple[str, Config]] = {
             out=Path("runs/fashion_mnist"),
         ),
     ),
+    "digits_bfn": (
+        "the same as a Bayesian Flow Network of discretised data",
+        Config(
+            model=Model(kind="bfn_discretised", groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False),
+            optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
+            batch=64,
+            eval_every=275,
+            save_every=275,
+            eval_batch=99,
+            eval_passes=10,
+            out=Path("runs/digits_bfn"),
+        ),
+    ),
     "real": (
         "an array of real numbers, .npy: rows of a table, for one CPU core",
         Config(
@@ -270,13 +289,14 @@ def decoder(data: Data, event_shape: tuple[int, ...], vocab_size: int | None) ->
     return decoders.gaussian(loc=loc, scale=scale)
 
 
-def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, classes: int = 0) -> purevdm.VDM:
+def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, classes: int = 0) -> purevdm.VDM | bfn.BFN:
     """The model of a configuration for some data; ``vocab_size`` is None for real data."""
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
     endpoints = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)
     shared = dict(
+        outputs=2 if m.kind == "bfn_discretised" else None,
         fourier=m.fourier,
         cond_dim=int(m.flag),
         classes=classes if m.labels else 0,
@@ -306,6 +326,8 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
             network = networks.mlp(m.embed, m.layers, **shared)
     if config.dtype == "bfloat16":
         network = networks.mixed(network)
+    if m.kind != "vdm":
+        return bayesian(m, network, event_shape, decoder(config.data, event_shape, vocab_size))
     match m.schedule:
         case "monotone_mlp_pinned":
             schedule = schedules.monotone_mlp(**endpoints, pin_endpoints=True)
@@ -315,6 +337,20 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
         schedule = importance.warped(schedule)
     found = decoder(config.data, event_shape, vocab_size)
     return purevdm.vdm(network, schedule, event_shape, decoder=found, timesteps=m.timesteps)
+
+
+def bayesian(m: Model, network: networks.Network, event_shape: tuple[int, ...], found: decoders.Decoder) -> bfn.BFN:
+    """The Bayesian Flow Network of a configuration. As in the official code, training leaves the reconstruction out."""
+    options = dict(event_shape=event_shape, timesteps=m.timesteps, reconstruction=False)
+    values = found.vocab_size
+    if m.kind == "bfn_continuous":
+        found = found if values is None else bfn.binned(values)
+        return bfn.continuous(network, sigma_1=m.sigma_1, decoder=found, **options)
+    if values is None:
+        raise ValueError(f"model.kind: real data take bfn_continuous, got {m.kind}")
+    if m.kind == "bfn_discretised":
+        return bfn.discretised(network, bins=values, sigma_1=m.sigma_1, **options)
+    return bfn.discrete(network, classes=values, beta_1=m.beta_1, **options)
 
 
 def condition(config: Config, flags: torch.Tensor, labels: torch.Tensor | None):
@@ -356,7 +392,7 @@ def test_batches(config: Config, data: Dataset, n: int, device: torch.device):
         yield x, condition(config, torch.zeros(len(x), device=device), labels)
 
 
-def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, purevdm.VDM, dict]:
+def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, purevdm.VDM | bfn.BFN, dict]:
     """A checkpoint's configuration (with changes), data, model and averaged parameters.
 
     Args:

@@ -20,7 +20,7 @@ from presets import condition, load
 from readers import DataError
 from tqdm import tqdm
 
-from purevdm import random, solvers
+from purevdm import bfn, random, solvers
 from purevdm.training.checkpoint import CheckpointError
 
 
@@ -33,10 +33,11 @@ class Arguments:
     batch: int = 64
     """How many at once."""
     steps: int = 250
-    solver: Literal["ancestral", "ddim", "dpmpp_2m"] = "ancestral"
-    """The last two are deterministic, and need few steps."""
-    grid: Literal["time", "gamma"] = "time"
-    """In what the steps are even."""
+    solver: Literal["ancestral", "ddim", "dpmpp_2m", "bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s"] | None = None
+    """The first three are a diffusion model's, the others a Bayesian flow's; the first of each where left out. ddim,
+    dpmpp_2m and the ode solvers are deterministic, and need few steps."""
+    grid: Literal["time", "gamma", "root"] = "time"
+    """In what the steps are even: gamma for a diffusion model, the root of the time for a Bayesian flow."""
     label: int | None = None
     """The class of all; each in turn where left out, for a model that takes classes."""
     guidance: float = 1.0
@@ -62,6 +63,16 @@ def main() -> None:
         sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")
     if args.clip and train.vocab_size is None:
         sys.exit("clip: expected no, as real data have no bounds")
+    diffusion = config.model.kind == "vdm"
+    own = ("ancestral", "ddim", "dpmpp_2m") if diffusion else ("bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s")
+    if args.solver is not None and args.solver not in own:
+        sys.exit(f"solver: expected one of {', '.join(own)} for this model")
+    if args.grid != "time" and (args.grid == "gamma") != diffusion:
+        sys.exit(f"grid: expected time or {'gamma' if diffusion else 'root'} for this model")
+    if args.clip and not diffusion:
+        sys.exit("clip: expected no, as a Bayesian flow's predictions are clamped where it says so itself")
+    options = dict(solver=getattr(solvers if diffusion else bfn.solvers, args.solver or own[0])(), grid=args.grid)
+    options |= dict(clip=args.clip) if diffusion else {}
     drawn = []
     batches = range(0, args.n, args.batch)
     with tqdm(total=len(batches) * args.steps, desc="sample") as bar:
@@ -74,13 +85,11 @@ def main() -> None:
                 random.fold_in(random.key(args.seed, device=args.device), j),
                 size,
                 steps=args.steps,
-                solver=getattr(solvers, args.solver)(),
-                grid=args.grid,
                 cond=condition(config, torch.zeros(size, device=args.device), labels),
                 guidance=args.guidance,
                 decode=args.decode,
-                clip=args.clip,
                 callback=lambda i, z: bar.update(),
+                **options,
             )
             drawn.append(x.cpu())
     x = torch.cat(drawn)

@@ -221,8 +221,9 @@ def assess(config, model, state, test, k, elbo, log, group) -> float:
     )
     pictures = config.out / "pictures"
     pictures.mkdir(exist_ok=True)
-    curve(model, params, pictures / f"gamma_{step:08d}.png")
-    log.picture("gamma", pictures / f"gamma_{step:08d}.png", step)
+    if config.model.kind == "vdm":
+        curve(model, params, pictures / f"gamma_{step:08d}.png")
+        log.picture("gamma", pictures / f"gamma_{step:08d}.png", step)
     if config.samples:
         labels = torch.arange(config.samples, device=device) % max(test.classes, 1)
         cond = condition(config, torch.zeros(config.samples, device=device), labels)

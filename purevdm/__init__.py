@@ -6,6 +6,7 @@ decoder (:mod:`purevdm.decoders`) into a :class:`VDM`.
 """
 
 from purevdm import (
+    bfn,
     decoders,
     denoiser,
     elbo,
@@ -38,6 +39,7 @@ __all__ = [
     "Noise",
     "Sample",
     "Seeds",
+    "bfn",
     "decoders",
     "denoiser",
     "elbo",

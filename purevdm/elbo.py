@@ -22,6 +22,8 @@ __all__ = [
     "Noise",
     "Seeds",
     "bound",
+    "checked_data",
+    "checked_seeds",
     "diffusion_loss",
     "discretise",
     "draw_noise",
@@ -100,6 +102,31 @@ class Model(Protocol):
     def timesteps(self) -> int: ...
     @property
     def dtype(self) -> torch.dtype: ...
+
+
+# What every loss is given, checked
+
+
+def checked_data(decoder: Decoder, event_shape: tuple[int, ...], x: Tensor) -> list[_checks.Fact]:
+    """That x is a batch of at least one example of this shape; that it is in the decoder's support comes back as a fact."""
+    holds = decoder.check(x)
+    if x.ndim == 0 or tuple(x.shape[1:]) != event_shape:
+        shape = ", ".join(map(str, event_shape))
+        raise ValueError(f"x: expected shape (B, {shape}), got {_checks.describe(x)}")
+    if x.shape[0] == 0:
+        raise ValueError(f"x: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
+    if not _checks.readable(x):
+        return []
+    return [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
+
+
+def checked_seeds(seeds: Seeds, n: int, dtype: torch.dtype) -> Seeds:
+    """The seeds of n examples, with times of this dtype."""
+    _checks.shaped("key.t", seeds.t, (n,))
+    _checks.shaped("key.key", seeds.key, (n, 2))
+    if seeds.t.dtype != dtype:
+        raise TypeError(f"key.t: expected times of {dtype}, got {_checks.describe(seeds.t)}")
+    return seeds
 
 
 # The mathematics, for one example

@@ -274,26 +274,12 @@ class VDM(NamedTuple):
 
     def _check(self, params: Params, x: Tensor, cond: Any) -> int:
         """Checks what every loss is given. Returns the size of the batch."""
-        holds = self.decoder.check(x)
-        if x.ndim == 0 or tuple(x.shape[1:]) != self.event_shape:
-            shape = ", ".join(map(str, self.event_shape))
-            raise ValueError(f"x: expected shape (B, {shape}), got {_checks.describe(x)}")
-        if x.shape[0] == 0:
-            raise ValueError(f"x: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
-        facts = self._facts(params, cond)
-        if _checks.readable(x):
-            facts.append(_checks.Fact(holds, lambda: _checks.outside(self.decoder.support, "x", x)))
-        _checks.verify(facts)
+        facts = elbo.checked_data(self.decoder, self.event_shape, x)
+        _checks.verify(self._facts(params, cond) + facts)
         return x.shape[0]
 
     def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
-        if not isinstance(key, Seeds):
-            return self.seeds(key, n)
-        _checks.shaped("key.t", key.t, (n,))
-        _checks.shaped("key.key", key.key, (n, 2))
-        if key.t.dtype != self.dtype:
-            raise TypeError(f"key.t: expected times of {self.dtype}, got {_checks.describe(key.t)}")
-        return key
+        return elbo.checked_seeds(key, n, self.dtype) if isinstance(key, Seeds) else self.seeds(key, n)
 
     def _bound(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool

@@ -17,7 +17,7 @@ from purevdm.elbo import Model
 from purevdm.solvers import Solver
 from purevdm.types import Key, Params
 
-__all__ = ["Walk", "level", "loop", "times", "walk"]
+__all__ = ["Walk", "guidance_weight", "level", "loop", "refuse_lost_gradients", "step_count", "times", "walk"]
 
 State: TypeAlias = tuple[Tensor, ...]
 
@@ -100,14 +100,15 @@ def walk(
         TypeError, ValueError: bad arguments, named; an input that a ``torch.func`` transform differentiates with respect to,
             where ``how.differentiable`` is False.
     """
-    _refuse_lost_gradients(how, (params, z, start, until, how.cond, how.guidance))
+    refuse_lost_gradients(how, (params, z, start, until, how.cond, how.guidance))
     recording = how.differentiable and torch.is_grad_enabled()
     # An exported program unrolls the loop, and so can be differentiated whole; torch.export (2.13) fails on the block.
     with nullcontext() if torch.compiler.is_exporting() else torch.set_grad_enabled(recording):
         return _walk(model, params, z, start, until, how, k_steps, k_project)
 
 
-def _refuse_lost_gradients(how: Walk, inputs: Any) -> None:
+def refuse_lost_gradients(how: Walk, inputs: Any) -> None:
+    """Refuses ``torch.func`` transforms that differentiate with respect to inputs of a walk that lets no derivative pass."""
     if how.differentiable:
         return
     wanted = "expected True under torch.func.grad, vjp and jvp, which would find zero derivatives, got False"
@@ -126,7 +127,7 @@ def _moved(how: Walk, i: Tensor, z: Tensor, gamma: Tensor, key: Key | None) -> T
     with torch.set_grad_enabled(watched or torch.is_grad_enabled()):
         moved = _checks.alike("project", how.project(i, z, gamma, key), z.shape, z.dtype)
     if watched:
-        _refuse_lost_gradients(how, moved)
+        refuse_lost_gradients(how, moved)
     return moved
 
 
@@ -140,11 +141,11 @@ def _walk(
     k_steps: Key | None,
     k_project: Key | None,
 ) -> tuple[Tensor, Tensor]:
-    n, network, solver, steps = len(z), model.network, how.solver, _count(how.steps, how.trajectory)
+    n, network, solver, steps = len(z), model.network, how.solver, step_count(how.steps, how.trajectory)
     _checks.choice("grid", how.grid, ("time", "gamma"))
     if not isinstance(solver, Solver):
         raise TypeError(f"solver: expected a Solver such as purevdm.solvers.ddim(), got {_checks.describe(solver)}")
-    weight = _weight(how, z)
+    weight = guidance_weight(how, z)
     if how.clip and model.decoder.bounds is None:
         raise ValueError("clip: expected False, as these data have no bounds")
     limits = None if model.decoder.bounds is None else model.decoder.bounds(z[0])
@@ -185,7 +186,7 @@ def _walk(
     return found[0], last
 
 
-def _weight(how: Walk, z: Tensor) -> float | Tensor | None:
+def guidance_weight(how: Walk, z: Tensor) -> float | Tensor | None:
     """The weight of the condition, or None where it is 1 and the condition's own prediction serves."""
     weight = how.guidance
     if isinstance(weight, Tensor):
@@ -200,7 +201,8 @@ def _weight(how: Walk, z: Tensor) -> float | Tensor | None:
     return weight
 
 
-def _count(steps: int | Tensor, trajectory: bool) -> int | Tensor:
+def step_count(steps: int | Tensor, trajectory: bool) -> int | Tensor:
+    """A number of steps, checked: an integer of at least 1, or an integer tensor of shape (), not for a trajectory."""
     if not isinstance(steps, Tensor):
         return _checks.integer("steps", steps, 1)
     _checks.shaped("steps", steps, ())
@@ -239,7 +241,7 @@ def loop(
         TypeError, ValueError: steps below 1 or of the wrong form; a trajectory of a tensor of steps; such steps unrolled, or
             exported; a callback under compile.
     """
-    steps = _count(steps, trajectory)
+    steps = step_count(steps, trajectory)
     if torch.compiler.is_compiling():
         if callback is not None:
             raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager")

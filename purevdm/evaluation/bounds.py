@@ -1,12 +1,13 @@
 """Each example's bound, over passes and processes."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm.bfn import BFN
 from purevdm.elbo import ELBO
 from purevdm.training import parallel
 from purevdm.training.parallel import Group
@@ -15,10 +16,12 @@ from purevdm.vdm import VDM
 
 __all__ = ["bounds"]
 
+M = TypeVar("M", bound=VDM | BFN)
+
 
 @torch.no_grad()
 def bounds(
-    model: VDM,
+    model: VDM | BFN,
     params: Params,
     batches: Iterable[Any],
     key: Key,
@@ -33,7 +36,7 @@ def bounds(
     CPU. ``.total`` is their sum.
 
     Args:
-        model: the model.
+        model: the model, a VDM or a BFN.
         params: its parameters.
         batches: an iterable of x, (x,) or (x, cond); see :mod:`purevdm.evaluation`.
         key: a key.
@@ -70,13 +73,13 @@ def bounds(
 
 
 def stepped(
-    model: VDM, timesteps: int | None, elbo: Callable[..., ELBO] | None, name: str = "elbo"
-) -> tuple[VDM, Callable[..., ELBO]]:
+    model: M, timesteps: int | None, elbo: Callable[..., ELBO] | None, name: str = "elbo"
+) -> tuple[M, Callable[..., ELBO]]:
     """The model in another number of steps, and its bound."""
     if timesteps is not None:
         if elbo is not None:
             raise ValueError(f"{name}: expected None with timesteps={timesteps}; compile model._replace(timesteps=...).elbo")
-        model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))
+        model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))  # type: ignore[assignment]
     return model, elbo or model.elbo
 
 

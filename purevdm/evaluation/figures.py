@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm.bfn import BFN
 from purevdm.elbo import ELBO
 from purevdm.evaluation.bounds import bounds, draws, mean, stepped
 from purevdm.training.parallel import Group
@@ -75,7 +76,7 @@ def _decimals(error: float) -> int:
     return min(max(1 - math.floor(math.log10(error)), 4), 6) if 0.0 < error < math.inf else 4
 
 
-def scale(model: VDM) -> tuple[float, str]:
+def scale(model: VDM | BFN) -> tuple[float, str]:
     """By what to divide nats an example, and the unit that they then have."""
     unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
     return 1.0 if unit == "nats" else math.prod(model.event_shape) * math.log(2.0), unit
@@ -86,7 +87,7 @@ def figure(x: Tensor) -> Figure:
     return Figure(x.mean().item(), x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan)
 
 
-def summary(model: VDM, terms: ELBO, passes: int = 1) -> Evaluation:
+def summary(model: VDM | BFN, terms: ELBO, passes: int = 1) -> Evaluation:
     """The figures of what :func:`bounds` returns for a model: means over examples, with standard errors, in
     the unit of its data.
 
@@ -102,7 +103,7 @@ def summary(model: VDM, terms: ELBO, passes: int = 1) -> Evaluation:
 
 
 def evaluate(
-    model: VDM,
+    model: VDM | BFN,
     params: Params,
     batches: Iterable[Any],
     key: Key,
@@ -133,8 +134,8 @@ def evaluate(
 
 @torch.no_grad()
 def compare(
-    a: tuple[VDM, Params],
-    b: tuple[VDM, Params],
+    a: tuple[VDM | BFN, Params],
+    b: tuple[VDM | BFN, Params],
     batches: Iterable[Any],
     key: Key,
     *,
@@ -153,7 +154,7 @@ def compare(
 
     Args:
         a, b: pairs (model, params). Networks, schedules, decoders and numbers of steps may differ (times are then drawn
-            alike, and rounded up to each model's steps).
+            alike, and rounded up to each model's steps), and one may be a BFN.
         batches, key, passes, group, callback: as for :func:`bounds`.
         timesteps: in how many steps to bound both, 0 for continuous time; each in its own number where left out.
         elbos: the two models' ``elbo`` compiled, or functions of the same arguments, for instance to give each model the
@@ -173,7 +174,7 @@ def compare(
     True
     """
     for name, pair in (("a", a), ("b", b)):
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], VDM)):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], (VDM, BFN))):
             raise TypeError(f"{name}: expected a pair (model, params), got {type(pair).__name__}")
     _comparable(a[0], b[0])
     given = (None, None) if elbos is None else elbos
@@ -188,7 +189,7 @@ def compare(
     return Comparison(summary(a[0], of_a, passes), summary(b[0], of_b, passes), difference)
 
 
-def _comparable(a: VDM, b: VDM) -> None:
+def _comparable(a: VDM | BFN, b: VDM | BFN) -> None:
     """Two models that one draw of data and noise serves."""
     for name, wanted, found in (
         ("event_shape", a.event_shape, b.event_shape),

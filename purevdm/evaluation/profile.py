@@ -85,7 +85,7 @@ def profile(
             with the :class:`~purevdm.Seeds` of each batch.
 
     Raises:
-        TypeError, ValueError: as :func:`bounds`, and bins < 1.
+        TypeError, ValueError: as :func:`bounds`, a model that is no VDM, and bins < 1.
 
     >>> import purevdm
     >>> from purevdm import evaluation, networks, random, schedules
@@ -97,6 +97,8 @@ def profile(
     >>> abs((found.gamma.mean * found.gamma.edges.diff()).sum().item() - found.diffusion.mean) < 1e-4
     True
     """
+    if not isinstance(model, VDM):
+        raise TypeError(f"model: expected a purevdm VDM, whose schedule gives gamma, got {_checks.describe(model)}")
     bins = _checks.integer("bins", bins, 1)
     model, elbo = stepped(model, timesteps, elbo)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import OLD
+from purevdm.bfn import BFN
 from purevdm.elbo import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
@@ -38,7 +39,7 @@ class NonFiniteLossError(FloatingPointError):
     """A loss or a gradient that is NaN or infinite; the message holds the step and the loss's parts."""
 
 
-def init(model: VDM, key: Key) -> TrainState:
+def init(model: VDM | BFN, key: Key) -> TrainState:
     """The state before the first step."""
     params = model.init(key)
     return TrainState(0, params, optree.tree_map(torch.clone, params), optimizer.init(params))  # type: ignore[arg-type]
@@ -49,7 +50,7 @@ GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Any]]]]
 
 
 def gradients(
-    model: VDM,
+    model: VDM | BFN,
     *,
     variance: bool = False,
     compile: bool = False,
@@ -60,7 +61,7 @@ def gradients(
     """The function that gives a step its gradients: the bound's, or with the schedule's interior following the variance.
 
     Args:
-        model: the model.
+        model: the model, a VDM or a BFN.
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it.
         remat: whether the loss is differentiated from outside, by ``torch.autograd``, which knows checkpoints as
@@ -72,19 +73,21 @@ def gradients(
 
     Raises:
         RuntimeError: remat and compile with a PyTorch older than 2.13, whose compiler fails on it.
-        ValueError: remat with variance; a schedule of :mod:`purevdm.importance` in T steps; from the function, a batch that
-            does not divide into the pieces.
+        ValueError: remat with variance; variance for a BFN, which learns no schedule; a schedule of
+            :mod:`purevdm.importance` in T steps; from the function, a batch that does not divide into the pieces.
     """
-    if model.schedule.observe is not None and model.timesteps:
+    if not isinstance(model, BFN) and model.schedule.observe is not None and model.timesteps:
         raise ValueError(f"timesteps: expected 0 with a warped schedule, as in {model.timesteps} steps it is another model")
     if remat and variance:
         raise ValueError("remat: expected variance=False with it")
+    if variance and isinstance(model, BFN):
+        raise ValueError("variance: expected False for a BFN, which learns no schedule, got True")
     if remat and compile and OLD:  # inductor forgets a buffer in the backward pass
         raise RuntimeError(f"remat: expected PyTorch 2.13 or newer, got {torch.__version__}")
     accumulate = _checks.integer("accumulate", accumulate, 1)
 
     def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
-        if variance:
+        if variance and isinstance(model, VDM):
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
         return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
 

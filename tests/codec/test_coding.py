@@ -9,8 +9,8 @@ import optree
 import pytest
 import sources
 import torch
-from tiny_codec import images, model_and_params
 from hypothesis import given, settings
+from tiny_codec import images, model_and_params
 
 import purevdm
 from purevdm import codec, decoders, networks, random, schedules

@@ -88,3 +88,10 @@ def case(name: str, dtype: torch.dtype = torch.float32) -> Case:
         torch.tensor(arrays["conditioning"]),
         noise,
     )
+
+
+@cache
+def bfn_case(name: str) -> dict[str, torch.Tensor]:
+    """The official Bayesian Flow Networks' numbers, float64."""
+    arrays = np.load(HERE / "bfn.npz")
+    return {key.split("/")[1]: torch.tensor(arrays[key]) for key in arrays if key.startswith(name + "/")}

@@ -1,0 +1,186 @@
+"""A BFN's bound: -log p(x) <= E[L(x)] + E[-log p(x at t = 1)] (sec. 3), with the noise of a batch explicit or from seeds.
+
+L(x) is what the sender's messages cost: in n steps, n times the mean over steps of KL(sender || receiver); in continuous
+time its limit. There is no prior term, as the flow starts from the prior itself.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import denoiser, elbo, process, random
+from purevdm.bfn.flows import Flow
+from purevdm.bfn.outputs import Out, Output
+from purevdm.bfn.process import continuous_loss, latent
+from purevdm.elbo import ELBO, Seeds
+from purevdm.networks import Network
+from purevdm.types import Params, Shape
+
+__all__ = ["Model", "Noise", "bound", "draw_noise", "outputs", "step_of"]
+
+
+class Noise(NamedTuple):
+    """All that is random in the bound of a batch; each field has a leading axis of B.
+
+    Attributes:
+        t: times (B,), as :class:`purevdm.Seeds` have them: in [0, 1), or in n steps the end of a step, one of 1/n, ..., 1.
+        eps_1: the noise in the latent at t = 1, (B, *latent_shape).
+        eps: the noise in the latent at time t.
+        sender: the sender's noise, (B, draws, *latent_shape), for n-step losses of discretised and discrete data; else None.
+        key: keys for the network's own randomness, or None.
+    """
+
+    t: Tensor
+    eps_1: Tensor
+    eps: Tensor
+    sender: Tensor | None = None
+    key: Tensor | None = None
+
+
+class Model(Protocol):
+    """What the bound and the sampler need of a model; :class:`purevdm.bfn.BFN` is one."""
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def flow(self) -> Flow: ...
+    @property
+    def output(self) -> Output: ...
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+    @property
+    def timesteps(self) -> int: ...
+    @property
+    def draws(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def draw_noise(seeds: Seeds, latent_shape: Shape, draws: int = 0, train: bool = True) -> Noise:
+    """The noise of a batch from its seeds, with ``draws`` pairs of the sender's noise and its opposite.
+
+    To first order in a step's accuracy the loss is linear in the sender's noise. That part, whose variance would grow with
+    the number of steps, cancels in a pair.
+    """
+    noise = elbo.draw_noise(seeds, latent_shape, train)
+    sender = None
+    if draws:
+        shape, dtype = (draws, *latent_shape), seeds.t.dtype
+        sender = torch.func.vmap(lambda key: random.normal(random.fold_in(key, 2), shape, dtype))(seeds.key)
+        sender = torch.cat([sender, -sender], 1)
+    return Noise(noise.t, noise.eps_0, noise.eps, sender, noise.key)
+
+
+def step_of(t: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    """The times before and after the step that ends at t, one of 1/n, ..., 1: (i - 1) / n and i / n."""
+    i = (t * timesteps).round()
+    return (i - 1.0) / timesteps, i / timesteps
+
+
+def _apply(
+    model: Model, params: Params, w: Tensor, t: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
+) -> Tensor:
+    """The network's output for latents w, (B, *latent_shape), at times t, (B,)."""
+
+    def seen(w: Tensor, t: Tensor) -> Tensor:
+        return model.flow.shown(model.flow.parameters(w, t))
+
+    return denoiser.output(model.network, params, torch.func.vmap(seen)(w, t), t, cond, key, x_hat)
+
+
+def read(model: Model, raw: Tensor, w: Tensor, t: Tensor) -> Out:
+    """The output distributions of a batch from what the network returned."""
+    predicts = model.network.predicts
+    return torch.func.vmap(lambda raw, w, t: model.output.read(model.flow, raw, w, t, predicts))(raw, w, t)
+
+
+def outputs(
+    model: Model,
+    params: Params,
+    w: Tensor,
+    t: Tensor,
+    cond: Any = None,
+    *,
+    x_hat: Tensor | None = None,
+    guidance: float | Tensor | None = None,
+) -> Out:
+    """The output distributions for latents w, (B, *latent_shape), at times t, (B,); ``params`` are the network's.
+
+    Args:
+        model, params, w, t, cond: the network and what it sees.
+        x_hat: an earlier estimate, for a self-conditioned network.
+        guidance: the weight of the condition against none, a number or (B,), on the network's output: logits, or the
+            predicted noise. See :func:`purevdm.denoiser.guide`.
+    """
+    raw = _apply(model, params, w, t, cond, None, x_hat)
+    if guidance is not None:
+        raw = denoiser.guide(raw, _apply(model, params, w, t, None, None, x_hat), guidance)
+    return read(model, raw, w, t)
+
+
+def shown(model: Model, h_hat: Tensor) -> Tensor:
+    """What a self-conditioned network is shown of the means of output distributions, (B, *latent_shape)."""
+    return torch.func.vmap(model.flow.estimate)(h_hat)
+
+
+def in_bound(model: Model, params: Params, w: Tensor, t: Tensor, cond: Any = None, key: Tensor | None = None) -> Out:
+    """The output distributions as a function of the latents alone, which the bound asks for. A self-conditioned network is
+    applied twice, as :func:`purevdm.denoiser.in_bound` does."""
+    if not model.network.self_condition:
+        return read(model, _apply(model, params, w, t, cond, key, None), w, t)
+    k_first = k_second = k_coin = None
+    if key is not None:
+        k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
+    first = read(model, _apply(model, params, w, t, cond, k_first, None), w, t)
+    x_hat = shown(model, model.output.mean(first)).detach()
+    if k_coin is not None:
+        coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
+        x_hat = torch.where(process.align(coin, x_hat), x_hat, 0.0)
+    return read(model, _apply(model, params, w, t, cond, k_second, x_hat), w, t)
+
+
+def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool = True) -> ELBO:
+    """The bound's terms for a batch, a deterministic function of its noise: ``diffusion`` holds L(x), ``prior`` is 0.
+
+    Args:
+        model: the model.
+        params: the network's.
+        x: data, (B, *event_shape).
+        noise: the batch's noise.
+        cond: the batch's condition.
+        reconstruction: False leaves ``recon`` at 0, and saves applying the network to a second batch of latents, at t = 1.
+
+    Returns:
+        Each term (B,), nats.
+    """
+    flow, output, n = model.flow, model.output, model.timesteps
+    t, end = step_of(noise.t, n) if n else (noise.t, noise.t)
+    h = output.encode(x, noise.eps.dtype)
+    w, times, key = latent(h, process.align(flow.snr(t), h), noise.eps), t, noise.key
+    if reconstruction:  # one batch of both latents
+        last = torch.ones_like(t)
+        w_1 = latent(h, process.align(flow.snr(last), h), noise.eps_1)
+        w, times = torch.cat([w, w_1]), torch.cat([t, last])
+        cond, key = (_doubled(part) for part in (cond, key))
+    out = in_bound(model, params, w, times, cond, key)
+    first = tuple(part[: len(x)] for part in out)
+
+    def loss(out: Out, x: Tensor, h: Tensor, t: Tensor, end: Tensor, sender: Tensor | None) -> Tensor:
+        if n == 0:
+            return continuous_loss(h, output.mean(out), flow.slope(t))
+        return n * output.step_loss(out, x, h, flow.gain(t, end), sender)
+
+    in_dims = (0, 0, 0, 0, 0, None if noise.sender is None else 0)
+    diffusion = torch.func.vmap(loss, in_dims)(first, x, h, t, end, noise.sender)
+    recon = torch.zeros_like(diffusion)
+    if reconstruction:
+        recon = torch.func.vmap(output.reconstruction)(tuple(part[len(x) :] for part in out), x)
+    return ELBO(recon, torch.zeros_like(diffusion), diffusion)
+
+
+def _doubled(tree: Any) -> Any:
+    if tree is None:
+        return None
+    return optree.tree_map(lambda leaf: None if leaf is None else torch.cat([leaf, leaf]), tree, none_is_leaf=True)

@@ -1,0 +1,165 @@
+"""A BFN of real numbers is a variational diffusion model, and this is the schedule that makes it one.
+
+**The same latents.** At time t the mean of the input distribution is g x + sqrt(g (1 - g)) eps, with g = 1 - sigma_1**(2 t).
+Over sqrt(g) that is alpha x + sigma eps with alpha**2 = g and sigma**2 = 1 - g: a diffusion's latent z. So mean = alpha z. A
+BFN's time runs from noise to data, a diffusion's from data to noise: with t' = 1 - t the schedule is
+
+    gamma(t) = log(sigma**2 / alpha**2) = log(sigma_1**(2 t') / (1 - sigma_1**(2 t'))).
+
+>>> import torch, purevdm
+>>> from purevdm import bfn, networks, process, random, schedules
+>>> from purevdm.bfn import bridge, normal
+>>> x, eps = random.normal(random.key(0), (2, 3), torch.float64)
+>>> t = torch.tensor(0.3, dtype=torch.float64)
+>>> gamma = schedules.gamma(bridge.schedule(sigma_1=0.02), {}, t)
+>>> z = process.diffuse(x, gamma, eps)
+>>> bool(torch.allclose(process.alpha(gamma) * z, normal.flow(x, 1 - t, eps, sigma_1=0.02), rtol=1e-12))
+True
+
+**The same loss.** With the noise eps_hat seen in the latent, the data are x_hat = (z - sigma eps_hat) / alpha for both, and
+-log(sigma_1) |x - x_hat|**2 / sigma_1**(2 t') = gamma'(t) |eps - eps_hat|**2 / 2, example by example, time by time. In n
+steps it is the same: n alpha_i |x - x_hat|**2 / 2 is the diffusion's with T = n. :func:`as_vdm` gives the diffusion model of
+a BFN, with its parameters.
+
+>>> model = bfn.continuous(networks.mlp(8), (3,), sigma_1=0.02, clip=False, dtype=torch.float64)
+>>> diffusion = bridge.as_vdm(model)
+>>> params = model.init(random.key(1))
+>>> xs = random.normal(random.key(2), (5, 3), torch.float64)
+>>> noise = model.draw(random.key(3), 5, train=False)
+>>> ours = bfn.bound.bound(model, params["network"], xs, noise).diffusion
+>>> mirrored = purevdm.Noise(1 - noise.t, noise.eps_1, noise.eps)
+>>> theirs = purevdm.elbo.bound(diffusion, params | {"schedule": {}}, xs, mirrored).diffusion
+>>> bool(torch.allclose(ours, theirs, rtol=1e-10))
+True
+
+**The same sampler.** The Bayesian update of a mean by a message about x_hat is ancestral sampling's draw of q(z_s given z_t,
+x_hat), and :func:`purevdm.bfn.solvers.ode_1` is DDIM.
+
+Where they part:
+
+- **Reconstruction.** A diffusion model's last term is p(x given z_0), without a network. A BFN asks its network once more,
+  at t = 1, and takes a distribution around what it answers.
+- **Start.** A BFN starts at t = 0 from nothing, where gamma is infinite, and pays no prior loss. A diffusion starts from a
+  finite gamma(1): here it is held at its value at t' = t_min.
+- **Clipping.** The paper clamps x_hat to the range of the data; a diffusion model's bound does not.
+- **What the network sees.** The mean, which goes to 0 with the information, and t; not z, of variance near 1, and gamma.
+- **Discretised data.** The output distribution has a variance too, and gives each bin a mass. Its mean counts in continuous
+  time. In n steps the receiver is a mixture over bins, and the loss is no squared error.
+- **Discrete data.** The input distribution lives on the simplex. In the logits there still is a Gaussian process
+  (:mod:`purevdm.bfn.process`), but it diffuses e_x - 1 / K, at the ratio K beta(t).
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purevdm import _checks, process
+from purevdm._compile import fixed
+from purevdm.bfn.model import BFN
+from purevdm.bfn.normal import T_MIN
+from purevdm.bfn.outputs import Point
+from purevdm.networks import Network
+from purevdm.schedules import Schedule
+from purevdm.types import Key, Params, Shape
+from purevdm.vdm import VDM, vdm
+
+__all__ = ["as_vdm", "schedule", "time"]
+
+
+class Line(NamedTuple):
+    """The settings of :func:`schedule`."""
+
+    sigma_1: float
+    t_min: float
+
+
+def schedule(sigma_1: float, t_min: float = T_MIN) -> Schedule:
+    """gamma(t) = log(sigma_1**(2 t') / (1 - sigma_1**(2 t'))) with t' = 1 - t, held where t' < t_min, as it ends at
+    infinity.
+
+    Raises:
+        TypeError, ValueError: sigma_1 or t_min outside (0, 1).
+    """
+    for name, value in (("sigma_1", sigma_1), ("t_min", t_min)):
+        if not 0.0 < _checks.real(name, value) < 1.0:
+            raise ValueError(f"{name}: expected a number in (0, 1), got {value}")
+    settings = Line(float(sigma_1), float(t_min))
+    low, high = (_gamma(settings, {}, torch.tensor(t, dtype=torch.float64)).item() for t in (0.0, 1.0))
+    return Schedule(_no_params, partial(_gamma, settings), endpoints=(low, high))
+
+
+def _no_params(key: Key) -> Params:
+    _checks.key("key", key)
+    return {}
+
+
+def _gamma(settings: Line, params: Params, t: Tensor) -> Tensor:
+    u = -2.0 * math.log(fixed(settings.sigma_1)) * (1.0 - t).clamp(min=fixed(settings.t_min))
+    return -u - torch.log(-torch.expm1(-u))
+
+
+def time(gamma: Tensor, sigma_1: float) -> Tensor:
+    """The BFN's time at which the schedule's value is gamma."""
+    return F.softplus(-gamma, threshold=700.0) / (-2.0 * math.log(fixed(sigma_1)))
+
+
+class Bridged(NamedTuple):
+    """The settings of the network of :func:`as_vdm`."""
+
+    network: Network
+    sigma_1: float
+
+
+def as_vdm(model: BFN, t_min: float = T_MIN) -> VDM:
+    """The diffusion model whose loss a BFN of real numbers has: the same network, shown alpha z and the BFN's time.
+
+    It takes the BFN's parameters as ``params | {"schedule": {}}``.
+
+    Raises:
+        TypeError, ValueError: a BFN of other data, or one that clamps its predictions.
+    """
+    if not isinstance(model, BFN) or not isinstance(model.output, Point):
+        raise TypeError(f"model: expected one of purevdm.bfn.continuous, got {_checks.describe(model)}")
+    if model.output.clip is not None:
+        raise ValueError(f"model: expected clip=False, as a diffusion model clamps nothing, got clip={model.output.clip}")
+    own, sigma_1 = model.network, model.flow.sigma_1  # type: ignore[attr-defined]
+    settings = Bridged(own, sigma_1)
+    network = own._replace(
+        init=partial(_init, settings),
+        apply=partial(_apply, settings),
+        residual=False,
+        endpoints=None,
+        update=None if own.update is None else partial(_update, settings),
+    )
+    return vdm(
+        network,
+        schedule(sigma_1, t_min),
+        model.event_shape,
+        decoder=model.decoder,
+        timesteps=model.timesteps,
+        antithetic=model.antithetic,
+        dtype=model.dtype,
+    )
+
+
+def _seen(settings: Bridged, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    return process.alpha(process.align(gamma, z)) * z, time(gamma, settings.sigma_1)
+
+
+def _init(settings: Bridged, key: Key, event_shape: Shape) -> Params:
+    return settings.network.init(key, event_shape)
+
+
+def _apply(settings: Bridged, params: Params, z: Tensor, gamma: Tensor, **given: Any) -> Tensor:
+    mean, t = _seen(settings, z, gamma)
+    found = settings.network.apply(params, mean, t, **given)
+    return mean + found if settings.network.residual else found
+
+
+def _update(settings: Bridged, params: Params, z: Tensor, gamma: Tensor, **given: Any) -> Params:
+    assert settings.network.update is not None
+    return settings.network.update(params, *_seen(settings, z, gamma), **given)

@@ -1,0 +1,383 @@
+"""A Bayesian Flow Network: a network, a Bayesian flow and an output distribution, and the functions of parameters and keys
+that they make together."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, _values, denoiser, elbo, random
+from purevdm._compile import OLD, constant
+from purevdm.bfn import bound, sampling
+from purevdm.bfn.bound import Noise
+from purevdm.bfn.distributions import binned
+from purevdm.bfn.flows import Categorical, Flow, Normal
+from purevdm.bfn.outputs import Classes, Normals, Output, Point
+from purevdm.bfn.process import latent
+from purevdm.bfn.solvers import Solver, bayesian
+from purevdm.decoders import Decoder, gaussian
+from purevdm.decoders import discrete as integers
+from purevdm.elbo import ELBO, Seeds
+from purevdm.networks import Network
+from purevdm.process import align
+from purevdm.types import Key, Params, Shape
+from purevdm.walks import Walk
+
+__all__ = ["BFN", "continuous", "discrete", "discretised"]
+
+
+class BFN(NamedTuple):
+    """A Bayesian Flow Network: data, and pure functions that read it. :func:`continuous`, :func:`discretised` and
+    :func:`discrete` make one and check its parts.
+
+    ``model._replace(timesteps=100)`` is the same model with the loss of 100 steps. Models pickle, compare and print by
+    content.
+
+    In the methods, B is the batch size. ``params`` are nested dicts of tensors, ``{"network": ...}``, of the structure,
+    shapes and dtypes that ``init`` gives. x holds data, (B, *event_shape), which the decoder checks. ``cond`` is a condition
+    for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of these examples where they
+    are rows of a larger batch. ``train`` switches the network's dropout on. :mod:`purevdm.training` and
+    :func:`purevdm.evaluation.evaluate` take a BFN as they take a VDM. The losses, ``elbo`` and ``sample`` compile with
+    ``fullgraph=True``.
+
+    Attributes:
+        network: sees the input distribution's parameters and, in gamma's stead, the time t; made for the endpoints 0 and 1.
+        flow: how the input distribution moves, of :mod:`purevdm.bfn.flows`.
+        output: what the network's output says of the data, of :mod:`purevdm.bfn.outputs`.
+        event_shape: the shape of one example.
+        timesteps: n, the number of steps of the loss, or 0 for continuous time.
+        draws: how many pairs of draws of the sender's noise estimate each n-step loss of discretised and discrete data.
+        reconstruction: whether ``loss_fn`` holds the reconstruction loss too, and so bounds -log p(x). It applies the
+            network to a second batch. The official code trains without it; ``elbo`` always holds it.
+        antithetic: whether a batch's times are spread evenly.
+        dtype: of parameters, latents and losses.
+
+    Raises (every method):
+        TypeError, ValueError: bad arguments, named, as :class:`purevdm.VDM` raises them.
+    """
+
+    network: Network
+    flow: Flow
+    output: Output
+    event_shape: tuple[int, ...]
+    timesteps: int = 0
+    draws: int = 1
+    reconstruction: bool = True
+    antithetic: bool = True
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def decoder(self) -> Decoder:
+        """Data to numbers and back: their support, and the unit of a bound on them."""
+        return self.output.decoder
+
+    # Parameters and noise
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters: ``{"network": ...}``."""
+        params = {"network": self.network.init(_checks.key("key", key), self.flow.network_shape(self.event_shape))}
+        return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
+
+    def seeds(self, key: Key, n: int) -> Seeds:
+        """The seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
+        return elbo.draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
+
+    def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
+        """The noise that the losses draw for a batch of n, each field (n, ...)."""
+        draws = self.draws if self.timesteps and self.output.mixture else 0
+        return bound.draw_noise(self._seeds(key, n), self.flow.latent_shape(self.event_shape), draws, train)
+
+    # The bound
+
+    def loss_fn(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True) -> Tensor:
+        """The bound's Monte Carlo estimate, the mean over the batch: bits per dimension, shape ()."""
+        return self.loss_and_stats(params, x, key, cond, train=train)[0]
+
+    def loss_and_stats(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """:meth:`loss_fn` and its parts, for ``has_aux=True``: a dict of ``recon`` (0 where the model leaves it out) and
+        ``diffusion``, the loss of the steps, bits/dim."""
+        terms = self._bound(params, x, key, cond, train, self.reconstruction)
+        scale = 1.0 / (math.prod(self.event_shape) * math.log(2.0))
+        stats = {"recon": terms.recon.mean() * scale, "diffusion": terms.diffusion.mean() * scale}
+        return stats["recon"] + stats["diffusion"], stats
+
+    def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
+        """The bound's terms for each example: each (B,), nats (of a density, where data are real). ``diffusion`` is the loss
+        of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior itself."""
+        return self._bound(params, x, key, cond, train, True)
+
+    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
+        """The parameters with what a network keeps of the batches that it saw in training moved by this one; see
+        :meth:`purevdm.VDM.update`."""
+        if self.network.update is None:
+            return params
+        noise = self.draw(key, self._check(params, x, cond))
+        t = bound.step_of(noise.t, self.timesteps)[0] if self.timesteps else noise.t
+        h = self.output.encode(x, self.dtype)
+        w = latent(h, align(self.flow.snr(t), h), noise.eps)
+        seen = torch.func.vmap(lambda w, t: self.flow.shown(self.flow.parameters(w, t)))(w, t)
+        return params | {"network": denoiser.update(self.network, params["network"], seen, t, cond, noise.key)}
+
+    # Samples
+
+    def sample(
+        self,
+        params: Params,
+        key: Key,
+        n: int,
+        *,
+        steps: int | Tensor = 100,
+        solver: Solver | None = None,
+        grid: str = "time",
+        cond: Any = None,
+        guidance: float | Tensor = 1.0,
+        decode: str = "argmax",
+        trajectory: bool = False,
+        callback: Callable[[int, Tensor], None] | None = None,
+        differentiable: bool = False,
+    ) -> Any:
+        """n samples, (n, *event_shape), by steps from t = 0 to t = 1.
+
+        A self-conditioned network sees each step's estimate of the data in the next.
+
+        Args:
+            params, key, n: the parameters, a key, how many.
+            steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
+            solver: a value of :mod:`purevdm.bfn.solvers`; the paper's sampler where left out.
+            grid: "time" for even steps, or "root" for steps even in sqrt(t), small at first. There sqrt(snr) of real data is
+                steep, and on even steps the first alone leaves second-order solvers an error of order 1.
+            cond: a batch of n conditions.
+            guidance: above 1, strengthens the condition, for a network with ``cond_drop`` > 0 (classifier-free), on logits
+                or on the predicted noise: a number, or a tensor of shape () or (n,).
+            decode: "argmax" for the likeliest data under the last output distribution, as in the official code, or
+                "sample" for a draw from it, as in the paper.
+            trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions on the way.
+            callback: in eager, called as ``callback(i, w)`` after each step.
+            differentiable: whether derivatives pass, as in :meth:`purevdm.VDM.sample`: to data that are real numbers, or to
+                ``theta``.
+
+        >>> import torch
+        >>> from purevdm import bfn, networks, random
+        >>> model = bfn.discrete(networks.mlp(8, fourier=()), event_shape=(2,), classes=5, beta_1=1.0)
+        >>> params = model.init(random.key(0))
+        >>> found = model.sample(params, random.key(1), 3, steps=10, solver=bfn.solvers.ode_2(), trajectory=True)
+        >>> found.x.shape, found.theta.shape
+        (torch.Size([3, 2]), torch.Size([11, 3, 2, 5]))
+        """
+        _checks.verify(self._facts(params, cond))
+        solver = bayesian() if solver is None else solver
+        if differentiable and not trajectory and self.decoder.vocab_size is not None:
+            raise ValueError("differentiable: data that are integers have no gradient; ask for theta, by trajectory")
+        options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable)
+        how = Walk(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
+        return sampling.sample(self, params["network"], key, n, how, decode)
+
+    # What the methods share
+
+    @constant
+    def _structure(self) -> _checks.Structure:
+        return _structure(self.network.init, self.flow.network_shape(self.event_shape), self.dtype)
+
+    def _facts(self, params: Params, cond: Any) -> list[_checks.Fact]:
+        if not isinstance(params, dict) or "network" not in params:
+            raise ValueError(
+                f"params: expected a dict with the key 'network', as init makes it, got {_checks.describe(params)}"
+            )
+        if OLD and torch.compiler.is_compiling():  # it would trace init
+            return []
+        return _checks.matches("params", params, self._structure()) + _checks.finite("cond", _checks.leaves(cond))
+
+    def _check(self, params: Params, x: Tensor, cond: Any) -> int:
+        """Checks what every loss is given. Returns the size of the batch."""
+        facts = elbo.checked_data(self.decoder, self.event_shape, x)
+        _checks.verify(self._facts(params, cond) + facts)
+        return x.shape[0]
+
+    def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
+        return elbo.checked_seeds(key, n, self.dtype) if isinstance(key, Seeds) else self.seeds(key, n)
+
+    def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> ELBO:
+        n = self._check(params, x, cond)
+        noise = self.draw(key, n, train=train)
+        return bound.bound(self, params["network"], x, noise, cond, reconstruction=reconstruction)
+
+
+@functools.lru_cache(maxsize=256)
+def _structure(init: Callable[..., Params], shape: Shape, dtype: torch.dtype) -> _checks.Structure:
+    """The leaves of a model's parameters, without computing them where ``init`` runs on the meta device."""
+    try:
+        params = init(random.key(0, device="meta"), shape)
+    except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
+        params = init(random.key(0), shape)
+    leaves = _checks.structure({"network": params})
+    return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
+
+
+# The three kinds
+
+
+def continuous(
+    network: Network,
+    event_shape: Shape,
+    sigma_1: float,
+    *,
+    decoder: Decoder | None = None,
+    clip: tuple[float, float] | bool = True,
+    recon_std: float | None = None,
+    **options: Any,
+) -> BFN:
+    """A BFN of real numbers (sec. 4), or of integers by their positions on the real line.
+
+    Its loss is a diffusion model's: :mod:`purevdm.bfn.bridge`.
+
+    Args:
+        network: sees the input distribution's mean, (event_shape), and the time; predicts the noise ("eps", the paper's
+            choice), the data or v. Where data have no bounds to clip to, predict "x" or "v": an error of the noise near
+            t = 0 counts without limit.
+        event_shape: the shape of one example.
+        sigma_1: the input distribution's deviation at t = 1, in (0, 1): 0.001 for 256 bins, sqrt(0.001) for 16 in the paper.
+        decoder: data to numbers and back: ``decoders.gaussian()`` where left out, for real data, or :func:`binned`, which
+            the official code takes to compare likelihoods of integers.
+        clip: what to clamp the predicted data to. True: [-1, 1] for integers, as in the paper, and nothing for real data.
+        recon_std: the deviation of p(x) around the prediction at t = 1; sigma_1 where left out.
+        options: ``timesteps``, ``draws``, ``reconstruction``, ``antithetic`` and ``dtype`` of the :class:`BFN`.
+
+    Raises:
+        TypeError, ValueError: arguments out of range, or a network that returns several numbers a dimension.
+
+    >>> import torch
+    >>> from purevdm import bfn, networks, random
+    >>> model = bfn.continuous(networks.mlp(32, predicts="v"), event_shape=(2,), sigma_1=0.02)
+    >>> x = random.normal(random.key(0), (16, 2))
+    >>> params = model.init(random.key(1))
+    >>> model.elbo(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
+    torch.Size([16])
+    """
+    decoder = gaussian() if decoder is None else decoder
+    if not isinstance(decoder, Decoder):
+        raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
+    flow = Normal(_between("sigma_1", sigma_1))
+    if isinstance(clip, bool):
+        limits = (-1.0, 1.0) if clip and decoder.bounds is not None else None
+    else:
+        limits = _checks.increasing("clip[0]", clip[0], "clip[1]", clip[1])
+    std = flow.sigma_1 if recon_std is None else _positive("recon_std", recon_std)
+    return _model(network, flow, Point(decoder, limits, std), event_shape, None, options)
+
+
+def discretised(
+    network: Network,
+    event_shape: Shape,
+    bins: int,
+    sigma_1: float,
+    *,
+    std_bounds: tuple[float, float] | None = (1e-3, 10.0),
+    **options: Any,
+) -> BFN:
+    """A BFN of integers in [0, bins), such as pixels, with normals over bins for output distributions (sec. 5).
+
+    Args:
+        network: as for :func:`continuous`, with ``outputs=2``: the mean and the log deviation of what it predicts.
+        event_shape: the shape of one example.
+        bins: how many values, at least 2; value v is the bin around (2 v + 1) / bins - 1.
+        sigma_1: the input distribution's deviation at t = 1, in (0, 1).
+        std_bounds: what to clamp the deviations of the data to, as the official code does; None for nothing.
+        options: ``timesteps``, ``draws``, ``reconstruction``, ``antithetic`` and ``dtype`` of the :class:`BFN`.
+
+    Raises:
+        TypeError, ValueError: arguments out of range, or a network without two outputs.
+
+    >>> from purevdm import bfn, networks, random
+    >>> model = bfn.discretised(networks.mlp(32, outputs=2), event_shape=(2,), bins=16, sigma_1=0.03)
+    >>> x = random.randint(random.key(0), (8, 2), 0, 16)
+    >>> model.loss_fn(model.init(random.key(1)), x, random.key(2)).shape  # bits/dim
+    torch.Size([])
+    """
+    if std_bounds is not None:
+        std_bounds = _checks.increasing("std_bounds[0]", std_bounds[0], "std_bounds[1]", std_bounds[1])
+        _positive("std_bounds[0]", std_bounds[0])
+    flow = Normal(_between("sigma_1", sigma_1))
+    return _model(network, flow, Normals(binned(_checks.integer("bins", bins, 2)), std_bounds), event_shape, 2, options)
+
+
+def discrete(
+    network: Network, event_shape: Shape, classes: int, beta_1: float, *, classes_last: bool = False, **options: Any
+) -> BFN:
+    """A BFN of classes, integers in [0, classes) without an order, such as characters (sec. 6).
+
+    Args:
+        network: sees 2 theta - 1, theta the probabilities of all classes, and the time, and returns logits of the same
+            shape. For an event (C, ...) that shape is (C K, ...), so (1, length) is K channels along a line; for two classes
+            it is the event's, with the logit of class 1. What it ``predicts`` does not matter.
+        event_shape: the shape of one example.
+        classes: K, at least 2.
+        beta_1: the accuracy at t = 1: 3**2 for two classes, 0.75**2 for 27 in the paper.
+        classes_last: whether a network for K > 2 sees (*event_shape, K) instead, as transformers over tokens do.
+        options: ``timesteps``, ``draws``, ``reconstruction``, ``antithetic`` and ``dtype`` of the :class:`BFN`.
+
+    Raises:
+        TypeError, ValueError: arguments out of range, or a network with an axis of outputs.
+
+    >>> from purevdm import bfn, networks, random
+    >>> line = networks.unet(8, (1,), 1, adapter="c l -> l c", groups=4)
+    >>> model = bfn.discrete(line, event_shape=(1, 12), classes=27, beta_1=0.75**2)
+    >>> x = random.randint(random.key(0), (4, 1, 12), 0, 27)
+    >>> model.loss_fn(model.init(random.key(1)), x, random.key(2)).shape  # bits/dim, here bits a character
+    torch.Size([])
+    """
+    classes = _checks.integer("classes", classes, 2)
+    flow = Categorical(classes, _positive("beta_1", beta_1), bool(classes_last))
+    return _model(network, flow, Classes(integers(classes)), event_shape, None, options)
+
+
+def _model(
+    network: Network, flow: Flow, output: Output, event_shape: Shape, outputs: int | None, options: dict[str, Any]
+) -> BFN:
+    if not isinstance(network, Network):
+        raise TypeError(f"network: expected a purevdm Network, got {_checks.describe(network)}")
+    if network.outputs != outputs:
+        raise ValueError(f"network: expected one with outputs={outputs} for these data, got outputs={network.outputs}")
+    event_shape = _checks.shape("event_shape", event_shape)
+    if 0 in event_shape or not event_shape:
+        raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
+    known = ("timesteps", "draws", "reconstruction", "antithetic", "dtype")
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{name}: expected one of the arguments {', '.join(known)}, got another")
+    settings = BFN(_timed(network), flow, output, event_shape)._replace(**options)
+    timesteps = 0 if settings.timesteps is None else _checks.integer("timesteps", settings.timesteps, 0)
+    if settings.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {settings.dtype!r}")
+    model = settings._replace(timesteps=timesteps, draws=_checks.integer("draws", settings.draws, 1))
+    model._structure()  # an init that does not take this event_shape says so here
+    return model
+
+
+def _timed(network: Network) -> Network:
+    """The network told that its levels are times, from 0 to 1."""
+    if network.endpoints not in (None, (0.0, 1.0)):
+        raise ValueError(
+            f"network: a BFN's levels are times from 0 to 1, but this one normalises between {network.endpoints[0]} and "  # type: ignore[index]
+            f"{network.endpoints[1]}; leave its gamma_min and gamma_max out"  # type: ignore[index]
+        )
+    told = {name: _values.rebound(getattr(network, name), endpoints=(0.0, 1.0)) for name in ("init", "apply")}
+    return network._replace(**told, endpoints=(0.0, 1.0) if told["apply"] is not network.apply else None)
+
+
+def _positive(name: str, x: object) -> float:
+    if (value := _checks.real(name, x)) <= 0.0:
+        raise ValueError(f"{name}: expected a number above 0, got {value}")
+    return value
+
+
+def _between(name: str, x: object) -> float:
+    value = _checks.real(name, x)
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name}: expected a number in (0, 1), got {value}")
+    return value

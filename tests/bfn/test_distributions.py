@@ -1,0 +1,115 @@
+"""Normals over bins: against arbitrary precision, float32 against float64, sums, derivatives; the decoder made of them."""
+
+import math
+
+import hypothesis.strategies as st
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from sources import mean_and_error
+
+import purevdm
+from purevdm import bfn, networks, random, schedules
+from purevdm.bfn import distributions
+
+numbers = st.floats(-50.0, 50.0)
+deviations = st.floats(1e-4, 50.0)
+
+
+def exact(index, mean, std, bins):
+    """The log mass in 60 digits."""
+    with mpmath.workdps(60):
+        mean, std = mpmath.mpf(mean), mpmath.mpf(std)
+
+        def above(edge):
+            return mpmath.erfc((edge - mean) / std / mpmath.sqrt(2)) / 2
+
+        lower = mpmath.mpf(2 * index) / bins - 1
+        upper = lower + mpmath.mpf(2) / bins
+        if index == 0:
+            mass = 1 - above(upper) if mean < upper else mpmath.erfc((mean - upper) / std / mpmath.sqrt(2)) / 2
+        elif index == bins - 1:
+            mass = above(lower)
+        elif lower > mean:
+            mass = above(lower) - above(upper)
+        else:
+            mass = (
+                mpmath.erfc((mean - upper) / std / mpmath.sqrt(2)) - mpmath.erfc((mean - lower) / std / mpmath.sqrt(2))
+            ) / 2
+        return float(mpmath.log(mass))
+
+
+@pytest.mark.parametrize("bins", [2, 17, 256])
+@pytest.mark.parametrize(("mean", "std"), [(0.3, 10.0), (0.3, 0.02), (-0.9, 0.001), (1.4, 0.05), (-30.0, 0.5), (0.0, 0.004)])
+def test_masses_are_exact(bins, mean, std):
+    for index in sorted({0, 1, bins // 2, bins - 2, bins - 1}):
+        arguments = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
+        got = distributions.bin_log_prob(torch.tensor(index), *arguments, bins).item()
+        assert got == pytest.approx(exact(index, mean, std, bins), rel=1e-11, abs=1e-11), index
+
+
+@given(st.lists(st.tuples(numbers, deviations), min_size=1, max_size=4), st.sampled_from([2, 3, 16, 100]))
+def test_masses_lie_on_the_simplex_and_float32_is_float64(pairs, bins):
+    mean, std = (torch.tensor(v, dtype=torch.float32) for v in zip(*pairs, strict=True))
+    log_p = distributions.bin_log_probs(mean, std, bins)
+    wide = distributions.bin_log_probs(mean.double(), std.double(), bins)
+    assert (wide <= 0).all()
+    torch.testing.assert_close(wide.exp().sum(-1), torch.ones(len(pairs), dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(log_p.double(), wide, rtol=1e-5, atol=1e-5)
+    centres = bfn.binned(bins).encode(torch.arange(bins), torch.float64)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        expectation = distributions.bin_expectation(mean.to(dtype), std.to(dtype), bins).double()
+        torch.testing.assert_close(expectation, wide.exp() @ centres, rtol=0, atol=tolerance)
+
+
+@given(numbers, deviations, st.integers(0, 15))
+def test_derivatives_are_finite_and_right(mean, std, index):
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
+
+    def log_prob(mean, std):
+        return distributions.bin_log_prob(torch.tensor(index), mean, std, 16)
+
+    by_mean, by_std = torch.func.grad(log_prob, argnums=(0, 1))(mean, std)
+    assert by_mean.isfinite()
+    assert by_std.isfinite()
+    step = 1e-5 * std
+    slope = (log_prob(mean + step, std) - log_prob(mean - step, std)) / (2 * step)
+    # the quotient's rounding: 1e-16 of the value over the step, and its curvature
+    assert abs(slope - by_mean) <= 1e-6 * by_mean.abs() + 1e-9 * (1 + log_prob(mean, std).abs()) / std
+
+
+def test_decoder_probabilities_are_the_masses():
+    decoder, gamma = bfn.binned(8), torch.tensor(-3.0, dtype=torch.float64)
+    x, z = torch.arange(8), torch.linspace(-1.5, 1.5, 8, dtype=torch.float64)
+    want = distributions.bin_log_probs(z, torch.exp(gamma / 2), 8)
+    torch.testing.assert_close(decoder.log_probs(z, gamma), want)
+    torch.testing.assert_close(decoder.log_prob(x, z, gamma), want.diagonal())
+    eps = (z - decoder.encode(x, torch.float64)) * torch.exp(-gamma / 2)
+    torch.testing.assert_close(decoder.reconstruction(x, eps, gamma), -want.diagonal())
+    assert decoder.vocab_size == 8
+    assert decoder == bfn.binned(8) != bfn.binned(9)
+    with pytest.raises(ValueError, match="x: expected integers"):
+        decoder.log_prob(x + 1, z, gamma)
+    with pytest.raises(ValueError, match="vocab_size"):
+        bfn.binned(1)
+
+
+def test_decoder_draws_follow_the_masses():
+    decoder, gamma = bfn.binned(5), torch.tensor(-1.0)
+    z = torch.full((20_000,), 0.7)
+    drawn = decoder.sample(random.key(0), z, gamma)
+    want = decoder.log_probs(z[0], gamma).exp()
+    for value in range(5):
+        mean, error = mean_and_error((drawn == value).double())
+        assert abs(mean - want[value]) < 4.5 * error + 1e-9
+
+
+def test_the_decoder_serves_a_diffusion_model():
+    """Its entropy under an exact posterior is what bits a dimension must not go below: the bound of uniform data."""
+    model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(-8.0, 4.0), (2,), decoder=bfn.binned(16))
+    x = random.randint(random.key(0), (8, 2), 0, 16)
+    terms = model.elbo(model.init(random.key(1)), x, random.key(2))
+    latents = model.decoder.encode(x) + math.exp(-4.0) * model.draw(random.key(2), 8).eps_0
+    want = -model.decoder.log_prob(x, latents, torch.tensor(-8.0)).sum(1)
+    torch.testing.assert_close(terms.recon, want, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,126 @@
+"""The Bayesian flow example: its tasks, the n-gram baseline, whole runs."""
+
+import math
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import digits
+import presets
+import pytest
+import torch
+
+from purevdm import interop, random
+
+SCRIPT = Path(digits.__file__).with_name("bfn.py")
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The names of the program."""
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_text_is_held_out(program):
+    task = program["text"](random.key(0), 8)
+    assert task.test.shape == (60, 1, 32)
+    assert task.train.shape[1:] == (1, 32)
+    alphabet = program["ALPHABET"]
+    words = "".join(alphabet[c] for c in task.test.flatten().tolist())
+    assert "license" in words
+    # no training window holds characters of the test part: none is found in one piece there, phrases apart
+    held = {tuple(row) for row in task.test.flatten(1).tolist()}
+    assert len(held & {tuple(row) for row in task.train.flatten(1).tolist()}) < 6
+    other = program["text"](random.key(1), 8)
+    assert not torch.equal(task.test, other.test)
+
+
+def test_ngrams_are_distributions_and_longer_ones_know_more(program):
+    part = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    # every character that may follow "0 1": the probabilities add up to one
+    bits = [program["ngram_bits"]([part], torch.tensor([[0, 1, c]]), 3) * 3 for c in range(27)]
+    before = program["ngram_bits"]([part], torch.tensor([[0, 1]]), 3) * 2
+    assert sum(2 ** (before - b).item() for b in bits) == pytest.approx(1.0, rel=1e-5)
+    assert program["ngram_bits"]([], torch.tensor([[3, 4]]), 2).item() == pytest.approx(math.log2(27))
+    test = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    found = [program["ngram_bits"]([part], test, n).item() for n in (1, 2, 3)]
+    assert found == sorted(found, reverse=True)
+
+
+def test_black_and_white_digits(program):
+    task = program["images"]("binary", random.key(0), 16)
+    grey = digits.data(random.key(0))[1]
+    assert torch.equal(task.test, (grey > 8).long())
+    assert 0.4 < task.baselines["pixel histograms"].mean < 0.6
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "real"),
+    [
+        ("bfn_continuous", None, True),
+        ("bfn_continuous", None, False),
+        ("bfn_discretised", 2, False),
+        ("bfn_discrete", None, False),
+    ],
+)
+def test_presets_build_bayesian_flows(kind, outputs, real):
+    config = presets.PRESETS["digits_bfn"][1]
+    config = replace(config, model=replace(config.model, kind=kind, network="mlp", timesteps=7))
+    config = replace(config, data=replace(config.data, loc=(1.0,), scale=(2.0,)))
+    model = presets.build(config, (3,), None if real else 17)
+    assert model.network.outputs == outputs
+    assert model.timesteps == 7
+    assert not model.reconstruction
+    assert model.decoder.unit == ("nats" if real else "bits/dim")
+    if kind != "bfn_continuous":
+        with pytest.raises(ValueError, match=r"model\.kind: real data"):
+            presets.build(config, (3,), None)
+
+
+def test_the_programs_train_evaluate_and_sample(tmp_path):
+    """By the command line: a run of two steps of a small model, its bound, its samples, and what they refuse."""
+    out = tmp_path / "run"
+
+    def program(name, *arguments):
+        command = [sys.executable, str(SCRIPT.with_name(name)), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    small = ["--model.network", "mlp", "--model.embed", 8, "--model.fourier", "--no-compile", "--eval-passes", 1]
+    small += ["--optimizer.steps", 2, "--eval-every", 2, "--save-every", 2, "--sample-steps", 2, "--samples", 4]
+    done = program("train.py", "digits_bfn", "--out", out, *small)
+    assert done.returncode == 0, done.stderr
+    assert "test bound" in done.stderr + done.stdout
+    found = program("evaluate.py", out, "--examples", 16)
+    assert "latent          0.0000 +- 0.0000 bits/dim" in found.stdout, found.stderr
+    drawn = program("sample.py", out, "--n", 4, "--steps", 3, "--solver", "ode_2", "--grid", "root", "--out", tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "samples.png").exists()
+    assert "solver: expected one of bayesian" in program("sample.py", out, "--solver", "ddim").stderr
+    assert "profile: expected a diffusion model" in program("evaluate.py", out, "--profile", tmp_path / "p.png").stderr
+
+
+@pytest.mark.parametrize("task", ["digits", "binary", "text"])
+def test_a_short_run(task, tmp_path):
+    small = [
+        "--eager",
+        "--steps",
+        "2",
+        "--embed",
+        "16",
+        "--batch",
+        "4",
+        "--passes",
+        "1",
+        "--sample-steps",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
+    command = [sys.executable, str(SCRIPT), task, *small]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "test bound" in out
+    assert (tmp_path / "samples.png").exists() == (task != "text")
+    params = interop.load_params(tmp_path / "params.safetensors")
+    assert "network" in params
