@@ -64,4 +64,4 @@ __all__ = [
     "vdm",
     "walks",
 ]
-__version__ = "0.3.0"
+__version__ = "0.4.0"
