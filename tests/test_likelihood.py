@@ -268,7 +268,7 @@ def test_bad_input_is_named():
     for call, error, word in (
         (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z.float()), TypeError, "z_0: expected torch.float64"),
         (lambda: likelihood.encode(model, NO_PARAMS, z.float()), TypeError, "z_0: expected torch.float64"),
-        (lambda: likelihood.decode(model, NO_PARAMS, z * math.nan), ValueError, "z: expected finite numbers, got NaN"),
+        (lambda: likelihood.decode(model, NO_PARAMS, z * math.nan), ValueError, "z_1: expected finite numbers, got NaN"),
         (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z + math.inf), ValueError, "z_0: expected finite numbers"),
         (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z, probes=eye.float()), TypeError, "probes: expected torch"),
         (lambda: likelihood.log_prob_latent(model, NO_PARAMS, z, probes=eye[:0]), ValueError, "probes: expected at least"),
