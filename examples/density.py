@@ -8,6 +8,10 @@ nats beside the flow's figure and the true entropy, and how much mass each has o
 but for the error of a mean of noises, which exp makes a little larger. The flow's density has a mass of 1, of which a sum
 over cells misses or doubles what is finer than they are. Writes density.png: exp(-bound), the density by the flow, the true
 one; and points, and the last two as logarithms.
+
+The network sees the points alone. With Fourier features of them (--fourier 6) the bound comes nearer to the truth, 0.04 nats
+above it, and the flow falls behind by 2.5 nats: its density follows the network's derivatives, which the bound does not
+see and high frequencies spoil.
 """
 
 import argparse
@@ -115,6 +119,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--fourier", type=int, default=0, help="Fourier features of points (default: %(default)s)")
     parser.add_argument("--test", type=int, default=4096, help="test points (default: %(default)s)")
     parser.add_argument("--grid", type=int, default=128, help="the map's cells along each axis (default: %(default)s)")
     parser.add_argument("--noises", type=int, default=512, help="times and noises of each cell (default: %(default)s)")
@@ -124,6 +129,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps, args.batch, args.test, args.grid, args.noises) < 1:
         parser.error("--steps, --batch, --test, --grid and --noises must be at least 1")
+    if args.fourier < 0:
+        parser.error("--fourier must be at least 0")
     if min(args.tolerance, args.map_tolerance) <= 0:
         parser.error("--tolerance and --map-tolerance must be above 0")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +139,7 @@ def main() -> None:
     k_scale, k_init, k_train, k_test, k_bound, k_map = random.split(random.key(args.seed, device=args.device), 6)
     x = spiral(k_scale, 8192)
     decoder = purevdm.decoders.gaussian(loc=x.mean(0).tolist(), scale=x.std(0).tolist())
-    network = purevdm.networks.mlp(hidden=256, layers=3, fourier=range(6))
+    network = purevdm.networks.mlp(hidden=256, layers=3, fourier=range(args.fourier))
     schedule = purevdm.schedules.learned_linear(-12.0, 5.0)
     model = purevdm.vdm(network, schedule, event_shape=(2,), decoder=decoder)
     params = model.init(k_init)
