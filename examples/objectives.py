@@ -6,6 +6,21 @@ The network predicts the noise or v (Salimans & Ho 2022; the velocity of Zheng e
 uniform in gamma, drawn by importance (``importance.warped``), or spaced by a schedule whose interior follows the variance
 (App. I.2). Endpoints learn in all of them. A seed gives every row the same initial parameters, batches and noise. Writes a
 file for each run as it ends, so that a second call goes on where the first stopped, and table.md.
+
+After 400 steps of 64 images, three seeds, a vdm_unet of 0.22 million parameters (variances as :func:`assess` says):
+
+    predicts  times       bits/dim          variance, one image   variance, even batch
+    eps       uniform     2.190 +- 0.007    3.047 +- 0.017        0.424 +- 0.028
+    eps       importance  2.138 +- 0.004    0.371 +- 0.002        0.274 +- 0.060
+    eps       variance    2.132 +- 0.004    0.391 +- 0.023        0.280 +- 0.067
+    v         uniform     2.177 +- 0.005    3.144 +- 0.048        0.422 +- 0.028
+    v         importance  2.131 +- 0.005    0.370 +- 0.003        0.268 +- 0.051
+    v         variance    2.134 +- 0.004    0.373 +- 0.011        0.269 +- 0.049
+
+Where times are drawn is worth 0.05 bits, seed by seed 0.052 +- 0.009 for eps and 0.046 +- 0.004 for v. The histogram and the
+gradient of App. I.2 gain about the same. What the network predicts is worth little here: v gains 0.013 +- 0.009 at uniform
+times, 0.007 +- 0.003 by importance, and nothing by App. I.2. One image's variance falls to an eighth. But training draws a
+batch's times evenly, which removes most of that variance already: of what remains, about a third goes.
 """
 
 import argparse
