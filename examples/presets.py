@@ -53,6 +53,8 @@ class Model:
     attention: tuple[int, ...] = ()
     """Of the unet: resolutions with attention. Of the vdm_unet: any number for attention after every block."""
     heads: int = 4
+    time_scale: float = 1000.0
+    """Of the unets: how fast the sinusoids are that embed gamma; 20 makes log p by the flow cheaper."""
     groups: int = 32
     dropout: float = 0.1
     fourier: tuple[int, ...] = (6, 7)
@@ -307,7 +309,14 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     match m.network:
         case "vdm_unet":
             network = networks.vdm_unet(
-                m.embed, m.layers, attention=bool(m.attention), dropout=m.dropout, groups=m.groups, remat=m.remat, **shared
+                m.embed,
+                m.layers,
+                attention=bool(m.attention),
+                dropout=m.dropout,
+                groups=m.groups,
+                remat=m.remat,
+                time_scale=m.time_scale,
+                **shared,
             )
         case "unet":
             network = networks.unet(
@@ -319,6 +328,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
                 dropout=m.dropout,
                 groups=m.groups,
                 remat=m.remat,
+                time_scale=m.time_scale,
                 adapter=ADAPTERS.get(len(event_shape), ADAPTERS[3]),
                 **shared,
             )

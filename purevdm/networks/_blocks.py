@@ -100,6 +100,13 @@ def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, 
     return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
 
 
+def time_scale(x: float) -> float:
+    """A network's argument, checked."""
+    if (scale := _checks.real("time_scale", x)) <= 0.0:
+        raise ValueError(f"time_scale: expected a number above 0, got {x}")
+    return scale
+
+
 def normalised(gamma: Tensor, endpoints: tuple[float, float], z: Tensor) -> Tensor:
     """gamma between its endpoints, from 0 to 1, one number: the mean where each dimension has its own (MuLAN's choice)."""
     if gamma.ndim and gamma.shape != z.shape:
@@ -113,9 +120,11 @@ def context_init(keys: Tensor, embed: int, cond_dim: int) -> Params:
     return {"dense0": nn.dense_init(keys[0], embed + cond_dim, hidden), "dense1": nn.dense_init(keys[1], hidden, hidden)}
 
 
-def context(params: Params, gamma: Tensor, embed: int, vector: Tensor | None, label: Tensor | None) -> Tensor:
+def context(
+    params: Params, gamma: Tensor, time_scale: float, embed: int, vector: Tensor | None, label: Tensor | None
+) -> Tensor:
     """What the blocks know of the normalised gamma and of the condition: (4 * embed,)."""
-    features = nn.timestep_embedding(1000.0 * gamma, embed)
+    features = nn.timestep_embedding(time_scale * gamma, embed)
     features = (features if vector is None else nn.concatenate([features, vector])).to(params["dense0"]["kernel"].dtype)
     h = nn.dense(params["dense0"], features)
     h = nn.swish(h if label is None else h + label)

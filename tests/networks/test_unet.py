@@ -1,5 +1,7 @@
 """The U-Net of several resolutions: any rank and size, adapters, self-conditioning, randomness by key alone."""
 
+import math
+
 import hypothesis.strategies as st
 import optree
 import perturb
@@ -211,3 +213,17 @@ def test_blocks_computed_again_give_the_same_gradients():
     close(training.gradients(model, remat=True)(params, x, random.key(2)), want, 1e-4)
     with pytest.raises(ValueError, match="remat: expected variance=False"):
         training.gradients(model, remat=True, variance=True)
+
+
+def test_the_time_scale_is_what_gamma_is_multiplied_by():
+    """A network at 1000 sees in gamma = 0.02 what one at 20 sees in gamma = 1."""
+    ends = dict(gamma_min=0.0, gamma_max=1.0)
+    fast, slow = (networks.unet(8, (1,), 1, groups=4, time_scale=scale, **ends) for scale in (1000.0, 20.0))
+    params = perturbed(fast, (1, 4, 4))
+    z = random.normal(random.key(2), (1, 4, 4))
+    found = slow.apply(params, z, torch.tensor(1.0))
+    torch.testing.assert_close(found, fast.apply(params, z, torch.tensor(0.02)))
+    assert (found - fast.apply(params, z, torch.tensor(1.0))).norm() > 1e-3 * found.norm()
+    for bad in (0.0, -1.0, math.nan, "20"):
+        with pytest.raises((TypeError, ValueError), match="time_scale: expected a"):
+            networks.unet(8, time_scale=bad)
