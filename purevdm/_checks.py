@@ -63,8 +63,8 @@ def describe(x: object) -> str:
     return f"{text if len(text) <= 120 else f'{text[:120]}...'} ({type(x).__name__})"
 
 
-def instance(name: str, x: object, kind: type[T], wanted: str) -> T:
-    """An object of a class; ``wanted`` says what, for messages."""
+def instance(name: str, x: object, kind: type[T] | tuple[type[T], ...], wanted: str) -> T:
+    """An object of a class, or of one of several; ``wanted`` says what, for messages."""
     if not isinstance(x, kind):
         raise TypeError(f"{name}: expected {wanted}, got {describe(x)}")
     return x

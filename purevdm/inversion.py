@@ -93,6 +93,7 @@ def invert(
         callback=callback,
         differentiable=differentiable,
     )
+    walks.checked(how)
     if x is not None:
         at = process.alpha(walks.level(model, params, begin, len(at), cond)) * at
     latents, _ = walks.walk(model, params, at, begin, end, how)

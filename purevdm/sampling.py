@@ -12,7 +12,7 @@ from torch import Tensor
 from purevdm import _checks, process, random
 from purevdm.elbo import Model
 from purevdm.types import Key, Params
-from purevdm.walks import Walk, loop, times, walk
+from purevdm.walks import Walk, checked, loop, times, walk
 
 __all__ = ["Sample", "inpaint", "loop", "sample"]
 
@@ -46,6 +46,7 @@ def sample(
     The sampling key is split in four: the first draws z_1, step i draws from ``fold_in`` of the second and i, the third
     decodes, and the hook after step i gets ``fold_in`` of the fourth and i.
     """
+    checked(how)
     k_z, k_steps, k_decode, k_project = random.split(_checks.key("key", key), 4).unbind(0)
     shape = (_checks.integer("n", n, 1), *model.event_shape)
     _checks.choice("decode", decode, ("argmax", "sample"))

@@ -37,6 +37,20 @@ class Walk(NamedTuple):
     differentiable: bool = False
 
 
+def checked(how: Walk) -> Walk:
+    """A walk whose switches are True or False, and whose hooks can be called.
+
+    Raises:
+        TypeError: they are not.
+    """
+    for name in ("clip", "trajectory", "differentiable"):
+        _checks.boolean(name, getattr(how, name))
+    for name in ("project", "callback"):
+        if getattr(how, name) is not None:
+            _checks.function(name, getattr(how, name))
+    return how
+
+
 def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Two times, 0 <= low < high <= 1, numbers or floating-point tensors of shape (), as tensors like ``like``.
 

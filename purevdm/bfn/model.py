@@ -172,7 +172,7 @@ class BFN(NamedTuple):
         """
         _checks.verify(self._facts(params, cond))
         solver = bayesian() if solver is None else solver
-        if differentiable and not trajectory and self.decoder.vocab_size is not None:
+        if differentiable is True and trajectory is False and self.decoder.vocab_size is not None:
             raise ValueError("differentiable: data that are integers have no gradient; ask for theta, by trajectory")
         options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable)
         how = Walk(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ def sample(model: Model, params: Params, key: Key, n: int, how: Walk, decode: st
     """
     k_w, k_steps, k_decode = random.split(_checks.key("key", key), 3).unbind(0)
     _checks.choice("decode", decode, ("argmax", "sample"))
+    walks.checked(how)
     _checks.choice("grid", how.grid, ("time", "root"))
     if not isinstance(how.solver, Solver):
         raise TypeError(f"solver: expected a Solver of purevdm.bfn.solvers, got {_checks.describe(how.solver)}")

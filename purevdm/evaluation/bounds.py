@@ -76,11 +76,14 @@ def stepped(
     model: M, timesteps: int | None, elbo: Callable[..., ELBO] | None, name: str = "elbo"
 ) -> tuple[M, Callable[..., ELBO]]:
     """The model in another number of steps, and its bound."""
+    _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
+    if elbo is not None:
+        _checks.function(name, elbo)
     if timesteps is not None:
         if elbo is not None:
             raise ValueError(f"{name}: expected None with timesteps={timesteps}; compile model._replace(timesteps=...).elbo")
         model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))  # type: ignore[assignment]
-    return model, elbo or model.elbo
+    return model, model.elbo if elbo is None else elbo
 
 
 def mean(found: Tensor) -> Tensor:
@@ -102,6 +105,10 @@ def draws(
     """
     _checks.key("key", key)
     passes = _checks.integer("passes", passes, 1)
+    if group is not None:
+        _checks.instance("group", group, Group, "a Group of purevdm.training.parallel.join")
+    if callback is not None:
+        _checks.function("callback", callback)
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     mine: list[Tensor] = []
     seen: list[tuple[int, int]] = []  # the lengths of batches, and the sums of their bytes, by which processes compare them

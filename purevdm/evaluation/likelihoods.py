@@ -89,7 +89,8 @@ def likelihoods(
     >>> terms = evaluation.bounds(model, params, x.split(32), random.key(3), passes=8)
     >>> gap = evaluation.difference(model, terms, found)  # how far the flow is below the bound, paired
     """
-    call = estimate or partial(likelihood.log_prob, model)
+    _checks.instance("model", model, VDM, "a purevdm VDM")
+    call = partial(likelihood.log_prob, model) if estimate is None else _checks.function("estimate", estimate)
 
     def terms(x: Tensor, cond: Any, key: Key) -> Tensor:
         found, n = call(params, x, key, cond), x.shape[0]

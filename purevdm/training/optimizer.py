@@ -71,7 +71,13 @@ def checked(settings: AdamW) -> AdamW:
 
 
 def learning_rate(settings: AdamW, step: int) -> float:
-    """The rate of a step, counted from 0: the first of a warm-up is 0, as in the official code."""
+    """The rate of a step, counted from 0: the first of a warm-up is 0, as in the official code.
+
+    Raises:
+        TypeError, ValueError: settings or a step out of their range.
+    """
+    checked(_checks.instance("settings", settings, AdamW, "a purevdm.training.AdamW"))
+    step = _checks.integer("step", step, 0)
     if step < settings.warmup:
         return settings.lr * step / settings.warmup
     done = min((step - settings.warmup) / max(1, settings.steps - settings.warmup), 1.0)

@@ -40,7 +40,12 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def init(model: VDM | BFN, key: Key) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Raises:
+        TypeError, ValueError: no model, or no key.
+    """
+    _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
     params = model.init(key)
     return TrainState(0, params, optree.tree_map(torch.clone, params), optimizer.init(params))  # type: ignore[arg-type]
 
@@ -76,7 +81,10 @@ def gradients(
         ValueError: remat with variance; variance for a BFN, which learns no schedule; a schedule of
             :mod:`purevdm.importance` in T steps; from the function, a batch that does not divide into the pieces.
     """
-    if not isinstance(model, BFN) and model.schedule.observe is not None and model.timesteps:
+    _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
+    for name, value in (("variance", variance), ("compile", compile), ("remat", remat)):
+        _checks.boolean(name, value)
+    if isinstance(model, VDM) and model.schedule.observe is not None and model.timesteps:
         raise ValueError(f"timesteps: expected 0 with a warped schedule, as in {model.timesteps} steps it is another model")
     if remat and variance:
         raise ValueError("remat: expected variance=False with it")
