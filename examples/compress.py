@@ -126,7 +126,9 @@ def main() -> None:
     )
     try:
         {Encode: encode, Decode: decode, Info: info, Test: test}[type(args)](args)
-    except (CheckpointError, DataError, codec.CodecError, FileNotFoundError) as error:
+    except codec.CodecError as error:
+        sys.exit(f"{args.file}: {error}")
+    except (CheckpointError, DataError, FileNotFoundError) as error:
         sys.exit(str(error))
 
 
@@ -169,7 +171,7 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         share = "" if self.share is None else f"{100 * self.share:8.0f}%"
-        figures = "".join(f"{f'{mean:.4f} +- {error:.4f}':>19}" for mean, error in (self.bound, self.net, self.excess))
+        figures = "".join(f" {f'{mean:.4f} +- {error:.4f}':>18}" for mean, error in (self.bound, self.net, self.excess))
         return f"{self.timesteps:6}{figures}{self.whole:12.4f}{self.speed:12.2f}{share}"
 
 

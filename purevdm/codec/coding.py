@@ -144,8 +144,11 @@ def decode(
 
     Raises:
         CodecError: damaged data, or another model, condition, format or machine; no wrong data are returned.
+        TypeError: no bytes.
         ImportError: constriction is not installed.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"data: expected bytes, got {_checks.describe(data)}; read() takes files")
     with io.BytesIO(data) as file:
         head, blocks, complete = _opened(file)
         if not complete:

@@ -9,8 +9,8 @@ import optree
 import pytest
 import sources
 import torch
-from tiny_codec import images, model_and_params
 from hypothesis import given, settings
+from tiny_codec import images, model_and_params
 
 import purevdm
 from purevdm import codec, decoders, networks, random, schedules
@@ -275,7 +275,7 @@ class Short(torch.nn.Module):
 
 def test_a_network_that_computes_in_less_than_float64_is_refused():
     model, params = model_and_params(networks.from_module(Short))
-    with pytest.raises(ValueError, match="network: expected to compute in float64 throughout, .* found .*float32"):
+    with pytest.raises(ValueError, match=r"network: expected to compute in float64 throughout, .* found .*float32"):
         codec.encode(model, params, images(model, 3), timesteps=3)
     x = images(model, 3)
     assert torch.equal(codec.decode(model, params, codec.encode(model, params, x, timesteps=3, portable=False)), x)

@@ -1,5 +1,6 @@
 """Files: whole or not at all, block by block, and nothing wrong is ever read from a damaged one."""
 
+import contextlib
 import io
 import json
 import os
@@ -131,7 +132,7 @@ def test_a_later_format_and_other_files_are_named(held, written, tmp_path):
         all_of(tmp_path / "later", held)
     for other in (b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\x93PVDM\r\n\x1a"):
         (tmp_path / "other").write_bytes(other)
-        with pytest.raises(codec.CodecError, match="expected a file of purevdm.codec|damaged or cut short"):
+        with pytest.raises(codec.CodecError, match=r"expected a file of purevdm.codec|damaged or cut short"):
             codec.info(tmp_path / "other")
     with pytest.raises(FileNotFoundError):
         codec.info(tmp_path / "missing")
@@ -232,10 +233,8 @@ def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(held, tmp_pat
             partly += len(got) < 3
         if i % 5:
             continue
-        try:
-            assert torch.equal(codec.decode(model, params, copy), torch.cat(batches)) or copy == data
-        except codec.CodecError:
-            pass
+        with contextlib.suppress(codec.CodecError):
+            assert torch.equal(codec.decode(model, params, copy), torch.cat(batches))
     assert refused > 20
     assert partly > 300
 
@@ -290,7 +289,7 @@ def test_huge_sizes_allocate_nothing(held, written, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(held, tmp_path):
-    model, params, batches = held
+    model, params, _ = held
 
     def peak(n):
         tracemalloc.start()

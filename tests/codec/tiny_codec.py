@@ -23,7 +23,7 @@ def model_and_params(network=None, schedule=None, event_shape=(6,), seed=0, **op
     """A model of 16 values, unless told otherwise, with parameters that make it see something."""
     network = quick if network is None else network
     schedule = schedules.learned_linear(-7.0, 4.0) if schedule is None else schedule
-    options = {"vocab_size": 16} if not options else options
+    options = options or {"vocab_size": 16}
     model = purevdm.vdm(network, schedule, event_shape, **options)
     params = model.init(random.key(seed))
     numbers = iter(range(10_000))
