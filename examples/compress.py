@@ -32,7 +32,7 @@ from presets import Config, condition, load
 from readers import DataError
 from tqdm import tqdm
 
-from purevdm import VDM, codec, evaluation, random
+from purevdm import VDM, Seeds, codec, elbo, random
 from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import Dataset, batch
 
@@ -62,8 +62,8 @@ class Encode:
     """Whether to compute in the model's dtype, for this machine and these settings alone."""
     examples: int | None = None
     """How many, from the first; all where left out."""
-    passes: int = 4
-    """Of the bound, over the images."""
+    passes: int = 25
+    """Times at which the bound of each image is taken."""
     peers: bool = True
     """Whether to compress the images by other formats, too."""
     seed: int = 0
@@ -126,7 +126,9 @@ def main() -> None:
     )
     try:
         {Encode: encode, Decode: decode, Info: info, Test: test}[type(args)](args)
-    except (CheckpointError, DataError, codec.CodecError, FileNotFoundError) as error:
+    except codec.CodecError as error:
+        sys.exit(f"{args.file}: {error}")
+    except (CheckpointError, DataError, FileNotFoundError) as error:
         sys.exit(str(error))
 
 
@@ -169,7 +171,7 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         share = "" if self.share is None else f"{100 * self.share:8.0f}%"
-        figures = "".join(f"{f'{mean:.4f} +- {error:.4f}':>19}" for mean, error in (self.bound, self.net, self.excess))
+        figures = "".join(f" {f'{mean:.4f} +- {error:.4f}':>18}" for mean, error in (self.bound, self.net, self.excess))
         return f"{self.timesteps:6}{figures}{self.whole:12.4f}{self.speed:12.2f}{share}"
 
 
@@ -201,27 +203,34 @@ def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | Non
         )
     took = time.perf_counter() - started
     with tqdm(total=len(x), desc=f"bound, T = {timesteps}") as bar:
-        terms = evaluation.bounds(
-            run.model,
-            run.params,
-            pieces(run, x, labels, 128),
-            random.key(args.seed, device=args.device),
-            passes=args.passes,
-            timesteps=timesteps,
-            callback=bar.update,
-        )
-    unit = math.log(2.0) * numbers
-    bound = np.add.reduceat(terms.total.numpy(), np.cumsum([0, *counts[:-1]])) / unit  # of each round
+        bound = bounds(run, x, labels, timesteps, args, bar) / (math.log(2.0) * numbers)
+    rounds = np.add.reduceat(bound, np.cumsum([0, *counts[:-1]]))
     each, net = np.array(counts), np.array(bits) / numbers
     return Row(
         timesteps,
-        (terms.total.mean().item() / unit, terms.total.std().item() / unit / math.sqrt(len(x))),
+        (bound.mean(), bound.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan),
         of_rounds(net, each),
-        of_rounds(net - bound, each),
+        of_rounds(net - rounds, each),
         found.rate,
         len(x) / took,
         None if args.compile else clock.seconds / took,
     )
+
+
+@torch.no_grad()
+def bounds(run: Run, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int, args: Encode, bar: tqdm) -> np.ndarray:
+    """The bound of each example, nats, its times spread evenly over the passes."""
+    model, found = run.model._replace(timesteps=timesteps), []
+    for j, (part, cond) in enumerate(pieces(run, x, labels, 128)):
+        key = random.fold_in(random.key(args.seed, device=args.device), j)
+        start, total = random.uniform(key, (len(part),), model.dtype), 0.0
+        for i in range(args.passes):
+            t = elbo.discretise((start + i) / args.passes, timesteps)
+            keys = model.seeds(random.fold_in(key, i), len(part)).key
+            total = total + model.elbo(run.params, part, Seeds(t, keys), cond).total.double()
+        found.append(total.cpu().numpy() / args.passes)
+        bar.update(len(part))
+    return np.concatenate(found)
 
 
 def of_rounds(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:

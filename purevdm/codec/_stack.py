@@ -32,7 +32,8 @@ class Stack:
 
     def __init__(self, words: NDArray[np.uint32]):
         stream = _coder()
-        self._ans = stream.stack.AnsCoder(np.ascontiguousarray(words, np.uint32))
+        self._made = stream.stack.AnsCoder
+        self._ans = self._made(np.ascontiguousarray(words, np.uint32))
         self._rows, self._evenly = stream.model.Categorical(perfect=False), stream.model.Uniform()
 
     def words(self) -> NDArray[np.uint32]:
@@ -41,6 +42,15 @@ class Stack:
     @property
     def bits(self) -> int:
         return int(self._ans.num_valid_bits())
+
+    def scramble(self, seed: int, n: int) -> None:
+        """Exclusive-ors the words that n numbers are popped from, but for the two on top, with pseudo-random ones. Doing it
+        twice undoes it."""
+        words = self.words()
+        count = min(n // 4 + 1, len(words) - 2)
+        if count > 0:
+            words[-2 - count : -2] ^= _noise(seed, count)
+            self._ans = self._made(words)
 
     # Symbols with frequencies
 
@@ -144,6 +154,14 @@ class Stack:
             digits = np.clip(length - at, 0, _DIGIT)
             beyond += self.pop_evenly(1 << digits) << at
         return np.where(above, beyond - 1 + ((one.half + 1) << one.shift), -beyond - ((one.half - 1) << one.shift))
+
+
+def _noise(seed: int, n: int) -> NDArray[np.uint32]:
+    """Pseudo-random words: SplitMix64 (Steele, Lea, Flood 2014) of consecutive integers."""
+    x = (np.arange(n, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x >> np.uint64(32)).astype(np.uint32)
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:

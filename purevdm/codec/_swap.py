@@ -6,6 +6,10 @@
 
 The net cost is the bound in T steps (Kingma et al. 2021, sec. 6.3; eq. 11 and 13). As each push follows the pop that it
 needs, the stack must hold enough for two latents, not for T. Decoding is the same backwards.
+
+The noise of z_{i+1} is popped from what z_{i-1} left on the stack, which is how far it was from its mean under p. That is no
+fresh noise where q differs from p: it knows x. In 50 steps this costs some 1.5 percent. So the top of the stack is
+exclusive-ored with pseudo-random words before each pop, which makes what is popped uniform whatever was pushed.
 """
 
 import functools
@@ -58,6 +62,7 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
     _push_data(stack, swap, x, k)
     _push_dithers(stack, dithers, x.size)
     for i in range(1, levels.steps + 1):
+        stack.scramble(i, x.size)
         above = _pop(stack, _forward(levels, i, k), levels.width_q[i], False)
         _enough(stack)
         mean, dithers = _rounded(_backward(swap, i, above))
@@ -81,6 +86,7 @@ def pop(stack: Stack, swap: Swap, n: int) -> Integers:
         mean = _redone(_backward(swap, i, k), dithers)
         below = _pop(stack, mean, levels.width_p[i - 1], True)
         _push(stack, k, _forward(levels, i, below), levels.width_q[i], False)
+        stack.scramble(i, k.size)
         k = below
     dithers = _pop_dithers(stack, k.size)
     x = _pop_data(stack, swap, k)

@@ -2,12 +2,11 @@
 
 import io
 import json
-import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import optree
 import torch
@@ -18,6 +17,7 @@ from purevdm.codec import _chain, _container
 from purevdm.codec._chain import Chain
 from purevdm.codec._container import Block, Head
 from purevdm.codec._errors import CodecError
+from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
 from purevdm.evaluation.bounds import _read as pairs
@@ -28,50 +28,6 @@ __all__ = ["Block", "CodecError", "Info", "decode", "encode", "info", "read", "w
 
 LANES = 32
 STEPS = 250
-
-
-class Info(NamedTuple):
-    """What a file tells without its model.
-
-    Attributes:
-        examples: how many the readable blocks hold.
-        event_shape, vocab_size, dtype: their form.
-        timesteps: T.
-        portable: whether it decodes on every machine; if not, ``machine`` says on which, as JSON.
-        model: the digest of the parameters, in hexadecimal.
-        size: the file's bytes.
-        initial_bits: what of them the stacks held before any data.
-        complete: whether the index is there, and every block that it names.
-        blocks: the blocks whose heads are readable.
-    """
-
-    examples: int
-    event_shape: tuple[int, ...]
-    vocab_size: int
-    dtype: torch.dtype
-    timesteps: int
-    portable: bool
-    machine: str
-    model: str
-    size: int
-    initial_bits: int
-    stack_bits: int
-    complete: bool
-    blocks: tuple[Block, ...]
-
-    @property
-    def rate(self) -> float:
-        """The whole file, bits per dimension."""
-        return 8.0 * self.size / self._numbers
-
-    @property
-    def net(self) -> float:
-        """What the stacks grew by, bits per dimension: an estimate of the bound in T steps."""
-        return (self.stack_bits - self.initial_bits) / self._numbers
-
-    @property
-    def _numbers(self) -> int:
-        return max(1, self.examples * math.prod(self.event_shape))
 
 
 # In memory
@@ -144,10 +100,13 @@ def decode(
 
     Raises:
         CodecError: damaged data, or another model, condition, format or machine; no wrong data are returned.
+        TypeError: no bytes.
         ImportError: constriction is not installed.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"data: expected bytes, got {_checks.describe(data)}; read() takes files")
     with io.BytesIO(data) as file:
-        head, blocks, complete = _opened(file)
+        head, blocks, complete = opened(file)
         if not complete:
             raise CodecError("damaged or cut short; read() finds what is intact")
         conds = None
@@ -240,7 +199,7 @@ def read(
         ImportError: constriction is not installed.
     """
     with Path(path).open("rb") as file:
-        head, found, complete = _opened(file)
+        head, found, complete = opened(file)
         named = {block.number: block for block in found}
         last = max(named, default=-1)
         wanted = list(range(last + 1)) if blocks is None else [_checks.integer("blocks", i, 0) for i in blocks]
@@ -251,40 +210,6 @@ def read(
             if skip is None:
                 raise error
             skip(last + 1, error)
-
-
-def info(file: str | os.PathLike | bytes) -> Info:
-    """What a file, or the bytes of one, tell without their model.
-
-    Raises:
-        CodecError: no file of this kind, a later format, or a damaged head.
-        FileNotFoundError: no such file.
-    """
-    with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
-        head, blocks, complete = _opened(opened)
-        initial = stack = 0
-        for block in blocks:
-            try:
-                payload = _container.read_payload(opened, block, head)
-            except CodecError:
-                complete = False
-                continue
-            initial, stack = initial + 32 * payload.initial, stack + 32 * len(payload.words)
-        return Info(
-            examples=sum(block.examples for block in blocks),
-            event_shape=head.event_shape,
-            vocab_size=head.vocab_size,
-            dtype=head.dtype,
-            timesteps=head.timesteps,
-            portable=head.portable,
-            machine=head.machine,
-            model=head.model.hex(),
-            size=opened.seek(0, 2),
-            initial_bits=initial,
-            stack_bits=stack,
-            complete=complete,
-            blocks=blocks,
-        )
 
 
 # What they share
@@ -371,11 +296,6 @@ def _read(
             skip(block.number, named)
             continue
         yield torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
-
-
-def _opened(file: BinaryIO) -> tuple[Head, tuple[Block, ...], bool]:
-    head = _container.read_head(file)
-    return head, *_container.read_blocks(file, head)
 
 
 def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: bool) -> Denoiser:

@@ -73,7 +73,7 @@ NETWORKS = {
 def test_any_network(name):
     network, shape = NETWORKS[name]
     model, params = model_and_params(network, event_shape=shape)
-    there_and_back(model, params, images(model, 5), timesteps=4)
+    there_and_back(model, params, images(model, 4), timesteps=2)
 
 
 def own_line(params, t):

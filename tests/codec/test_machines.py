@@ -12,7 +12,7 @@ from tiny_codec import images, model_and_params
 from purevdm import codec, interop, networks
 from purevdm.codec import _arithmetic, _network
 
-NETWORK = dict(multipliers=(1, 2), layers=1, attention=(1,), heads=2, groups=4, fourier=(1, 2))
+NETWORK = dict(multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=4, fourier=(1, 2))
 
 READER = """
 import sys, torch

@@ -104,3 +104,34 @@ def test_points_out_of_reach_are_refused_without_an_escape():
         Stack(words(4)).push_points(np.array([100]), np.array([0]), index, False)
     with pytest.raises(CodecError, match="out of reach"):
         Stack(words(4)).push_points(np.array([2**50]), np.array([0]), index, True)
+
+
+def test_scrambling_twice_undoes_it():
+    start = words(50)
+    stack = Stack(start)
+    stack.scramble(3, 100)
+    changed = stack.words() != start
+    assert changed[22:48].all()
+    assert not changed[:22].any()
+    assert not changed[48:].any()
+    stack.scramble(3, 100)
+    assert np.array_equal(stack.words(), start)
+    tiny = Stack(words(2))
+    tiny.scramble(1, 100)
+    assert np.array_equal(tiny.words(), words(2))
+
+
+def test_noise_is_fresh_whatever_was_pushed_before():
+    """Points that all lie a standard deviation above their means: popped as they were pushed, noise would be so, too."""
+    index, n = _lattice.width_index(np.array([4.0])), 20_000
+    means = np.zeros(n, np.int64)
+    found = []
+    for scrambled in (False, True):
+        stack = Stack(words(4))
+        stack.push_points(np.full(n, 4), means, index, True)
+        if scrambled:
+            stack.scramble(1, n)
+        found.append(stack.pop_points(means[: n // 2], index, False).mean() / 4.0)
+    error = (n // 2) ** -0.5
+    assert found[0] > 8 * error
+    assert abs(found[1]) < 5 * error

@@ -79,7 +79,7 @@ def test_arrays_of_ones_own(run, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit, match=r"mine.npy: expected integers of shape \(n, 1, 8, 8\)"):
         program(monkeypatch, capsys, "encode", "run", tmp_path / "x", *options)
     (tmp_path / "mine.npy").write_text("no array")
-    with pytest.raises(SystemExit, match=r"mine\.npy: expected a \.npy file"):
+    with pytest.raises(SystemExit, match=r"mine.npy: expected a .npy file"):
         program(monkeypatch, capsys, "encode", "run", tmp_path / "x", *options)
 
 
