@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from purevdm import denoiser, elbo, process, random
+from purevdm._compile import fixed
 from purevdm.bfn.flows import Flow
 from purevdm.bfn.outputs import Out, Output
 from purevdm.bfn.process import continuous_loss, latent
@@ -18,7 +19,7 @@ from purevdm.elbo import ELBO, Seeds
 from purevdm.networks import Network
 from purevdm.types import Params, Shape
 
-__all__ = ["Model", "Noise", "bound", "draw_noise", "outputs", "step_of"]
+__all__ = ["Model", "Noise", "bound", "draw_noise", "in_bound", "outputs", "read", "shown", "step_of"]
 
 
 class Noise(NamedTuple):
@@ -155,7 +156,7 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
     Returns:
         Each term (B,), nats.
     """
-    flow, output, n = model.flow, model.output, model.timesteps
+    flow, output, n = model.flow, model.output, fixed(model.timesteps)
     t, end = step_of(noise.t, n) if n else (noise.t, noise.t)
     h = output.encode(x, noise.eps.dtype)
     w, times, key = latent(h, process.align(flow.snr(t), h), noise.eps), t, noise.key

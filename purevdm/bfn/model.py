@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, denoiser, elbo, random
-from purevdm._compile import OLD, constant
+from purevdm._compile import OLD, constant, fixed
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
 from purevdm.bfn.distributions import binned
@@ -88,7 +88,7 @@ class BFN(NamedTuple):
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        draws = self.draws if self.timesteps and self.output.mixture else 0
+        draws = fixed(self.draws) if fixed(self.timesteps) and self.output.mixture else 0
         return bound.draw_noise(self._seeds(key, n), self.flow.latent_shape(self.event_shape), draws, train)
 
     # The bound

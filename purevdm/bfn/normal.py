@@ -89,6 +89,6 @@ def predicted(w: Tensor, t: Tensor, sigma_1: float, predicts: str) -> tuple[Tens
     if predicts == "v":
         std = torch.sqrt(variance(t, sigma_1))
         return torch.sqrt(-torch.expm1(-_exponent(t, sigma_1))) * std * w, -std
-    early = t < T_MIN
+    early = t < fixed(T_MIN)
     scale = torch.rsqrt(beta(torch.where(early, 1.0, t), sigma_1))
     return torch.where(early, 0.0, w * scale), torch.where(early, 0.0, -scale)

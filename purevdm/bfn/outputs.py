@@ -180,7 +180,8 @@ class Classes(NamedTuple):
         return _averaged(out[0], h[..., None, :] - values, gain, sender, 0)
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
-        return -torch.take_along_dim(out[0], x.to(torch.int64)[..., None], -1).sum()
+        # not by an index, which compilers of symbolic sizes fail on under vmap
+        return -torch.where(categorical.one_hot(x, self.k, torch.bool), out[0], 0.0).sum()
 
     def draw(self, key: Key, out: Out) -> Tensor:
         return self.encode(random.categorical(key, out[0]), out[0].dtype)
