@@ -8,6 +8,8 @@ from purevdm.decoders import Decoder
 from purevdm.testing._law import require, trying
 from purevdm.types import Key, Shape
 
+__all__ = ["check_decoder"]
+
 DRAWS = 4096
 
 

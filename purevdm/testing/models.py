@@ -13,6 +13,8 @@ from purevdm.testing._law import off, require, trying
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
 
+__all__ = ["check_density", "check_model"]
+
 
 def check_model(
     model: VDM,

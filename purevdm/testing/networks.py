@@ -12,6 +12,8 @@ from purevdm.networks import Network
 from purevdm.testing._law import copied, equal, initialised, off, require, trying
 from purevdm.types import Key, Params, Shape
 
+__all__ = ["check_network"]
+
 EXAMPLES = 3
 
 

@@ -10,6 +10,8 @@ from purevdm.schedules import Schedule, gamma, gamma_and_slope
 from purevdm.testing._law import copied, equal, initialised, off, require, trying, wide
 from purevdm.types import Key, Params, Shape
 
+__all__ = ["check_schedule"]
+
 
 def check_schedule(
     schedule: Schedule,

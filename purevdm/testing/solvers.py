@@ -14,6 +14,8 @@ from purevdm.testing._law import require, trying
 from purevdm.types import Key
 from purevdm.vdm import vdm
 
+__all__ = ["check_solver"]
+
 STD = 0.4  # of the source
 
 

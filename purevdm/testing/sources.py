@@ -13,6 +13,8 @@ from purevdm import decoders, process, random
 from purevdm.networks import Network
 from purevdm.types import Key, Params, Shape
 
+__all__ = ["Mixture", "categorical", "entropy", "gaussian", "gaussian_pmf", "mean_and_error"]
+
 
 def _network(denoise: Callable[[Tensor, Tensor], Tensor]) -> Network:
     """The network that sees the noise which goes with ``denoise(z, gamma)``, the mean of the data given z."""
