@@ -127,7 +127,8 @@ def log_prob(
     Example i draws from ``split(key, B)[i]``, and its sample k from ``fold_in`` of that and k. So more examples or samples
     leave the first ones as they are.
 
-    A compiled call passes no derivatives. Make it under ``torch.no_grad()``: networks of modules compile in no other way.
+    A compiled call passes no derivatives, and refuses tensors that require a gradient. Make it under ``torch.no_grad()``:
+    networks of modules compile in no other way.
 
     Args:
         model: the model, of discrete or real-valued data.
@@ -192,6 +193,7 @@ def log_weight(
         probes: (n, B, *event_shape), of the model's dtype, or None for the exact divergence.
     """
     n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
+    _refuse_recording(params, (x, eps), cond)
     _fitting(model, dequantisation)
     _checks.verify(_checks.finite("eps", {(): _checks.alike("eps", eps, (n, *model.event_shape), model.dtype)}))
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
@@ -238,6 +240,7 @@ def log_prob_latent(
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
     _latents("z_0", z_0, model)
+    _refuse_recording(params, z_0, cond)
     _checks.verify(model._facts(params, cond) + _checks.finite("z_0", {(): z_0}))
     if probes is not None:
         _checks.alike("probes", probes, (*_checks.tensor("probes", probes).shape[:1], *z_0.shape), model.dtype)
@@ -247,6 +250,16 @@ def log_prob_latent(
     integrator = _integrator(integrator)
     z_1, change, evaluations = flow.integrate(model, params, z_0, integrator, cond, divergence_of=divergence_of)
     return _standard_normal(z_1) + change, evaluations
+
+
+def _refuse_recording(*trees: Any) -> None:
+    """Refuses, in a compiled graph, tensors that ``torch.autograd`` would find a part of the derivatives of."""
+    if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    leaves = [leaf for tree in trees for leaf in _checks.leaves(tree).values()]
+    if any(leaf.requires_grad for leaf in leaves):
+        wanted = "expected tensors that require no gradient, as a compiled likelihood passes none, got some that do"
+        raise RuntimeError(f"params, x, cond: {wanted}; call it under torch.no_grad(), or in eager")
 
 
 def _latents(name: str, z: Tensor, model: VDM) -> None:

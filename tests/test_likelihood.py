@@ -279,3 +279,19 @@ def test_bad_input_is_named():
     broken = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))
     with pytest.raises(ValueError, match="field: example 0 stopped"):
         likelihood.log_prob(model._replace(network=broken), NO_PARAMS, x, random.key(0))
+
+
+def test_a_compiled_likelihood_loses_no_gradient_silently():
+    model = purevdm.vdm(networks.mlp(4, 1, fourier=()), schedules.learned_linear(-4.0, 4.0), (2,), 8)
+    params = model.init(random.key(0))
+    params["schedule"]["w"].requires_grad_()
+    x = random.randint(random.key(1), (3, 2), 0, 8)
+
+    def run(params, x, key):
+        return likelihood.log_prob(model, params, x, key, integrator=ode.heun(2)).log_prob
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="exception|require no gradient"):
+        compiled(params, x, random.key(2))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(params, x, random.key(2)), run(params, x, random.key(2)))
