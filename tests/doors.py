@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ import torch
 
 import purevdm
 from purevdm import (
+    bfn,
+    codec,
     decoders,
     evaluation,
+    importance,
     interop,
     inversion,
     likelihood,
@@ -116,11 +120,13 @@ STATE = training.init(MODEL, KEY)
 GRADIENTS = training.gradients(MODEL)
 EULER = ode.heun(2)
 SEEDS = MODEL.seeds(KEY, 3)
+FLOW = bfn.discrete(networks.mlp(4, 1, fourier=(), cond_dim=1), (2,), 3, 1.0)
+FLOW_PARAMS = FLOW.init(KEY)
 DISCRETE, GAUSSIAN = decoders.discrete(8), decoders.gaussian()
 FLAX = {"score_model": {}}
 
 
-PATIENT = {"steps", "limit", "timesteps"}
+PATIENT = {"steps", "limit", "timesteps", "passes"}
 """Arguments of which a large number is valid, and takes as long as it says."""
 
 
@@ -253,6 +259,64 @@ def doors(folder: Path) -> dict[str, Door]:
         "inversion.interpolate": _of(inversion.interpolate, z_a=Z[0], z_b=Z[1], weights=torch.linspace(0, 1, 3)),
         "ode.heun": _of(ode.heun, steps=2),
         "ode.rk4": _of(ode.rk4, steps=2),
+        "ode.dop853": _of(ode.dop853, rtol=1e-3, atol=1e-3, limit=100),
+        "importance.warped": _of(importance.warped, base=schedules.learned_linear(), bins=4, uniform=0.1, rate=0.9),
+        "evaluation.likelihoods": _of(
+            evaluation.likelihoods,
+            model=REAL,
+            params=REAL_PARAMS,
+            batches=[Z],
+            key=KEY,
+            passes=2,
+            estimate=partial(likelihood.importance_bound, REAL, timesteps=2),
+            group=None,
+            callback=None,
+        ),
+        "bfn.continuous": _of(bfn.continuous, network=NETWORK, event_shape=(2,), sigma_1=0.1, decoder=None, clip=True),
+        "bfn.discretised": _of(
+            bfn.discretised, network=networks.mlp(4, 1, outputs=2), event_shape=(2,), bins=8, sigma_1=0.1, std_bounds=None
+        ),
+        "bfn.discrete": _of(bfn.discrete, network=NETWORK, event_shape=(2,), classes=3, beta_1=1.0, classes_last=False),
+        "bfn.init": _of(FLOW.init, key=KEY),
+        "bfn.loss_fn": _of(FLOW.loss_fn, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "bfn.elbo": _of(FLOW.elbo, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "bfn.sample": _of(
+            FLOW.sample,
+            params=FLOW_PARAMS,
+            key=KEY,
+            n=3,
+            steps=2,
+            solver=bfn.solvers.ode_2(),
+            grid="time",
+            cond=COND,
+            guidance=1.0,
+            decode="argmax",
+            trajectory=False,
+            callback=None,
+            differentiable=False,
+        ),
+        "codec.encode": _of(
+            codec.encode,
+            model=MODEL,
+            params=PARAMS,
+            x=X,
+            cond=COND,
+            timesteps=2,
+            lanes=2,
+            portable=True,
+            compile=False,
+            seed=0,
+        ),
+        "codec.decode": _of(
+            codec.decode,
+            model=MODEL,
+            params=PARAMS,
+            data=codec.encode(MODEL, PARAMS, X, COND, timesteps=2),
+            cond=COND,
+            lanes=None,
+            compile=False,
+        ),
+        "codec.info": _of(codec.info, file=codec.encode(MODEL, PARAMS, X, COND, timesteps=2)),
         "ode.dopri5": _of(ode.dopri5, rtol=1e-3, atol=1e-3, limit=100),
         "likelihood.log_prob": _of(likelihood.log_prob, **bound, **flow),
         "likelihood.importance_bound": _of(likelihood.importance_bound, **bound, timesteps=2, samples=2),
@@ -329,12 +393,12 @@ def tried(door: Door, name: str, value: Any) -> Verdict:
             found = door.call(**(door.arguments | {name: value}))
     except (TypeError, ValueError) as error:
         told = str(error)
-        head = told.split(":", 1)[0]
+        head = re.sub(r"^block \d+: ", "", told).split(":", 1)[0]
         # Where two arguments do not fit together, either may be named; none that the caller does not know.
         names = "|".join(map(re.escape, {name, *door.arguments}))
         named = re.search(rf"(^|[\s,])({names})([\s,.\[]|$)", head) is not None
         # What a file holds is named by the file.
-        file = re.match(r"\S*(safetensors|json): ", told) is not None
+        file = re.match(r"\S*(safetensors|json): ", told) is not None or isinstance(error, codec.CodecError)
         return Verdict("clear" if file or (named and ":" in told) else "unclear", f"{type(error).__name__}: {told}")
     except OSError as error:
         # A path that cannot be opened, as open() says it.
@@ -356,7 +420,10 @@ def cases(folder: Path) -> Iterator[tuple[str, Door, str, Wrong]]:
     for name, door in doors(folder).items():
         for argument in door.arguments:
             for wrong in ZOO:
-                yield name, door, argument, wrong
+                endless = argument in PATIENT and wrong.name == "2**40"
+                called = argument in CALLED and callable(wrong.value)
+                if not endless and not called:
+                    yield name, door, argument, wrong
 
 
 def main() -> None:
@@ -367,10 +434,6 @@ def main() -> None:
         os.chdir(folder)
         for name, door, argument, wrong in cases(Path(folder)):
             if only and not any(part in name for part in only):
-                continue
-            if argument in PATIENT and wrong.name == "2**40":
-                continue
-            if argument in CALLED and callable(wrong.value):
                 continue
             verdict = tried(door, argument, wrong.value)
             count[verdict.kind] += 1

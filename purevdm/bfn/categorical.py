@@ -21,7 +21,7 @@ __all__ = ["accuracy", "beta", "flow", "flow_logits", "one_hot", "rate", "sender
 
 def one_hot(x: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """e_x, (*x.shape, classes)."""
-    return (x[..., None] == torch.arange(fixed(classes), device=x.device)).to(dtype)
+    return (x[..., None].to(torch.int64) == torch.arange(fixed(classes), device=x.device)).to(dtype)
 
 
 def beta(t: Tensor, beta_1: float) -> Tensor:

@@ -196,6 +196,7 @@ class BFN(NamedTuple):
     def _check(self, params: Params, x: Tensor, cond: Any) -> int:
         """Checks what every loss is given. Returns the size of the batch."""
         facts = elbo.checked_data(self.decoder, self.event_shape, x)
+        denoiser.batch_axes(cond, x.shape[0])
         _checks.verify(self._facts(params, cond) + facts)
         return x.shape[0]
 
@@ -266,7 +267,7 @@ def continuous(
     if isinstance(clip, bool):
         limits = (-1.0, 1.0) if clip and decoder.bounds is not None else None
     else:
-        limits = _checks.increasing("clip[0]", clip[0], "clip[1]", clip[1])
+        limits = _pair("clip", clip)
     std = flow.sigma_1 if recon_std is None else _positive("recon_std", recon_std)
     return _model(network, flow, Point(decoder, limits, std), event_shape, None, options)
 
@@ -300,10 +301,12 @@ def discretised(
     torch.Size([])
     """
     if std_bounds is not None:
-        std_bounds = _checks.increasing("std_bounds[0]", std_bounds[0], "std_bounds[1]", std_bounds[1])
+        std_bounds = _pair("std_bounds", std_bounds)
         _positive("std_bounds[0]", std_bounds[0])
     flow = Normal(_between("sigma_1", sigma_1))
-    return _model(network, flow, Normals(binned(_checks.integer("bins", bins, 2)), std_bounds), event_shape, 2, options)
+    return _model(
+        network, flow, Normals(binned(_checks.integer("bins", bins, 2, 2**22)), std_bounds), event_shape, 2, options
+    )
 
 
 def discrete(
@@ -331,8 +334,8 @@ def discrete(
     >>> model.loss_fn(model.init(random.key(1)), x, random.key(2)).shape  # bits/dim, here bits a character
     torch.Size([])
     """
-    classes = _checks.integer("classes", classes, 2)
-    flow = Categorical(classes, _positive("beta_1", beta_1), bool(classes_last))
+    classes = _checks.integer("classes", classes, 2, 2**22)
+    flow = Categorical(classes, _positive("beta_1", beta_1), _checks.boolean("classes_last", classes_last))
     return _model(network, flow, Classes(integers(classes)), event_shape, None, options)
 
 
@@ -351,9 +354,10 @@ def _model(
         if name not in known:
             raise TypeError(f"{name}: expected one of the arguments {', '.join(known)}, got another")
     settings = BFN(_timed(network), flow, output, event_shape)._replace(**options)
-    timesteps = 0 if settings.timesteps is None else _checks.integer("timesteps", settings.timesteps, 0)
-    if settings.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {settings.dtype!r}")
+    _checks.dtype("dtype", settings.dtype, (torch.float32, torch.float64))
+    timesteps = 0 if settings.timesteps is None else _checks.timesteps(settings.timesteps, settings.dtype)
+    for name in ("reconstruction", "antithetic"):
+        _checks.boolean(name, getattr(settings, name))
     model = settings._replace(timesteps=timesteps, draws=_checks.integer("draws", settings.draws, 1))
     model._structure()  # an init that does not take this event_shape says so here
     return model
@@ -368,6 +372,13 @@ def _timed(network: Network) -> Network:
         )
     told = {name: _values.rebound(getattr(network, name), endpoints=(0.0, 1.0)) for name in ("init", "apply")}
     return network._replace(**told, endpoints=(0.0, 1.0) if told["apply"] is not network.apply else None)
+
+
+def _pair(name: str, x: object) -> tuple[float, float]:
+    """Two rising numbers."""
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        raise TypeError(f"{name}: expected a pair of numbers, got {_checks.describe(x)}")
+    return _checks.increasing(f"{name}[0]", x[0], f"{name}[1]", x[1])
 
 
 def _positive(name: str, x: object) -> float:

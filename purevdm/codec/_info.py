@@ -3,11 +3,11 @@
 import io
 import math
 import os
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
 
+from purevdm import _checks
 from purevdm.codec import _container
 from purevdm.codec._container import Block, Head
 from purevdm.codec._errors import CodecError
@@ -65,7 +65,7 @@ def info(file: str | os.PathLike | bytes) -> Info:
         CodecError: no file of this kind, a later format, or a damaged head.
         FileNotFoundError: no such file.
     """
-    with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as source:
+    with io.BytesIO(file) if isinstance(file, bytes) else _checks.path("file", file).open("rb") as source:
         head, blocks, complete = opened(source)
         initial = stack = 0
         for block in blocks:

@@ -12,7 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files
+from purevdm import _checks, _files, denoiser
 from purevdm.codec import _chain, _container
 from purevdm.codec._chain import Chain
 from purevdm.codec._container import Block, Head
@@ -81,6 +81,8 @@ def encode(
     >>> found.examples, 0 < found.net < found.rate
     (20, True)
     """
+    if _checks.tensor("x", x).ndim == 0 or len(x) == 0:
+        raise ValueError(f"x: expected at least one example, got {_checks.describe(x)}")
     file = io.BytesIO()
     options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
     _write(file, model, params, [(x, cond)], **options)  # type: ignore[arg-type]
@@ -111,6 +113,7 @@ def decode(
             raise CodecError("damaged or cut short; read() finds what is intact")
         conds = None
         if cond is not None:
+            denoiser.batch_axes(cond, sum(block.examples for block in blocks))
             starts = [sum(block.examples for block in blocks[:i]) for i in range(len(blocks))]
             conds = [_slice(cond, at, block.examples) for at, block in zip(starts, blocks, strict=True)]
         found = list(_read(file, head, blocks, model, params, conds, lanes, compile, None, None))
@@ -228,20 +231,25 @@ def _write(
     seed: int,
     callback: Callable[[int, int], None] | None,
 ) -> None:
+    _checks.instance("model", model, VDM, "a purevdm VDM")
+    _checks.boolean("portable", portable)
+    _checks.boolean("compile", compile)
+    if callback is not None:
+        _checks.function("callback", callback)
     steps = model.timesteps or STEPS if timesteps is None else timesteps
     steps = _checks.integer("timesteps", steps, 1, _container.MOST_STEPS)
     lanes = _checks.integer("lanes", lanes, 1, _container.MOST_LANES)
     seed = _checks.integer("seed", seed, 0, 2**32 - 1)
     _finite_values(model)
-    denoise = denoiser_of(model, params, bool(portable), lanes, bool(compile))
     chain: Chain | None = None
     offsets: list[int] = []
     for number, (x, cond) in enumerate(pairs(batches)):
-        model._check(params, x, cond)
+        denoiser.batch_axes(cond, model._check(params, x, cond))
         if chain is None:
+            denoise = denoiser_of(model, params, portable, lanes, compile)
             chain = _chain_of(denoise, steps, seed, None)
             head = Head(
-                portable=bool(portable),
+                portable=portable,
                 conditioned=cond is not None,
                 dtype=x.dtype,
                 dither=_container.OWN_DITHER if chain.fixed is None else chain.fixed.dither,
@@ -304,6 +312,8 @@ def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: 
     Raises:
         CodecError: the file is of another model, or made for another machine.
     """
+    _checks.instance("model", model, VDM, "a purevdm VDM")
+    _checks.boolean("compile", compile)
     _finite_values(model)
     form = (model.event_shape, model.decoder.vocab_size)
     if form != (head.event_shape, head.vocab_size):
