@@ -113,7 +113,7 @@ def decode(
             raise CodecError("damaged or cut short; read() finds what is intact")
         conds = None
         if cond is not None:
-            denoiser.batch_axes(cond, sum(block.examples for block in blocks))
+            _one_each(cond, sum(block.examples for block in blocks))
             starts = [sum(block.examples for block in blocks[:i]) for i in range(len(blocks))]
             conds = [_slice(cond, at, block.examples) for at, block in zip(starts, blocks, strict=True)]
         found = list(_read(file, head, blocks, model, params, conds, lanes, compile, None, None))
@@ -360,9 +360,14 @@ def _fits(cond: Any, head: Head, block: Block) -> None:
     if (cond is not None) != head.conditioned:
         with_one = "a condition" if head.conditioned else "no condition"
         raise CodecError(f"cond: expected {with_one}, as in encoding, got {_checks.describe(cond)}")
-    for leaf in optree.tree_leaves(cond) if cond is not None else ():
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != block.examples:
-            raise CodecError(f"cond: expected one for each of {block.examples} examples, got {_checks.describe(leaf)}")
+    if cond is not None:
+        _one_each(cond, block.examples)
+
+
+def _one_each(cond: Any, n: int) -> None:
+    for leaf in optree.tree_leaves(cond):
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != n:
+            raise CodecError(f"cond: expected one for each of {n} examples, got {_checks.describe(leaf)}")
 
 
 def _digest(model: VDM, params: Params) -> bytes:
