@@ -1,11 +1,13 @@
 """Hints to the compiler. In eager none of them does anything."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
+from torch.utils._python_dispatch import _disable_current_modes
 
 OLD = TorchVersion(torch.__version__) < "2.13"
 
@@ -30,6 +32,11 @@ def fixed(number: T) -> T:
     if not torch.compiler.is_compiling():
         return number
     return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return, return-value]
+
+
+def untraced() -> AbstractContextManager[Any]:
+    """Within it, nothing goes into a program that ``torch.export`` is tracing."""
+    return _disable_current_modes()
 
 
 def transformed() -> bool:

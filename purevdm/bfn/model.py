@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, denoiser, elbo, random
-from purevdm._compile import OLD, constant, fixed
+from purevdm._compile import OLD, constant, fixed, untraced
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
 from purevdm.bfn.distributions import binned
@@ -212,10 +212,11 @@ class BFN(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def _structure(init: Callable[..., Params], shape: Shape, dtype: torch.dtype) -> _checks.Structure:
     """The leaves of a model's parameters, without computing them where ``init`` runs on the meta device."""
-    try:
-        params = init(random.key(0, device="meta"), shape)
-    except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
-        params = init(random.key(0), shape)
+    with untraced():
+        try:
+            params = init(random.key(0, device="meta"), shape)
+        except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
+            params = init(random.key(0), shape)
     leaves = _checks.structure({"network": params})
     return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
 
