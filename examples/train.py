@@ -23,8 +23,11 @@ the last good checkpoint are named. --help after a preset lists every field.
 """
 
 import json
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,13 +72,45 @@ def prepare(config: Config) -> Path | None:
         tqdm.write(f"nothing to resume in {config.out}: starting anew")
         saved.write_text(json.dumps(as_json(config), indent=1))
         return None
-    # Read as a configuration, it has the defaults of what was added since.
-    was, now = (json.loads(json.dumps(as_json(c))) for c in (from_json(json.loads(saved.read_text())), config))
-    differing = [name for name in now if name not in FREE and was.get(name) != now[name]]
-    if differing:
-        changes = "; ".join(f"{name}: {was.get(name)} then, {now[name]} now" for name in differing)
-        sys.exit(f"resume: the run in {config.out} was started with other settings: {changes}")
+    now = json.loads(json.dumps(as_json(config)))
+    for file, found in ((saved, as_saved(saved)), (latest, checkpoint.notes(latest)["extra"])):
+        try:  # read as a configuration, it has the defaults of what was added since
+            was = json.loads(json.dumps(as_json(from_json(found))))
+        except (KeyError, TypeError, AttributeError) as error:
+            sys.exit(f"resume: {file} holds no configuration ({type(error).__name__}: {error})")
+        differing = [name for name in now if name not in FREE and was.get(name) != now[name]]
+        if differing:
+            changes = "; ".join(f"{name}: {was.get(name)} then, {now[name]} now" for name in differing)
+            sys.exit(f"resume: {file} is of other settings: {changes}")
     return latest
+
+
+def as_saved(file: Path) -> dict:
+    """What config.json says."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        sys.exit(f"resume: expected the run's settings in {file}, got {type(error).__name__}: {error}")
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Holds a folder, so that no second run writes into it; whatever ends this process lets it go."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"out: another run is at work in {out}")
+    else:
+        yield
+    finally:
+        os.close(folder)
 
 
 class Log:
@@ -107,7 +142,8 @@ def main() -> int:
     config = parse(sys.argv[1:])
     group = parallel.join(config.device)
     try:
-        return run(config, group)
+        with ExitStack() as held:
+            return run(config, group, held)
     except (DataError, checkpoint.CheckpointError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -115,7 +151,7 @@ def main() -> int:
         parallel.leave()
 
 
-def run(config: Config, group: parallel.Group) -> int:
+def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
     first = group.rank == 0
     if config.batch % (group.size * config.accumulate):
         sys.exit(
@@ -126,6 +162,8 @@ def run(config: Config, group: parallel.Group) -> int:
     config = replace(config, data=standardised(config.data, train))
     model = build(config, train.event_shape, train.vocab_size, train.classes)
     state = training.init(model, k["init"])
+    if first:
+        held.enter_context(alone(config.out))
     start = prepare(config) if first else checkpoint.latest(config.out / "checkpoints") if config.resume else None
     if start is not None:
         state = checkpoint.load(start, state)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import numpy as np
 import presets
 import pytest
 import torch
+import train
 from goldens import case, tree
 from PIL import Image
 from test_interop import pack
 
 from purevdm import evaluation, networks, random
+from purevdm.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --model.labels --model.predicts v --model.importance
@@ -126,7 +129,7 @@ def log_started(out):
 def test_what_does_not_fit_is_refused(whole, tmp_path):
     for arguments, words in (
         ((*TINY, "--out", whole), "holds a run already"),
-        ((*TINY, "--out", whole, "--resume", "--optimizer.lr", "1"), "started with other settings: optimizer"),
+        ((*TINY, "--out", whole, "--resume", "--optimizer.lr", "1"), "is of other settings: optimizer"),
         ((*TINY, "--out", tmp_path / "a", "--accumulate", "3"), "batch: expected a multiple of 1 processes x accumulate 3"),
         (("cifar10", "--data.path", tmp_path / "none", "--device", "cpu", "--out", tmp_path / "b"), "no such file"),
     ):
@@ -134,6 +137,34 @@ def test_what_does_not_fit_is_refused(whole, tmp_path):
         assert run.returncode != 0
         assert words in run.stderr
     assert call("evaluate.py", tmp_path / "none").returncode != 0
+
+
+def test_settings_that_cannot_be_read_or_differ_are_named(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    config = train.parse([*map(str, TINY), "--out", str(out), "--resume"])
+    latest = checkpoint.latest(out / "checkpoints")
+    assert train.prepare(config) == latest
+    saved = out / "config.json"
+    good = saved.read_bytes()
+    for content in (b"", good[:50], b"\xff\xfe", b"[]", b"{}", b"[" * 100_000, None):
+        saved.unlink() if content is None else saved.write_bytes(content)
+        with pytest.raises(SystemExit, match=r"resume: .*config\.json"):
+            train.prepare(config)
+    saved.write_bytes(good)
+    notes = checkpoint.notes(latest)
+    notes["extra"]["batch"] += 1
+    notes["notes_sha256"] = checkpoint._notes_digest(notes)
+    (latest / "state.json").write_text(json.dumps(notes))
+    with pytest.raises(SystemExit, match=f"resume: {latest} is of other settings: batch"):
+        train.prepare(config)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with train.alone(tmp_path), pytest.raises(SystemExit, match="another run is at work"), train.alone(tmp_path):
+        pass
+    with train.alone(tmp_path):  # free again
+        pass
 
 
 def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path):
