@@ -143,10 +143,9 @@ def integer(name: str, x: object, low: int | None = None, high: int | None = Non
     if high is None and low is not None and value > LARGEST:
         high = LARGEST  # what a tensor of integers holds
     if (low is not None and value < low) or (high is not None and value > high):
-        upper = "" if high is None else f" and at most {high}"
-        lower = "" if low is None else f"at least {low}"
-        wanted = f"expected an integer {lower}{upper}".replace("integer  and", "integer")
-        raise ValueError(f"{name}: {wanted}, got {value if abs(value) <= LARGEST else describe(value)}")
+        bounds = [f"at {end} {bound}" for end, bound in (("least", low), ("most", high)) if bound is not None]
+        found = value if abs(value) <= LARGEST else describe(value)
+        raise ValueError(f"{name}: expected an integer {' and '.join(bounds)}, got {found}")
     return value
 
 
@@ -183,10 +182,12 @@ def boolean(name: str, x: object) -> bool:
     return instance(name, x, bool, "True or False")
 
 
-def integers(name: str, x: object, low: int | None = None, high: int | None = None) -> tuple[int, ...]:
+def integers(
+    name: str, x: object, low: int | None = None, high: int | None = None, wanted: str = "a sequence of integers"
+) -> tuple[int, ...]:
     """A sequence of integers, each within [low, high]."""
     if isinstance(x, (str, bytes, dict, Tensor)) or not isinstance(x, Iterable):
-        raise TypeError(f"{name}: expected a sequence of integers, got {describe(x)}")
+        raise TypeError(f"{name}: expected {wanted}, got {describe(x)}")
     return tuple(integer(f"{name}[{i}]", value, low, high) for i, value in enumerate(x))
 
 
@@ -242,9 +243,7 @@ def probability(name: str, x: object) -> float:
 
 def shape(name: str, x: object) -> tuple[int, ...]:
     """A shape: a sequence of integers, none negative."""
-    if isinstance(x, (str, bytes, dict, Tensor)) or not isinstance(x, Iterable):
-        raise TypeError(f"{name}: expected a shape (a sequence of integers), got {describe(x)}")
-    return tuple(integer(f"{name}[{i}]", d, low=0) for i, d in enumerate(x))
+    return integers(name, x, 0, wanted="a shape (a sequence of integers)")
 
 
 def choice(name: str, x: object, options: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ The mathematics of one example takes all that is random, and the predicted noise
 together for a batch. :func:`draw_seeds` and :func:`draw_noise` make the noise from a key.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, denoiser, process, random, schedules
+from purevdm._compile import untraced
 from purevdm.decoders import Decoder
 from purevdm.networks import Network
 from purevdm.schedules import Levels, Schedule
@@ -105,6 +107,17 @@ class Model(Protocol):
 
 
 # What every loss is given, checked
+
+
+def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.Structure:
+    """The leaves that an ``init`` gives a model of this dtype, without computing them where it runs on the meta device."""
+    with untraced():
+        try:
+            params = init(random.key(0, device="meta"))
+        except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
+            params = init(random.key(0))
+    leaves = _checks.structure(params)
+    return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
 
 
 def checked_data(decoder: Decoder, event_shape: tuple[int, ...], x: Tensor) -> list[_checks.Fact]:

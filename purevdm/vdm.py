@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
-from purevdm._compile import OLD, constant, untraced
+from purevdm._compile import OLD, constant
 from purevdm.decoders import Decoder, discrete
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
@@ -314,13 +314,7 @@ def _structure(
     def init(key: Key) -> Params:
         return {"network": network_init(key, event_shape), "schedule": schedule_init(key)}
 
-    with untraced():
-        try:
-            params = init(random.key(0, device="meta"))
-        except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
-            params = init(random.key(0))
-    leaves = _checks.structure(params)
-    return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
+    return elbo.structure_of(init, dtype)
 
 
 def vdm(

@@ -217,14 +217,9 @@ def guidance_weight(how: Walk, z: Tensor) -> float | Tensor | None:
 
 def step_count(steps: int | Tensor, trajectory: bool) -> int | Tensor:
     """A number of steps, checked: an integer of at least 1, or an integer tensor of shape (), not for a trajectory."""
-    if not isinstance(steps, Tensor):
-        return _checks.integer("steps", steps, 1)
-    _checks.shaped("steps", steps, ())
-    if steps.is_floating_point() or steps.dtype == torch.bool:
-        raise TypeError(f"steps: expected an integer tensor, got {_checks.describe(steps)}")
-    if trajectory:
+    steps = _checks.count("steps", steps)
+    if trajectory and isinstance(steps, Tensor):
         raise TypeError("steps: a trajectory has as many latents as steps; give a Python integer, not a tensor")
-    _checks.within("steps", steps, 1, 2**31 - 1)
     return steps
 
 

@@ -19,7 +19,7 @@ from purevdm.elbo import ELBO, Seeds
 from purevdm.networks import Network
 from purevdm.types import Params, Shape
 
-__all__ = ["Model", "Noise", "bound", "draw_noise", "in_bound", "outputs", "read", "shown", "step_of"]
+__all__ = ["Model", "Noise", "bound", "draw_noise", "in_bound", "outputs", "read", "seen", "shown", "step_of"]
 
 
 class Noise(NamedTuple):
@@ -80,15 +80,16 @@ def step_of(t: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
     return (i - 1.0) / timesteps, i / timesteps
 
 
+def seen(model: Model, w: Tensor, t: Tensor) -> Tensor:
+    """What the network sees of latents w, (B, *latent_shape), at times t, (B,)."""
+    return torch.func.vmap(lambda w, t: model.flow.shown(model.flow.parameters(w, t)))(w, t)
+
+
 def _apply(
     model: Model, params: Params, w: Tensor, t: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
 ) -> Tensor:
     """The network's output for latents w, (B, *latent_shape), at times t, (B,)."""
-
-    def seen(w: Tensor, t: Tensor) -> Tensor:
-        return model.flow.shown(model.flow.parameters(w, t))
-
-    return denoiser.output(model.network, params, torch.func.vmap(seen)(w, t), t, cond, key, x_hat)
+    return denoiser.output(model.network, params, seen(model, w, t), t, cond, key, x_hat)
 
 
 def read(model: Model, raw: Tensor, w: Tensor, t: Tensor) -> Out:

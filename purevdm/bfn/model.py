@@ -10,8 +10,8 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser, elbo, random
-from purevdm._compile import OLD, constant, fixed, untraced
+from purevdm import _checks, _values, denoiser, elbo
+from purevdm._compile import OLD, constant, fixed
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
 from purevdm.bfn.distributions import binned
@@ -121,7 +121,7 @@ class BFN(NamedTuple):
         t = bound.step_of(noise.t, self.timesteps)[0] if self.timesteps else noise.t
         h = self.output.encode(x, self.dtype)
         w = latent(h, align(self.flow.snr(t), h), noise.eps)
-        seen = torch.func.vmap(lambda w, t: self.flow.shown(self.flow.parameters(w, t)))(w, t)
+        seen = bound.seen(self, w, t)
         return params | {"network": denoiser.update(self.network, params["network"], seen, t, cond, noise.key)}
 
     # Samples
@@ -212,13 +212,7 @@ class BFN(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def _structure(init: Callable[..., Params], shape: Shape, dtype: torch.dtype) -> _checks.Structure:
     """The leaves of a model's parameters, without computing them where ``init`` runs on the meta device."""
-    with untraced():
-        try:
-            params = init(random.key(0, device="meta"), shape)
-        except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
-            params = init(random.key(0), shape)
-    leaves = _checks.structure({"network": params})
-    return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
+    return elbo.structure_of(lambda key: {"network": init(key, shape)}, dtype)
 
 
 # The three kinds

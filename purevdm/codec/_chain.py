@@ -66,7 +66,7 @@ def _from(
         before, size = stack.bits, max(1, min(lanes, len(rows) - at, int(stack.bits / need)))
         kept = stack.words()
         try:
-            _push_round(stack, chain, rows[at : at + size], _part(cond, at, size))
+            _push_round(stack, chain, rows[at : at + size], part_of(cond, at, size))
         except UnderflowError:
             if size == 1:
                 return None
@@ -95,7 +95,7 @@ def decode(chain: Chain, number: int, payload: Payload, cond: Any, told: Told | 
         before = stack.bits
         at -= size
         try:
-            found.append(_pop_round(stack, chain, size, _part(cond, at, size)))
+            found.append(_pop_round(stack, chain, size, part_of(cond, at, size)))
         except UnboundedError as error:
             raise CodecError(f"damaged ({error})") from None
         if told is not None:
@@ -123,17 +123,18 @@ def _pop_round(stack: Stack, chain: Chain, size: int, cond: Any) -> Integers:
 def _levels(chain: Chain, cond: Any, at: int, size: int, dither: int | None = None) -> Levels:
     if chain.fixed is not None:
         return chain.fixed
-    part = _part(cond, at, size)
+    part = part_of(cond, at, size)
     return levels(chain.denoise.model, chain.denoise.params, chain.timesteps, size, part, dither)
 
 
 def first(chain: Chain, cond: Any) -> tuple[Floats, Any]:
     """gamma(1) of the first example, and its condition."""
-    one = _part(_cast(chain, cond), 0, 1)
+    one = part_of(_cast(chain, cond), 0, 1)
     return _levels(chain, one, 0, 1).gamma[-1], one
 
 
-def _part(cond: Any, at: int, size: int) -> Any:
+def part_of(cond: Any, at: int, size: int) -> Any:
+    """The condition of some examples."""
     return None if cond is None else optree.tree_map(lambda leaf: leaf[at : at + size], cond)
 
 

@@ -115,7 +115,7 @@ def decode(
         if cond is not None:
             _one_each(cond, sum(block.examples for block in blocks))
             starts = [sum(block.examples for block in blocks[:i]) for i in range(len(blocks))]
-            conds = [_slice(cond, at, block.examples) for at, block in zip(starts, blocks, strict=True)]
+            conds = [_chain.part_of(cond, at, block.examples) for at, block in zip(starts, blocks, strict=True)]
         found = list(_read(file, head, blocks, model, params, conds, lanes, compile, None, None))
     return torch.cat(found) if found else torch.empty((0, *model.event_shape), dtype=head.dtype)
 
@@ -326,7 +326,7 @@ def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: 
         raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
     if lanes is not None:
         _checks.integer("lanes", lanes, 1)
-    denoise = denoiser_of(model, params, head.portable, lanes or LANES, bool(compile))
+    denoise = denoiser_of(model, params, head.portable, lanes or LANES, compile)
     if not head.portable:
         denoise = denoise._replace(piece=_own_lanes(head)) if lanes is None else denoise
         here = machine(denoise)
@@ -373,10 +373,3 @@ def _one_each(cond: Any, n: int) -> None:
 def _digest(model: VDM, params: Params) -> bytes:
     network = model.network
     return _chain.tree_digest(params, 16, f"{network.predicts} {network.self_condition} {network.residual}")
-
-
-def _slice(cond: Any, at: int, n: int) -> Any:
-    def part(leaf: Tensor) -> Tensor:
-        return leaf[at : at + n]
-
-    return optree.tree_map(part, cond)

@@ -191,17 +191,9 @@ def vdm_unet(
         TypeError, ValueError: as :func:`unet`.
     """
     blocks = _checks.integer("layers", layers, 1)
-    options = (
-        dict(
-            heads=1,
-            attention=(0,) if _checks.boolean("attention", attention) else (),
-            fourier=fourier,
-            dropout=dropout,
-            groups=groups,
-        )
-        | options
-    )
-    return unet(embed, (1,), blocks, **options)
+    attended = (0,) if _checks.boolean("attention", attention) else ()
+    own: dict[str, Any] = dict(heads=1, attention=attended, fourier=fourier, dropout=dropout, groups=groups)
+    return unet(embed, (1,), blocks, **(own | options))
 
 
 # Parameters
