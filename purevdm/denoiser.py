@@ -13,7 +13,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm.decoders import Decoder
-from purevdm.networks import Network
+from purevdm.networks import Network, _regions
 from purevdm.networks._explain import explained
 from purevdm.types import Params
 
@@ -69,12 +69,15 @@ def output(
         dtype = network.dtype
         params = optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
 
+    by_regions = _regions.for_batch(network.apply)
+    apply = by_regions or network.apply
+
     def one(z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:
         estimate = {} if x_hat is None else {"x_hat": x_hat}
-        return network.apply(params, z, gamma, cond=cond, key=key, **estimate)
+        return apply(params, z, gamma, cond=cond, key=key, **estimate)
 
     def whole() -> Tensor:
-        if network.batched:
+        if network.batched or by_regions is not None:
             return one(z, gamma, cond, key, x_hat)
         in_dims = (0, 0, axes, None if key is None else 0, None if x_hat is None else 0)
         return torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, key, x_hat)

@@ -64,10 +64,10 @@ def attend(params: Params, x: Tensor, adapter: str, groups: int, heads: int = 1,
     return x + _adapter.feature_map(adapter, out, tuple(x.shape[1:]))
 
 
-def dropout_masks(key: Key | None, rate: float, shapes: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
-    """A mask for each shape, all from one draw (it compiles faster), or None for each without a key or a rate."""
+def dropout_masks(key: Key | None, rate: float, shapes: Sequence[tuple[int, ...]]) -> list[Tensor] | None:
+    """A mask for each shape, all from one draw (it compiles faster), or None without a key or a rate."""
     if key is None or rate == 0.0:
-        return [None for _ in shapes]
+        return None
     sizes = [math.prod(shape) for shape in shapes]
     masks = materialize(random.bernoulli(key, 1.0 - rate, (sum(sizes),))).split(sizes)
     return [mask.reshape(*shape[1:], shape[0]).movedim(-1, 0) for mask, shape in zip(masks, shapes, strict=True)]

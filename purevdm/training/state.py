@@ -11,6 +11,7 @@ from purevdm import _checks, random
 from purevdm._compile import OLD
 from purevdm.bfn import BFN
 from purevdm.elbo import Seeds
+from purevdm.networks import _regions
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
 from purevdm.types import Key, Params
@@ -99,7 +100,7 @@ def gradients(
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
         return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
 
-    if remat:
+    if remat or (compile and not variance and _regions.known(model.network.apply)):
         loss = model.loss_and_stats
         whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss)
     elif compile:

@@ -1,0 +1,248 @@
+"""The U-Net's parameters and its way, of one example and of a batch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from purevdm import _checks, nn, random
+from purevdm._compile import constant, fixed, materialize
+from purevdm.networks import _adapter, _blocks, _condition, _regions
+from purevdm.types import Key, Params, Shape
+
+
+class UNet(NamedTuple):
+    """The settings of :func:`unet`."""
+
+    embed: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    adapter: tuple[str, ...]
+    heads: int
+    fourier: tuple[int, ...]
+    dropout: float
+    condition: _condition.Kinds
+    self_condition: bool
+    groups: int
+    remat: bool
+    outputs: int | None
+    endpoints: tuple[float, float] | None
+    time_scale: float
+
+    @constant
+    def ends(self) -> tuple[float, float]:
+        """The endpoints, or those of a network outside of a model."""
+        return self.endpoints or _blocks.PAPER
+
+    @property
+    def widths(self) -> list[int]:
+        """The channels at each resolution."""
+        return [self.embed * m for m in self.multipliers]
+
+    @property
+    def rank(self) -> int:
+        """How many axes of space."""
+        return _adapter.rank(self.adapter[0])
+
+
+# Parameters
+
+
+def _block_init(settings: UNet, key: Key, n_in: int, n_out: int, with_attention: bool) -> Params:
+    k_resnet, k_attn, k_cross = random.split(key, 3)
+    params = {"resnet": _blocks.resnet_init(k_resnet, n_in, n_out, 4 * settings.embed, settings.rank)}
+    if with_attention:
+        keys = random.split(k_attn, len(settings.adapter))
+        params["attn"] = {str(i): _blocks.attention_init(k, n_out) for i, k in enumerate(keys)}
+        if settings.condition.ctrl_dim:
+            params["cross"] = _blocks.attention_init(k_cross, n_out, settings.condition.ctrl_dim)
+    return params
+
+
+def init(settings: UNet, key: Key, event_shape: Shape) -> Params:
+    _checks.key("key", key)
+    event_shape = _checks.shape("event_shape", event_shape)
+    rank, embed, blocks, widths = settings.rank, settings.embed, settings.blocks, settings.widths
+    if len(event_shape) != 1 + rank:
+        raise ValueError(f"event_shape: expected channels and {rank} axes of space, as the adapter has, got {event_shape}")
+    channels, last, size = event_shape[0], len(widths) - 1, (3,) * rank
+    n_in = channels * (1 + 2 * len(settings.fourier) + settings.self_condition)
+    keys = random.split(key, 7)
+    k_in, k_down, k_mid, k_up, k_cond = keys[2:]
+    down, up, skips, n = {}, {}, [embed], embed
+    for i, (width, k) in enumerate(zip(widths, random.split(k_down, len(widths)), strict=True)):
+        k_blocks, k_sample = random.split(k)
+        resolution = {}
+        for j, k_block in enumerate(random.split(k_blocks, blocks)):
+            resolution[str(j)] = _block_init(settings, k_block, n, width, i in settings.attention)
+            n = width
+            skips.append(n)
+        if i < last:
+            resolution["sample"] = nn.conv_init(k_sample, n, n, size)
+            skips.append(n)
+        down[str(i)] = resolution
+    mid = {
+        "block1": _block_init(settings, random.fold_in(k_mid, 0), n, n, True),
+        "block2": _block_init(settings, random.fold_in(k_mid, 1), n, n, False),
+    }
+    for i, k in zip(range(last, -1, -1), random.split(k_up, len(widths)), strict=True):
+        k_blocks, k_sample = random.split(k)
+        resolution = {}
+        for j, k_block in enumerate(random.split(k_blocks, blocks + 1)):
+            resolution[str(j)] = _block_init(settings, k_block, n + skips.pop(), widths[i], i in settings.attention)
+            n = widths[i]
+        if i > 0:
+            resolution["sample"] = nn.conv_init(k_sample, n, n, size)
+        up[str(i)] = resolution
+    return {
+        **_blocks.context_init(keys[:2], embed, settings.condition.cond_dim),
+        **_condition.init(settings.condition, k_cond, 4 * embed),
+        "conv_in": nn.conv_init(k_in, n_in, embed, size),
+        "down": down,
+        "mid": mid,
+        "up": up,
+        "norm_out": nn.group_norm_init(key, n),
+        "conv_out": nn.conv_init(key, n, channels * (settings.outputs or 1), size, kernel_init=nn.zeros),
+    }
+
+
+# Application
+
+
+def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes that dropout meets, in the order of the forward pass."""
+    widths, blocks, spaces = settings.widths, settings.blocks, [space]
+    while len(spaces) < len(widths):
+        spaces.append(tuple((n + 1) // 2 for n in spaces[-1]))
+    maps = [(width, *space) for width, space in zip(widths, spaces, strict=True)]
+    down = [shape for shape in maps for _ in range(blocks)]
+    return [*down, maps[-1], maps[-1], *(shape for shape in reversed(maps) for _ in range(blocks + 1))]
+
+
+def _block(
+    settings: UNet,
+    params: Params,
+    maps: tuple[Tensor, ...],
+    context: Tensor,
+    mask: Tensor | None,
+    ctrl: Tensor | None,
+) -> Tensor:
+    groups, heads = settings.groups, settings.heads
+    x = nn.concatenate(maps) if len(maps) > 1 else maps[0]
+    x = _blocks.resnet(params["resnet"], x, context, groups, mask, fixed(settings.dropout))
+    if "attn" in params:
+        for i, pattern in enumerate(settings.adapter):
+            x = _blocks.attend(params["attn"][str(i)], x, pattern, groups, heads)
+    if "cross" in params:
+        x = _blocks.attend(params["cross"], x, _adapter.DEFAULTS[settings.rank], groups, heads, ctrl)
+    return x
+
+
+@_regions.region
+def _block_of_batch(
+    settings: UNet,
+    params: Params,
+    maps: tuple[Tensor, ...],
+    context: Tensor,
+    mask: Tensor | None,
+    ctrl: Tensor | None,
+) -> Tensor:
+    if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor: another form, another region
+        maps = tuple(materialize(x) for x in maps)
+    return _regions.over_batch(partial(_block, settings))(params, maps, context, mask, ctrl)
+
+
+def _enter(
+    settings: UNet, params: Params, z: Tensor, gamma: Tensor, cond: Any, key: Key | None, x_hat: Tensor | None
+) -> dict[str, Any]:
+    """The first feature map, and what the blocks see beside theirs: the context, a mask for each and the control sequence,
+    where there are such."""
+    if z.ndim != 1 + settings.rank:
+        raise ValueError(f"z: expected channels and {settings.rank} axes of space, got {_checks.describe(z)}")
+    level = _blocks.normalised(gamma, settings.ends(), z)
+    k_dropout, k_cond = _blocks.split_key(key)
+    given = _condition.read(settings.condition, params, cond, z, k_cond)
+    context = _blocks.context(params, level, fixed(settings.time_scale), settings.embed, given.vector, given.label)
+    masks = _blocks.dropout_masks(k_dropout, fixed(settings.dropout), _mask_shapes(settings, tuple(z.shape[1:])))
+    dtype = params["dense0"]["kernel"].dtype
+    h = nn.conv(params["conv_in"], _blocks.inputs(z, settings.fourier, x_hat, settings.self_condition, dtype))
+    found = {"h": h, "context": context, "masks": masks, "ctrl": given.ctrl}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _down(params: Params, h: Tensor) -> Tensor:
+    return nn.conv(params["sample"], h, stride=2)
+
+
+def _up(params: Params, h: Tensor, skip: Tensor) -> Tensor:
+    return nn.conv(params["sample"], nn.upsample(h, skip.shape[1:]))
+
+
+def _leave(settings: UNet, params: Params, h: Tensor) -> Tensor:
+    h = nn.conv(params["conv_out"], nn.swish(nn.group_norm(params["norm_out"], h, settings.groups)))
+    return h if settings.outputs is None else h.unflatten(0, (-1, settings.outputs)).movedim(1, -1)
+
+
+def _way(
+    settings: UNet,
+    over: Callable[[Callable[..., Any]], Callable[..., Any]],
+    apply_block: Callable[..., Tensor],
+    params: Params,
+    *seen: Any,
+) -> Tensor:
+    """Down, through the middle and up. ``over`` maps a function of one example, its first argument the parameters, over
+    what ``h`` is of: one example, or a batch."""
+    start = over(partial(_enter, settings))(params, *seen)
+    h, masks = start["h"], iter(start.get("masks", ()))
+    down, up = over(_down), over(_up)
+
+    def block(params: Params, *maps: Tensor) -> Tensor:
+        return apply_block(settings, params, maps, start["context"], next(masks, None), start.get("ctrl"))
+
+    last = len(settings.multipliers) - 1
+    skips = [h]
+    for i in range(last + 1):
+        resolution = params["down"][str(i)]
+        for j in range(settings.blocks):
+            h = block(resolution[str(j)], h)
+            skips.append(h)
+        if i < last:
+            h = down(resolution, h)
+            skips.append(h)
+    h = block(params["mid"]["block1"], h)
+    h = block(params["mid"]["block2"], h)
+    for i in range(last, -1, -1):
+        resolution = params["up"][str(i)]
+        for j in range(settings.blocks + 1):
+            h = block(resolution[str(j)], h, skips.pop())
+        if i > 0:
+            h = up(resolution, h, skips[-1])
+    return over(partial(_leave, settings))(params, h)
+
+
+def apply(
+    settings: UNet,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Key | None = None,
+    x_hat: Tensor | None = None,
+) -> Tensor:
+    return _way(settings, _regions.one, _blocks.rematerialised(_block, settings.remat), params, z, gamma, cond, key, x_hat)
+
+
+@_regions.batch_of(apply)
+def _apply_to_batch(
+    settings: UNet,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+    x_hat: Tensor | None = None,
+) -> Tensor:
+    block = _blocks.rematerialised(_block_of_batch, settings.remat)
+    return _way(settings, _regions.over_batch, block, params, z, gamma, cond, key, x_hat)

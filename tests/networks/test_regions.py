@@ -1,0 +1,78 @@
+"""Networks by regions: what they compute is what the network of one example does, and a block is made once."""
+
+from collections import Counter
+from functools import partial
+
+import optree
+import pytest
+import torch
+from compare import close
+from perturb import perturbed
+from torch.func import vmap
+from versions import since_2_13
+
+import purevdm
+from purevdm import networks, random, schedules, training
+from purevdm.networks import Condition, _regions
+
+OPTIONS = dict(groups=2, heads=1, dropout=0.25)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(classes=3, cond_dim=2, ctrl_dim=2, cond_drop=0.5, attention=(0,)),
+        dict(self_condition=True, fourier=(1,), outputs=2),
+        dict(remat=True),
+    ],
+    ids=["plain", "conditions", "outputs", "remat"],
+)
+def test_for_a_batch_it_computes_what_it_does_for_each_example(options):
+    network = networks.unet(4, (1, 2), 1, **OPTIONS, **options)
+    params = perturbed(network.init(random.key(0), (2, 5, 3)), 1, 0.1)
+    keys = random.split(random.key(2), 4)
+    z, x_hat = random.normal(random.key(3), (2, 4, 2, 5, 3)).unbind(0)
+    gamma = torch.linspace(-3.0, 2.0, 4)
+    cond, estimate = None, {}
+    if "classes" in options:
+        vector, ctrl = random.normal(random.key(4), (4, 2)), random.normal(random.key(5), (4, 3, 2))
+        cond = Condition(vector, torch.tensor([0, 2, 1, 1]), ctrl)
+    if "self_condition" in options:
+        estimate = {"x_hat": x_hat}
+    batch = partial(network.apply.func.over_batch, *network.apply.args)
+    for key in (None, keys):
+
+        def one(z, gamma, cond, key, estimate):
+            return network.apply(params, z, gamma, cond=cond, key=key, **estimate)
+
+        axes = (0, 0, None if cond is None else 0, None if key is None else 0, 0)
+        want = vmap(one, in_dims=axes)(z, gamma, cond, key, estimate)
+        close(batch(params, z, gamma, cond=cond, key=key, **estimate), want, 1e-5)
+
+
+@since_2_13
+def test_a_compiler_makes_each_kind_of_block_once_and_the_gradients_are_the_eager_ones():
+    """Of nine blocks three are of one kind down, with the middle's second, and three are of another kind up."""
+    network = networks.vdm_unet(4, 3, fourier=(), **OPTIONS)
+    model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
+    params = perturbed(model.init(random.key(0)), 1, 0.1)
+    x = random.randint(random.key(1), (3, 1, 3, 4), 0, 16)
+    made = []
+
+    def backend(graph, inputs):
+        made.extend(node.args[1] for node in graph.graph.nodes if "invoke_subgraph" in str(node.target))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    got = training.gradients(model, compile=True, backend=backend)(params, x, random.key(2))
+    close(got, training.gradients(model)(params, x, random.key(2)), 1e-4)
+    assert not any(leaf.requires_grad for leaf in optree.tree_leaves(got))
+    assert sorted(Counter(made).values()) == [3, 4]
+
+
+def test_a_network_of_ones_own_around_it_is_applied():
+    """What wraps ``apply`` is never passed by."""
+    network = networks.unet(4, (1,), 1, **OPTIONS)
+    assert _regions.known(network.apply) or torch.__version__ < "2.13"
+    assert not _regions.known(lambda *args, **kwargs: -network.apply(*args, **kwargs))
+    assert not _regions.known(partial(lambda network, *args, **kwargs: -network.apply(*args, **kwargs), network))
