@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,8 +27,23 @@ def reading(file: object, wanted: str, advice: str = "") -> Iterator[None]:
         raise DataError(f"{file}: damaged, not {wanted} ({type(error).__name__}: {error}){advice}") from error
 
 
+def pieces(file: BinaryIO, size: int) -> bytearray:
+    """So many bytes of a file, or what there are, or one more where there are more.
+
+    They are taken in pieces, so that a size that lies costs no memory which the file does not fill. A packed file that is
+    read to its end has held its checksum.
+    """
+    content = bytearray()
+    while len(content) <= size and (piece := file.read(min(1 << 20, size + 1 - len(content)))):
+        content += piece
+    return content
+
+
 def labels_of(labels: Any, n: int, low: int = 0, high: int | None = None) -> np.ndarray:
     """The classes of n examples, int64 from 0, where the file counts them from low to high."""
+    plain = isinstance(labels, list) and all(isinstance(label, int | float | np.number) for label in labels)
+    if not (plain or isinstance(labels, np.ndarray)):  # NumPy would make an array of nested lists, however large
+        raise DataError(f"expected {n} integer labels, found a {type(labels).__name__} of something else")
     y = np.asarray(labels)
     if y.dtype.kind not in "iu" or y.shape != (n,):
         raise DataError(f"expected {n} integer labels, found {y.dtype} of shape {y.shape}")
@@ -40,7 +55,8 @@ def labels_of(labels: Any, n: int, low: int = 0, high: int | None = None) -> np.
 
 def images_of(x: Any, size: int) -> np.ndarray:
     """Colour images of a published batch, which holds one in a row."""
-    x = np.asarray(x)
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"expected data in an array, found a {type(x).__name__}")
     if x.dtype != np.uint8 or x.ndim != 2 or len(x) == 0 or x.shape[1] != 3 * size**2:
         raise DataError(f"expected data of uint8 and shape (n, {3 * size**2}), found {x.dtype} of shape {x.shape}")
     return x.reshape(-1, 3, size, size)

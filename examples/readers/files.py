@@ -2,7 +2,9 @@
 
 import io
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from purevdm.training.data import Dataset
+from readers import npy
 from readers._common import DataError, classes_of, labels_of, over, reading
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
@@ -34,14 +37,14 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
         raise ValueError(f"layout: expected 'channels_first', 'channels_last' or 'none', got {layout!r}")
     with reading(path, "a .npy or .npz file"):
         if path.suffix == ".npz":
-            with path.open("rb") as opened, np.load(opened) as found:
-                names = [name for name in found.files if name != "labels"]
+            with npy.archive(path) as found:
+                names = [name for name in found.entries if name != "labels"]
                 if key not in names and (key is not None or len(names) != 1):
                     raise DataError(f"expected one array or a key, found {names} and key {key!r}")
                 x = found[key or names[0]]
-                labels = labels_of(found["labels"], len(x)) if "labels" in found.files else None
+                labels = labels_of(found["labels"], len(x)) if "labels" in found.entries else None
         else:
-            x = np.load(path, mmap_mode="r")
+            x = npy.mapped(path)
         real = x.dtype in (np.float32, np.float64)
         if not (real or x.dtype == np.uint8) or x.ndim < 2 or 0 in x.shape:
             wanted = "uint8, float32 or float64 of shape (n, ...)"
@@ -138,6 +141,14 @@ def huggingface(
     return _decoded(f"{name} {split}", fetch, len(loaded), size, channels, labels, classes)
 
 
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Pillow refuses images that unpack to far more pixels than photographs have; here, where it warns, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def _decoded(
     name: str,
     fetch: Callable[[np.ndarray], list[tuple[Any, Any]]],
@@ -152,7 +163,9 @@ def _decoded(
         raise ValueError(f"channels: expected 1, 3 or None, got {channels}")
 
     def pixels(where: Any, file: Any) -> np.ndarray:
-        with reading(where, "an image"), Image.open(file) as opened:
+        with reading(where, "an image"), _bounded(), Image.open(file) as opened:
+            if getattr(opened, "n_frames", 1) != 1:
+                raise DataError(f"expected one picture, found {opened.n_frames} of an animation; convert it beforehand")
             if opened.mode[0] in "IF" or any(f";16{order}" in str(opened.tile) for order in "BLN"):
                 raise DataError(f"expected 8 bits a channel, found more (mode {opened.mode}); convert it beforehand")
             grey = channels == 1 or (channels is None and opened.mode in ("1", "L", "LA"))
@@ -162,6 +175,8 @@ def _decoded(
         x = np.asarray(picture)
         return x[None] if grey else x.transpose(2, 0, 1)
 
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"size: expected an integer of at least 1 or None, got {size!r}")
     shape = pixels(*fetch(np.array([0]))[0]).shape
 
     def take(indices: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from purevdm.training.data import Dataset
-from readers._common import DataError, labels_of, names_of, over, reading
+from readers._common import DataError, labels_of, names_of, over, pieces, reading
 
 ADVICE = (
     "get the four files of Fashion-MNIST from Debian's package dataset-fashion-mnist, or those of MNIST from its authors"
@@ -44,7 +44,7 @@ def _found(folder: Path, name: str) -> Path:
 
 
 def _array(file: Path, ndim: int) -> np.ndarray:
-    """The array of a file. It is read in pieces, so a header that lies costs no memory that the file does not fill."""
+    """The array of a file."""
     with reading(file, "an IDX file", ADVICE), (gzip.open if file.suffix == ".gz" else open)(file, "rb") as opened:
         header = opened.read(4 + 4 * ndim)
         if len(header) < 4 + 4 * ndim:
@@ -52,9 +52,8 @@ def _array(file: Path, ndim: int) -> np.ndarray:
         zero, kind, axes, *shape = struct.unpack(f">HBB{ndim}I", header)
         if (zero, kind, axes) != (0, UBYTE, ndim) or 0 in shape:
             raise DataError(f"expected unsigned bytes in {ndim} axes, found the header {header.hex(' ')}")
-        size, content = math.prod(shape), bytearray()
-        while len(content) <= size and (piece := opened.read(min(1 << 20, size + 1 - len(content)))):
-            content += piece
+        size = math.prod(shape)
+        content = pieces(opened, size)
         if len(content) != size:
             found = "more" if len(content) > size else f"{len(content)}"
             raise DataError(f"expected {size} bytes of shape {tuple(shape)}, found {found}")

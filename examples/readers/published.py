@@ -1,15 +1,21 @@
 """Published data sets: scikit-learn's digits, CIFAR-10, downsampled ImageNet."""
 
+import bz2
+import gzip
 import io
+import json
+import lzma
 import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from purevdm.training.data import Dataset
-from readers._common import DataError, images_of, labels_of, names_of, over, reading
+from readers import npy
+from readers._common import DataError, images_of, labels_of, names_of, over, pieces, reading
 
 CIFAR = "get the python or the binary version of CIFAR-10 from https://www.cs.toronto.edu/~kriz/cifar.html"
 IMAGENET = "get the downsampled images in npz format from https://image-net.org/download-images (an account is needed)"
@@ -23,8 +29,11 @@ def digits() -> Dataset:
     return over("digits", found.images[:, None].astype(np.uint8), 17, labels_of(found.target, 1797), 10)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles what the published batches hold, NumPy arrays in dicts and lists, and nothing that could run code."""
+class _ArraysOnly(pickle._Unpickler):
+    """Unpickles what the published batches hold, NumPy arrays in dicts and lists, and nothing that could run code.
+
+    By pickle's own Python: its C code makes room for as many objects and bytes as the file says, before it reads any.
+    """
 
     ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode", "scalar"})
 
@@ -46,36 +55,96 @@ def cifar10(path: str | os.PathLike, split: str = "train") -> Dataset:
         DataError: an archive or a batch that is missing or damaged.
     """
     names = names_of(split, [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"])
-    path, inner, suffix = Path(path), "cifar-10-batches-py", ""
-    published = (inner, "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-binary.tar.gz")
+    path = Path(path)
+    published = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-binary.tar.gz")
     path = next((path / name for name in published if (path / name).exists()), path)
     with reading(path, "an archive of CIFAR-10", CIFAR):
         if path.is_dir():
-            suffix = ".bin" if any(path.glob("*.bin")) else ""
-            batches = {path / name: (path / f"{name}{suffix}").read_bytes() for name in names}
+            binary = any(path.glob("*.bin"))
+            batches = {name: _whole(path / (f"{name}.bin" if binary else name)) for name in names}
         else:
-            with tarfile.open(path) as archive:
-                if any("cifar-10-batches-bin" in name for name in archive.getnames()):
-                    inner, suffix = "cifar-10-batches-bin", ".bin"
-                batches = {path / name: archive.extractfile(f"{inner}/{name}{suffix}").read() for name in names}
+            found = _archived(path, names)
+            binary = any(name.endswith(".bin") for name in found)
+            batches = {name: found.get(f"{name}.bin" if binary else name) for name in names}
+            lacking = [name for name, content in batches.items() if content is None]
+            if lacking:
+                raise DataError(f"damaged, not an archive of CIFAR-10 (no {', '.join(lacking)} in it)")
     images, labels = [], []
-    for file, content in batches.items():
-        with reading(file, "a batch of CIFAR-10", CIFAR):
-            if suffix:
+    for name, content in batches.items():
+        with reading(path / name, "a batch of CIFAR-10", CIFAR):
+            if binary:
                 table = np.frombuffer(content, np.uint8).reshape(-1, 3073)
                 entries = {b"data": table[:, 1:], b"labels": table[:, 0]}
             else:
-                entries = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+                entries = _unpickled(content)
             images.append(images_of(entries[b"data"], 32))
             labels.append(labels_of(entries[b"labels"], len(images[-1]), 0, 9))
     return over(f"cifar10 {split}", np.concatenate(images), 256, np.concatenate(labels), 10)
+
+
+BATCH = 1 << 26  # bytes; published ones have less than half
+ARCHIVE = 1 << 29
+
+
+def _whole(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        content = pieces(opened, BATCH)
+    if len(content) > BATCH:
+        raise DataError(f"damaged, not a batch of CIFAR-10 ({file.name} has more than {BATCH} bytes)")
+    return bytes(content)
+
+
+class _Bounded:
+    """A file to be read from its start to its end, of which there may be so many bytes at most."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.size, self.left = file, size, size
+
+    def read(self, n: int) -> bytes:
+        found = self.file.read(min(n, self.left + 1))
+        self.left -= len(found)
+        if self.left < 0:
+            raise DataError(f"damaged, not an archive of CIFAR-10 (it unpacks to more than {self.size} bytes)")
+        return found
+
+
+def _archived(path: Path, names: list[str]) -> dict[str, bytes]:
+    """The batches of an archive, packed or not. It is read to its end, where its checksum is."""
+    packed = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    with path.open("rb") as file:
+        start = file.read(2)
+    found: dict[str, bytes] = {}
+    with packed.get(start, open)(path, "rb") as unpacked:
+        bounded = _Bounded(unpacked, ARCHIVE)
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:
+            for member in archive:
+                folder, _, name = member.name.removeprefix("./").partition("/")
+                if folder not in ("cifar-10-batches-py", "cifar-10-batches-bin") or name.removesuffix(".bin") not in names:
+                    continue
+                if name in found or not member.isfile() or member.size > BATCH:
+                    raise DataError(f"expected one {name}, a file of at most {BATCH} bytes, found another or more")
+                found[name] = archive.extractfile(member).read()
+                if len(found[name]) != member.size:
+                    raise DataError(f"expected {member.size} bytes of {name}, found {len(found[name])}")
+        while bounded.read(1 << 20):
+            pass
+    return found
+
+
+def _unpickled(content: bytes) -> dict:
+    """The one dict that a batch holds."""
+    file = io.BytesIO(content)
+    found = _ArraysOnly(file, encoding="bytes").load()
+    if not isinstance(found, dict) or file.read(1):
+        raise DataError("expected one dict, found something else or more")
+    return found
 
 
 def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Dataset:
     """ImageNet downsampled to 32 or 64 (Chrabaszcz et al. 2017), in its published npz batches, with 1000 classes.
 
     The first call writes the images into one uncompressed ``.npy`` beside the batches, which is memory-mapped: only what
-    is read is in memory. It is written again when a batch is newer than it, or when it does not fit the batches.
+    is read is in memory. It is written again when it or a batch is of another size or time than then, as a ``.json`` tells.
 
     Args:
         path: the folder with ``train_data_batch_1.npz`` to ``train_data_batch_10.npz``, or ``val_data.npz``.
@@ -94,9 +163,14 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
 
     def entry(file: Path, name: str) -> np.ndarray:
         """One array of a batch; the rest stay compressed."""
-        with reading(file, f"a batch of {size}x{size} images", IMAGENET), file.open("rb") as opened:
-            found = np.load(opened)[name]
-            return images_of(found, size) if name == "data" else labels_of(found, len(found), 1, 1000)
+        with reading(file, f"a batch of {size}x{size} images", IMAGENET), npy.archive(file) as batch:
+            found = batch.header("data")
+            if found.dtype != np.uint8 or found.shape[1:] != (3 * size**2,) or not 0 < found.shape[0] <= MOST:
+                raise DataError(f"expected data of uint8 and shape (n, {3 * size**2}), found {found}")
+            labels = batch.header("labels")
+            if labels.shape != found.shape[:1]:
+                raise DataError(f"expected a label of each of {found.shape[0]} images, found {labels}")
+            return images_of(batch[name], size) if name == "data" else labels_of(batch[name], found.shape[0], 1, 1000)
 
     labels = [entry(file, "labels") for file in files]
     shape = (sum(map(len, labels)), 3, size, size)
@@ -106,22 +180,32 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
         try:
             with draft.open("wb") as out:
                 np.lib.format.write_array_header_1_0(out, dict(descr="|u1", fortran_order=False, shape=shape))
-                for file, y in zip(files, labels, strict=True):
-                    x = entry(file, "data")
-                    if len(x) != len(y):
-                        raise DataError(f"{file}: damaged, {len(x)} images and {len(y)} labels; {IMAGENET}")
-                    out.write(np.ascontiguousarray(x))
+                for file in files:
+                    out.write(np.ascontiguousarray(entry(file, "data")))
             draft.replace(cache)
         finally:
             draft.unlink(missing_ok=True)
-    return over(f"imagenet{size} {split}", np.load(cache, mmap_mode="r"), 256, np.concatenate(labels), 1000)
+        _beside(cache).write_text(json.dumps(_written_from(cache, files)))
+    return over(f"imagenet{size} {split}", npy.mapped(cache), 256, np.concatenate(labels), 1000)
+
+
+MOST = 1 << 21  # images of a batch; all of ImageNet are fewer
+
+
+def _beside(cache: Path) -> Path:
+    """The file that says of which batches a cache was written."""
+    return cache.with_suffix(".json")
+
+
+def _written_from(cache: Path, files: list[Path]) -> list[list]:
+    """The sizes and times of a cache and its batches, by which they are known again."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in (cache, *files)]
 
 
 def _current(cache: Path, shape: tuple[int, ...], files: list[Path]) -> bool:
-    """Whether a cache holds these batches, as far as its form and its age tell."""
+    """Whether a cache was written from just these batches, and nothing happened to either since."""
     try:
-        x = np.load(cache, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        x, told = npy.mapped(cache), json.loads(_beside(cache).read_text())
+        return (x.dtype, x.shape) == (np.uint8, shape) and told == _written_from(cache, files)
+    except Exception:  # whatever is wrong with it, it is written again
         return False
-    newest = max(file.stat().st_mtime_ns for file in files)
-    return x.dtype == np.uint8 and x.shape == shape and cache.stat().st_mtime_ns >= newest

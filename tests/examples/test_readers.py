@@ -159,7 +159,7 @@ def test_an_imagenet_cache_is_kept_while_it_fits_its_batches(tmp_path):
         (dict(labels=[1, 1001]), "expected labels from 1 to 1000, found 1 to 1001"),
         (dict(labels=[0, 1]), "expected labels from 1 to 1000, found 0 to 1"),
         (dict(labels=[1.5, 2.0]), "expected 2 integer labels, found float64"),
-        (dict(labels=[1]), "damaged, 2 images and 1 labels"),
+        (dict(labels=[1]), r"expected a label of each of 2 images, found int64 of shape \(1,\)"),
         (dict(data=np.zeros((2, 3072), np.float32)), "expected data of uint8"),
         (dict(data=np.zeros((2, 48), np.uint8)), r"expected data of uint8 and shape \(n, 3072\)"),
     ],

@@ -1,0 +1,108 @@
+"""NumPy's own files, .npy and .npz, read by the bytes that are there: a header that lies is refused before anything is
+allocated for it, and every checksum of an archive is held."""
+
+import io
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from readers._common import DataError, pieces
+
+HEAD = 1 << 16  # a header is far shorter
+
+
+class Header(NamedTuple):
+    """What an array's header says: its shape, its dtype, whether its first axis is contiguous, and where its bytes start."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+    start: int
+
+    @property
+    def size(self) -> int:
+        """How many bytes header and array take."""
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {self.shape}"
+
+
+def header(start: bytes) -> Header:
+    """The header that some bytes start with."""
+    file = io.BytesIO(start)
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise DataError(f"expected version 1.0 or 2.0 of the .npy format, found {version[0]}.{version[1]}")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.hasobject or dtype.names is not None or not all(type(n) is int and n >= 0 for n in shape):
+        raise DataError(f"expected an array of numbers, found {dtype} of shape {shape}")
+    return Header(shape, dtype, fortran, file.tell())
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped."""
+    with path.open("rb") as file:
+        found = header(file.read(HEAD))
+        size = file.seek(0, 2)
+    if size != found.size:
+        raise DataError(f"damaged, {size} bytes where {found.size} hold {found}")
+    if 0 in found.shape:
+        return np.empty(found.shape, found.dtype)
+    return np.memmap(path, found.dtype, "r", found.start, found.shape, "F" if found.fortran else "C")
+
+
+class Archive:
+    """The arrays of an .npz file by name."""
+
+    def __init__(self, file: zipfile.ZipFile):
+        self.file = file
+        self.entries: dict[str, zipfile.ZipInfo] = {}
+        for entry in file.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if name in self.entries:
+                raise DataError(f"expected arrays of distinct names, found two named {name!r}")
+            self.entries[name] = entry
+
+    def header(self, name: str) -> Header:
+        """What an array says of itself; the rest stays compressed."""
+        if name not in self.entries:
+            raise DataError(f"expected an array named {name!r}, found {list(self.entries)}")
+        with self.file.open(self.entries[name]) as opened:
+            found = header(opened.read(HEAD))
+        if found.size != self.entries[name].file_size:
+            raise DataError(f"damaged, {self.entries[name].file_size} bytes of {name} where {found.size} hold {found}")
+        if found.size > memory():
+            raise DataError(f"expected arrays that fit this machine's memory, found {name}, {found}")
+        return found
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self.header(name)
+        with self.file.open(self.entries[name]) as opened:
+            content = pieces(opened, found.size)
+        if len(content) != found.size:
+            raise DataError(f"damaged, {len(content)} bytes of {name} where {found.size} hold {found}")
+        flat = np.frombuffer(content, found.dtype, math.prod(found.shape), found.start)
+        return flat.reshape(found.shape, order="F" if found.fortran else "C")
+
+
+@contextmanager
+def archive(path: Path) -> Iterator[Archive]:
+    """An .npz file, opened."""
+    with path.open("rb") as opened, zipfile.ZipFile(opened) as file:
+        yield Archive(file)
+
+
+def memory() -> int:
+    """This machine's memory in bytes, where the system tells."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 40
