@@ -206,17 +206,77 @@ def test_bad_steps_are_named(tmp_path, step):
         interop.load_flax(path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "score_model/down.block_00/conv1/kernel",
+        "score_model/down.block_-1/conv1/kernel",
+        "score_model/down.block_\N{ARABIC-INDIC DIGIT ONE}/conv1/kernel",
+        "score_model/conv_in/kermel",
+        "score_model/conv_in/kernel/0",
+        "score_model/conv_in",
+        "score_model/down.block_0/conv1/scale",
+        "score_model/mid.attn_1/conv1/kernel",
+        "score_net/conv_in/kernel",
+        "gamma/v",
+        "gamma/l4/kernel",
+        "gamma",
+        "",
+    ],
+)
+def test_unknown_names_find_no_home(name):
+    tree = {"score_model": {"dense0": {"bias": np.zeros(1)}}}
+    *nodes, last = name.split("/")
+    part = tree
+    for node in nodes:
+        part = part.setdefault(node, {})
+    part[last] = np.zeros((1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"tree: expected parameters of the official VDM, got a leaf at"):
+        interop.from_flax(tree)
+
+
+def test_parameters_that_the_official_model_has_not_are_named():
+    for path, word in (
+        ("conv_in/kermel", "conv_in/kermel"),
+        ("down/0/00/resnet/conv1/kernel", "down/0/00"),
+        ("mid/1/resnet/conv1/kernel", "mid/1"),
+        ("down/1/0/resnet/conv1/kernel", "down/1"),
+        ("mid/block1/attn/1/q/kernel", "attn/1"),
+    ):
+        tree = part = {"network": {"conv_in": {"kernel": torch.zeros(1)}}}
+        *nodes, last = f"network/{path}".split("/")
+        for node in nodes:
+            part = part.setdefault(node, {})
+        part[last] = torch.zeros(1)
+        with pytest.raises(ValueError, match=f"params: the official VDM has no parameter for .*{word}"):
+            interop.to_flax(tree)
+    both = {"score_model": {"dense0": {"bias": np.zeros(1)}}, "score_net": {"dense1": {"bias": np.zeros(1)}}}
+    with pytest.raises(ValueError, match="tree: expected the score_model of images or the score_net of points, got both"):
+        interop.from_flax(both)
+    with pytest.raises(ValueError, match="tree: gamma/w: expected one number"):
+        interop.from_flax({"gamma": {"w": np.zeros(2)}})
+    with pytest.raises(ValueError, match=r"params\.schedule\.w: expected shape"):
+        interop.to_flax({"network": {}, "schedule": {"w": torch.zeros(1)}})
+
+
+class Named(str):
+    """A name that a dict tells from the same text."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
 def test_two_names_of_one_leaf_are_refused(tmp_path):
-    leaf = {"conv1": {"kernel": np.zeros((3, 3, 1, 1))}}
-    with pytest.raises(ValueError, match=r"tree: score_model/down.block_00/conv1/kernel: expected one leaf that becomes"):
-        interop.from_flax({"score_model": {"down.block_0": leaf, "down.block_00": leaf}})
+    leaf = {"w": np.zeros(1)}
+    with pytest.raises(ValueError, match=r"tree: gamma/w: expected one leaf that becomes"):
+        interop.from_flax({"gamma": leaf | {Named("w"): np.zeros(1)}})
     with pytest.raises(
         ValueError, match=r"tree: noise_schedule/w: expected one leaf that becomes 'schedule/w', got a second"
     ):
         interop.from_flax({"gamma": {"w": np.zeros(1)}, "noise_schedule": {"w": np.zeros(1)}})
-    twice = {"conv_in": {}, "mid": {name: {"resnet": {"conv1": {"kernel": torch.zeros(1)}}} for name in ("1", "block1")}}
-    with pytest.raises(ValueError, match=r"params: network/mid/block1/resnet/conv1/kernel: expected one leaf"):
-        interop.to_flax({"network": twice})
     path = tmp_path / "twice.flax"
     path.write_bytes(b"\x82" + 2 * (msgpack.packb("step") + msgpack.packb(1)))
     with pytest.raises(ValueError, match=r"twice\.flax: .*two entries are named 'step'"):

@@ -5,6 +5,7 @@ Numbers are copied and never computed with, so a round trip is exact.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,26 @@ class Checkpoint(NamedTuple):
     ema_params: Params
 
 
+_NUMBER = "(?:0|[1-9][0-9]{0,8})"
+_OFFICIAL = re.compile(
+    rf"""score_model/(?:
+        (?:dense0|dense1|conv_in|conv_out)/(?:kernel|bias)
+        | GroupNorm_0/(?:scale|bias)
+        | (?:down|mid|up)\.block_{_NUMBER}/(?:conv1|conv2|nin_shortcut)/(?:kernel|bias)
+        | (?:down|mid|up)\.block_{_NUMBER}/(?:cond_proj/kernel|GroupNorm_[01]/(?:scale|bias))
+        | (?:down|mid|up)\.attn_{_NUMBER}/(?:(?:q|k|v|proj_out)/(?:kernel|bias)|GroupNorm_0/(?:scale|bias))
+    )
+    | score_net/dense{_NUMBER}/(?:kernel|bias)
+    | (?:gamma|noise_schedule)/(?:w|b|l[123]/(?:kernel|bias))""",
+    re.VERBOSE | re.ASCII,
+)
+"""The paths of the official model's parameters, and of its 2D example's, with slashes between names. No other is taken."""
+
+
+def _official(name: str) -> bool:
+    return _OFFICIAL.fullmatch(name) is not None
+
+
 def _unet_path(path: Path_) -> Path_:
     """Where a leaf of the official ScoreUNet lives in our ``vdm_unet``."""
     head, rest = path[0], path[1:]
@@ -49,11 +70,7 @@ def _unet_path(path: Path_) -> Path_:
     half, name = head.split(".", 1)
     kind, _, index = name.partition("_")
     names, room = _PARTS[kind]
-    block = {
-        "mid": ("mid", f"block{int(index)}"),
-        "down": ("down", "0", str(int(index))),
-        "up": ("up", "0", str(int(index))),
-    }
+    block = {"mid": ("mid", f"block{index}"), "down": ("down", "0", index), "up": ("up", "0", index)}
     return (*block[half], *room, names[rest[0]], *rest[1:])
 
 
@@ -130,14 +147,16 @@ def from_flax(tree: Mapping[str, Any]) -> Params:
     params: Params = {"network": {}, "schedule": {}}
     for path, leaf in _leaves(tree):
         name = "/".join(path)
-        try:
-            ours = _path_from_flax(path)
-        except (KeyError, IndexError, ValueError):
-            raise ValueError(f"tree: expected parameters of the official VDM, got a leaf at {name!r}") from None
-        value = _tensor(name, leaf)
+        if not _official(name):
+            raise ValueError(f"tree: expected parameters of the official VDM, got a leaf at {name!r}")
+        ours, value = _path_from_flax(path), _tensor(name, leaf)
         if value.ndim == 4:
             value = value.permute(3, 2, 0, 1).contiguous()
+        if ours in _SCALARS and value.numel() != 1:
+            raise ValueError(f"tree: {name}: expected one number, got {_checks.describe(value)}")
         _put(params, ours, value.reshape(()) if ours in _SCALARS else value, f"tree: {name}")
+    if {"score_model", "score_net"} <= set(tree):
+        raise ValueError("tree: expected the score_model of images or the score_net of points, got both")
     if not params["network"]:
         raise ValueError(f"tree: expected the official VDM's score_model or score_net, got {sorted(map(str, tree))}")
     return params
@@ -155,14 +174,21 @@ def to_flax(params: Params) -> dict[str, Any]:
     Raises:
         TypeError, ValueError: a leaf that is not a tensor, or parameters that the official model does not have.
     """
-    _checks.verify(_checks.finite("params", dict(_leaves(params))))
+    leaves = list(_leaves(_checks.instance("params", params, dict, "nested dicts of tensors")))
+    for path, leaf in leaves:
+        _checks.tensor(_checks.dotted("params", *path), leaf)
+    _checks.verify(_checks.finite("params", dict(leaves)))
     tree: dict[str, Any] = {}
-    image = "conv_in" in params.get("network", {})
-    for path, leaf in _leaves(params):
+    image = any(path[:2] == ("network", "conv_in") for path, _ in leaves)
+    for path, leaf in leaves:
         try:
             theirs = _path_to_flax(path, image)
-        except (KeyError, IndexError):
-            raise ValueError(f"params: the official VDM has no parameter for {'/'.join(path)!r}") from None
+        except (KeyError, IndexError, ValueError):
+            theirs = ()
+        if not _official("/".join(theirs)) or _path_from_flax(theirs) != path:
+            raise ValueError(f"params: the official VDM has no parameter for {'/'.join(path)!r}")
+        if path in _SCALARS:
+            _checks.shaped(_checks.dotted("params", *path), leaf, ())
         value = leaf.reshape(1) if path in _SCALARS else leaf
         value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value
         _put(tree, theirs, value.detach().cpu().contiguous().numpy(), f"params: {'/'.join(path)}")
@@ -185,7 +211,7 @@ def load_flax(path: str | Path) -> Checkpoint:
         import msgpack
     except ImportError as error:
         raise ImportError("reading .flax files needs msgpack: pip install 'purevdm[flax]'") from error
-    data = Path(path).read_bytes()
+    data = _checks.path("path", path).read_bytes()
 
     def extension(code: int, payload: bytes) -> Any:
         # An array; a NumPy scalar, packed like one. Read later, when the leaf's name is known.
@@ -213,8 +239,8 @@ def load_flax(path: str | Path) -> Checkpoint:
         step = _checks.integer("step", step, 0)
         trees = (from_flax(_unpack(state[field], (field,))) for field in ("params", "ema_params"))
         return Checkpoint(step, *trees)
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: no VDM checkpoint: {error}") from error
+    except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path}: no VDM checkpoint: {error or type(error).__name__}") from error
 
 
 class _Packed(NamedTuple):
