@@ -59,7 +59,10 @@ def describe(x: object) -> str:
         return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
     if type(x) is int and abs(x) > LARGEST:
         return f"an integer of {x.bit_length()} bits"
-    text = repr(x)
+    try:
+        text = repr(x)
+    except Exception:  # nested too deeply, or somebody's own that fails
+        return f"a {type(x).__name__}"
     return f"{text if len(text) <= 120 else f'{text[:120]}...'} ({type(x).__name__})"
 
 
@@ -299,7 +302,10 @@ def structure(tree: PyTree, name: str = "params") -> Structure:
     """The structure of a tree of tensors; ``name`` is what messages call it."""
     if not isinstance(tree, (dict, tuple, list)):
         raise TypeError(f"{name}: expected a tree of tensors, got {describe(tree)}")
-    paths, leaves, _ = optree.tree_flatten_with_path(tree)  # type: ignore[arg-type, var-annotated]
+    try:
+        paths, leaves, _ = optree.tree_flatten_with_path(tree)  # type: ignore[arg-type, var-annotated]
+    except RecursionError:
+        raise _deep(name) from None
     for path, leaf in zip(paths, leaves, strict=True):
         tensor(dotted(name, *path), leaf)
     return tuple((path, tuple(leaf.shape), leaf.dtype) for path, leaf in zip(paths, leaves, strict=True))
@@ -318,7 +324,7 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
     """
     # Positions in the tree are matched by name, as a compiler follows dicts and not optree's flattening.
     leaves: dict[tuple[Any, ...], Any] = {}
-    _walk(tree, (), leaves)
+    _walk(name, tree, (), leaves)
     for path, shape, dtype in wanted:
         if path not in leaves:
             raise ValueError(f"{name}: expected a leaf {dotted(name, *path)} of shape {shape}, found none")
@@ -334,20 +340,29 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
     return finite(name, leaves)
 
 
-def leaves(tree: PyTree) -> dict[tuple[Any, ...], Tensor]:
-    """The tensors of a tree by their paths; of a NamedTuple, by its fields."""
+def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:
+    """The tensors of a tree by their paths; of a NamedTuple, by its fields. ``name`` is what messages call it."""
     found: dict[tuple[Any, ...], Any] = {}
-    _walk(tree._asdict() if hasattr(tree, "_asdict") else tree, (), found)
+    _walk(name, tree._asdict() if hasattr(tree, "_asdict") else tree, (), found)
     return {path: leaf for path, leaf in found.items() if isinstance(leaf, Tensor)}
 
 
-def _walk(tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) -> None:
+DEEPEST = 100
+
+
+def _deep(name: str) -> ValueError:
+    return ValueError(f"{name}: expected a tree of at most {DEEPEST} levels, got a deeper one")
+
+
+def _walk(name: str, tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) -> None:
+    if len(path) > DEEPEST:
+        raise _deep(name)
     if isinstance(tree, dict):
         for key, branch in tree.items():
-            _walk(branch, (*path, key), leaves)
+            _walk(name, branch, (*path, key), leaves)
     elif isinstance(tree, (tuple, list)):
         for i, branch in enumerate(tree):
-            _walk(branch, (*path, i), leaves)
+            _walk(name, branch, (*path, i), leaves)
     elif tree is not None:
         leaves[path] = tree
 

@@ -73,7 +73,7 @@ class Module(torch.nn.Module):
         """
         own = _checks.leaves(self.tree())
         _checks.verify(_checks.matches("params", params, tuple((p, tuple(v.shape), v.dtype) for p, v in own.items())))
-        for path, value in _checks.leaves(params).items():
+        for path, value in _checks.leaves(params, "params").items():
             own[path].copy_(value)
 
 
@@ -89,6 +89,8 @@ def _registered(path: str, tree: Any) -> _Room:
     """A module for each dict, which holds the tensors as its parameters and the dicts as its children."""
     if not isinstance(tree, dict):
         raise TypeError(f"{path}: expected a dict of tensors, got {_checks.describe(tree)}")
+    if path.count(".") > _checks.DEEPEST:
+        raise ValueError(f"params: expected a tree of at most {_checks.DEEPEST} levels, got a deeper one")
     room, constant = _Room(), any(path == kept or path.startswith(f"{kept}.") for kept in _BUFFERS)
     for key, branch in tree.items():
         here = _checks.dotted(path, key)

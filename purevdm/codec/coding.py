@@ -4,7 +4,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -153,12 +153,15 @@ def write(
 
     Raises:
         TypeError, ValueError, ImportError: as :func:`encode`; nothing is written then.
+        OSError: a path that cannot be written, or a full disk; the file that was there stays.
     """
-    path = Path(path)
+    path = _checks.path("path", path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
     try:
-        with draft.open("xb") as file:
+        with _files.naming(draft), draft.open("xb") as file:
             _write(file, model, params, batches, **options)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
@@ -201,14 +204,37 @@ def read(
         FileNotFoundError: no such file.
         ImportError: constriction is not installed.
     """
-    with Path(path).open("rb") as file:
+    file = _checks.path("path", path)
+    _checks.instance("model", model, VDM, "a purevdm VDM")
+    wanted = None if blocks is None else _checks.integers("blocks", blocks, 0)
+    if conds is not None and not isinstance(conds, Iterable):
+        raise TypeError(f"conds: expected the conditions of blocks, got {_checks.describe(conds)}")
+    for name, called in (("skip", skip), ("callback", callback)):
+        if called is not None:
+            _checks.function(name, called)
+    if lanes is not None:
+        _checks.integer("lanes", lanes, 1)
+    return _blocks(file, model, params, conds, wanted, lanes, _checks.boolean("compile", compile), skip, callback)
+
+
+def _blocks(
+    path: Path,
+    model: VDM,
+    params: Params,
+    conds: Iterable[Any] | None,
+    wanted: Sequence[int] | None,
+    lanes: int | None,
+    compile: bool,
+    skip: Callable[[int, CodecError], None] | None,
+    callback: Callable[[int, int], None] | None,
+) -> Iterator[Tensor]:
+    with path.open("rb") as file:
         head, found, complete = opened(file)
         named = {block.number: block for block in found}
         last = max(named, default=-1)
-        wanted = list(range(last + 1)) if blocks is None else [_checks.integer("blocks", i, 0) for i in blocks]
-        chosen = [named.get(i, Block(i, 0, -1, 0)) for i in wanted]
+        chosen = [named.get(i, Block(i, 0, -1, 0)) for i in (range(last + 1) if wanted is None else wanted)]
         yield from _read(file, head, tuple(chosen), model, params, conds, lanes, compile, skip, callback)
-        if blocks is None and not complete:
+        if wanted is None and not complete:
             error = CodecError("cut short, or damaged in its index: what is missing at its end cannot be told")
             if skip is None:
                 raise error

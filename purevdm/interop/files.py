@@ -71,6 +71,8 @@ def _flatten(tree: Any, path: tuple[str, ...], leaves: dict[str, Tensor], empty:
         return
     if not isinstance(tree, dict):
         raise TypeError(f"{name}: expected a dict or a tensor, got {_checks.describe(tree)}")
+    if len(path) > _checks.DEEPEST:
+        raise ValueError(f"params: expected dicts of at most {_checks.DEEPEST} levels, got more")
     if not tree:
         empty.append(_checks.dotted(*path))
     for key, branch in tree.items():
@@ -113,15 +115,21 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
         raise ValueError(f"{path}: expected 'purevdm': {FORMAT!r} in its metadata, as save_params writes it, got {metadata}")
     try:
         empty = json.loads(metadata["empty"])
-        whole = _digest(leaves, empty) == metadata["sha256"]
-    except (KeyError, ValueError):
+        plain = isinstance(empty, list) and all(isinstance(name, str) for name in empty)
+        whole = plain and _digest(leaves, empty) == metadata["sha256"]
+    except (KeyError, ValueError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"{path}: damaged (its SHA-256 is not the one in its metadata)")
     params: Params = {}
     for name in sorted([*leaves, *filter(None, empty)]):
         *nodes, last = name.split(".")
-        _node(params, nodes)[last] = leaves[name].to(device) if name in leaves else {}
+        node = _node(params, nodes) if len(nodes) <= _checks.DEEPEST else None
+        if node is None or last in node:
+            raise ValueError(
+                f"{path}: expected one leaf at each path, of at most {_checks.DEEPEST} dicts, got {name[:80]!r}"
+            )
+        node[last] = leaves[name].to(device) if name in leaves else {}
     if wanted is None:
         return params
     try:
@@ -131,8 +139,10 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
     return optree.tree_map_with_path(lambda p, _: leaves[_checks.dotted(*p)].to(device), like)  # type: ignore[arg-type, return-value]
 
 
-def _node(tree: Params, path: list[str]) -> Params:
-    """The dict at a path, made where it is not there."""
+def _node(tree: Params, path: list[str]) -> Params | None:
+    """The dict at a path, made where it is not there; None where a tensor is in the way."""
     for key in path:
         tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            return None
     return tree

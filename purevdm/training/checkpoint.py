@@ -74,6 +74,7 @@ def save(
 
     Raises:
         TypeError, ValueError: arguments that cannot be written; nothing is then.
+        OSError: a full disk, or a folder that cannot be written; what was there before stays.
     """
     folder, keep = _checks.path("folder", folder), _checks.integer("keep", keep, 1)
     _checks.instance("state", state, TrainState, "a TrainState")
@@ -92,7 +93,8 @@ def save(
         _files.save(draft / TENSORS, leaves)
         described["sha256"] = _digest(draft / TENSORS)
         described["notes_sha256"] = _notes_digest(described)
-        (draft / NOTES).write_text(json.dumps(described, indent=1, allow_nan=False))
+        with _files.naming(draft / NOTES):
+            (draft / NOTES).write_text(json.dumps(described, indent=1, allow_nan=False))
         for path in (draft / NOTES, draft):
             _files.sync(path)
         _replace(draft, final)
@@ -240,16 +242,16 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
             return found
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{file}: expected a checkpoint's notes, found no file") from None
-    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
-        raise CheckpointError(f"{file}: damaged ({error})") from None
+    except (ValueError, KeyError, TypeError, RecursionError, MemoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"{file}: damaged ({error or type(error).__name__})") from None
     raise CheckpointError(f"{file}: expected format {FORMAT} or 1, got {found['format']}")
 
 
 def _tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     wanted = notes(path)["sha256"]
     file = path / TENSORS
-    if not file.exists():
-        raise CheckpointError(f"{file}: expected a checkpoint's tensors, found no file")
+    if not file.is_file():
+        raise CheckpointError(f"{file}: expected a checkpoint's tensors, found {'a folder' if file.exists() else 'no file'}")
     if _digest(file) != wanted:
         raise CheckpointError(f"{file}: damaged (its SHA-256 is not the one in {NOTES})")
     try:
