@@ -4,6 +4,7 @@ allocated for it, and every checksum of an archive is held."""
 import io
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,10 @@ class Archive:
 def archive(path: Path) -> Iterator[Archive]:
     """An .npz file, opened."""
     with path.open("rb") as opened, zipfile.ZipFile(opened) as file:
+        opened.seek(-22, 2)
+        *_, count, _, _, comment = struct.unpack("<4s4H2LH", opened.read(22))
+        if comment or count != len(file.infolist()):  # which zipfile does not hold against what it finds
+            raise DataError(f"damaged, {len(file.infolist())} arrays of {count}")
         yield Archive(file)
 
 

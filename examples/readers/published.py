@@ -2,11 +2,9 @@
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
-import pickle
 import tarfile
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +14,7 @@ import numpy as np
 from purevdm.training.data import Dataset
 from readers import npy
 from readers._common import DataError, images_of, labels_of, names_of, over, pieces, reading
+from readers.pickled import unpickled
 
 CIFAR = "get the python or the binary version of CIFAR-10 from https://www.cs.toronto.edu/~kriz/cifar.html"
 IMAGENET = "get the downsampled images in npz format from https://image-net.org/download-images (an account is needed)"
@@ -27,20 +26,6 @@ def digits() -> Dataset:
 
     found = load_digits()
     return over("digits", found.images[:, None].astype(np.uint8), 17, labels_of(found.target, 1797), 10)
-
-
-class _ArraysOnly(pickle._Unpickler):
-    """Unpickles what the published batches hold, NumPy arrays in dicts and lists, and nothing that could run code.
-
-    By pickle's own Python: its C code makes room for as many objects and bytes as the file says, before it reads any.
-    """
-
-    ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode", "scalar"})
-
-    def find_class(self, module: str, name: str) -> object:
-        if name in self.ALLOWED and module.split(".")[0] in ("numpy", "_codecs"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
 def cifar10(path: str | os.PathLike, split: str = "train") -> Dataset:
@@ -76,7 +61,9 @@ def cifar10(path: str | os.PathLike, split: str = "train") -> Dataset:
                 table = np.frombuffer(content, np.uint8).reshape(-1, 3073)
                 entries = {b"data": table[:, 1:], b"labels": table[:, 0]}
             else:
-                entries = _unpickled(content)
+                entries = unpickled(content)
+                if not isinstance(entries, dict):
+                    raise DataError(f"expected a dict, found a {type(entries).__name__}")
             images.append(images_of(entries[b"data"], 32))
             labels.append(labels_of(entries[b"labels"], len(images[-1]), 0, 9))
     return over(f"cifar10 {split}", np.concatenate(images), 256, np.concatenate(labels), 10)
@@ -128,15 +115,6 @@ def _archived(path: Path, names: list[str]) -> dict[str, bytes]:
                     raise DataError(f"expected {member.size} bytes of {name}, found {len(found[name])}")
         while bounded.read(1 << 20):
             pass
-    return found
-
-
-def _unpickled(content: bytes) -> dict:
-    """The one dict that a batch holds."""
-    file = io.BytesIO(content)
-    found = _ArraysOnly(file, encoding="bytes").load()
-    if not isinstance(found, dict) or file.read(1):
-        raise DataError("expected one dict, found something else or more")
     return found
 
 

@@ -85,6 +85,22 @@ def test_cifar_of_another_form(tmp_path, batch, words):
         readers.cifar10(tmp_path, "test")
 
 
+# What Python 2 wrote of a dict of an array of uint8 and a list, as the published batches are.
+PYTHON_2 = (
+    b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85q\x05U\x01bq\x06\x87"
+    b"q\x07Rq\x08(K\x01K\x04M\x00\x0c\x86q\tcnumpy\ndtype\nq\nU\x02u1q\x0bK\x00K\x01\x87q\x0cRq\r(K\x03U\x01|q\x0eNNNJ\xff\xff"
+    b"\xff\xffJ\xff\xff\xff\xffK\x00tq\x0fb\x89T\x00\x30\x00\x00%btq\x10bU\x06labelsq\x11]q\x12(K\x03K\x01K\x04K\x01eu."
+)
+
+
+def test_cifar_as_python_2_wrote_it(tmp_path):
+    folder = write_cifar(tmp_path)
+    (folder / "test_batch").write_bytes(PYTHON_2 % X.tobytes())
+    test = readers.cifar10(tmp_path, "test")
+    assert (test.take(np.arange(4)) == X.reshape(4, 3, 32, 32)).all()
+    assert test.labels.tolist() == [3, 1, 4, 1]
+
+
 def test_cifar_missing_or_damaged(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such file.*cs\.toronto\.edu"):
         readers.cifar10(tmp_path / "nowhere")
