@@ -54,6 +54,7 @@ from typing import Any
 import digits
 import optree
 import peers
+import programs
 import torch
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
@@ -222,6 +223,7 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return times
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=DEFAULT, metavar="PART", help=", ".join(PARTS))
@@ -248,6 +250,7 @@ def main() -> None:
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this PyTorch sees no such device")
 
+    programs.file(args.out)
     dtype, shape = getattr(torch, args.dtype), (3, args.size, args.size)
     network = purevdm.networks.vdm_unet(args.embed, args.layers)
     if dtype != torch.float32:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import digits
 import numpy as np
 import optree
+import programs
 import torch
 from pictures import tiles
 from tqdm import tqdm
@@ -117,6 +118,7 @@ def pictures(path: Path, levels: int, real: torch.Tensor, found: bfn.Sample) -> 
     plt.close("all")
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("digits", "binary", "text"), nargs="?", default="digits")
@@ -134,7 +136,9 @@ def main() -> None:
     if min(args.steps, args.batch, args.passes, args.sample_steps) < 1:
         parser.error("--steps, --batch, --passes and --sample-steps must be at least 1")
     out = args.out or Path("runs") / f"bfn_{args.task}"
-    out.mkdir(parents=True, exist_ok=True)
+    programs.positive(lr=args.lr)
+    programs.device(args.device)
+    programs.folder(out)
 
     k_data, k_init, k_train, k_test, k_sample = random.split(random.key(args.seed, device=args.device), 5)
     task = text(k_data, args.embed) if args.task == "text" else images(args.task, k_data, args.embed)

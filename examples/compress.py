@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import programs
 import torch
 import tyro
 from presets import Config, condition, load
-from readers import DataError
+from readers import DataError, npy
 from tqdm import tqdm
 
 from purevdm import VDM, Seeds, codec, elbo, random
-from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import Dataset, batch
 
 Positional = tyro.conf.Positional
@@ -120,6 +120,7 @@ class Run(NamedTuple):
     params: dict[str, Any]
 
 
+@programs.program
 def main() -> None:
     args = tyro.extras.subcommand_cli_from_dict(
         {"encode": Encode, "decode": Decode, "info": Info, "test": Test}, description=__doc__
@@ -128,23 +129,23 @@ def main() -> None:
         {Encode: encode, Decode: decode, Info: info, Test: test}[type(args)](args)
     except codec.CodecError as error:
         sys.exit(f"{args.file}: {error}")
-    except (CheckpointError, DataError, FileNotFoundError) as error:
-        sys.exit(str(error))
 
 
 def restored(args: Any) -> Run:
-    return Run(*load(args.run, args.device, **({} if args.path is None else {"data.path": args.path})))
+    return Run(*load(args.run, programs.device(args.device), **({} if args.path is None else {"data.path": args.path})))
 
 
 # Encoding
 
 
 def encode(args: Encode) -> None:
-    if min(args.timesteps, args.block, args.lanes, args.examples or 1, args.passes, *args.sweep) < 1:
-        sys.exit("timesteps, sweep, block, lanes, examples, passes: expected at least 1")
+    programs.least(1, timesteps=args.timesteps, block=args.block, lanes=args.lanes, passes=args.passes)
+    for timesteps in args.sweep:
+        programs.least(1, sweep=timesteps)
+    programs.least(1, examples=args.examples)
+    programs.file(args.file, "file")
     run = restored(args)
     x, labels = images(run, args)
-    args.file.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for timesteps in args.sweep or (args.timesteps,):
         rows.append(measured(run, args, x, labels, timesteps))
@@ -260,14 +261,15 @@ def images(run: Run, args: Encode) -> tuple[torch.Tensor, torch.Tensor | None]:
     if args.data is None:
         x, labels = batch(run.test, np.arange(min(run.test.size, n or run.test.size)))
     else:
-        x, labels = torch.from_numpy(array(args.data))[:n], None
-        if x.shape[1:] != run.model.event_shape or x.is_floating_point():
+        found, labels = array(args.data)[:n], None
+        if found.shape[1:] != run.model.event_shape or found.dtype.kind not in "iu":
             shape = ", ".join(map(str, run.model.event_shape))
-            raise DataError(f"{args.data}: expected integers of shape (n, {shape}), found {tuple(x.shape)} of {x.dtype}")
-        if not len(x) or x.min() < 0 or x.max() >= run.train.vocab_size:
+            raise DataError(f"{args.data}: expected integers of shape (n, {shape}), found {found.shape} of {found.dtype}")
+        if not len(found) or found.min() < 0 or found.max() >= run.train.vocab_size:
             raise DataError(f"{args.data}: expected at least one example, of integers in [0, {run.train.vocab_size - 1}]")
+        x = torch.from_numpy(found)
     if args.labels is not None:
-        labels = torch.from_numpy(array(args.labels))[:n]
+        labels = classes(args.labels)[:n]
     return x, told_classes(run, labels, len(x))
 
 
@@ -276,14 +278,28 @@ def told_classes(run: Run, labels: torch.Tensor | None, n: int) -> torch.Tensor 
     if not run.config.model.labels:
         return None
     if labels is None or len(labels) < n:
-        raise DataError(f"labels: expected the classes of {n} examples, as this model takes them")
-    return labels[:n].to(torch.int64)
+        found = "none" if labels is None else len(labels)
+        raise DataError(f"labels: expected the classes of {n} examples, as this model takes them, found {found}")
+    labels = labels[:n].to(torch.int64)
+    if n and not (labels.min() >= 0 and labels.max() < run.train.classes):
+        raise DataError(f"labels: expected classes in [0, {run.train.classes - 1}], found {labels.min()} to {labels.max()}")
+    return labels
+
+
+def classes(path: Path) -> torch.Tensor:
+    """The classes in a .npy file."""
+    found = array(path)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or (len(found) and found.max() > 2**31):
+        raise DataError(f"{path}: expected the classes of examples, integers, found {found.dtype} of shape {found.shape}")
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def array(path: Path) -> np.ndarray:
     try:
-        return np.load(path)
-    except (ValueError, EOFError, OSError) as error:
+        return np.array(npy.mapped(path))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes raise many kinds
         raise DataError(f"{path}: expected a .npy file of numbers ({error})") from None
 
 
@@ -307,7 +323,7 @@ def told(run: Run, labels: torch.Tensor | None, at: int, n: int) -> Any:
 def blocks(run: Run, args: Any, skip: Callable[[int, codec.CodecError], None] | None) -> Iterator[torch.Tensor]:
     """The images of a file, block after block."""
     found = codec.info(args.file)
-    labels = torch.from_numpy(array(args.labels)) if args.labels else batch(run.test, np.arange(run.test.size))[1]
+    labels = classes(args.labels) if args.labels else batch(run.test, np.arange(run.test.size))[1]
     labels = told_classes(run, labels, found.examples)
     starts = np.cumsum([0, *(block.examples for block in found.blocks)])
     conds = {block.number: told(run, labels, at, block.examples) for at, block in zip(starts, found.blocks, strict=False)}
@@ -326,6 +342,7 @@ def blocks(run: Run, args: Any, skip: Callable[[int, codec.CodecError], None] | 
 
 
 def decode(args: Decode) -> None:
+    programs.file(args.out)
     lost: list[codec.CodecError] = []
     found = list(blocks(restored(args), args, (lambda number, error: lost.append(error)) if args.salvage else None))
     for error in lost:

@@ -24,6 +24,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import optree
+import programs
 import torch
 from swirl import scatter, spiral
 from tqdm import tqdm
@@ -111,6 +112,7 @@ def picture(path: Path, x: torch.Tensor, bound: torch.Tensor, flow: torch.Tensor
     plt.close(figure)
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4000, help="training steps (default: %(default)s)")
@@ -131,9 +133,9 @@ def main() -> None:
         parser.error("--steps, --batch, --test, --grid and --noises must be at least 1")
     if args.fourier < 0:
         parser.error("--fourier must be at least 0")
-    if min(args.tolerance, args.map_tolerance) <= 0:
-        parser.error("--tolerance and --map-tolerance must be above 0")
-    args.out.mkdir(parents=True, exist_ok=True)
+    programs.positive(lr=args.lr, tolerance=args.tolerance, map_tolerance=args.map_tolerance)
+    programs.device(args.device)
+    programs.folder(args.out)
     started = time.monotonic()
 
     k_scale, k_init, k_train, k_test, k_bound, k_map = random.split(random.key(args.seed, device=args.device), 6)

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import optree
+import programs
 import readers
 import torch
 from pictures import tiles
@@ -69,6 +70,7 @@ def pictures(out: Path, real: torch.Tensor, samples: torch.Tensor, losses: list[
     plt.close("all")
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=550, help="training steps (default: %(default)s)")
@@ -81,7 +83,9 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps, args.batch, args.passes) < 1:
         parser.error("--steps, --batch and --passes must be at least 1")
-    args.out.mkdir(parents=True, exist_ok=True)
+    programs.positive(lr=args.lr)
+    programs.device(args.device)
+    programs.folder(args.out)
     started = time.monotonic()
 
     k_data, k_init, k_train, k_test, k_sample = random.split(random.key(args.seed, device=args.device), 5)

@@ -17,17 +17,16 @@ from typing import Annotated, Any
 import matplotlib
 import numpy as np
 import optree
+import programs
 import torch
 import tyro
 from pictures import tiles
 from presets import condition, load
-from readers import DataError
 from torch import Tensor
 from tqdm import tqdm
 
 from purevdm import VDM, process, random, sampling, solvers
 from purevdm.inversion import interpolate, invert
-from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import batch
 
 matplotlib.use("Agg")
@@ -98,21 +97,21 @@ def picture(parts: dict[str, Tensor], vocab_size: int, path: Path) -> None:
     plt.close(figure)
 
 
+@programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
-    if min(args.rows, args.steps, args.flow_steps) < 1 or args.columns < 3 or args.first < 0:
-        sys.exit("rows, steps, flow-steps: expected at least 1; columns: at least 3; first: at least 0")
-    try:
-        changes = {} if args.path is None else {"data.path": args.path}
-        config, _, test, model, params = load(args.checkpoint, args.device, **changes)
-    except (CheckpointError, DataError) as error:
-        sys.exit(str(error))
+    programs.least(1, rows=args.rows, steps=args.steps, flow_steps=args.flow_steps)
+    programs.least(3, columns=args.columns)
+    programs.least(0, first=args.first)
+    changes = {} if args.path is None else {"data.path": args.path}
+    config, _, test, model, params = load(args.checkpoint, programs.device(args.device), **changes)
     if config.model.kind != "vdm":
         sys.exit(f"checkpoint: expected a diffusion model, got model.kind={config.model.kind}")
-    if len(test.event_shape) != 3:
+    if len(test.event_shape) != 3 or test.vocab_size is None:
         sys.exit(f"checkpoint: expected a model of images, got one of events of shape {test.event_shape}")
     if test.size < args.first + 2 * args.rows:
         sys.exit(f"rows: expected {2 * args.rows} test images from {args.first} on, found {test.size} in all")
+    programs.folder(args.out)
     x, labels = batch(test, np.arange(args.first, args.first + 2 * args.rows), args.device)
     x, y = x.long().chunk(2)
     labels = None if labels is None else labels[: args.rows]  # in interpolations, the first image's
@@ -136,7 +135,6 @@ def main() -> None:
         "interpolations between inverted images": between,
         f"real, varied from times {starts[0]:.1f} to {starts[-1]:.1f}": torch.stack([x, *varied], 1),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     picture(parts, test.vocab_size, args.out / "edit.png")
     back = (between[:, 0] == x).all() and (between[:, -1] == y).all()
     print(f"{args.out}/edit.png; inverted images {'came' if back else 'did not all come'} back exactly")

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import optree
+import programs
 import torch
 import tyro
 from methods import Flow, chosen, measure, table, values
@@ -33,7 +34,6 @@ from tqdm import tqdm
 from purevdm import ELBO, VDM, evaluation, interop, random
 from purevdm.bfn import BFN
 from purevdm.training import parallel
-from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import Dataset, batch
 
 
@@ -88,18 +88,19 @@ class Run(NamedTuple):
     params: dict[str, Any]
 
 
+@programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
-    if min(args.passes, args.batch, args.examples or 1) < 1:
-        sys.exit("passes, batch, examples: expected at least 1")
+    programs.least(1, passes=args.passes, batch=args.batch, examples=args.examples)
+    programs.device(args.device)
     if args.compare and args.save:
         sys.exit("save: expected no compare with it; save the bounds of each")
     check_methods(args)
+    for name in ("save", "profile"):
+        programs.file(getattr(args, name), name)
     group = parallel.join(args.device)
     try:
         evaluate(args, group)
-    except (CheckpointError, DataError) as error:
-        sys.exit(str(error))
     finally:
         parallel.leave()
 
@@ -162,8 +163,6 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
     if group.rank > 0:
         return
     print(lines)
-    for path in filter(None, (args.save, args.profile)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     if args.save:
         np.savez(args.save, **terms._asdict(), total=terms.total)
     if args.profile:
@@ -188,7 +187,6 @@ def by_methods(run: Run, data: Dataset, n: int, args: Arguments, group: parallel
     print(f"{data.name}: {n} examples{flow if 'flow' in args.method else ''}")
     print(table(run.model, measured))
     if args.save:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
         np.savez(args.save, **values(measured))
 
 
@@ -231,6 +229,9 @@ def official(path: Path, args: Arguments, device: torch.device) -> Run:
     """An official checkpoint: its averaged parameters, and the model that they fit."""
     params = interop.load_flax(path).ema_params
     network, schedule = params["network"], params.get("schedule", {})
+    parts = ("conv_in", "conv_out", "dense0", "down")
+    if not all(part in network for part in parts) or not {"kernel"} <= network["conv_in"].keys() & network["dense0"].keys():
+        raise DataError(f"{path}: expected the official model of images, with {', '.join(parts)}, got {sorted(network)}")
     embed = network["conv_in"]["kernel"].shape[0]
     model = Model(
         embed=embed,

@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 import optree
+import programs
 import torch
 from tables import log_density
 from tqdm import tqdm
@@ -40,6 +41,7 @@ def entropy(shape: tuple[int, ...], rho: float) -> float:
     return 0.5 * math.log(2 * math.pi * math.e) + sum(0.5 * (1 - 1 / size) * math.log(1 - rho**2) for size in shape)
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--field", action="store_true", help="a field in place of a series")
@@ -56,6 +58,8 @@ def main() -> None:
     size = (16 if args.field else 64) if args.size is None else args.size
     if min(args.steps, args.batch, args.test) < 1 or size < 2 or not 0 <= args.rho < 1:
         parser.error("--steps, --batch and --test must be at least 1, --size at least 2, --rho in [0, 1)")
+    programs.positive(lr=args.lr)
+    programs.device(args.device)
     started = time.monotonic()
 
     k_init, k_train, k_test, k_bound = random.split(random.key(args.seed, device=args.device), 4)

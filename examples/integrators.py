@@ -18,6 +18,7 @@ from typing import Any
 
 import digits
 import optree
+import programs
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -49,6 +50,7 @@ def log_p_of(path: Path, images: int) -> Callable[[Integrator], tuple[Tensor, Te
     return log_p
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder that examples/digits.py wrote, with params.safetensors")
@@ -63,6 +65,7 @@ def main() -> None:
     if not (args.run / "params.safetensors").exists():
         parser.error(f"{args.run}: no params.safetensors there; python examples/digits.py makes it")
 
+    programs.file(args.out)
     log_p = log_p_of(args.run, args.images)
     ways = [(name, f"{t:.0e}", make(t)) for name, make in ADAPTIVE.items() for t in args.tolerances]
     ways += [(name, f"{n} steps", make(n)) for name, make in FIXED.items() for n in args.steps]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import optree
+import programs
 import readers
 import torch
 import torch.distributed.nn.functional  # before there is a group: see purevdm.training.parallel.join
@@ -164,6 +165,7 @@ def own(settings: Settings) -> Params:
 LOOPS = {"ddp": ddp, "accelerate": accelerate, "lightning": lightning, "purevdm": own}
 
 
+@programs.program
 def main() -> None:
     default = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,6 +178,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps < 1 or not 1 <= args.batch <= len(TRAIN) or args.batch % PROCESSES:
         parser.error(f"--steps: at least 1; --batch: at most {len(TRAIN)}, a multiple of the {PROCESSES} processes")
+    programs.positive(lr=args.lr)
+    programs.file(args.out)
     try:
         params = LOOPS[args.loop](Settings(args.steps, args.batch, args.lr, args.device))
     finally:

@@ -29,6 +29,7 @@ import math
 import time
 from pathlib import Path
 
+import programs
 import torch
 from digits import LEVELS, SHAPE, data
 from results import ENDPOINTS, FOURIER, summary, train
@@ -114,6 +115,7 @@ def differences(found: dict[tuple[str, str], list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="training steps of each run (default: %(default)s)")
@@ -127,7 +129,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps, args.seeds, args.batch, args.passes) < 1:
         parser.error("--steps, --seeds, --batch and --passes must be at least 1")
-    args.out.mkdir(parents=True, exist_ok=True)
+    programs.positive(lr=args.lr)
+    programs.folder(args.out)
     run(args)
     found = results(args.out)
     if not found:

@@ -21,18 +21,17 @@ from typing import Annotated, Literal
 
 import matplotlib
 import numpy as np
+import programs
 import torch
 import tyro
 from digits import histogram_bits
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from presets import condition, load
-from readers import DataError
 from torch import Tensor
 from tqdm import tqdm
 
 from purevdm import evaluation, likelihood, ode, random
-from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import batch
 
 matplotlib.use("Agg")
@@ -136,14 +135,13 @@ def picture(path: Path, kinds: dict[str, Tensor], bits: dict[str, Tensor], score
     plt.close(figure)
 
 
+@programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
-    if min(args.images - 1, args.samples, args.batch) < 1 or args.probes < 0 or not args.tolerance > 0:
-        sys.exit("samples, batch: expected at least 1; images: 2; probes: 0; tolerance: above 0")
-    try:
-        config, train, test, model, params = load(args.checkpoint, args.device)
-    except (CheckpointError, DataError) as error:
-        sys.exit(str(error))
+    if min(args.images - 1, args.samples, args.batch) < 1 or args.probes < 0 or not 0 < args.tolerance < 1:
+        sys.exit("samples, batch: expected at least 1; images: 2; probes: 0; tolerance: between 0 and 1")
+    config, train, test, model, params = load(args.checkpoint, programs.device(args.device))
+    programs.folder(args.out)
     shape, vocab = test.event_shape, test.vocab_size
     if vocab is None or shape[0] != 1 or len(shape) != 3 or shape[1] != shape[2] or config.model.labels:
         sys.exit(f"checkpoint: expected a model of square grey images without classes, got one of events of shape {shape}")
@@ -182,7 +180,6 @@ def main() -> None:
                 line += f"{f'{value:.3f} +- {error:.3f}':>18}"
                 scores.setdefault(name, f"{value:.3f}")
         print(line)
-    args.out.mkdir(parents=True, exist_ok=True)
     picture(args.out / "outliers.png", kinds, bits, scores, vocab)
     tqdm.write(
         f"the picture is {args.out}/outliers.png; {found.evaluations.double().mean():.0f} evaluations an image", sys.stderr

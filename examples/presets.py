@@ -419,10 +419,14 @@ def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, 
         path = checkpoint.best(folder) or checkpoint.latest(folder) or path
     alone = path.suffix == ".safetensors"
     found = as_json(replace(PRESETS["digits"][1], seed=0)) if alone else checkpoint.notes(path)["extra"]
-    for name, value in changes.items():
-        part, _, entry = name.partition(".")
-        found[part][entry] = value
-    config = replace(from_json(found), device=device)
+    try:
+        for name, value in changes.items():
+            part, _, entry = name.partition(".")
+            found[part][entry] = value
+        config = replace(from_json(found), device=device)
+    except (KeyError, TypeError, AttributeError) as error:
+        wanted = "expected a checkpoint of train.py, whose notes hold its configuration"
+        raise checkpoint.CheckpointError(f"{path}: {wanted}, got none ({type(error).__name__}: {error})") from None
     train, test = datasets(config.data, keys(config.seed)["split"])
     model = build(config, train.event_shape, train.vocab_size, train.classes)
     like = model.init(random.key(0, device=device))

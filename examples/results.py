@@ -33,6 +33,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import optree
+import programs
 import torch
 from digits import GAMMA, LEVELS, SHAPE, data, histogram_bits
 from pictures import grid
@@ -136,7 +137,7 @@ def run(found: dict, args) -> None:
                 drawn = model.sample(params, random.fold_in(k_test, 1), 64, steps=250)
                 grid(drawn, LEVELS, args.out / "best.png")
             found[f"{network}/{schedule}/{seed}"] = result
-            (args.out / "results.json").write_text(json.dumps(found))
+            programs.write(args.out / "results.json", json.dumps(found))
             seconds = time.monotonic() - started
             tqdm.write(f"{network}, {schedule}, {seed}: {result['bits']:.3f} bits/dim, {seconds:.0f} s")
 
@@ -190,6 +191,7 @@ def plot(found: dict, out: Path) -> None:
     plt.close("all")
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="training steps of each run (default: %(default)s)")
@@ -202,9 +204,9 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps, args.seeds, args.batch, args.passes) < 1:
         parser.error("--steps, --seeds, --batch and --passes must be at least 1")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "results.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    programs.positive(lr=args.lr)
+    path = programs.folder(args.out) / "results.json"
+    found = programs.saved(path) if path.exists() else {}
     if not args.plot:
         run(found, args)
     if not found:

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import programs
 import torch
 import tyro
 from pictures import drawable, grid
 from presets import condition, load
-from readers import DataError
 from tqdm import tqdm
 
 from purevdm import bfn, random, solvers
-from purevdm.training.checkpoint import CheckpointError
 
 
 @dataclass
@@ -50,15 +49,13 @@ class Arguments:
     device: str = "cpu"
 
 
+@programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
-    if min(args.n, args.batch, args.steps) < 1:
-        sys.exit("n, batch, steps: expected at least 1")
-    try:
-        changes = {} if args.path is None else {"data.path": args.path}
-        config, train, _, model, params = load(args.checkpoint, args.device, **changes)
-    except (CheckpointError, DataError) as error:
-        sys.exit(str(error))
+    programs.least(1, n=args.n, batch=args.batch, steps=args.steps)
+    changes = {} if args.path is None else {"data.path": args.path}
+    config, train, _, model, params = load(args.checkpoint, programs.device(args.device), **changes)
+    programs.folder(args.out)
     if args.label is not None and not (config.model.labels and 0 <= args.label < train.classes):
         sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")
     if args.clip and train.vocab_size is None:
@@ -93,7 +90,6 @@ def main() -> None:
             )
             drawn.append(x.cpu())
     x = torch.cat(drawn)
-    args.out.mkdir(parents=True, exist_ok=True)
     np.save(args.out / "samples.npy", (x if train.vocab_size is None else x.to(torch.uint8)).numpy())
     written = ["samples.npy"]
     if drawable(train.event_shape, train.vocab_size):

@@ -26,6 +26,7 @@ import json
 import math
 from pathlib import Path
 
+import programs
 import torch
 from torch import Tensor
 
@@ -82,6 +83,7 @@ def error(solver: str, steps: int, grid: str) -> float:
     return math.hypot(z[0] - true_mean, (z[1:] - z[0]).square().sum().sqrt() - true_std)
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50, 100, 250, 1000])
@@ -89,6 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps) < 1:
         parser.error("--steps must be at least 1")
+    programs.file(args.out)
     columns = [(solver, grid) for grid in GRIDS for solver in SOLVERS]
     table = {steps: [error(solver, steps, grid) for solver, grid in columns] for steps in args.steps}
     print("| steps | " + " | ".join(f"`{solver}`, {grid}" for solver, grid in columns) + " |")

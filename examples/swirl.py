@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import optree
+import programs
 import torch
 from tqdm import tqdm
 
@@ -70,6 +71,7 @@ def pictures(out: Path, x: torch.Tensor, sample: purevdm.Sample, losses: list[fl
     plt.close("all")
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000, help="training steps (default: %(default)s)")
@@ -81,7 +83,9 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps, args.sampling_steps) < 1:
         parser.error("--steps and --sampling-steps must be at least 1")
-    args.out.mkdir(parents=True, exist_ok=True)
+    programs.positive(lr=args.lr)
+    programs.device(args.device)
+    programs.folder(args.out)
     started = time.monotonic()
 
     k_data, k_init, k_train, k_sample, k_test = random.split(random.key(args.seed, device=args.device), 5)

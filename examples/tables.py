@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import optree
+import programs
 import torch
 from sklearn.datasets import load_breast_cancer
 from sklearn.exceptions import ConvergenceWarning
@@ -82,6 +83,7 @@ def log_density(model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, 
     return -total.unflatten(0, (passes, len(x))).double().mean(0)
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="training steps at most (default: %(default)s)")
@@ -95,6 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps, args.batch, args.every, args.passes, args.components) < 1:
         parser.error("--steps, --batch, --every, --passes and --components must be at least 1")
+    programs.positive(lr=args.lr)
     started = time.monotonic()
 
     k_split, k_init, k_train, k_validate, k_test = random.split(random.key(args.seed), 5)

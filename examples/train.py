@@ -27,18 +27,18 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optree
+import programs
 import torch
 import tyro
 from pictures import curve, drawable, grid
 from PIL import Image
 from presets import PRESETS, Config, as_json, build, condition, datasets, from_json, keys, standardised, test_batches
-from readers import DataError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -58,25 +58,36 @@ def parse(arguments: list[str]) -> Config:
     return tyro.extras.overridable_config_cli(PRESETS, args=arguments, description=__doc__)
 
 
+def check(config: Config) -> None:
+    """Refuses settings that would stop the run after steps were taken."""
+    every = dict(log_every=config.log_every, eval_every=config.eval_every, save_every=config.save_every)
+    sizes = dict(batch=config.batch, accumulate=config.accumulate, keep=config.keep, sample_steps=config.sample_steps)
+    tests = dict(eval_examples=config.eval_examples, eval_batch=config.eval_batch, eval_passes=config.eval_passes)
+    programs.least(1, **sizes, **every, **tests)
+    programs.least(0, samples=config.samples)
+    training.learning_rate(config.optimizer, 0)  # refuses an optimiser's bad settings
+    programs.device(config.device)
+
+
 def prepare(config: Config) -> Path | None:
     """Makes the output folder, and says from which checkpoint to go on."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    programs.folder(config.out)
     saved = config.out / "config.json"
     latest = checkpoint.latest(config.out / "checkpoints")
     if not config.resume:
         if latest is not None:
             sys.exit(f"out: {config.out} holds a run already; go on with --resume, or give another --out")
-        saved.write_text(json.dumps(as_json(config), indent=1))
+        programs.write(saved, json.dumps(as_json(config), indent=1))
         return None
     if latest is None:
         tqdm.write(f"nothing to resume in {config.out}: starting anew")
-        saved.write_text(json.dumps(as_json(config), indent=1))
+        programs.write(saved, json.dumps(as_json(config), indent=1))
         return None
     now = json.loads(json.dumps(as_json(config)))
     for file, found in ((saved, as_saved(saved)), (latest, checkpoint.notes(latest)["extra"])):
         try:  # read as a configuration, it has the defaults of what was added since
             was = json.loads(json.dumps(as_json(from_json(found))))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             sys.exit(f"resume: {file} holds no configuration ({type(error).__name__}: {error})")
         differing = [name for name in now if name not in FREE and was.get(name) != now[name]]
         if differing:
@@ -101,8 +112,7 @@ def alone(out: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
+    folder = os.open(programs.folder(out), os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -117,16 +127,18 @@ class Log:
     """Metrics as JSON lines and in TensorBoard; a continued run drops what its checkpoint does not know of."""
 
     def __init__(self, out: Path, step: int):
-        path = out / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if line] if path.exists() else []
-        kept = [line for line in kept if line.endswith("}") and json.loads(line)["step"] <= step] if step else []
-        path.write_text("".join(f"{line}\n" for line in kept))
-        self.file = path.open("a")
+        self.path = out / "metrics.jsonl"
+        programs.write(self.path, "".join(f"{line}\n" for line in (logged(self.path, step) if step else ())))
+        self.file = self.path.open("a")
         self.board = SummaryWriter(out / "tensorboard", purge_step=step or None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.file.write(json.dumps({"step": step} | metrics) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps({"step": step} | metrics) + "\n")
+            self.file.flush()
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
 
@@ -134,25 +146,44 @@ class Log:
         self.board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        for opened in (self.file, self.board):
+            with suppress(OSError):  # a full disk was told before
+                opened.close()
 
 
+def logged(path: Path, step: int) -> list[str]:
+    """The lines of a log up to a step. The last may be half a line, where the run was killed; no other."""
+    if not path.exists():
+        tqdm.write(f"{path}: not there; the run's log starts anew", file=sys.stderr)
+        return []
+    try:
+        whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines = [line for line in whole if line]
+        steps = [json.loads(line)["step"] for line in lines]
+        if not all(type(at) is int for at in steps):
+            raise TypeError("a step is no integer")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"
+        sys.exit(f"resume: expected the run's log in {path}, got {found}; move it away to start a new one")
+    return [line for line, at in zip(lines, steps, strict=True) if at <= step]
+
+
+@programs.program
 def main() -> int:
     config = parse(sys.argv[1:])
+    check(config)
     group = parallel.join(config.device)
     try:
         with ExitStack() as held:
             return run(config, group, held)
-    except (DataError, checkpoint.CheckpointError) as error:
-        print(error, file=sys.stderr)
-        return 1
     finally:
         parallel.leave()
 
 
 def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
     first = group.rank == 0
+    if first:
+        held.enter_context(alone(config.out))
     if config.batch % (group.size * config.accumulate):
         sys.exit(
             f"batch: expected a multiple of {group.size} processes x accumulate {config.accumulate}, got {config.batch}"
@@ -162,8 +193,6 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
     config = replace(config, data=standardised(config.data, train))
     model = build(config, train.event_shape, train.vocab_size, train.classes)
     state = training.init(model, k["init"])
-    if first:
-        held.enter_context(alone(config.out))
     start = prepare(config) if first else checkpoint.latest(config.out / "checkpoints") if config.resume else None
     if start is not None:
         state = checkpoint.load(start, state)
@@ -226,9 +255,9 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
                 if first:
                     tqdm.write(f"stopped at step {state.step}, saved in {last_good}; go on with --resume")
                 return 130
-    except training.NonFiniteLossError as error:
+    except (training.NonFiniteLossError, OSError) as error:
         where = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
-        tqdm.write(f"{error}; {where}", file=sys.stderr)
+        tqdm.write(f"{programs.told(error)}; {where}", file=sys.stderr)
         return 1
     finally:
         bar.close()
