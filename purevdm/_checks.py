@@ -116,6 +116,13 @@ def alike(name: str, x: object, shape: Sequence[int], dtype: torch.dtype) -> Ten
     return x
 
 
+def together(name: str, x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on this device; a number, of shape (), may be anywhere."""
+    if x.ndim and x.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, as the rest, got {describe(x)} on {x.device}")
+    return x
+
+
 def key(name: str, x: object) -> Tensor:
     """A random key: int32, shape (2,)."""
     wanted = "expected a key, an int32 tensor of shape (2,) as purevdm.random.key makes it"
@@ -219,13 +226,16 @@ def dtype(name: str, x: object, options: Iterable[torch.dtype]) -> torch.dtype:
 
 
 def device(name: str, x: object) -> torch.device:
-    """A device, or the name of one."""
-    if isinstance(x, torch.device):
-        return x
+    """A device that PyTorch computes on, or the name of one."""
+    named: Any = instance(name, x, (torch.device, str), "a torch.device or its name")
     try:
-        return torch.device(instance(name, x, str, "a torch.device or its name"))
-    except RuntimeError as error:
-        raise ValueError(f"{name}: expected a device's name such as 'cpu' or 'cuda:0', got {x!r}: {error}") from None
+        found = torch.device(named)
+        if not torch.compiler.is_compiling():
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        wanted = "expected a device such as 'cpu' or 'cuda:0' that this PyTorch computes on"
+        raise ValueError(f"{name}: {wanted}, got {str(x)!r}: {str(error).splitlines()[0][:120]}") from None
+    return found
 
 
 def increasing(low_name: str, low: object, high_name: str, high: object) -> tuple[float, float]:

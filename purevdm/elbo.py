@@ -109,6 +109,19 @@ class Model(Protocol):
 # What every loss is given, checked
 
 
+def device_of(params: Params) -> torch.device | None:
+    """Where the parameters are, if there are any."""
+    for leaf in _checks.leaves(params, "params").values():
+        return leaf.device
+    return None
+
+
+def beside(params: Params, name: str, x: Tensor) -> Tensor:
+    """A tensor that is on the parameters' device, if there are any."""
+    device = device_of(params)
+    return x if device is None else _checks.together(name, x, device)
+
+
 def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.Structure:
     """The leaves that an ``init`` gives a model of this dtype, without computing them where it runs on the meta device."""
     with untraced():

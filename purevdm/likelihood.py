@@ -23,7 +23,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, flow, ode, process, random, sampling, schedules
+from purevdm import _checks, denoiser, elbo, flow, ode, process, random, sampling, schedules
 from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
@@ -95,7 +95,7 @@ def decode(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integra
 def _along(model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool) -> Tensor:
     name = "z_1" if backward else "z_0"
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    _latents(name, z, model)
+    _latents(name, z, model, params)
     _checks.verify(model._facts(params, cond) + _checks.finite(name, {(): z}))
     return flow.integrate(model, params, z, _integrator(integrator), cond, backward=backward)[0]
 
@@ -196,6 +196,7 @@ def log_weight(
     _refuse_recording(params, (x, eps), cond)
     _fitting(model, dequantisation)
     _checks.verify(_checks.finite("eps", {(): _checks.alike("eps", eps, (n, *model.event_shape), model.dtype)}))
+    elbo.beside(params, "eps", eps)
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
     f = model.decoder.encode(x, eps.dtype)
@@ -239,7 +240,7 @@ def log_prob_latent(
         model, params, cond, integrator, probes, chunk: as in :func:`log_weight`.
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    _latents("z_0", z_0, model)
+    _latents("z_0", z_0, model, params)
     _refuse_recording(params, z_0, cond)
     _checks.verify(model._facts(params, cond) + _checks.finite("z_0", {(): z_0}))
     if probes is not None:
@@ -262,9 +263,10 @@ def _refuse_recording(*trees: Any) -> None:
         raise RuntimeError(f"params, x, cond: {wanted}; call it under torch.no_grad(), or in eager")
 
 
-def _latents(name: str, z: Tensor, model: VDM) -> None:
-    """Refuses what are not latents of a model, (B, *event_shape) of its dtype."""
+def _latents(name: str, z: Tensor, model: VDM, params: Params) -> None:
+    """Refuses what are not latents of a model, (B, *event_shape) of its dtype, beside its parameters."""
     _checks.alike(name, z, (*_checks.tensor(name, z).shape[:1], *model.event_shape), model.dtype)
+    elbo.beside(params, name, z)
 
 
 def _fitting(model: VDM, dequantisation: str) -> None:

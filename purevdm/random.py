@@ -395,12 +395,15 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] | None = N
     """
     _checks.key("key", key)
     if isinstance(p, Tensor):
-        _checks.floating("p", p)
+        _checks.together("p", _checks.floating("p", p), key.device)
     elif not 0.0 <= _checks.real("p", p) <= 1.0:
         raise ValueError(f"p: expected a probability in [0, 1], got {p}")
     dtype = p.dtype if isinstance(p, Tensor) else torch.float32
     p = torch.as_tensor(p, dtype=dtype, device=key.device)
     shape = p.shape if shape is None else _checks.shape("shape", shape)
+    if _checks.readable(p):
+        held = (p >= 0.0) & (p <= 1.0)
+        _checks.verify([_checks.Fact(held, lambda: _checks.outside("probabilities in [0, 1]", "p", p))])
     return uniform(key, shape, dtype) < _checks.broadcasting("p", p, shape)
 
 

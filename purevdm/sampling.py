@@ -54,6 +54,7 @@ def sample(
         raise ValueError("differentiable: data that are integers have no gradient; ask for latents, by until or trajectory")
     if z is not None:
         _checks.verify(_checks.finite("z", {(): _checks.alike("z", z, shape, model.dtype)}))
+        _checks.together("z", z, key.device)
     elif isinstance(start, Tensor) or start != 1.0:
         raise ValueError("z: expected the latents at the time `start`, because start was given, got None")
     else:

@@ -74,7 +74,7 @@ class VDM(NamedTuple):
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        return elbo.draw_noise(self._seeds(key, n), self.event_shape, train)
+        return elbo.draw_noise(self._seeds(key, n), self.event_shape, _checks.boolean("train", train))
 
     # The bound
 
@@ -136,23 +136,26 @@ class VDM(NamedTuple):
         ``update=model.update``. Averaged parameters have statistics of their own: before evaluation, set them by some
         batches, ``params = model.update(params, x, key)`` for each.
         """
-        if self.network.update is None:
-            return params
         n = self._check(params, x, cond)
         noise = self.draw(key, n)
+        if self.network.update is None:
+            return params
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
         z_t = process.diffuse(self.decoder.encode(x, self.dtype), process.align(gamma_t, x), noise.eps)
         return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
 
     def elbo_core(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
         """The bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
+        _checks.instance("noise", noise, Noise, "a purevdm.Noise")
         _checks.shaped("x", x, self.event_shape)
         _checks.shaped("noise.t", noise.t, ())
         _checks.shaped("noise.eps_0", noise.eps_0, self.event_shape)
         _checks.shaped("noise.eps", noise.eps, self.event_shape)
 
         def batch(leaf: Tensor | None) -> Tensor | None:
-            return None if leaf is None else leaf[None]
+            return None if leaf is None else _checks.tensor("cond", leaf)[None]
+
+        _checks.leaves(cond)  # none too deep
 
         cond = None if cond is None else optree.tree_map(batch, cond, none_is_leaf=True)
         self._check(params, x[None], cond)
@@ -163,6 +166,10 @@ class VDM(NamedTuple):
 
     def gamma(self, params: Params, t: Tensor, cond: Any = None) -> Tensor:
         """The schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
+        facts = self._facts(params, cond)
+        if _checks.floating("t", t).numel() == 0:
+            raise ValueError(f"t: expected at least one time, got {_checks.describe(t)}")
+        _checks.verify(facts + _checks.finite("t", {(): self._beside(params, "t", t)}))
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
@@ -170,10 +177,16 @@ class VDM(NamedTuple):
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
-        _checks.floating("z", z)
-        _checks.shaped("z", z, (*z.shape[:1], *self.event_shape))
-        if gamma.shape != z.shape:
+        facts = self._facts(params, cond)
+        _checks.shaped("z", _checks.floating("z", z), (*z.shape[:1], *self.event_shape))
+        if _checks.floating("gamma", gamma).shape != z.shape:
             _checks.shaped("gamma", gamma, z.shape[:1])
+        given = {"z": z, "gamma": gamma} | (
+            {} if x_hat is None else {"x_hat": _checks.alike("x_hat", x_hat, z.shape, z.dtype)}
+        )
+        for name, tensor in given.items():
+            facts += _checks.finite(name, {(): self._beside(params, name, tensor)})
+        _checks.verify(facts)
         if x_hat is None:
             return denoiser.in_bound(self.network, self.decoder, params["network"], z, gamma, cond)
         return denoiser.eps_hat(self.network, params["network"], z, gamma, cond, None, x_hat)
@@ -268,7 +281,7 @@ class VDM(NamedTuple):
             return []
         facts = _checks.matches("params", params, self._structure()) + _checks.finite("cond", _checks.leaves(cond))
         if not torch.compiler.is_compiling():
-            like = torch.empty((), dtype=self.dtype, device=_device(params))
+            like = torch.empty((), dtype=self.dtype, device=elbo.device_of(params) or torch.device("cpu"))
             facts += schedules.increasing(self.schedule, params["schedule"], like, cond)
         return facts
 
@@ -276,7 +289,12 @@ class VDM(NamedTuple):
         """Checks what every loss is given. Returns the size of the batch."""
         facts = elbo.checked_data(self.decoder, self.event_shape, x)
         _checks.verify(self._facts(params, cond) + facts)
+        self._beside(params, "x", x)
         return x.shape[0]
+
+    def _beside(self, params: Params, name: str, x: Tensor) -> Tensor:
+        """A tensor on the parameters' device, if there are any."""
+        return elbo.beside(params, name, x)
 
     def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
         return elbo.checked_seeds(key, n, self.dtype) if isinstance(key, Seeds) else self.seeds(key, n)
@@ -298,11 +316,6 @@ class VDM(NamedTuple):
         if self.schedule.observe is not None and self.timesteps == 0:
             stats["schedule"] = self.schedule.observe(params["schedule"], t, terms.diffusion)
         return loss, stats
-
-
-def _device(params: Params) -> torch.device:
-    leaves = optree.tree_leaves(params)  # type: ignore[arg-type, var-annotated]
-    return leaves[0].device if leaves else torch.device("cpu")  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
-import optree
 import torch
 from torch import Tensor
 
@@ -129,7 +128,7 @@ def refuse_lost_gradients(how: Walk, inputs: Any) -> None:
     if torch.compiler.is_compiling():
         if transformed():
             raise ValueError(f"differentiable: {wanted}; a compiled loop passes no transform, and True unrolls it")
-    elif any(_checks.differentiated(t) for t in optree.tree_leaves(inputs) if isinstance(t, Tensor)):
+    elif any(_checks.differentiated(t) for t in _checks.leaves(inputs, "guidance").values()):
         raise ValueError(f"differentiable: {wanted}; or detach the inputs")
 
 

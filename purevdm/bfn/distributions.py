@@ -86,6 +86,7 @@ def binned(bins: int = 256) -> Decoder:
     >>> bfn.binned(4).log_probs(torch.tensor([0.25]), torch.tensor(-2.0)).exp()
     tensor([[0.0207, 0.2276, 0.5032, 0.2484]])
     """
+    bins = _checks.integer("bins", bins, 2, 2**22)
     return decoders.discrete(bins)._replace(
         log_prob=partial(_log_prob, bins),
         reconstruction=partial(_reconstruction, bins),

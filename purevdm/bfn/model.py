@@ -88,6 +88,7 @@ class BFN(NamedTuple):
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
+        train = _checks.boolean("train", train)
         draws = fixed(self.draws) if fixed(self.timesteps) and self.output.mixture else 0
         return bound.draw_noise(self._seeds(key, n), self.flow.latent_shape(self.event_shape), draws, train)
 
@@ -115,9 +116,9 @@ class BFN(NamedTuple):
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training moved by this one; see
         :meth:`purevdm.VDM.update`."""
+        noise = self.draw(key, self._check(params, x, cond))
         if self.network.update is None:
             return params
-        noise = self.draw(key, self._check(params, x, cond))
         t = bound.step_of(noise.t, self.timesteps)[0] if self.timesteps else noise.t
         h = self.output.encode(x, self.dtype)
         w = latent(h, align(self.flow.snr(t), h), noise.eps)
@@ -198,6 +199,7 @@ class BFN(NamedTuple):
         facts = elbo.checked_data(self.decoder, self.event_shape, x)
         denoiser.batch_axes(cond, x.shape[0])
         _checks.verify(self._facts(params, cond) + facts)
+        elbo.beside(params, "x", x)
         return x.shape[0]
 
     def _seeds(self, key: Key | Seeds, n: int) -> Seeds:

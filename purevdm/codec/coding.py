@@ -207,7 +207,7 @@ def read(
     file = _checks.path("path", path)
     _checks.instance("model", model, VDM, "a purevdm VDM")
     wanted = None if blocks is None else _checks.integers("blocks", blocks, 0)
-    if conds is not None and not isinstance(conds, Iterable):
+    if conds is not None and (isinstance(conds, (Tensor, str, bytes, dict)) or not isinstance(conds, Iterable)):
         raise TypeError(f"conds: expected the conditions of blocks, got {_checks.describe(conds)}")
     for name, called in (("skip", skip), ("callback", callback)):
         if called is not None:
@@ -317,6 +317,7 @@ def _read(
     given = iter(conds) if conds is not None else None
     for block in blocks:
         cond = None if given is None else next(given, None)
+        _checks.leaves(cond, "conds")  # none too deep
         try:
             if block.offset < 0:
                 raise CodecError("missing or damaged")
@@ -391,7 +392,10 @@ def _fits(cond: Any, head: Head, block: Block) -> None:
 
 
 def _one_each(cond: Any, n: int) -> None:
+    _checks.leaves(cond)  # none too deep
     for leaf in optree.tree_leaves(cond):
+        if isinstance(leaf, Tensor) and (leaf.layout != torch.strided or leaf.is_meta):
+            raise TypeError(f"cond: expected a dense tensor with values, got {_checks.describe(leaf)}")
         if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != n:
             raise CodecError(f"cond: expected one for each of {n} examples, got {_checks.describe(leaf)}")
 

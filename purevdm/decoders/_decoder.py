@@ -69,6 +69,8 @@ def checked_affine(loc: Any, scale: Any) -> tuple[Any, Any]:
 
 
 def _numbers(name: str, x: Any) -> Any:
+    if name.count("[") > 8:
+        raise ValueError(f"{name.split('[')[0]}: expected sequences of at most 8 levels, got more")
     if isinstance(x, (tuple, list)):
         return tuple(_numbers(f"{name}[{i}]", part) for i, part in enumerate(x))
     return _checks.real(name, x)
@@ -85,6 +87,7 @@ def affine(loc: Any, scale: Any, like: Tensor) -> tuple[Any, Any]:
 def level(gamma_0: Tensor, z: Tensor) -> Tensor:
     """A noise level that broadcasts against latents; in eager, both must be finite."""
     _checks.broadcasting("gamma_0", _checks.floating("gamma_0", gamma_0), _checks.floating("z", z).shape)
+    _checks.together("gamma_0", gamma_0, z.device)
     _checks.verify([*_checks.finite("gamma_0", {(): gamma_0}), *_checks.finite("z", {(): z})])
     return gamma_0
 

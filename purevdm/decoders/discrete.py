@@ -146,6 +146,7 @@ def _reconstruction(settings: Discrete, x: Tensor, eps_0: Tensor, gamma_0: Tenso
 def _log_prob(settings: Discrete, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
     gamma_0 = level(gamma_0, z)
     _checks.within("x", _checks.broadcasting("x", integers(x), z.shape), 0, settings.values - 1)
+    _checks.together("x", x, z.device)
     return -_reconstruction(settings, x, (z - _encode(settings, x, z.dtype)) * torch.exp(-0.5 * gamma_0), gamma_0)
 
 
@@ -156,5 +157,5 @@ def _mode(settings: Discrete, z: Tensor) -> Tensor:
 
 def _sample(settings: Discrete, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
     holds = finite(z)
-    _checks.key("key", key)
+    _checks.together("z", z, _checks.key("key", key).device)
     return torch.where(holds, random.categorical(key, _log_probs(settings, z.nan_to_num(), gamma_0)), -1)

@@ -103,7 +103,7 @@ def _reconstruction(settings: Gaussian, x: Tensor, eps_0: Tensor, gamma_0: Tenso
 
 def _log_prob(settings: Gaussian, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
     gamma_0 = level(gamma_0, z)
-    f = _encode(settings, _checks.broadcasting("x", _numbers(x), z.shape), z.dtype)
+    f = _encode(settings, _checks.together("x", _checks.broadcasting("x", _numbers(x), z.shape), z.device), z.dtype)
     if _checks.readable(x):
         _checks.verify([_checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x))])
     return -_reconstruction(settings, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
@@ -117,4 +117,5 @@ def _mode(settings: Gaussian, z: Tensor) -> Tensor:
 
 def _sample(settings: Gaussian, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
     gamma_0 = level(gamma_0, z)
+    _checks.together("z", z, _checks.key("key", key).device)
     return _mode(settings, z + torch.exp(0.5 * gamma_0) * random.normal(key, z.shape, z.dtype))

@@ -76,6 +76,22 @@ def _decimals(error: float) -> int:
     return min(max(1 - math.floor(math.log10(error)), 4), 6) if 0.0 < error < math.inf else 4
 
 
+def checked_model(model: Any) -> VDM | BFN:
+    kinds: tuple[type[Any], ...] = (VDM, BFN)
+    return _checks.instance("model", model, kinds, "a purevdm VDM or BFN")
+
+
+def checked_terms(name: str, terms: Any) -> ELBO:
+    """The bound's terms of at least one example."""
+    terms = _checks.instance(name, terms, ELBO, "a purevdm.ELBO, as evaluation.bounds returns")
+    shape = _checks.floating(f"{name}.recon", terms.recon).shape[:1]
+    for field, term in terms._asdict().items():
+        _checks.shaped(f"{name}.{field}", _checks.floating(f"{name}.{field}", term), shape or (1,))
+    if shape == (0,):
+        raise ValueError(f"{name}: expected those of at least one example, got none")
+    return terms
+
+
 def scale(model: VDM | BFN) -> tuple[float, str]:
     """By what to divide nats an example, and the unit that they then have."""
     unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
@@ -95,8 +111,13 @@ def summary(model: VDM | BFN, terms: ELBO, passes: int = 1) -> Evaluation:
         model: the model.
         terms: of each example, each (N,), nats.
         passes: for the record.
+
+    Raises:
+        TypeError, ValueError: no model, no terms, or none of any example.
     """
-    divisor, unit = scale(model)
+    divisor, unit = scale(checked_model(model))
+    terms = checked_terms("terms", terms)
+    passes = _checks.integer("passes", passes, 1)
     each = torch.stack(list(terms), 1) / divisor
     recon, prior, diffusion = (figure(column) for column in each.unbind(1))
     return Evaluation(figure(each.sum(1)), diffusion, prior, recon, len(each), passes, unit)

@@ -11,7 +11,7 @@ from torch import Tensor
 from purevdm import _checks, likelihood
 from purevdm.elbo import ELBO
 from purevdm.evaluation.bounds import draws
-from purevdm.evaluation.figures import Figure, figure, scale
+from purevdm.evaluation.figures import Figure, checked_model, checked_terms, figure, scale
 from purevdm.likelihood import Estimate
 from purevdm.training.parallel import Group
 from purevdm.types import Key, Params
@@ -115,8 +115,12 @@ def measurement(model: VDM, found: Estimate) -> Measurement:
     Args:
         model: the model.
         found: log p(x) of each example, nats.
+
+    Raises:
+        TypeError, ValueError: no model, no estimate, or one of no example.
     """
-    divisor, unit = scale(model)
+    divisor, unit = scale(checked_model(model))
+    _nats("found", found, (Estimate,))
     n = len(found.log_prob)
     total = figure(-found.log_prob / divisor)
     sampling = math.sqrt(found.error.square().sum().item()) / (n * divisor)
@@ -136,16 +140,19 @@ def difference(model: VDM, a: ELBO | Estimate, b: ELBO | Estimate) -> Figure:
     Raises:
         TypeError, ValueError: something else, or different numbers of examples.
     """
-    of_a, of_b = (_nats(name, found) for name, found in (("a", a), ("b", b)))
+    divisor, _ = scale(checked_model(model))
+    of_a, of_b = (_nats(name, found, (ELBO, Estimate)) for name, found in (("a", a), ("b", b)))
     if of_a.shape != of_b.shape:
         raise ValueError(f"b: expected the examples of a, {len(of_a)}, got {len(of_b)}")
-    return figure((of_a - of_b) / scale(model)[0])
+    return figure((of_a - of_b) / divisor)
 
 
-def _nats(name: str, found: ELBO | Estimate) -> Tensor:
+def _nats(name: str, found: ELBO | Estimate, kinds: tuple[type, ...]) -> Tensor:
     """-log p(x) of each example, or the bound on it."""
+    _checks.instance(name, found, kinds, " or ".join(f"an {kind.__name__}" for kind in kinds))
     if isinstance(found, ELBO):
-        return found.total
-    if isinstance(found, Estimate):
-        return -found.log_prob
-    raise TypeError(f"{name}: expected an ELBO or an Estimate, got {_checks.describe(found)}")
+        return checked_terms(name, found).total
+    log_p = _checks.floating(f"{name}.log_prob", found.log_prob)
+    if log_p.ndim != 1 or len(log_p) == 0:
+        raise ValueError(f"{name}.log_prob: expected that of at least one example, (N,), got {_checks.describe(log_p)}")
+    return -log_p

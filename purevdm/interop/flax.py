@@ -100,10 +100,12 @@ def _inverse(names: dict[str, str]) -> dict[str, str]:
     return {ours: theirs for theirs, ours in names.items()}
 
 
-def _leaves(tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+def _leaves(argument: str, tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    if len(path) > _checks.DEEPEST:
+        raise ValueError(f"{argument}: expected a tree of at most {_checks.DEEPEST} levels, got a deeper one")
     if isinstance(tree, Mapping):
         for name, branch in tree.items():
-            yield from _leaves(branch, (*path, str(name)))
+            yield from _leaves(argument, branch, (*path, str(name)))
     else:
         yield path, tree
 
@@ -145,7 +147,7 @@ def from_flax(tree: Mapping[str, Any]) -> Params:
     if set(tree) == {"params"}:
         tree = tree["params"]
     params: Params = {"network": {}, "schedule": {}}
-    for path, leaf in _leaves(tree):
+    for path, leaf in _leaves("tree", tree):
         name = "/".join(path)
         if not _official(name):
             raise ValueError(f"tree: expected parameters of the official VDM, got a leaf at {name!r}")
@@ -174,7 +176,7 @@ def to_flax(params: Params) -> dict[str, Any]:
     Raises:
         TypeError, ValueError: a leaf that is not a tensor, or parameters that the official model does not have.
     """
-    leaves = list(_leaves(_checks.instance("params", params, dict, "nested dicts of tensors")))
+    leaves = list(_leaves("params", _checks.instance("params", params, dict, "nested dicts of tensors")))
     for path, leaf in leaves:
         _checks.tensor(_checks.dotted("params", *path), leaf)
     _checks.verify(_checks.finite("params", dict(leaves)))

@@ -84,6 +84,8 @@ def save(
         json.dumps(described, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise type(error)(f"extra: expected what JSON holds, got {error}") from None
+    except RecursionError:
+        raise ValueError("extra: expected what JSON holds, got deeper levels than can be written") from None
     leaves = _files.plain(_flat(state))
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"

@@ -59,6 +59,9 @@ def rows(key: Key, n: int, step: int, batch: int) -> np.ndarray:
     _checks.key("key", key)
     n, batch = _checks.integer("n", n, 1), _checks.integer("batch", batch, 1)
     step = _checks.integer("step", step, 0)
+    batch = _checks.integer("batch", batch, 1, 2**31 - 1)
+    if (step + 1) * batch // n >= 2**32:
+        raise ValueError(f"step: expected one within 2**32 passes over the data, got {step}")
     words = tuple(key.tolist())
     epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), n)
     pieces = [_permutation(words, int(e), n)[positions[epochs == e]] for e in np.unique(epochs)]
@@ -66,7 +69,17 @@ def rows(key: Key, n: int, step: int, batch: int) -> np.ndarray:
 
 
 def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
-    """Rows of a data set as tensors: x, (n, *event_shape) in the data's dtype, and the labels, int64 (n,), or None."""
+    """Rows of a data set as tensors: x, (n, *event_shape) in the data's dtype, and the labels, int64 (n,), or None.
+
+    Raises:
+        TypeError, ValueError: no data set, indices that are not an array of integers in [0, size), or no such device.
+    """
+    _checks.instance("data", data, Dataset, "a purevdm.training.data.Dataset")
+    device = _checks.device("device", device)
+    if not isinstance(indices, np.ndarray) or indices.dtype.kind not in "iu" or indices.ndim != 1:
+        raise TypeError(f"indices: expected an array of integers, (n,), got {_checks.describe(indices)}")
+    if indices.size and not (indices.min() >= 0 and indices.max() < data.size):
+        raise ValueError(f"indices: expected them in [0, {data.size - 1}], got {indices.min()} to {indices.max()}")
     x = torch.from_numpy(np.ascontiguousarray(data.take(indices))).to(device)
     labels = None if data.labels is None else torch.from_numpy(data.labels[indices]).to(device)
     return x, labels
@@ -89,9 +102,9 @@ def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError, ValueError: keys that are not one for each image, or images that are not square.
     """
-    if x.ndim != 4 or x.shape[2] != x.shape[3]:
+    if _checks.tensor("x", x).ndim != 4 or x.shape[2] != x.shape[3]:
         raise ValueError(f"x: expected square images (B, channels, size, size), got {_checks.describe(x)}")
-    _checks.shaped("keys", keys, (x.shape[0], 2))
+    _checks.together("keys", _checks.alike("keys", keys, (x.shape[0], 2), torch.int32), x.device)
 
     def draw(key: Key) -> tuple[Tensor, Tensor]:
         k_flip, k_turn, k_by = random.split(key, 3).unbind(0)
@@ -111,6 +124,7 @@ def split(data: Dataset, key: Key, held_out: int) -> tuple[Dataset, Dataset]:
     Raises:
         ValueError: as many held out as there are, or more.
     """
+    _checks.instance("data", data, Dataset, "a purevdm.training.data.Dataset")
     held_out = _checks.integer("held_out", held_out, 1, data.size - 1)
     order = random.permutation(_checks.key("key", key), data.size).numpy()
 

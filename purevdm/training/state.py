@@ -183,6 +183,8 @@ def train_step(
         if not callable(function) and (function is not None or name == "grad_fn"):
             raise TypeError(f"{name}: expected a function, got {_checks.describe(function)}")
     optimizer.checked(settings)
+    _checks.tensor("x", x)
+    _checks.leaves(cond)  # none too deep
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
     out = grad_fn(state.params, x, key, cond)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], tuple)):
