@@ -29,12 +29,13 @@ import numpy as np
 import programs
 import torch
 import tyro
-from presets import Config, condition, load
+from presets import condition
 from readers import DataError, npy
+from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import VDM, Seeds, codec, elbo, random
-from purevdm.training.data import Dataset, batch
+from purevdm import Seeds, codec, elbo, random
+from purevdm.training.data import batch
 
 Positional = tyro.conf.Positional
 
@@ -110,16 +111,6 @@ class Info:
     file: Annotated[Path, Positional]
 
 
-class Run(NamedTuple):
-    """A checkpoint: its configuration, its data and its model."""
-
-    config: Config
-    train: Dataset
-    test: Dataset
-    model: VDM
-    params: dict[str, Any]
-
-
 @programs.program
 def main() -> None:
     args = tyro.extras.subcommand_cli_from_dict(
@@ -132,7 +123,9 @@ def main() -> None:
 
 
 def restored(args: Any) -> Run:
-    return Run(*load(args.run, programs.device(args.device), **({} if args.path is None else {"data.path": args.path})))
+    changes = {} if args.path is None else {"data.path": args.path}
+    own = isinstance(args, Encode) and args.data is None  # what else needs the run's own images?
+    return load(args.run, programs.device(args.device), dataless=not own, **changes)
 
 
 # Encoding
@@ -323,7 +316,9 @@ def told(run: Run, labels: torch.Tensor | None, at: int, n: int) -> Any:
 def blocks(run: Run, args: Any, skip: Callable[[int, codec.CodecError], None] | None) -> Iterator[torch.Tensor]:
     """The images of a file, block after block."""
     found = codec.info(args.file)
-    labels = classes(args.labels) if args.labels else batch(run.test, np.arange(run.test.size))[1]
+    labels = classes(args.labels) if args.labels else None
+    if labels is None and run.config.model.labels:
+        labels = batch(run.test, np.arange(run.test.size))[1]
     labels = told_classes(run, labels, found.examples)
     starts = np.cumsum([0, *(block.examples for block in found.blocks)])
     conds = {block.number: told(run, labels, at, block.examples) for at, block in zip(starts, found.blocks, strict=False)}

@@ -21,7 +21,8 @@ import programs
 import torch
 import tyro
 from pictures import tiles
-from presets import condition, load
+from presets import condition
+from runs import load
 from torch import Tensor
 from tqdm import tqdm
 

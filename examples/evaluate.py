@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import optree
@@ -27,12 +27,12 @@ import torch
 import tyro
 from methods import Flow, chosen, measure, table, values
 from pictures import profiles
-from presets import Config, Data, Model, build, condition, datasets, keys, load
+from presets import Config, Data, Model, build, condition, datasets, keys
 from readers import DataError
+from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import ELBO, VDM, evaluation, interop, random
-from purevdm.bfn import BFN
+from purevdm import ELBO, evaluation, interop, random
 from purevdm.training import parallel
 from purevdm.training.data import Dataset, batch
 
@@ -76,16 +76,6 @@ class Arguments:
     device: str = "cpu"
     compile: bool = False
     """Worth it for large sets."""
-
-
-class Run(NamedTuple):
-    """A checkpoint: its configuration, its data and its model."""
-
-    config: Config
-    train: Dataset
-    test: Dataset
-    model: VDM | BFN
-    params: dict[str, Any]
 
 
 @programs.program
@@ -197,7 +187,7 @@ def restored(path: Path, args: Arguments, device: torch.device) -> Run:
     changes = {} if args.path is None else {"data.path": args.path}
     if args.timesteps is not None:
         changes["model.timesteps"] = args.timesteps
-    return Run(*load(path, str(device), **changes))
+    return load(path, str(device), **changes)
 
 
 def bound_of(run: Run, compile: bool) -> Callable[..., ELBO]:

@@ -27,7 +27,8 @@ import tyro
 from digits import histogram_bits
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
-from presets import condition, load
+from presets import condition
+from runs import load
 from torch import Tensor
 from tqdm import tqdm
 

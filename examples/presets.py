@@ -9,8 +9,8 @@ import readers
 import torch
 
 import purevdm
-from purevdm import bfn, decoders, importance, interop, networks, random, schedules
-from purevdm.training import AdamW, checkpoint
+from purevdm import bfn, decoders, importance, networks, random, schedules
+from purevdm.training import AdamW
 from purevdm.training.data import Dataset, batch, split
 
 
@@ -400,39 +400,3 @@ def test_batches(config: Config, data: Dataset, n: int, device: torch.device):
     for i in range(0, n, config.eval_batch):
         x, labels = batch(data, np.arange(i, min(n, i + config.eval_batch)), device)
         yield x, condition(config, torch.zeros(len(x), device=device), labels)
-
-
-def load(path: Path, device: str, **changes) -> tuple[Config, Dataset, Dataset, purevdm.VDM | bfn.BFN, dict]:
-    """A checkpoint's configuration (with changes), data, model and averaged parameters.
-
-    Args:
-        path: a checkpoint, or the folder of a run, which stands for its best checkpoint, or its latest; or the
-            params.safetensors that digits.py writes, of the digits preset's model, its seed 0 unless changed.
-        device: where to.
-        changes: to the configuration's data or model: ``{"data.path": ...}``.
-
-    Raises:
-        CheckpointError, DataError: what is missing or damaged.
-    """
-    if (path / "checkpoints").is_dir():
-        folder = path / "checkpoints"
-        path = checkpoint.best(folder) or checkpoint.latest(folder) or path
-    alone = path.suffix == ".safetensors"
-    found = as_json(replace(PRESETS["digits"][1], seed=0)) if alone else checkpoint.notes(path)["extra"]
-    try:
-        for name, value in changes.items():
-            part, _, entry = name.partition(".")
-            found[part][entry] = value
-        config = replace(from_json(found), device=device)
-    except (KeyError, TypeError, AttributeError) as error:
-        wanted = "expected a checkpoint of train.py, whose notes hold its configuration"
-        raise checkpoint.CheckpointError(f"{path}: {wanted}, got none ({type(error).__name__}: {error})") from None
-    train, test = datasets(config.data, keys(config.seed)["split"])
-    model = build(config, train.event_shape, train.vocab_size, train.classes)
-    like = model.init(random.key(0, device=device))
-    if not alone:
-        return config, train, test, model, checkpoint.load_params(path, like)
-    try:
-        return config, train, test, model, interop.load_params(path, like, device)
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(str(error)) from None

@@ -17,7 +17,8 @@ import programs
 import torch
 import tyro
 from pictures import drawable, grid
-from presets import condition, load
+from presets import condition
+from runs import load
 from tqdm import tqdm
 
 from purevdm import bfn, random, solvers
@@ -54,7 +55,7 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.least(1, n=args.n, batch=args.batch, steps=args.steps)
     changes = {} if args.path is None else {"data.path": args.path}
-    config, train, _, model, params = load(args.checkpoint, programs.device(args.device), **changes)
+    config, train, _, model, params = load(args.checkpoint, programs.device(args.device), dataless=True, **changes)
     programs.folder(args.out)
     if args.label is not None and not (config.model.labels and 0 <= args.label < train.classes):
         sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")

@@ -11,6 +11,7 @@ import numpy as np
 import presets
 import pytest
 import readers
+import runs
 import torch
 from methods import Method
 from test_train import ENV, command
@@ -151,7 +152,7 @@ def test_the_parameters_of_the_digits_example_are_loaded(tmp_path):
     model = purevdm.vdm(network, schedules.learned_linear(**digits.GAMMA), event_shape=digits.SHAPE, vocab_size=17)
     params = model.init(random.key(3))
     interop.save_params(tmp_path / "params.safetensors", params)
-    _, train, test, found, loaded = presets.load(tmp_path / "params.safetensors", "cpu")
+    _, train, test, found, loaded = runs.load(tmp_path / "params.safetensors", "cpu")
     assert found == model
     assert all(map(torch.equal, torch.utils._pytree.tree_leaves(loaded), torch.utils._pytree.tree_leaves(params)))
     want = digits.data(random.split(random.key(0), 5)[0])
