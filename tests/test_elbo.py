@@ -7,7 +7,6 @@ import hypothesis.strategies as st
 import numpy as np
 import optree
 import pytest
-import sources
 import torch
 from compare import close
 from goldens import CASES, case
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 
 import purevdm
 from purevdm import Noise, elbo, random, schedules
+from purevdm.testing import sources
 
 seeds = st.integers(0, 2**31)
 

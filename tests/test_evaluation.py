@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import sources
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,6 +12,7 @@ from purevdm.evaluation.figures import figure
 from purevdm.evaluation.profile import _curve
 from purevdm.networks import Condition
 from purevdm.schedules import Schedule
+from purevdm.testing import sources
 
 PARAMS = {"network": {}, "schedule": {}}
 P = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)

@@ -2,13 +2,13 @@
 
 import hypothesis.strategies as st
 import pytest
-import sources
 import torch
 from goldens import case, flow_case, nchw
 from hypothesis import given
 
 import purevdm
 from purevdm import flow, networks, ode, process, random, schedules
+from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 

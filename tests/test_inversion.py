@@ -5,7 +5,6 @@ import math
 
 import perturb
 import pytest
-import sources
 import torch
 from compare import close
 from hypothesis import given
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 import purevdm
 from purevdm import inversion, networks, process, random, schedules, solvers
+from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 STD = 0.4

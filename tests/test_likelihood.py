@@ -4,13 +4,13 @@ import math
 
 import hypothesis.strategies as st
 import pytest
-import sources
 import torch
 from goldens import case, flow_case, nchw
 from hypothesis import given, settings
 
 import purevdm
 from purevdm import decoders, likelihood, networks, nn, ode, random, schedules
+from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 PROBABILITIES = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)

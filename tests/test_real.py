@@ -5,12 +5,12 @@ import math
 import optree
 import perturb
 import pytest
-import sources
 import torch
 from compare import close
 
 import purevdm
 from purevdm import decoders, evaluation, networks, random, schedules, solvers
+from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 

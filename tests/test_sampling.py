@@ -6,7 +6,6 @@ import math
 import optree
 import perturb
 import pytest
-import sources
 import torch
 from compare import close, decoded_alike
 from torch._dynamo.utils import counters
@@ -15,6 +14,7 @@ from versions import since_2_13
 import purevdm
 from purevdm import networks, process, random, sampling, schedules, solvers
 from purevdm._compile import OLD
+from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 

@@ -6,7 +6,6 @@ import pickle
 
 import perturb
 import pytest
-import sources
 import torch
 from compare import decoded_alike
 from goldens import CASES, case, nchw
@@ -14,6 +13,7 @@ from torch._dynamo.utils import counters
 
 import purevdm
 from purevdm import networks, process, random, schedules, solvers
+from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 

@@ -7,10 +7,10 @@ import ideal
 import numpy as np
 import pytest
 import torch
-from sources import entropy, mean_and_error
 
 from purevdm import bfn, networks, random
 from purevdm.bfn import bound, flows, normal, outputs, process
+from purevdm.testing.sources import entropy, mean_and_error
 
 F64 = torch.float64
 NO_PARAMS = {"network": {}}

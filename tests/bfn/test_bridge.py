@@ -6,11 +6,11 @@ import perturb
 import pytest
 import torch
 from compare import close
-from sources import mean_and_error
 
 from purevdm import Noise, bfn, elbo, networks, process, random, schedules
 from purevdm import solvers as diffusion_solvers
 from purevdm.bfn import bound, bridge, normal, solvers
+from purevdm.testing.sources import mean_and_error
 
 F64 = torch.float64
 SIGMA_1 = 0.03

@@ -7,11 +7,11 @@ import mpmath
 import pytest
 import torch
 from hypothesis import given
-from sources import mean_and_error
 
 import purevdm
 from purevdm import bfn, networks, random, schedules
 from purevdm.bfn import distributions
+from purevdm.testing.sources import mean_and_error
 
 numbers = st.floats(-50.0, 50.0)
 deviations = st.floats(1e-4, 50.0)
@@ -91,7 +91,7 @@ def test_decoder_probabilities_are_the_masses():
     assert decoder == bfn.binned(8) != bfn.binned(9)
     with pytest.raises(ValueError, match="x: expected integers"):
         decoder.log_prob(x + 1, z, gamma)
-    with pytest.raises(ValueError, match="vocab_size"):
+    with pytest.raises(ValueError, match="bins"):
         bfn.binned(1)
 
 

@@ -6,10 +6,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from sources import mean_and_error
 
 from purevdm import random
 from purevdm.bfn import categorical, flows, normal, outputs, process
+from purevdm.testing.sources import mean_and_error
 
 F64 = torch.float64
 SIGMA_1, BETA_1, STEPS, DRAWS = 0.1, 3.0, 8, 20_000

@@ -7,7 +7,6 @@ import hypothesis.strategies as st
 import numpy as np
 import optree
 import pytest
-import sources
 import torch
 from hypothesis import given, settings
 from tiny_codec import images, model_and_params
@@ -16,6 +15,7 @@ import purevdm
 from purevdm import codec, decoders, networks, random, schedules
 from purevdm.codec import _chain, coding
 from purevdm.elbo import Seeds
+from purevdm.testing import sources
 
 
 def there_and_back(model, params, x, cond=None, **options):

@@ -4,13 +4,13 @@ import math
 from functools import partial
 
 import pytest
-import sources
 import torch
 
 import purevdm
 from purevdm import decoders, evaluation, likelihood, networks, ode, random, schedules
 from purevdm.elbo import ELBO
 from purevdm.likelihood import Estimate
+from purevdm.testing import sources
 
 PARAMS = {"network": {}, "schedule": {}}
 P = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)

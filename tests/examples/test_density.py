@@ -4,12 +4,12 @@ import math
 import sys
 
 import density
-import sources
 import swirl
 import torch
 
 import purevdm
 from purevdm import decoders, networks, ode, random, schedules
+from purevdm.testing import sources
 
 
 def run(main, monkeypatch, capsys, *arguments):
