@@ -1,6 +1,5 @@
 """One step of each kind: the official numbers, the order on a known flow, one graph, values that compare."""
 
-import itertools
 import math
 import pickle
 
@@ -12,7 +11,7 @@ from goldens import CASES, case, nchw
 from torch._dynamo.utils import counters
 
 import purevdm
-from purevdm import networks, process, random, schedules, solvers
+from purevdm import networks, process, random, schedules, solvers, testing
 from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
@@ -30,30 +29,12 @@ def test_steps_are_the_official_ones(name):
         assert (got - want).norm() <= 2e-5 * want.norm()
 
 
-STD = 0.4
-
-
-def flow(z_1, gamma_0, gamma_1):
-    """Where the probability flow of x ~ N(0, STD**2) takes z_1: the marginals' scales."""
-    scales = [torch.sqrt(process.alpha(g) ** 2 * STD**2 + process.sigma(g) ** 2) for g in (gamma_0, gamma_1)]
-    return z_1 * scales[0] / scales[1]
-
-
 @pytest.mark.parametrize("grid", ["time", "gamma"])
-@pytest.mark.parametrize(("solver", "order"), [(solvers.ddim(), 1), (solvers.dpmpp_2m(), 2)])
-def test_deterministic_solvers_have_their_order_on_a_gaussian(solver, order, grid):
-    # a bent schedule, so that the two grids differ
-    schedule = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
-    model = purevdm.vdm(sources.gaussian(STD), schedule, (50,), 256, dtype=torch.float64)
-    params = NO_PARAMS
-    errors = []
-    for steps in (20, 40, 80, 160):
-        z = model.sample(params, random.key(0), 4, steps=steps, solver=solver, grid=grid, trajectory=True).z
-        want = flow(z[0], *(model.gamma(params, torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)))
-        errors.append((z[-1] - want).norm() / want.norm())
-    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert abs(rates[-1] - order) < 0.15, rates
-    assert errors[-1] < (0.02 if order == 1 else 0.001)
+@pytest.mark.parametrize(
+    ("solver", "order"), [(solvers.ddim(), 1), (solvers.dpmpp_2m(), 2), (solvers.ancestral(), None)], ids=str
+)
+def test_solvers_draw_from_a_gaussian_and_have_their_order_on_it(solver, order, grid):
+    testing.check_solver(solver, order, grid=grid)
 
 
 @pytest.mark.parametrize("solver", [solvers.ddim(), solvers.dpmpp_2m()], ids=["ddim", "dpmpp_2m"])
@@ -106,11 +87,4 @@ def test_a_solver_of_ones_own():
         euler = z_t + h * slope
         return solvers.Step(z_t + h * (slope + velocity(euler, gamma_s, denoise(euler, gamma_s))) / 2, first.x)
 
-    heun = solvers.Solver(lambda z_1, gamma_1: (), step)
-    model = purevdm.vdm(sources.gaussian(STD), schedules.fixed_linear(-6.0, 4.0), (50,), dtype=torch.float64)
-    errors = []
-    for steps in (40, 80, 160):
-        z = model.sample(NO_PARAMS, random.key(0), 4, steps=steps, solver=heun, trajectory=True).z
-        want = flow(z[0], *torch.tensor([-6.0, 4.0], dtype=torch.float64))
-        errors.append((z[-1] - want).norm() / want.norm())
-    assert abs(math.log2(errors[-2] / errors[-1]) - 2) < 0.15
+    testing.check_solver(solvers.Solver(lambda z_1, gamma_1: (), step), order=2)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from versions import since_2_13
 
 import purevdm
-from purevdm import networks, random, schedules, training
+from purevdm import networks, random, schedules, testing, training
 from purevdm.networks import Condition
 
 ZERO = torch.tensor(0.0)
@@ -119,17 +119,9 @@ def test_dropout_and_the_estimate():
     assert not torch.equal(a, quiet)
 
 
-def test_vmap_is_a_loop():
+def test_the_laws_hold():
     network = networks.unet(**TINY, attention=(1,), adapter=AXIAL, dropout=0.2, classes=2, cond_drop=0.5)
-    params = perturbed(network, (2, 5, 4))
-    z, g, keys = random.normal(random.key(1), (3, 2, 5, 4)), torch.tensor([-5.0, 0.0, 3.0]), random.split(random.key(2), 3)
-    label = torch.tensor([0, 1, 1])
-
-    def one(z, g, key, label):
-        return network.apply(params, z, g, cond=label, key=key)
-
-    looped = torch.stack([one(*each) for each in zip(z, g, keys, label, strict=True)])
-    torch.testing.assert_close(torch.func.vmap(one)(z, g, keys, label), looped, rtol=1e-4, atol=1e-4)
+    testing.check_network(network, (2, 5, 4), cond=torch.tensor([0, 1, 0]), stochastic=True)
 
 
 def test_the_compiled_step_is_the_eager_one():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from goldens import CASES, case, nchw
 
-from purevdm import networks, random
+from purevdm import networks, random, testing
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,13 +55,9 @@ def test_the_condition_and_gamma_matter():
     assert not torch.equal(one, network.apply(params, z, torch.tensor(2.0), torch.tensor(1.0)))
 
 
-def test_vmap_is_a_loop():
-    network = networks.vdm_unet(8, 1, groups=4, attention=True)
-    params = perturbed(network, (2, 5, 4))
-    z, g, keys = random.normal(random.key(1), (3, 2, 5, 4)), torch.tensor([-5.0, 0.0, 3.0]), random.split(random.key(2), 3)
-    mapped = torch.func.vmap(lambda z, g, k: network.apply(params, z, g, key=k))(z, g, keys)
-    looped = torch.stack([network.apply(params, *each[:2], key=each[2]) for each in zip(z, g, keys, strict=True)])
-    torch.testing.assert_close(mapped, looped, rtol=1e-4, atol=1e-4)
+def test_the_laws_hold():
+    testing.check_network(networks.vdm_unet(8, 1, groups=4, attention=True, dropout=0.2), (2, 5, 4), stochastic=True)
+    testing.check_network(networks.vdm_unet(8, 1, groups=4, dropout=0.0), (1, 4, 4), stochastic=False)
 
 
 @pytest.mark.parametrize(

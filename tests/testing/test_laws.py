@@ -83,14 +83,6 @@ def test_the_paper_s_decoder():
     testing.check_decoder(decoders.discrete(256))
 
 
-@pytest.mark.parametrize("grid", ["gamma", "time"])
-@pytest.mark.parametrize(
-    ("solver", "order"), [(solvers.ddim(), 1), (solvers.dpmpp_2m(), 2), (solvers.ancestral(), None)], ids=str
-)
-def test_solvers(solver, order, grid):
-    testing.check_solver(solver, order, grid=grid)
-
-
 @settings(max_examples=10)
 @given(strategies.models(), strategies.keys())
 def test_models(model, key):
