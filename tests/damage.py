@@ -6,6 +6,7 @@ Each must give what the whole file gives, or an error that names the file or wha
 
 import bz2
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -23,9 +24,11 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 import optree
+import presets
 import readers
 import safetensors.torch
 import torch
+import train
 from PIL import Image
 
 import purevdm
@@ -152,6 +155,7 @@ def formats(folder: Path) -> list[Format]:
         *_imagenet(),
         *_arrays(),
         _images(),
+        *_runs(folder / "run"),
     ]
 
 
@@ -609,3 +613,34 @@ def _images() -> Format:
         "an animation": out.getvalue(),
     }
     return Format("PNG images", files, lambda at: _taken(readers.image_folder(at)), lies=lies)
+
+
+def _runs(out: Path) -> Iterator[Format]:
+    """What train.py reads of a run that it goes on with. No checksum is on these, so whoever changes a number may."""
+    config = presets.Config(out=out, resume=True)
+    told = json.dumps(presets.as_json(config), indent=1)
+    path = checkpoint.save(out / "checkpoints", STATE, extra=json.loads(told))
+    files = {"config.json": told.encode()}
+    files |= {f"checkpoints/{path.name}/{name}": (path / name).read_bytes() for name in ("state.json", "state.safetensors")}
+
+    def settings(at: Path) -> None:
+        train.prepare(dataclasses.replace(config, out=at))
+
+    def log(at: Path) -> None:
+        train.logged(at / "metrics.jsonl", 3)
+
+    yield Format(
+        "run's settings",
+        files,
+        settings,
+        lies={"a list": b"[]", "a batch that is text": told.replace("128", '"128"').encode()},
+    )
+    lines = "".join(json.dumps({"step": i, "loss": 5.0 / i}) + "\n" for i in range(1, 5)).encode()
+    lies = {
+        "a step that is text": lines.replace(b'"step": 2', b'"step": "2"'),
+        "a step of 10**400": lines.replace(b'"step": 2', b'"step": 1' + b"0" * 400),
+        "a number of 5000 digits": lines.replace(b'"step": 2', b'"step": 1' + b"0" * 5000),
+        "a list in it": lines + b"[]\n",
+        "no step": lines + b"{}\n",
+    }
+    yield Format("run's log", {"metrics.jsonl": lines}, log, lies=lies)
