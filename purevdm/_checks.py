@@ -292,7 +292,8 @@ def outside(wanted: str, name: str, x: Tensor) -> ValueError:
     """The error for values that are not all among those wanted."""
     if x.is_floating_point() and plain(x).isnan().any():
         return ValueError(f"{name}: expected {wanted}, got NaN in {describe(x)}")
-    low, high = (v.item() for v in plain(x).aminmax())
+    wide = plain(x).double() if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else plain(x)  # no order of their own
+    low, high = (v.item() for v in wide.aminmax())
     return ValueError(f"{name}: expected {wanted}, got values from {low} to {high}")
 
 

@@ -122,6 +122,13 @@ def beside(params: Params, name: str, x: Tensor) -> Tensor:
     return x if device is None else _checks.together(name, x, device)
 
 
+def keyed(params: Params, key: Any) -> None:
+    """A key, or seeds, on the parameters' device."""
+    key = key.key if isinstance(key, Seeds) else key
+    if isinstance(key, Tensor):
+        beside(params, "key", key)
+
+
 def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.Structure:
     """The leaves that an ``init`` gives a model of this dtype, without computing them where it runs on the meta device."""
     with untraced():
@@ -272,7 +279,7 @@ def draw_seeds(
         TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
     """
     _checks.key("key", key)
-    keys = random.split(key, _checks.integer("n", n, 1) + 1)
+    keys = random.split(key, _checks.integer("n", n, 1, 2**31 - 1) + 1)
     return Seeds(draw_times(keys[0], n, antithetic=antithetic, timesteps=timesteps, dtype=dtype), keys[1:])
 
 

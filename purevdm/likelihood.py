@@ -66,13 +66,21 @@ class Estimate(NamedTuple):
 
 def combine(log_weights: Tensor, evaluations: Tensor) -> Estimate:
     """The estimate of K weights, (K, B): logsumexp minus log K, and its standard error by the delta method. To combine the
-    weights of several calls, concatenate them.
+    weights of several calls, concatenate them. ``evaluations`` is (B,).
+
+    Raises:
+        TypeError, ValueError: tensors of another form.
 
     >>> import torch
     >>> from purevdm import likelihood
     >>> likelihood.combine(torch.tensor([[1.0], [3.0]]).log(), torch.tensor([2])).log_prob.exp()
     tensor([2.])
     """
+    if _checks.floating("log_weights", log_weights).ndim != 2 or 0 in log_weights.shape:
+        raise ValueError(
+            f"log_weights: expected those of at least one sample and example, (K, B), got {_checks.describe(log_weights)}"
+        )
+    _checks.shaped("evaluations", evaluations, log_weights.shape[1:])
     k = log_weights.shape[0]
     log_prob = torch.logsumexp(log_weights, 0) - math.log(k)
     error = (log_weights - log_prob).exp().std(0) / math.sqrt(k) if k > 1 else torch.full_like(log_prob, math.nan)

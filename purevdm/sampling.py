@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, random
+from purevdm import _checks, elbo, process, random
 from purevdm.elbo import Model
 from purevdm.types import Key, Params
 from purevdm.walks import Walk, checked, loop, times, walk
@@ -48,7 +48,8 @@ def sample(
     """
     checked(how)
     k_z, k_steps, k_decode, k_project = random.split(_checks.key("key", key), 4).unbind(0)
-    shape = (_checks.integer("n", n, 1), *model.event_shape)
+    elbo.keyed(params, key)
+    shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.event_shape)
     _checks.choice("decode", decode, ("argmax", "sample"))
     if how.differentiable and until is None and not how.trajectory and model.decoder.vocab_size is not None:
         raise ValueError("differentiable: data that are integers have no gradient; ask for latents, by until or trajectory")

@@ -119,6 +119,7 @@ class VDM(NamedTuple):
         if self.timesteps:
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
         n = self._check(params, x, cond)
+        elbo.keyed(params, key)
         noise = self.draw(key, n, train=train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
         loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t)
@@ -303,6 +304,7 @@ class VDM(NamedTuple):
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool
     ) -> tuple[ELBO, schedules.Levels, Tensor]:
         n = self._check(params, x, cond)
+        elbo.keyed(params, key)
         noise = self.draw(key, n, train=train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t

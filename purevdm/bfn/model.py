@@ -89,7 +89,9 @@ class BFN(NamedTuple):
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
         train = _checks.boolean("train", train)
-        draws = fixed(self.draws) if fixed(self.timesteps) and self.output.mixture else 0
+        if (draws := fixed(self.draws)) < 1:
+            raise ValueError(f"draws: expected at least 1, got {draws}")
+        draws = draws if fixed(self.timesteps) and self.output.mixture else 0
         return bound.draw_noise(self._seeds(key, n), self.flow.latent_shape(self.event_shape), draws, train)
 
     # The bound
@@ -207,6 +209,7 @@ class BFN(NamedTuple):
 
     def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> ELBO:
         n = self._check(params, x, cond)
+        elbo.keyed(params, key)
         noise = self.draw(key, n, train=train)
         return bound.bound(self, params["network"], x, noise, cond, reconstruction=reconstruction)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, random, walks
+from purevdm import _checks, elbo, random, walks
 from purevdm.bfn import bound
 from purevdm.bfn.bound import Model
 from purevdm.bfn.solvers import Path, Solver
@@ -41,7 +41,8 @@ def sample(model: Model, params: Params, key: Key, n: int, how: Walk, decode: st
     _checks.choice("grid", how.grid, ("time", "root"))
     if not isinstance(how.solver, Solver):
         raise TypeError(f"solver: expected a Solver of purevdm.bfn.solvers, got {_checks.describe(how.solver)}")
-    shape = (_checks.integer("n", n, 1), *model.flow.latent_shape(model.event_shape))
+    elbo.keyed(params, k_w)
+    shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.flow.latent_shape(model.event_shape))
     w = random.normal(k_w, shape, model.dtype)
     walks.refuse_lost_gradients(how, (params, w, how.cond, how.guidance))
     recording = how.differentiable and torch.is_grad_enabled()
@@ -82,6 +83,7 @@ def _sample(model: Model, params: Params, w: Tensor, how: Walk, k_steps: Key, k_
     w = found[0][-1] if how.trajectory else found[0]
     _checks.verify(_checks.finite("latents", {(): w}))
     out = look(w, torch.ones_like(total), found[1] if model.network.self_condition else None)
+    _checks.verify(_checks.finite("network's output", dict(enumerate(out))))  # type: ignore[arg-type]
     x = output.decode(k_decode, out)
     if not how.trajectory:
         return x

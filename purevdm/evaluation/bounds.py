@@ -64,9 +64,9 @@ def bounds(
     _, elbo = stepped(model, timesteps, elbo)
 
     def terms(x: Tensor, cond: Any, key: Key) -> Tensor:
-        return torch.stack(list(elbo(params, x, key, cond)), 1)
+        return stacked("elbo", elbo(params, x, key, cond), len(x))
 
-    return ELBO(*mean(draws(terms, batches, key, passes, group, callback)).unbind(1))
+    return ELBO(*numbers("elbo", mean(draws(terms, batches, key, passes, group, callback))).unbind(1))
 
 
 # What all evaluations share
@@ -86,9 +86,24 @@ def stepped(
     return model, model.elbo if elbo is None else elbo
 
 
+def stacked(name: str, found: Any, n: int) -> Tensor:
+    """The terms of n examples, (n, 3)."""
+    if not isinstance(found, ELBO):
+        raise TypeError(f"{name}: expected it to return a purevdm.ELBO, got {_checks.describe(found)}")
+    return torch.stack([_checks.shaped(f"{name}'s {field}", term, (n,)) for field, term in found._asdict().items()], 1)
+
+
 def mean(found: Tensor) -> Tensor:
     """The mean over passes of what :func:`draws` returns."""
     return sum(found.unbind(0)) / len(found)  # type: ignore[return-value]
+
+
+def numbers(name: str, terms: Tensor) -> Tensor:
+    """Bounds of examples, (N, k), of which none is NaN."""
+    if (broken := terms.isnan().any(1)).any():  # after all have gathered, so that no process is left waiting
+        i = int(broken.nonzero()[0])
+        raise ValueError(f"{name}: expected bounds that are numbers, got NaN for example {i} of the data")
+    return terms
 
 
 def draws(

@@ -183,6 +183,12 @@ def train_step(
         if not callable(function) and (function is not None or name == "grad_fn"):
             raise TypeError(f"{name}: expected a function, got {_checks.describe(function)}")
     optimizer.checked(settings)
+    _checks.integer("state.step", state.step, 0)
+    form = _checks.structure(state.params, "state.params")
+    held = {"ema_params": state.ema_params, "moments.mu": state.moments.mu, "moments.nu": state.moments.nu}
+    for name, tree in held.items():
+        if _checks.structure(tree, f"state.{name}") != form:
+            raise ValueError(f"state.{name}: expected the leaves, shapes and dtypes of state.params, got others")
     _checks.tensor("x", x)
     _checks.leaves(cond)  # none too deep
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
