@@ -83,7 +83,7 @@ def _sample(model: Model, params: Params, w: Tensor, how: Walk, k_steps: Key, k_
     w = found[0][-1] if how.trajectory else found[0]
     _checks.verify(_checks.finite("latents", {(): w}))
     out = look(w, torch.ones_like(total), found[1] if model.network.self_condition else None)
-    _checks.verify(_checks.finite("network's output", dict(enumerate(out))))  # type: ignore[arg-type]
+    _checks.verify(_checks.finite("network's output", {(i,): part for i, part in enumerate(out)}))
     x = output.decode(k_decode, out)
     if not how.trajectory:
         return x
