@@ -1,0 +1,221 @@
+"""Compare diffusion models with Bayesian Flow Networks: grey digits, black and white digits, and text, over seeds.
+
+    python examples/families.py
+
+Digits are scikit-learn's, text is Python's language reference (``characters.py``). On each a diffusion model and a Bayesian
+Flow Network have the same network but for its inputs and outputs, the same steps, batches and seeds, and one split of the
+data. A diffusion model takes black and white for -1 and 1, and a character for five bits. Writes a file for each run as it
+ends, so that a second call goes on where the first stopped, table.md, and bfn.png: samples of the Bayesian flows of the
+first seed, and their input distributions on the way.
+"""
+
+import argparse
+import json
+import math
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import characters
+import digits
+import pictures
+import torch
+from pictures import plt
+from results import ENDPOINTS, FOURIER, summary, train
+from tqdm import tqdm
+
+import purevdm
+from purevdm import bfn, evaluation, interop, networks, random, schedules, training
+
+KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
+UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
+# when the picture shows the input distributions: they learn most where their accuracy has grown little
+TIMES = {
+    "grey": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0),
+    "binary": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
+    "text": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
+}
+SAMPLE_STEPS = 100
+
+
+class Task(NamedTuple):
+    """A model, its data, (n, *event_shape), the steps, batch and rate of its training where the command line does not say,
+    and how many of the model's dimensions make one of the data's."""
+
+    model: purevdm.VDM | bfn.BFN
+    train: torch.Tensor
+    test: torch.Tensor
+    settings: dict[str, float]
+    dimensions: int = 1
+
+
+def split() -> torch.Tensor:
+    """The key that splits data, of all runs."""
+    return random.split(random.key(0), 5)[0]
+
+
+def images(name: str, kind: str) -> Task:
+    levels = 2 if name == "binary" else digits.LEVELS
+    x, test = (part // 9 if levels == 2 else part for part in digits.data(split()))
+    network = partial(networks.vdm_unet, 32, 2, fourier=FOURIER, dropout=0.0, groups=8)
+    if kind == "vdm":
+        model = purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), digits.SHAPE, vocab_size=levels)
+    elif levels == 2:
+        model = bfn.discrete(network(predicts="x"), digits.SHAPE, classes=2, beta_1=9.0)
+    else:
+        model = bfn.discretised(network(outputs=2), digits.SHAPE, bins=levels, sigma_1=0.03)
+    return Task(model, x, test, dict(steps=400, batch=64, lr=2e-3))
+
+
+def text(kind: str) -> Task:
+    parts, size = characters.split(split()), (characters.WIDTH, characters.BLOCKS)
+    settings = dict(steps=characters.STEPS, batch=characters.BATCH, lr=characters.LR)
+    if kind == "bfn":
+        return Task(characters.flow(*size), parts.train, parts.test, settings)
+    x, test = (characters.as_bits(windows) for windows in (parts.train, parts.test))
+    return Task(characters.diffusion(*size), x, test, settings, characters.BITS)
+
+
+TASKS = {"grey": partial(images, "grey"), "binary": partial(images, "binary"), "text": text}
+
+
+def baselines() -> dict[str, list[tuple[str, torch.Tensor]]]:
+    """By data, what simpler models spend on each test example."""
+    x, test = digits.data(split())
+    parts = characters.split(split())
+    return {
+        "grey": [("pixel histograms", digits.histogram_bits(x, test))],
+        "binary": [("pixel histograms", digits.histogram_bits(x // 9, test // 9, 2))],
+        "text": [(f"{n}-grams", characters.ngram_bits(parts.pieces, parts.test, n)) for n in range(1, 6)],
+    }
+
+
+@torch.no_grad()
+def assess(task: Task, params, key: torch.Tensor, passes: int) -> dict[str, float]:
+    """The bound on test data, what of it the reconstruction is, and the bound on as many training examples."""
+    k_test, k_pick, k_train = random.split(key, 3)
+    bound = evaluation.evaluate(task.model, params, [task.test], k_test, passes=passes)
+    picked = task.train[random.randint(k_pick, (len(task.test),), 0, len(task.train))]
+    seen = evaluation.evaluate(task.model, params, [picked], k_train, passes=-(-passes // 4))
+    found = {"bits": bound.total.mean, "error": bound.total.error, "recon": bound.recon.mean, "train": seen.total.mean}
+    return {name: value * task.dimensions for name, value in found.items()}
+
+
+def run(args) -> None:
+    rows = [(name, kind) for name in TASKS for kind in KINDS if f"{name}/{kind}".startswith(args.rows)]
+    for name, kind in tqdm(rows, desc="rows"):
+        paths = [args.out / f"{name}-{kind}-{seed}.json" for seed in range(args.seeds)]
+        if all(path.exists() for path in paths):
+            continue
+        task = TASKS[name](kind)
+        torch._dynamo.reset()
+        # as in the paper, training leaves the reconstruction out, and with it the second application of the network
+        trained = task.model._replace(reconstruction=False) if kind == "bfn" else task.model
+        grad_fn = training.gradients(trained, compile=not args.eager)
+        given = {setting: value for setting in task.settings if (value := getattr(args, setting)) is not None}
+        settings = SimpleNamespace(**(task.settings | given))
+        for seed, path in enumerate(paths):
+            if path.exists():
+                continue
+            k_init, k_train, k_test = random.split(random.key(seed + 1), 3)
+            started = time.monotonic()
+            params = train(task.model, grad_fn, task.train, k_init, k_train, settings)
+            if (kind, seed) == ("bfn", 0):
+                interop.save_params(args.out / f"{name}.safetensors", params)
+            found = assess(task, params, k_test, args.passes)
+            path.write_text(json.dumps(found))
+            seconds = time.monotonic() - started
+            tqdm.write(f"{name}, {kind}, {seed}: {found['bits']:.3f} {UNITS[name]}, {seconds:.0f} s")
+
+
+def results(out: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
+    """What the runs so far have left, by row."""
+    rows = [(name, kind) for name in TASKS for kind in KINDS]
+    found = {row: [json.loads(p.read_text()) for p in sorted(out.glob(f"{'-'.join(row)}-*.json"))] for row in rows}
+    return {row: runs for row, runs in found.items() if runs}
+
+
+def table(found: dict[tuple[str, str], list[dict[str, float]]], simpler: dict[str, list[tuple[str, torch.Tensor]]]) -> str:
+    """Means over seeds with their standard errors, and the standard error over test examples."""
+    lines = ["| data | model | test | of it reconstruction | over examples | train |", "|---" * 6 + "|"]
+    for name, unit in UNITS.items():
+        for kind, title in KINDS.items():
+            if runs := found.get((name, kind)):
+                bits, recon, seen = (summary([r[field] for r in runs]) for field in ("bits", "recon", "train"))
+                error = sum(r["error"] for r in runs) / len(runs)
+                lines.append(f"| {name}, {unit} | {title} | {bits} | {recon} | ± {error:.3f} | {seen} |")
+        if any(row == name for row, _ in found):
+            for title, each in simpler[name]:
+                error = each.std().item() / math.sqrt(len(each))
+                lines.append(f"| {name}, {unit} | {title} | {each.mean():.3f} | | ± {error:.3f} | |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(found: dict[tuple[str, str], list[dict[str, float]]]) -> str:
+    """The Bayesian flow's bound against the diffusion model's, seed by seed."""
+    lines = []
+    for name, unit in UNITS.items():
+        a, b = (found.get((name, kind), []) for kind in ("bfn", "vdm"))
+        if a and len(a) == len(b):
+            gaps = [i["bits"] - j["bits"] for i, j in zip(a, b, strict=True)]
+            lines.append(f"{name}: Bayesian flow - diffusion {summary(gaps)} {unit}")
+    return "\n".join(lines)
+
+
+def picture(out: Path) -> None:
+    """Samples of the first seed's Bayesian flows, and their input distributions on the way."""
+    figure = plt.figure(figsize=(11, 9.5), layout="constrained")
+    grid = figure.add_gridspec(3, 2, height_ratios=(4, 4, 2.2))
+    for row, name in enumerate(TASKS):
+        path, model = out / f"{name}.safetensors", TASKS[name]("bfn").model
+        if not path.exists():
+            continue
+        params = interop.load_params(path, model.init(random.key(0)))
+        n = 1 if name == "text" else 32
+        found = model.sample(params, random.key(1), n, steps=SAMPLE_STEPS, trajectory=True)
+        steps = [round(t * SAMPLE_STEPS) for t in TIMES[name]]
+        if name == "text":
+            ax = figure.add_subplot(grid[row, :])
+            pictures.text_on_the_way(ax, found.theta[:, 0], steps, characters.ALPHABET)
+            ax.set(title="text: the likeliest characters, the paler the less likely", ylabel="time")
+            continue
+        levels = model.decoder.vocab_size
+        left, right = (figure.add_subplot(grid[row, column]) for column in (0, 1))
+        left.imshow(pictures.tiles(levels - 1 - found.x, levels, side=8), interpolation="nearest")
+        left.set(title=f"{name} digits: samples", xticks=[], yticks=[], frame_on=False)
+        pictures.images_on_the_way(right, found.theta[:, :4], steps, levels)
+        right.set(title="means of the input distributions", xlabel="time")
+    figure.savefig(out / "bfn.png", dpi=90)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = "default: each row's own"
+    parser.add_argument("--steps", type=int, help=f"training steps of each run ({default})")
+    parser.add_argument("--batch", type=int, help=default)
+    parser.add_argument("--lr", type=float, help=default)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default: %(default)s)")
+    parser.add_argument("--passes", type=int, default=20, help="passes of times over the test set")
+    parser.add_argument("--rows", default="", help="only the rows that begin so, as grey or text/bfn")
+    parser.add_argument("--out", type=Path, default=Path("runs/families"))
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    args = parser.parse_args()
+    if min(args.seeds, args.passes, *(1 if n is None else n for n in (args.steps, args.batch))) < 1:
+        parser.error("--steps, --seeds, --batch and --passes must be at least 1")
+    args.out.mkdir(parents=True, exist_ok=True)
+    run(args)
+    found = results(args.out)
+    if not found:
+        parser.error(f"--rows: expected the beginning of a row, as grey or text/bfn, got {args.rows!r}")
+    written = table(found, baselines())
+    (args.out / "table.md").write_text(written)
+    print(written)
+    print(differences(found))
+    picture(args.out)
+
+
+if __name__ == "__main__":
+    main()
