@@ -28,7 +28,7 @@ class Split(NamedTuple):
 
     Attributes:
         pieces: the training text, each (n,), codes in [0, 27).
-        train: their windows, one from every character, (n, LENGTH).
+        train: its windows, one from every character, (n, LENGTH), in no order.
         test: windows side by side of the held-out text, (TEST, LENGTH).
     """
 
@@ -50,7 +50,7 @@ def read() -> str:
 def split(key: Tensor) -> Split:
     """A tenth of the text's stretches is held out, drawn by the key. A window of the test set has no run of 24 characters
     that the training text has, too: the reference uses many a phrase again."""
-    k_stretches, k_windows = random.split(key)
+    k_stretches, k_windows, k_train = random.split(key, 3)
     codes = torch.tensor([ALPHABET.index(c) for c in read()], dtype=torch.uint8)
     stretches = codes.tensor_split(STRETCHES)
     held = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
@@ -68,7 +68,8 @@ def split(key: Tensor) -> Split:
     fresh = [i for i, row in enumerate(windows) if runs.isdisjoint(texts(row.unfold(0, RUN, 1)))]
     windows = windows[fresh]
     test = windows[random.permutation(k_windows, len(windows))[:TEST]]
-    return Split(parts, torch.cat([part.unfold(0, LENGTH, 1) for part in parts]), test)
+    train = torch.cat([part.unfold(0, LENGTH, 1) for part in parts])
+    return Split(parts, train[random.permutation(k_train, len(train))], test)
 
 
 def texts(codes: Tensor) -> list[str]:
