@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 from pydoc_data import topics
 from typing import NamedTuple
 
@@ -16,11 +17,11 @@ import purevdm
 from purevdm import bfn, networks, random, schedules
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"
-LENGTH, TEST = 64, 256
+LENGTH, TEST = 64, 256  # of a window, and how many are held out
 STRETCHES, RUN = 40, 24
-BETA_1 = 0.75**2
+BITS = 5  # enough for a character
+BETA_1, GAMMA = 0.75**2, (-4.0, 6.0)  # the paper's for 27 classes; for bits, where the endpoints of gamma start
 WIDTH, BLOCKS, STEPS, BATCH, LR = 96, 4, 800, 32, 2e-3
-BITS, GAMMA = 5, (-4.0, 6.0)
 
 
 class Split(NamedTuple):
@@ -48,28 +49,20 @@ def read() -> str:
 
 
 def split(key: Tensor) -> Split:
-    """A tenth of the text's stretches is held out, drawn by the key. A window of the test set has no run of 24 characters
-    that the training text has, too: the reference uses many a phrase again."""
+    """A tenth of the text, in stretches drawn by the key, is held out. The reference uses many a phrase again, so windows
+    with a run of ``RUN`` characters that the training text has, too, are left out of the test set."""
     k_stretches, k_windows, k_train = random.split(key, 3)
     codes = torch.tensor([ALPHABET.index(c) for c in read()], dtype=torch.uint8)
     stretches = codes.tensor_split(STRETCHES)
     held = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
-    parts, last = [], None
-    for i, stretch in enumerate(stretches):
-        if i in held:
-            continue
-        if last == i - 1:
-            parts[-1] = torch.cat([parts[-1], stretch])
-        else:
-            parts.append(stretch)
-        last = i
-    windows = torch.cat([stretches[i][: len(stretches[i]) // LENGTH * LENGTH].reshape(-1, LENGTH) for i in sorted(held)])
-    runs = {run for part in parts for run in texts(part.unfold(0, RUN, 1))}
-    fresh = [i for i, row in enumerate(windows) if runs.isdisjoint(texts(row.unfold(0, RUN, 1)))]
-    windows = windows[fresh]
-    test = windows[random.permutation(k_windows, len(windows))[:TEST]]
-    train = torch.cat([part.unfold(0, LENGTH, 1) for part in parts])
-    return Split(parts, train[random.permutation(k_train, len(train))], test)
+    together = groupby(range(STRETCHES), held.__contains__)
+    pieces = [torch.cat([stretches[i] for i in stretch]) for out, stretch in together if not out]
+    known = {run for piece in pieces for run in texts(piece.unfold(0, RUN, 1))}
+    windows = torch.cat([stretches[i].unfold(0, LENGTH, LENGTH) for i in sorted(held)])
+    new = [i for i, window in enumerate(windows) if known.isdisjoint(texts(window.unfold(0, RUN, 1)))]
+    test = windows[new][random.permutation(k_windows, len(new))[:TEST]]
+    train = torch.cat([piece.unfold(0, LENGTH, 1) for piece in pieces])
+    return Split(pieces, train[random.permutation(k_train, len(train))], test)
 
 
 def texts(codes: Tensor) -> list[str]:
@@ -115,8 +108,8 @@ def ngram_bits(parts: list[Tensor], test: Tensor, order: int, characters: int = 
 class Block(nn.Module):
     """Attention of all to all and two layers, each after a norm, shifted and scaled by the time (Peebles & Xie 2023).
 
-    A head adds a number for every distance, learned, to what it attends by. At first that makes all heads look near by, each
-    half as near as the one before (Press et al. 2022).
+    A head adds a number for every distance, learned, to what it attends by. At first that makes all look near by, each twice
+    as far as the one before (Press et al. 2022).
     """
 
     def __init__(self, width: int, heads: int, length: int) -> None:

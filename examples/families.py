@@ -4,15 +4,17 @@
 
 Digits are scikit-learn's, text is Python's language reference (``characters.py``). On each a diffusion model and a Bayesian
 Flow Network have the same network but for its inputs and outputs, the same steps, batches and seeds, and one split of the
-data. A diffusion model takes black and white for -1 and 1, and a character for five bits. Writes a file for each run as it
-ends, so that a second call goes on where the first stopped, table.md, and bfn.png: samples of the Bayesian flows of the
-first seed, and their input distributions on the way.
+data. A diffusion model takes black and white for two numbers, and a character for five such bits.
+
+Writes a file for each run as it ends, so that a second call goes on where the first stopped, table.md, and bfn.png: samples
+of the Bayesian flows of the first seed, and their input distributions on the way.
 """
 
 import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +40,8 @@ TIMES = {
     "text": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
 }
 SAMPLE_STEPS = 100
+BINARY = (-5.0, 5.0)  # endpoints for two values: at -5 they are six deviations apart from where they meet
+IMAGES = dict(steps=400, batch=64, lr=2e-3, passes=20)
 
 
 class Task(NamedTuple):
@@ -62,17 +66,32 @@ def split() -> torch.Tensor:
     return random.split(random.key(0), 5)[0]
 
 
-def images(name: str, kind: str) -> Task:
-    levels = 2 if name == "binary" else digits.LEVELS
-    x, test = (part // 9 if levels == 2 else part for part in digits.data(split()))
-    network = partial(networks.vdm_unet, 32, 2, fourier=FOURIER, dropout=0.0, groups=8)
+def network(**options) -> networks.Network:
+    return networks.vdm_unet(32, 2, fourier=FOURIER, dropout=0.0, groups=8, **options)
+
+
+def grey(kind: str) -> Task:
     if kind == "vdm":
-        model = purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), digits.SHAPE, vocab_size=levels)
-    elif levels == 2:
-        model = bfn.discrete(network(predicts="x"), digits.SHAPE, classes=2, beta_1=9.0)
+        model = purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), digits.SHAPE, vocab_size=digits.LEVELS)
     else:
-        model = bfn.discretised(network(outputs=2), digits.SHAPE, bins=levels, sigma_1=0.03)
-    return Task(model, x, test, dict(steps=400, batch=64, lr=2e-3, passes=20))
+        model = bfn.discretised(network(outputs=2), digits.SHAPE, bins=digits.LEVELS, sigma_1=0.03)
+    return Task(model, *digits.data(split()), IMAGES)
+
+
+def binary(kind: str) -> Task:
+    """Both networks give the logit of white."""
+    if kind == "vdm":
+        logit = network(predicts="x", gamma_min=BINARY[0], gamma_max=BINARY[1])
+        rounding = logit._replace(apply=partial(probable, logit.apply))
+        model = purevdm.vdm(rounding, schedules.learned_linear(*BINARY), digits.SHAPE, vocab_size=2)
+    else:
+        model = bfn.discrete(network(predicts="x"), digits.SHAPE, classes=2, beta_1=9.0)
+    return Task(model, *(x // 9 for x in digits.data(split())), IMAGES)
+
+
+def probable(logit: Callable[..., torch.Tensor], *args, **options) -> torch.Tensor:
+    """The mean of an x that is -1/2 or 1/2, as two values are encoded."""
+    return torch.sigmoid(logit(*args, **options)) - 0.5
 
 
 def text(kind: str) -> Task:
@@ -84,7 +103,7 @@ def text(kind: str) -> Task:
     return Task(characters.diffusion(*size), x, test, settings, characters.BITS)
 
 
-TASKS = {"grey": partial(images, "grey"), "binary": partial(images, "binary"), "text": text}
+TASKS = {"grey": grey, "binary": binary, "text": text}
 
 
 def baselines() -> dict[str, list[tuple[str, torch.Tensor]]]:
