@@ -27,12 +27,7 @@ from purevdm import bfn, interop, networks, random
 from purevdm.evaluation import Figure, evaluate
 
 HELP = dict(steps="training steps", batch="examples a step", embed="the network's width", lr="the highest learning rate")
-# when a picture shows the input distributions: they learn most where their accuracy has grown little
-TIMES = {
-    "digits": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0),
-    "binary": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
-    "text": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
-}
+TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
 # by task, where the command line does not say: training steps, the batch, the network's width, the rate
 DEFAULTS = {
     "digits": dict(steps=550, batch=64, embed=64, lr=2e-3),
@@ -79,7 +74,7 @@ def text(key: torch.Tensor, embed: int) -> Task:
 
 
 def picture(path: Path, task: str, levels: int, real: torch.Tensor, found: bfn.Sample) -> None:
-    steps = [round(fraction * (len(found.theta) - 1)) for fraction in TIMES[task]]
+    steps = [round(fraction * (len(found.theta) - 1)) for fraction in TIMES]
     if task == "text":
         figure, axes = plt.subplots(3, 1, figsize=(9, 6), layout="constrained")
         for ax, theta in zip(axes, found.theta[:, :3].unbind(1), strict=True):

@@ -114,7 +114,7 @@ def text_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], alphabet: str
     for i, row in enumerate(likeliest.tolist()):
         for j, character in enumerate(row):
             grey = str(1.0 - darkness[i, j].item())
-            ax.text(j, i, alphabet[character], family="monospace", color=grey, ha="center", va="center")
+            ax.text(j, i, alphabet[character], family="monospace", size=12, color=grey, ha="center", va="center")
     times = [f"{step / (len(theta) - 1):.2g}" for step in steps]
     ax.set(xlim=(-1, theta.shape[1]), ylim=(len(steps) - 0.5, -0.5), xticks=[], frame_on=False)
     ax.set_yticks(range(len(steps)), times)
