@@ -8,6 +8,30 @@ data. A diffusion model takes black and white for two numbers, and a character f
 
 Writes a file for each run as it ends, so that a second call goes on where the first stopped, table.md, and bfn.png: samples
 of the Bayesian flows of the first seed, and their input distributions on the way.
+
+Digits after 400 steps of 64 images, text after 800 steps of 32 windows, means over three seeds with their standard errors;
+then the standard error over test examples, the noise of times included. Text is that of Python 3.11.
+
+    data                    model             test             over examples  train
+    grey, bits/dim          diffusion         2.190 +- 0.007   0.023          2.165 +- 0.003
+    grey, bits/dim          Bayesian flow     1.974 +- 0.003   0.016          1.955 +- 0.003
+    grey, bits/dim          pixel histograms  2.427            0.012
+    binary, bits/dim        diffusion         0.496 +- 0.004   0.009          0.488 +- 0.002
+    binary, bits/dim        Bayesian flow     0.453 +- 0.002   0.007          0.450 +- 0.003
+    binary, bits/dim        pixel histograms  0.545            0.005
+    text, bits/character    diffusion         3.711 +- 0.007   0.066          3.688 +- 0.024
+    text, bits/character    Bayesian flow     3.131 +- 0.007   0.024          3.146 +- 0.008
+    text, bits/character    1-grams           4.101            0.007
+    text, bits/character    2-grams           3.352            0.011
+    text, bits/character    3-grams           2.511            0.015
+    text, bits/character    4-grams           1.905            0.018
+    text, bits/character    5-grams           1.707            0.021
+
+Much of the gain is the output's: it says which values data take. The diffusion model of black and white gives a probability,
+too; one that predicts the noise, as that of grey digits does, spends 0.774 (one seed), more than histograms. Training times
+matter less: drawn by importance, they take the diffusion model of grey digits to 2.138 (``objectives.py``). On text the
+Bayesian flow has learned more than which characters follow one another, and less than which follow two. It has not begun to
+overfit: on training windows it spends as much as on new ones.
 """
 
 import argparse
