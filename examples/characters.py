@@ -51,7 +51,7 @@ def read() -> str:
 def split(key: Tensor) -> Split:
     """A tenth of the text, in stretches drawn by the key, is held out. The reference uses many a phrase again, so windows
     with a run of ``RUN`` characters that the training text has, too, are left out of the test set."""
-    k_stretches, k_windows, k_train = random.split(key, 3)
+    k_stretches, k_windows, k_train = random.split(key.cpu(), 3)
     codes = torch.tensor([ALPHABET.index(c) for c in read()], dtype=torch.uint8)
     stretches = codes.tensor_split(STRETCHES)
     held = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
@@ -120,15 +120,15 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        i = torch.arange(length)
-        self.distances = i[:, None] - i + length - 1
         self.near = nn.Parameter(-(0.5 ** torch.arange(heads)[:, None]) * torch.arange(1 - length, length).abs())
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         scale_1, shift_1, scale_2, shift_2 = self.modulation(time)[:, None].chunk(4, -1)
         x = F.layer_norm(h, h.shape[-1:]) * (1.0 + scale_1) + shift_1
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, self.near[:, self.distances][None])
+        i = torch.arange(h.shape[1], device=h.device)
+        near = self.near[:, i[:, None] - i + h.shape[1] - 1]
+        seen = F.scaled_dot_product_attention(q, k, v, near[None])
         h = h + self.out(seen.transpose(1, 2).flatten(2))
         x = F.layer_norm(h, h.shape[-1:]) * (1.0 + scale_2) + shift_2
         return h + self.narrow(F.gelu(self.wide(x)))
