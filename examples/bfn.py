@@ -2,32 +2,39 @@
 
     python examples/bfn.py digits     # scikit-learn's 8x8 images of 17 grey levels, as bins
     python examples/bfn.py binary     # the same, black and white: two classes
-    python examples/bfn.py text       # the characters of this repository's licence, windows of 32
+    python examples/bfn.py text       # the characters of Python's language reference, windows of 64
 
-Prints the test bound in bits per dimension (of text: per character) beside baselines, and samples. Writes samples.png (of
-digits: with the input distributions' means on the way) and params.safetensors, the averaged parameters.
+Prints the test bound in bits per dimension (of text: per character) beside baselines. Writes samples.png, which shows the
+input distributions on the way, too, and params.safetensors, the averaged parameters. ``families.py`` compares with diffusion
+models, over seeds.
 """
 
 import argparse
 import math
-import re
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import characters
 import digits
 import numpy as np
 import optree
+import pictures
 import programs
 import torch
-from pictures import tiles
+from pictures import plt
 from tqdm import tqdm
 
 from purevdm import bfn, interop, networks, random
 from purevdm.evaluation import Figure, evaluate
 
-ALPHABET = " abcdefghijklmnopqrstuvwxyz"
-LENGTH, HELD_OUT = 32, 60
+HELP = dict(steps="training steps", batch="examples a step", embed="the network's width", lr="the highest learning rate")
+TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
+# by task, where the command line does not say: training steps, the batch, the network's width, the rate
+DEFAULTS = {
+    "digits": dict(steps=550, batch=64, embed=64, lr=2e-3),
+    "binary": dict(steps=550, batch=64, embed=64, lr=2e-3),
+    "text": dict(steps=characters.STEPS, batch=characters.BATCH, embed=characters.WIDTH, lr=characters.LR),
+}
 
 
 class Task(NamedTuple):
@@ -61,78 +68,48 @@ def images(name: str, key: torch.Tensor, embed: int) -> Task:
 
 
 def text(key: torch.Tensor, embed: int) -> Task:
-    """Letters and spaces of the licence: windows of the training part at every character, of the test part side by side."""
-    whole = (Path(__file__).parents[1] / "LICENSE").read_text()
-    codes = torch.tensor([ALPHABET.index(c) for c in re.sub("[^a-z]+", " ", whole.lower()).strip()])
-    # a stretch of the text is held out, its place drawn by the key
-    start = int(random.randint(key, (), 0, len(codes) - HELD_OUT * LENGTH))
-    test = codes[start : start + HELD_OUT * LENGTH].reshape(HELD_OUT, 1, LENGTH)
-    parts = [codes[:start], codes[start + HELD_OUT * LENGTH :]]
-    train = torch.cat([part.unfold(0, LENGTH, 1) for part in parts if len(part) >= LENGTH])[:, None]
-    network = networks.unet(embed, (1, 2), 2, adapter="c l -> l c", attention=(0, 1), dropout=0.1)
-    model = bfn.discrete(network, (1, LENGTH), classes=len(ALPHABET), beta_1=0.75**2)
-    baselines = {f"{n}-grams": over_examples(ngram_bits(parts, test, n)) for n in (1, 2, 3, 4)}
-    return Task(model, train, test, baselines)
+    """Windows of the training text at every character, of the held-out text side by side."""
+    parts = characters.split(key)
+    baselines = {f"{n}-grams": over_examples(characters.ngram_bits(parts.pieces, parts.test, n)) for n in range(1, 7)}
+    return Task(characters.flow(embed, characters.BLOCKS), parts.train, parts.test, baselines)
 
 
-def ngram_bits(parts: list[torch.Tensor], test: torch.Tensor, order: int) -> torch.Tensor:
-    """Bits per character of each window under n-grams interpolated with the shorter ones (Witten & Bell 1991), down to the
-    uniform distribution. A window's first characters have as much of a past as the window shows."""
-    counts: Counter = Counter()
-    for part in (part.tolist() for part in parts):
-        counts.update(tuple(part[i : i + n]) for n in range(1, order + 1) for i in range(len(part) - n + 1))
-    followers = Counter(gram[:-1] for gram in counts)
-    totals = Counter()
-    for gram, count in counts.items():
-        totals[gram[:-1]] += count
-
-    def p(past: tuple, character: int) -> float:
-        shorter = p(past[1:], character) if past else 1.0 / len(ALPHABET)
-        if past not in totals:
-            return shorter
-        return (counts[(*past, character)] + followers[past] * shorter) / (totals[past] + followers[past])
-
-    bits = [
-        [-math.log2(p(tuple(row[max(0, i - order + 1) : i]), c)) for i, c in enumerate(row)]
-        for row in test.flatten(1).tolist()
-    ]
-    return torch.tensor(bits).mean(1)
-
-
-def pictures(path: Path, levels: int, real: torch.Tensor, found: bfn.Sample) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(15, 5.3), layout="constrained")
-    means = found.theta[..., 1] * 2 - 1 if levels == 2 else found.theta
-    steps = [round(i * (len(means) - 1) / 7) for i in range(8)]
-    way = ((means[steps, :8].transpose(0, 1).flatten(0, 1).clamp(-1, 1) + 1) / 2 * (levels - 1)).round().long()
-    titles = ("real", "samples", "input distributions on the way")
-    for ax, x, title in zip(axes, (real[:64], found.x[:64], way), titles, strict=True):
-        ax.imshow(tiles(levels - 1 - x, levels, side=8), interpolation="nearest")
-        ax.set_title(title)
-        ax.axis("off")
+def picture(path: Path, task: str, levels: int, real: torch.Tensor, found: bfn.Sample) -> None:
+    steps = [round(fraction * (len(found.theta) - 1)) for fraction in TIMES]
+    if task == "text":
+        figure, axes = plt.subplots(3, 1, figsize=(9, 6), layout="constrained")
+        for ax, theta in zip(axes, found.theta[:, :3].unbind(1), strict=True):
+            pictures.text_on_the_way(ax, theta, steps, characters.ALPHABET)
+        axes[0].set_title("the likeliest characters under the input distributions, by time")
+    else:
+        figure, axes = plt.subplots(1, 3, figsize=(15, 5.3), layout="constrained")
+        for ax, x, title in zip(axes, (real[:64], found.x[:64]), ("real", "samples"), strict=False):
+            ax.imshow(pictures.tiles(levels - 1 - x, levels, side=8), interpolation="nearest")
+            ax.set_title(title)
+            ax.axis("off")
+        pictures.images_on_the_way(axes[2], found.theta[:, :8], steps, levels)
+        axes[2].set_title("means of the input distributions, by time")
     figure.savefig(path, dpi=120)
-    plt.close("all")
+    plt.close(figure)
 
 
 @programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("digits", "binary", "text"), nargs="?", default="digits")
-    parser.add_argument("--steps", type=int, default=550, help="training steps (default: %(default)s)")
+    for name, default in DEFAULTS["digits"].items():
+        values = ", ".join(f"{DEFAULTS[task][name]} for {task}" for task in DEFAULTS)
+        parser.add_argument(f"--{name}", type=type(default), help=f"{HELP[name]} (default: {values})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="where the files go (default: runs/bfn_TASK)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--embed", type=int, default=64, help="the network's width (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--passes", type=int, default=20, help="passes of times over the test set")
     parser.add_argument("--sample-steps", type=int, default=100)
     parser.add_argument("--eager", action="store_true", help="train without compiling")
     args = parser.parse_args()
+    for name, default in DEFAULTS[args.task].items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     if min(args.steps, args.batch, args.passes, args.sample_steps) < 1:
         parser.error("--steps, --batch, --passes and --sample-steps must be at least 1")
     out = args.out or Path("runs") / f"bfn_{args.task}"
@@ -172,10 +149,9 @@ def main() -> None:
     with tqdm(total=args.sample_steps, desc="sample") as bar:
         options = dict(steps=args.sample_steps, trajectory=True, callback=lambda i, w: bar.update())
         found = model.sample(ema, k_sample, 64, **options)
+    picture(out / "samples.png", args.task, model.decoder.vocab_size, test, found)
     if args.task == "text":
-        print("\n".join("".join(ALPHABET[c] for c in row) for row in found.x[:8, 0].tolist()))
-    else:
-        pictures(out / "samples.png", model.decoder.vocab_size, test, found)
+        print("\n".join(characters.texts(found.x[:8])))
     unit = "bits/character" if args.task == "text" else "bits/dim"
     print(f"{'test bound':<18}{bound.total} {unit} ({args.steps} steps, {len(test)} examples)")
     print(f"{'  of it messages':<18}{bound.diffusion}")

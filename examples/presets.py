@@ -143,20 +143,21 @@ _aug = replace(
     batch=768,
     eval_batch=1024,
 )
+_digits = Config(
+    model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_min=-8.0, gamma_max=4.0),
+    optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
+    batch=64,
+    eval_every=275,
+    save_every=275,
+    eval_batch=99,
+    eval_passes=10,
+    out=Path("runs/digits_train"),
+)
 
 PRESETS: dict[str, tuple[str, Config]] = {
     "digits": (
         "scikit-learn's digits, for two CPU cores: a few minutes",
-        Config(
-            model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_min=-8.0, gamma_max=4.0),
-            optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
-            batch=64,
-            eval_every=275,
-            save_every=275,
-            eval_batch=99,
-            eval_passes=10,
-            out=Path("runs/digits_train"),
-        ),
+        _digits,
     ),
     "fashion_mnist": (
         "Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: hours",
@@ -185,17 +186,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "digits_bfn": (
-        "the same as a Bayesian Flow Network of discretised data",
-        Config(
-            model=Model(kind="bfn_discretised", groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False),
-            optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
-            batch=64,
-            eval_every=275,
-            save_every=275,
-            eval_batch=99,
-            eval_passes=10,
-            out=Path("runs/digits_bfn"),
-        ),
+        "digits by a Bayesian Flow Network of discretised data",
+        replace(_digits, model=replace(_digits.model, kind="bfn_discretised"), out=Path("runs/digits_bfn")),
     ),
     "real": (
         "an array of real numbers, .npy: rows of a table, for one CPU core",

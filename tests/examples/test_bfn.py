@@ -1,6 +1,5 @@
-"""The Bayesian flow example: its tasks, the n-gram baseline, whole runs."""
+"""The Bayesian flow example: its tasks, presets, whole runs."""
 
-import math
 import runpy
 import subprocess
 import sys
@@ -21,32 +20,6 @@ SCRIPT = Path(digits.__file__).with_name("bfn.py")
 def program():
     """The names of the program."""
     return runpy.run_path(str(SCRIPT))
-
-
-def test_text_is_held_out(program):
-    task = program["text"](random.key(0), 8)
-    assert task.test.shape == (60, 1, 32)
-    assert task.train.shape[1:] == (1, 32)
-    alphabet = program["ALPHABET"]
-    words = "".join(alphabet[c] for c in task.test.flatten().tolist())
-    assert "license" in words
-    # no training window holds characters of the test part: none is found in one piece there, phrases apart
-    held = {tuple(row) for row in task.test.flatten(1).tolist()}
-    assert len(held & {tuple(row) for row in task.train.flatten(1).tolist()}) < 6
-    other = program["text"](random.key(1), 8)
-    assert not torch.equal(task.test, other.test)
-
-
-def test_ngrams_are_distributions_and_longer_ones_know_more(program):
-    part = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
-    # every character that may follow "0 1": the probabilities add up to one
-    bits = [program["ngram_bits"]([part], torch.tensor([[0, 1, c]]), 3) * 3 for c in range(27)]
-    before = program["ngram_bits"]([part], torch.tensor([[0, 1]]), 3) * 2
-    assert sum(2 ** (before - b).item() for b in bits) == pytest.approx(1.0, rel=1e-5)
-    assert program["ngram_bits"]([], torch.tensor([[3, 4]]), 2).item() == pytest.approx(math.log2(27))
-    test = torch.tensor([[0, 1, 2, 0, 1, 2]])
-    found = [program["ngram_bits"]([part], test, n).item() for n in (1, 2, 3)]
-    assert found == sorted(found, reverse=True)
 
 
 def test_black_and_white_digits(program):
@@ -121,6 +94,7 @@ def test_a_short_run(task, tmp_path):
     command = [sys.executable, str(SCRIPT), task, *small]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "test bound" in out
-    assert (tmp_path / "samples.png").exists() == (task != "text")
+    assert ("3-grams" in out) == (task == "text")
+    assert (tmp_path / "samples.png").stat().st_size > 5_000
     params = interop.load_params(tmp_path / "params.safetensors")
     assert "network" in params

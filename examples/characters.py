@@ -1,0 +1,183 @@
+"""Characters: a text that comes with Python, what n-grams spend on it, and a transformer to model it with."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from pydoc_data import topics
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import purevdm
+from purevdm import bfn, networks, random, schedules
+
+ALPHABET = " abcdefghijklmnopqrstuvwxyz"
+LENGTH, TEST = 64, 256  # of a window, and how many are held out
+STRETCHES, RUN = 40, 24
+BITS = 5  # enough for a character
+BETA_1, GAMMA = 0.75**2, (-4.0, 6.0)  # the paper's for 27 classes; for bits, where the endpoints of gamma start
+WIDTH, BLOCKS, STEPS, BATCH, LR = 96, 4, 800, 32, 2e-3
+
+
+class Split(NamedTuple):
+    """A text in parts.
+
+    Attributes:
+        pieces: the training text, each (n,), codes in [0, 27).
+        train: its windows, one from every character, (n, LENGTH), in no order.
+        test: windows side by side of the held-out text, (TEST, LENGTH).
+    """
+
+    pieces: list[Tensor]
+    train: Tensor
+    test: Tensor
+
+
+def read() -> str:
+    """Python's language reference, as ``help`` shows it by topic, in letters and spaces. Topics repeat one another, so a
+    paragraph that came before is left out."""
+    found = {}
+    for _, topic in sorted(topics.topics.items()):
+        for paragraph in re.split(r"\n\s*\n", topic):
+            found.setdefault(re.sub("[^a-z]+", " ", paragraph.lower()).strip())
+    return " ".join(filter(None, found))
+
+
+def split(key: Tensor) -> Split:
+    """A tenth of the text, in stretches drawn by the key, is held out. The reference uses many a phrase again, so windows
+    with a run of ``RUN`` characters that the training text has, too, are left out of the test set."""
+    k_stretches, k_windows, k_train = random.split(key.cpu(), 3)
+    codes = torch.tensor([ALPHABET.index(c) for c in read()], dtype=torch.uint8)
+    stretches = codes.tensor_split(STRETCHES)
+    held = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
+    together = groupby(range(STRETCHES), held.__contains__)
+    pieces = [torch.cat([stretches[i] for i in stretch]) for out, stretch in together if not out]
+    known = {run for piece in pieces for run in texts(piece.unfold(0, RUN, 1))}
+    windows = torch.cat([stretches[i].unfold(0, LENGTH, LENGTH) for i in sorted(held)])
+    new = [i for i, window in enumerate(windows) if known.isdisjoint(texts(window.unfold(0, RUN, 1)))]
+    test = windows[new][random.permutation(k_windows, len(new))[:TEST]]
+    train = torch.cat([piece.unfold(0, LENGTH, 1) for piece in pieces])
+    return Split(pieces, train[random.permutation(k_train, len(train))], test)
+
+
+def texts(codes: Tensor) -> list[str]:
+    """Rows of codes, (n, length), as strings."""
+    return ["".join(ALPHABET[c] for c in row) for row in codes.tolist()]
+
+
+def as_bits(codes: Tensor) -> Tensor:
+    """Codes as bits on a new last axis."""
+    return codes[..., None] >> torch.arange(BITS, dtype=codes.dtype, device=codes.device) & 1
+
+
+def from_bits(bits: Tensor) -> Tensor:
+    """The inverse of :func:`as_bits`. Bits that stand for no character give a space."""
+    codes = (bits << torch.arange(BITS, dtype=bits.dtype, device=bits.device)).sum(-1)
+    return torch.where(codes < len(ALPHABET), codes, 0)
+
+
+def ngram_bits(parts: list[Tensor], test: Tensor, order: int, characters: int = len(ALPHABET)) -> Tensor:
+    """Bits per character of each window under n-grams interpolated with the shorter ones (Witten & Bell 1991), down to the
+    uniform distribution. A window's first characters have as much of a past as the window shows."""
+    counts: Counter = Counter()
+    for part in (part.tolist() for part in parts):
+        counts.update(tuple(part[i : i + n]) for n in range(1, order + 1) for i in range(len(part) - n + 1))
+    followers = Counter(gram[:-1] for gram in counts)
+    totals = Counter()
+    for gram, count in counts.items():
+        totals[gram[:-1]] += count
+
+    def p(past: tuple, character: int) -> float:
+        shorter = p(past[1:], character) if past else 1.0 / characters
+        if past not in totals:
+            return shorter
+        return (counts[(*past, character)] + followers[past] * shorter) / (totals[past] + followers[past])
+
+    bits = [
+        [-math.log2(p(tuple(row[max(0, i - order + 1) : i]), c)) for i, c in enumerate(row)]
+        for row in test.flatten(1).tolist()
+    ]
+    return torch.tensor(bits).mean(1)
+
+
+class Block(nn.Module):
+    """Attention of all to all and two layers, each after a norm, shifted and scaled by the time (Peebles & Xie 2023).
+
+    A head adds a number for every distance, learned, to what it attends by. At first that makes all look near by, each twice
+    as far as the one before (Press et al. 2022).
+    """
+
+    def __init__(self, width: int, heads: int, length: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(width, 4 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.near = nn.Parameter(-(0.5 ** torch.arange(heads)[:, None]) * torch.arange(1 - length, length).abs())
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        scale_1, shift_1, scale_2, shift_2 = self.modulation(time)[:, None].chunk(4, -1)
+        x = F.layer_norm(h, h.shape[-1:]) * (1.0 + scale_1) + shift_1
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        i = torch.arange(h.shape[1], device=h.device)
+        near = self.near[:, i[:, None] - i + h.shape[1] - 1]
+        seen = F.scaled_dot_product_attention(q, k, v, near[None])
+        h = h + self.out(seen.transpose(1, 2).flatten(2))
+        x = F.layer_norm(h, h.shape[-1:]) * (1.0 + scale_2) + shift_2
+        return h + self.narrow(F.gelu(self.wide(x)))
+
+
+class Transformer(nn.Module):
+    """A transformer over a line of tokens, (B, length, numbers) at a time (B,) in [0, 1], to the same shape. Its last layer
+    starts at zero."""
+
+    def __init__(self, numbers: int, width: int, blocks: int, length: int = LENGTH) -> None:
+        super().__init__()
+        self.into = nn.Conv1d(numbers, width, 7, padding=3)
+        self.time = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.blocks = nn.ModuleList(Block(width, max(1, width // 32), length) for _ in range(blocks))
+        self.out = nn.Linear(width, numbers)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        waves = t[:, None] * math.pi * 2.0 ** torch.arange(-1, 7, device=t.device)
+        time = self.time(torch.cat([waves.sin(), waves.cos()], 1))
+        h = self.into(x.mT).mT
+        for block in self.blocks:
+            h = block(h, time)
+        return self.out(F.layer_norm(h, h.shape[-1:]))
+
+
+def logits(transformer: Callable[..., Tensor], seen: Tensor, t: Tensor, cond: None) -> Tensor:
+    """Logits of classes from 2 theta - 1. Alone a character has the posterior p(class) theta, so log theta is added: the
+    transformer has to say what the characters around, and their frequencies, make of it."""
+    theta = (seen + 1.0) / 2.0
+    return transformer(5.0 * theta, t) + torch.log(theta.clamp(min=1e-7))
+
+
+def bits(transformer: Callable[..., Tensor], z: Tensor, gamma: Tensor, cond: None) -> Tensor:
+    """A diffusion model's estimate of bits, likewise: alone a bit, x = -1/2 or 1/2, has the log odds alpha z / sigma**2."""
+    low, high = GAMMA
+    alone = z * (torch.exp(-gamma) * torch.sqrt(1.0 + torch.exp(gamma)))[:, None, None]
+    return torch.sigmoid(transformer(2.0 * z, (gamma - low) / (high - low)) + alone) - 0.5
+
+
+def flow(width: int, blocks: int, beta_1: float = BETA_1) -> bfn.BFN:
+    """A Bayesian Flow Network of windows of characters, codes (n, LENGTH)."""
+    network = networks.from_module(partial(Transformer, len(ALPHABET), width, blocks), call=logits)
+    return bfn.discrete(network, (LENGTH,), len(ALPHABET), beta_1, classes_last=True)
+
+
+def diffusion(width: int, blocks: int) -> purevdm.VDM:
+    """A diffusion model of windows of characters as bits (Chen, Zhang, Hinton 2022, arXiv 2208.04202), (n, LENGTH, BITS).
+    What it spends on the bits of a character bounds what it spends on the character."""
+    network = networks.from_module(partial(Transformer, BITS, width, blocks), call=bits, predicts="x")
+    return purevdm.vdm(network, schedules.learned_linear(*GAMMA), (LENGTH, BITS), vocab_size=2)
