@@ -327,3 +327,20 @@ def test_schedules_of_several_levels():
     found = evaluation.profile(model, PARAMS, [pair], random.key(1), bins=4)
     assert found.gamma is None
     assert found.t.mean.mean() == pytest.approx(found.diffusion.mean)
+
+
+def test_bounds_that_are_no_numbers_are_named():
+    model, params, x = points()
+
+    def told(value, n):
+        return lambda *_: purevdm.ELBO(*[torch.full((n,), value)] * 3)
+
+    for elbo, error, word in (
+        (told(math.nan, 50), ValueError, "elbo: expected bounds that are numbers, got NaN for example 0"),
+        (told(1.0, 3), ValueError, r"elbo's recon: expected shape \(50,\)"),
+        (lambda *_: "bound", TypeError, "elbo: expected it to return a purevdm.ELBO"),
+    ):
+        with pytest.raises(error, match=word):
+            evaluation.bounds(model, params, [x], random.key(0), elbo=elbo)
+        with pytest.raises(error, match=word.replace("elbo", "elbos", 1)):
+            evaluation.compare((model, params), (model, params), [x], random.key(0), elbos=(elbo, model.elbo))

@@ -1,5 +1,6 @@
 """Parameters alone in a file: bit for bit, whole or not at all, what does not fit or is damaged named."""
 
+import errno
 import json
 import math
 import sys
@@ -158,3 +159,43 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         interop.save_params(tmp_path / "x", {"a": torch.ones(1)})
     with pytest.raises(ImportError, match=r"pip install 'purevdm\[train\]'"):
         interop.load_params(tmp_path / "x")
+
+
+def test_parameters_do_not_follow_their_file(tmp_path):
+    """They are no memory map, which would change with the file, and end the process where that gets shorter."""
+    path = tmp_path / "x"
+    interop.save_params(path, {"a": torch.ones(10_000)})
+    found = interop.load_params(path)["a"]
+    with path.open("r+b") as file:
+        file.write(bytes(20_000))
+        file.truncate(30_000)
+    assert (found == 1).all()
+    path.write_bytes(b"")
+    assert (found == 1).all()
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch):
+    interop.save_params(tmp_path / "x", {"kept": torch.ones(1)})
+
+    def full(tensors, path, metadata):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*x") as caught:
+        interop.save_params(tmp_path / "x", {"new": torch.ones(1)})
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert set(interop.load_params(tmp_path / "x")) == {"kept"}
+
+
+def test_trees_without_end_are_refused(tmp_path):
+    deep = tree = {}
+    for _ in range(500):
+        tree["a"] = tree = {}
+    tree["a"] = deep
+    with pytest.raises(ValueError, match="params: expected dicts of at most 100 levels"):
+        interop.save_params(tmp_path / "x", deep)
+    made = model()
+    for params in (deep, deep | {"network": {}, "schedule": {}}):
+        with pytest.raises(ValueError, match="params: expected a"):
+            made.elbo(params, torch.zeros(1, 2, dtype=torch.int64), random.key(0))

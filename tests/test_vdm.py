@@ -400,3 +400,41 @@ def test_the_bound_in_the_most_steps_is_that_of_continuous_time():
     params, x = model.init(random.key(0)), random.randint(random.key(1), (512, 2), 0, 256)
     many, endless = (model._replace(timesteps=t).elbo(params, x, random.key(2)).total.mean() for t in (100_663, 0))
     assert abs(many - endless) <= 0.01 * endless
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 80), (torch.float64, 639)])
+def test_endpoints_that_a_dtype_does_not_compute_with_are_refused(dtype, most):
+    x, key = torch.zeros(2, 2, dtype=torch.int64), random.key(0)
+    for low, high in ((-most - 2.0, 0.0), (0.0, most + 2.0)):
+        model = purevdm.vdm(networks.mlp(4), schedules.fixed_linear(low, high), (2,), 8, dtype=dtype)
+        params = model.init(key)
+        for call in (lambda m=model, p=params: m.elbo(p, x, key), lambda m=model, p=params: m.sample(p, key, 2, steps=2)):
+            with pytest.raises(ValueError, match=rf"schedule: expected gamma\(t\) in \[-{most}, {most}\], got values from"):
+                call()
+
+
+def test_tensors_on_another_device_are_named():
+    model = purevdm.vdm(networks.mlp(4), schedules.learned_linear(), (2,), 8)
+    params, x, key = model.init(random.key(0)), torch.zeros(2, 2, dtype=torch.int64), random.key(1)
+    away = random.key(1, device="meta")
+    z = torch.zeros(2, 2, device="meta")
+    for call, word in (
+        (lambda: model.elbo(params, x.to("meta"), key), "x"),
+        (lambda: model.elbo(params, x, away), "key"),
+        (lambda: model.loss_fn(params, x, model.seeds(away, 2)), "key"),
+        (lambda: model.sample(params, away, 2, steps=2), "key"),
+        (lambda: model.sample(params, key, 2, steps=2, z=z), "z"),
+        (lambda: model.eps_hat(params, z, torch.zeros(2)), "z"),
+        (lambda: random.key(0, device="cuda:99"), "device"),
+    ):
+        with pytest.raises(ValueError, match=f"^{word}: expected"):
+            call()
+
+
+def test_data_of_unsigned_integers_beyond_the_vocabulary_are_named():
+    model = purevdm.vdm(networks.mlp(4), schedules.learned_linear(), (2,), 8)
+    params = model.init(random.key(0))
+    for dtype in (torch.uint16, torch.uint32, torch.uint64):
+        x = torch.tensor([[1, 9]]).to(dtype)
+        with pytest.raises(ValueError, match=r"x: expected integers in \[0, 7\], got values from 1"):
+            model.elbo(params, x, random.key(1))

@@ -359,3 +359,24 @@ def test_the_machine_of_a_file_is_json(held):
     model, params, batches = held
     data = codec.encode(model, params, batches[0], timesteps=2, portable=False, lanes=3)
     assert json.loads(codec.info(data).machine)["lanes"] == 3
+
+
+def test_bad_paths_and_arguments_are_named_at_once(held, tmp_path):
+    model, params, batches = held
+    for path in (3, None, b"x"):
+        with pytest.raises(TypeError, match="path: expected a path"):
+            codec.write(path, model, params, batches)
+        with pytest.raises(TypeError, match="path: expected a path"):
+            codec.read(path, model, params)
+    with pytest.raises(IsADirectoryError, match="path: expected a file"):
+        codec.write(tmp_path, model, params, batches)
+    for options, error in (
+        (dict(blocks=3), TypeError),
+        (dict(blocks=[-1]), ValueError),
+        (dict(lanes=0), ValueError),
+        (dict(conds=torch.zeros(2)), TypeError),
+        (dict(skip="all"), TypeError),
+        (dict(compile=1), TypeError),
+    ):
+        with pytest.raises(error, match=rf"^{next(iter(options))}[:\[]"):
+            codec.read(tmp_path / "x", model, params, **options)

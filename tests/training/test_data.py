@@ -85,6 +85,11 @@ def test_a_split_shares_out_every_example():
         (lambda: data.augment(random.split(random.key(0)), torch.zeros(2, 1, 3, 4)), ValueError, "square"),
         (lambda: data.augment(random.key(0), torch.zeros(2, 1, 4, 4)), ValueError, "keys: expected"),
         (lambda: data.split(numbers(), random.key(0), 20), ValueError, "held_out"),
+        (lambda: data.batch(numbers(), np.array([20])), ValueError, r"indices: expected them in \[0, 19\], got 20 to 20"),
+        (lambda: data.batch(numbers(), np.array([-1])), ValueError, "indices"),
+        (lambda: data.batch(numbers(), np.array([0.5])), TypeError, "indices"),
+        (lambda: data.batch(numbers(), np.array([0]), "cuda:99"), ValueError, "device"),
+        (lambda: data.rows(random.key(0), 20, 2**60, 4), ValueError, "step: expected one within"),
     ],
 )
 def test_bad_input_is_named(call, error, word):

@@ -115,3 +115,17 @@ def test_other_kinds_are_refused_by_the_step(changes, word):
     given = dict(settings=tiny.SETTINGS, grad_fn=training.gradients(tiny.model()), state=tiny.state()) | changes
     with pytest.raises(TypeError, match=word):
         training.train_step(x=tiny.data(), key=random.key(3), **given)
+
+
+def test_a_state_of_other_parameters_is_refused():
+    state, grad_fn = tiny.state(), training.gradients(tiny.model())
+    other = training.init(tiny.model(classes=3), random.key(0))
+    for change, word in (
+        (dict(ema_params=other.params), "state.ema_params"),
+        (dict(moments=state.moments._replace(mu={})), "state.moments.mu"),
+        (dict(moments=other.moments), "state.moments.mu"),
+        (dict(step=-1), "state.step"),
+        (dict(step=10**400), "state.step"),
+    ):
+        with pytest.raises(ValueError, match=f"^{word}: expected"):
+            training.train_step(tiny.SETTINGS, grad_fn, state._replace(**change), tiny.data(), random.key(0))
