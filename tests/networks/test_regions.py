@@ -70,6 +70,17 @@ def test_a_compiler_makes_each_kind_of_block_once_and_the_gradients_are_the_eage
     assert sorted(Counter(made).values()) == [3, 4]
 
 
+@since_2_13
+def test_a_network_may_have_blocks_of_many_kinds():
+    network = networks.unet(4, (1, 2, 3, 4), 1, groups=2, heads=1)
+    model = purevdm.vdm(network, schedules.learned_linear(), (1, 8, 8), 16)
+    params = perturbed(model.init(random.key(0)), 1, 0.1)
+    x = random.randint(random.key(1), (2, 1, 8, 8), 0, 16)
+    compiled = torch.compile(model.elbo, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        close(compiled(params, x, random.key(2)), model.elbo(params, x, random.key(2)), 1e-5)
+
+
 def test_a_network_of_ones_own_around_it_is_applied():
     """What wraps ``apply`` is never passed by."""
     network = networks.unet(4, (1,), 1, **OPTIONS)
