@@ -24,7 +24,6 @@ A schedule of one's own, here a fixed one for each of three dimensions:
 tensor([-4., -3., -2.])
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -161,7 +160,7 @@ def levels(schedule: Schedule, params: Params, t: Tensor, timesteps: int = 0, co
 
 
 def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = None) -> list[_checks.Fact]:
-    """That gamma increases within what the dtype of ``like`` computes with, at nine times, on its device; in eager."""
+    """That gamma is finite and increases, at nine times, in the dtype and on the device of ``like``; in eager."""
     if not _checks.readable(like):
         return []
     with torch.no_grad():
@@ -170,15 +169,8 @@ def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = 
             context = optree.tree_map(lambda leaf: leaf[:1].expand(9, *leaf.shape[1:]), context)  # type: ignore[arg-type]
         found = gamma(schedule, params, t, context)
 
-    most = 0.9 * math.log(torch.finfo(like.dtype).max)  # beyond it exp(gamma) overflows, or nearly
-
     def error() -> Exception:
         values = _checks.plain(found).double().cpu()
-        if (found.diff(dim=0) > 0).all() and found.isfinite().all():
-            low, high = values.min().item(), values.max().item()
-            return ValueError(
-                f"schedule: expected gamma(t) in [-{most:.0f}, {most:.0f}], got values from {low:g} to {high:g}"
-            )
         values = values if values.ndim == 1 else values.flatten(1).mean(1)
         return ValueError(
             "schedule: expected gamma(t) to be finite and strictly increasing, got "
@@ -187,7 +179,7 @@ def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = 
             + (" (means over dimensions)" if found.ndim > 1 else "")
         )
 
-    return [_checks.Fact((found.abs() <= most).all() & (found.diff(dim=0) > 0).all(), error)]
+    return [_checks.Fact(found.isfinite().all() & (found.diff(dim=0) > 0).all(), error)]
 
 
 # Lines
