@@ -31,7 +31,7 @@ Much of the gain is the output's: it says which values data take. The diffusion 
 too; one that predicts the noise, as that of grey digits does, spends 0.774 (one seed), more than histograms. Training times
 matter less: drawn by importance, they take the diffusion model of grey digits to 2.138 (``objectives.py``). On text the
 Bayesian flow is ahead of bigrams, and far behind trigrams, though it sees the whole window. It has too few steps: it spends
-as much on training windows as on new ones.
+as much on training windows as on new ones, and 2.999 bits after 1200 steps (one seed).
 """
 
 import argparse
@@ -47,6 +47,7 @@ from typing import NamedTuple
 import characters
 import digits
 import pictures
+import programs
 import torch
 from pictures import plt
 from results import ENDPOINTS, FOURIER, summary, train
@@ -235,6 +236,7 @@ def picture(out: Path) -> None:
     plt.close(figure)
 
 
+@programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "default: each row's own"
