@@ -160,7 +160,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         _digits,
     ),
     "fashion_mnist": (
-        "Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: hours",
+        "Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: two to three hours",
         Config(
             data=Data(source="idx", path="/usr/share/datasets/fashion-mnist"),
             model=Model(
@@ -175,7 +175,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 variance=True,
             ),
             optimizer=AdamW(
-                lr=1e-3, warmup=100, decay="cosine", steps=20_000, clip_norm=1.0, ema_rate=0.999, ema_warmup=True
+                lr=1e-3, warmup=100, decay="cosine", steps=11_000, clip_norm=1.0, ema_rate=0.999, ema_warmup=True
             ),
             batch=64,
             eval_every=1000,
