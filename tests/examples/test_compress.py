@@ -7,6 +7,7 @@ import numpy as np
 import presets
 import pytest
 import readers
+from runs import Run
 from tiny_codec import quick
 
 from purevdm import random, vdm
@@ -21,7 +22,7 @@ def run(monkeypatch):
     few = data._replace(size=12, take=lambda rows: data.take(rows), labels=data.labels[:12])
     model = vdm(quick, fixed_linear(-8.0, 4.0), data.event_shape, data.vocab_size)
     params = model.init(random.key(0))
-    monkeypatch.setattr(compress, "load", lambda path, device, **changes: (config, data, few, model, params))
+    monkeypatch.setattr(compress, "load", lambda path, device, **changes: Run(config, data, few, model, params))
     return data.take(np.arange(12))
 
 
