@@ -316,7 +316,7 @@ def structure(tree: PyTree, name: str = "params") -> Structure:
     try:
         paths, leaves, _ = optree.tree_flatten_with_path(tree)  # type: ignore[arg-type, var-annotated]
     except RecursionError:
-        raise _deep(name) from None
+        raise too_deep(name) from None
     for path, leaf in zip(paths, leaves, strict=True):
         tensor(dotted(name, *path), leaf)
     return tuple((path, tuple(leaf.shape), leaf.dtype) for path, leaf in zip(paths, leaves, strict=True))
@@ -361,13 +361,14 @@ def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:
 DEEPEST = 100
 
 
-def _deep(name: str) -> ValueError:
+def too_deep(name: str) -> ValueError:
+    """The error for a tree of more levels than are followed."""
     return ValueError(f"{name}: expected a tree of at most {DEEPEST} levels, got a deeper one")
 
 
 def _walk(name: str, tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) -> None:
     if len(path) > DEEPEST:
-        raise _deep(name)
+        raise too_deep(name)
     if isinstance(tree, dict):
         for key, branch in tree.items():
             _walk(name, branch, (*path, key), leaves)

@@ -90,7 +90,7 @@ def _registered(path: str, tree: Any) -> _Room:
     if not isinstance(tree, dict):
         raise TypeError(f"{path}: expected a dict of tensors, got {_checks.describe(tree)}")
     if path.count(".") > _checks.DEEPEST:
-        raise ValueError(f"params: expected a tree of at most {_checks.DEEPEST} levels, got a deeper one")
+        raise _checks.too_deep("params")
     room, constant = _Room(), any(path == kept or path.startswith(f"{kept}.") for kept in _BUFFERS)
     for key, branch in tree.items():
         here = _checks.dotted(path, key)

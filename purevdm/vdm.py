@@ -138,9 +138,10 @@ class VDM(NamedTuple):
         batches, ``params = model.update(params, x, key)`` for each.
         """
         n = self._check(params, x, cond)
-        noise = self.draw(key, n)
+        seeds = self._seeds(key, n)
         if self.network.update is None:
             return params
+        noise = self.draw(seeds, n)
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
         z_t = process.diffuse(self.decoder.encode(x, self.dtype), process.align(gamma_t, x), noise.eps)
         return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
@@ -170,7 +171,7 @@ class VDM(NamedTuple):
         facts = self._facts(params, cond)
         if _checks.floating("t", t).numel() == 0:
             raise ValueError(f"t: expected at least one time, got {_checks.describe(t)}")
-        _checks.verify(facts + _checks.finite("t", {(): self._beside(params, "t", t)}))
+        _checks.verify(facts + _checks.finite("t", {(): elbo.beside(params, "t", t)}))
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
@@ -186,7 +187,7 @@ class VDM(NamedTuple):
             {} if x_hat is None else {"x_hat": _checks.alike("x_hat", x_hat, z.shape, z.dtype)}
         )
         for name, tensor in given.items():
-            facts += _checks.finite(name, {(): self._beside(params, name, tensor)})
+            facts += _checks.finite(name, {(): elbo.beside(params, name, tensor)})
         _checks.verify(facts)
         if x_hat is None:
             return denoiser.in_bound(self.network, self.decoder, params["network"], z, gamma, cond)
@@ -290,12 +291,8 @@ class VDM(NamedTuple):
         """Checks what every loss is given. Returns the size of the batch."""
         facts = elbo.checked_data(self.decoder, self.event_shape, x)
         _checks.verify(self._facts(params, cond) + facts)
-        self._beside(params, "x", x)
+        elbo.beside(params, "x", x)
         return x.shape[0]
-
-    def _beside(self, params: Params, name: str, x: Tensor) -> Tensor:
-        """A tensor on the parameters' device, if there are any."""
-        return elbo.beside(params, name, x)
 
     def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
         return elbo.checked_seeds(key, n, self.dtype) if isinstance(key, Seeds) else self.seeds(key, n)

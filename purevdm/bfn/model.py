@@ -89,10 +89,9 @@ class BFN(NamedTuple):
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
         train = _checks.boolean("train", train)
-        if (draws := fixed(self.draws)) < 1:
-            raise ValueError(f"draws: expected at least 1, got {draws}")
-        draws = draws if fixed(self.timesteps) and self.output.mixture else 0
-        return bound.draw_noise(self._seeds(key, n), self.flow.latent_shape(self.event_shape), draws, train)
+        seeds = self._seeds(key, n)
+        draws = fixed(self.draws) if fixed(self.timesteps) and self.output.mixture else 0
+        return bound.draw_noise(seeds, self.flow.latent_shape(self.event_shape), draws, train)
 
     # The bound
 
@@ -118,9 +117,11 @@ class BFN(NamedTuple):
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training moved by this one; see
         :meth:`purevdm.VDM.update`."""
-        noise = self.draw(key, self._check(params, x, cond))
+        n = self._check(params, x, cond)
+        seeds = self._seeds(key, n)
         if self.network.update is None:
             return params
+        noise = self.draw(seeds, n)
         t = bound.step_of(noise.t, self.timesteps)[0] if self.timesteps else noise.t
         h = self.output.encode(x, self.dtype)
         w = latent(h, align(self.flow.snr(t), h), noise.eps)
@@ -205,6 +206,8 @@ class BFN(NamedTuple):
         return x.shape[0]
 
     def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
+        if (draws := fixed(self.draws)) < 1:
+            raise ValueError(f"draws: expected at least 1, got {draws}")
         return elbo.checked_seeds(key, n, self.dtype) if isinstance(key, Seeds) else self.seeds(key, n)
 
     def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> ELBO:

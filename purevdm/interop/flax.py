@@ -102,7 +102,7 @@ def _inverse(names: dict[str, str]) -> dict[str, str]:
 
 def _leaves(argument: str, tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     if len(path) > _checks.DEEPEST:
-        raise ValueError(f"{argument}: expected a tree of at most {_checks.DEEPEST} levels, got a deeper one")
+        raise _checks.too_deep(argument)
     if isinstance(tree, Mapping):
         for name, branch in tree.items():
             yield from _leaves(argument, branch, (*path, str(name)))

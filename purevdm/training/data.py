@@ -57,9 +57,8 @@ def rows(key: Key, n: int, step: int, batch: int) -> np.ndarray:
         TypeError, ValueError: a key of the wrong form, n or batch below 1, a negative step.
     """
     _checks.key("key", key)
-    n, batch = _checks.integer("n", n, 1), _checks.integer("batch", batch, 1)
+    n, batch = _checks.integer("n", n, 1), _checks.integer("batch", batch, 1, 2**31 - 1)
     step = _checks.integer("step", step, 0)
-    batch = _checks.integer("batch", batch, 1, 2**31 - 1)
     if (step + 1) * batch // n >= 2**32:
         raise ValueError(f"step: expected one within 2**32 passes over the data, got {step}")
     words = tuple(key.tolist())
