@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,22 @@ def saved(path: Path) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system name this file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text)
-        draft.replace(path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+        with naming(path):
+            draft.write_text(text)
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

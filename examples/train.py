@@ -133,12 +133,9 @@ class Log:
         self.board = SummaryWriter(out / "tensorboard", purge_step=step or None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        try:
+        with programs.naming(self.path):
             self.file.write(json.dumps({"step": step} | metrics) + "\n")
             self.file.flush()
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
 
