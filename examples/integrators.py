@@ -2,9 +2,11 @@
 
     python examples/digits.py
     python examples/integrators.py runs/digits
+    python examples/integrators.py runs/digits --probes 0   # the exact divergence
 
-Latents of test images go along the probability flow in float64, each with one probe for the divergence. The error is against
-``dop853`` at a far smaller tolerance with the same probes, so that it is that of the integration alone.
+Latents of test images go along the probability flow in float64, with one probe each for the divergence. The error is against
+``dop853`` at a far smaller tolerance with the same probes, so that it is that of the integration alone. The first row's time
+is the unit of all.
 
 Time is what makes the flow rough: the paper's networks see sinusoids of 1000 times the normalised gamma, of which the
 fastest goes through 159 periods on the way. Small tolerances resolve them all, from end to end. So this takes a while.
@@ -12,6 +14,7 @@ fastest goes through 159 periods on the way. Small tolerances resolve them all, 
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,13 +31,15 @@ from purevdm.ode import Integrator
 
 ADAPTIVE: dict[str, Callable[[Any], Integrator]] = {
     "dopri5": lambda tolerance: ode.dopri5(tolerance, tolerance),
+    "dopri5, 2 nodes": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=2),
+    "dopri5, 3 nodes": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=3),
     "dop853": lambda tolerance: ode.dop853(tolerance, tolerance),
 }
 FIXED: dict[str, Callable[[Any], Integrator]] = {"heun": ode.heun, "rk4": ode.rk4}
 
 
-def log_p_of(path: Path, images: int) -> Callable[[Integrator], tuple[Tensor, Tensor]]:
-    """log p of test images' latents and the evaluations, as a function of the integrator, in float64."""
+def log_p_of(path: Path, images: int, n: int) -> Callable[[Integrator], tuple[Tensor, Tensor]]:
+    """log p of test images' latents and the evaluations, as a function of the integrator, in float64, by n probes."""
     model = digits.build(torch.float64)
     params = optree.tree_map(lambda leaf: leaf.double(), interop.load_params(path / "params.safetensors"))
     _, test = digits.data(random.split(random.key(0), 5)[0])
@@ -42,7 +47,7 @@ def log_p_of(path: Path, images: int) -> Callable[[Integrator], tuple[Tensor, Te
     k_eps, k_probes = random.split(random.key(0))
     eps = random.normal(k_eps, x.shape, torch.float64)
     z = process.diffuse(model.decoder.encode(x, eps.dtype), flow.ends(model, params, eps).gamma_0, eps)
-    probes = flow.draw_probes(random.split(k_probes, len(x)), 1, digits.SHAPE, eps.dtype)
+    probes = flow.draw_probes(random.split(k_probes, len(x)), n, digits.SHAPE, eps.dtype) if n else None
 
     def log_p(integrator: Integrator) -> tuple[Tensor, Tensor]:
         return likelihood.log_prob_latent(model, params, z, integrator=integrator, probes=probes)
@@ -55,33 +60,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder that examples/digits.py wrote, with params.safetensors")
     parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--probes", type=int, default=1, help="for the divergence; 0 computes it exactly")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-2, 1e-3, 1e-4, 1e-5])
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 40, 80, 160])
     parser.add_argument("--reference", type=float, default=1e-7, help="the reference's tolerance")
     parser.add_argument("--out", type=Path, help="a JSON file for the table")
     args = parser.parse_args()
-    if min(args.images, *args.steps) < 1 or min(args.reference, *args.tolerances) <= 0.0:
-        parser.error("--images and --steps must be at least 1, --tolerances and --reference above 0")
+    if min(args.images, *args.steps) < 1 or args.probes < 0 or min(args.reference, *args.tolerances) <= 0.0:
+        parser.error("--images and --steps must be at least 1, --probes at least 0, --tolerances and --reference above 0")
     if not (args.run / "params.safetensors").exists():
         parser.error(f"{args.run}: no params.safetensors there; python examples/digits.py makes it")
 
     programs.file(args.out)
-    log_p = log_p_of(args.run, args.images)
+    log_p = log_p_of(args.run, args.images, args.probes)
     ways = [(name, f"{t:.0e}", make(t)) for name, make in ADAPTIVE.items() for t in args.tolerances]
     ways += [(name, f"{n} steps", make(n)) for name, make in FIXED.items() for n in args.steps]
-    rows = []
+    rows, times = [], []
     with torch.no_grad():
         exact, _ = log_p(ode.dop853(args.reference, args.reference, limit=100_000))
         for name, setting, integrator in tqdm(ways, desc="integrate"):
+            started = time.perf_counter()
             found, evaluations = log_p(integrator)
+            times.append(time.perf_counter() - started)
             off, count = (found - exact).abs(), evaluations.double()
-            rows.append((name, setting, count.mean().item(), count.max().item(), off.mean().item(), off.max().item()))
-    print("| integrator | tolerance or steps | evaluations | most | error, nats | worst |")
-    print("|---|---|---|---|---|---|")
-    for name, setting, mean, most, error, worst in rows:
-        print(f"| `{name}` | {setting} | {mean:.0f} | {most:.0f} | {error:.1e} | {worst:.1e} |")
+            figures = count.mean().item(), count.max().item(), off.mean().item(), off.max().item()
+            rows.append((name, setting, *figures, times[-1] / times[0]))
+    print("| integrator | tolerance or steps | evaluations | most | error, nats | worst | time |")
+    print("|---|---|---|---|---|---|---|")
+    for name, setting, mean, most, error, worst, took in rows:
+        print(f"| {name} | {setting} | {mean:.0f} | {most:.0f} | {error:.1e} | {worst:.1e} | {took:.2f} |")
     if args.out:
-        columns = ["integrator", "setting", "evaluations", "most", "error", "worst"]
+        columns = ["integrator", "setting", "evaluations", "most", "error", "worst", "time"]
         args.out.write_text(json.dumps({"columns": columns, "rows": rows}, indent=1))
 
 

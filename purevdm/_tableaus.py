@@ -4,19 +4,23 @@ Those of order 5 are of Dormand & Prince (1980). Those of order 8, with errors o
 Hairer, Norsett & Wanner (1993, "Solving Ordinary Differential Equations I", sec. II.10) publish them in their code DOP853.
 """
 
+import math
 from typing import NamedTuple
 
 
 class Tableau(NamedTuple):
     """The coefficients of an explicit Runge-Kutta step: stage i is at t + nodes[i] h, from the slopes before it with the
     weights rows[i]; the step ends by ``weights``. Each of ``errors`` holds weights that estimate its error, as its order
-    goes; then the last stage is the next step's first."""
+    goes; then the last stage is the next step's first. ``interpolant`` gives the state inside a step, to order 4.
+    ``quadrature`` has weights for the stages behind those of the step: see :func:`with_quadrature`."""
 
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     errors: tuple[tuple[float, ...], ...] = ()
     order: int = 0
+    interpolant: tuple[float, ...] = ()
+    quadrature: tuple[float, ...] = ()
 
 
 HEUN = Tableau((0.0, 1.0), ((), (1.0,)), (1 / 2, 1 / 2))
@@ -36,6 +40,15 @@ DOPRI5 = Tableau(
     (*_LAST, 0.0),
     ((71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),),
     5,
+    (
+        -12715105075 / 11282082432,
+        0.0,
+        87487479700 / 32700410799,
+        -10690763975 / 1880347072,
+        701980252875 / 199316789632,
+        -1453857185 / 822651844,
+        69997945 / 29380423,
+    ),
 )
 
 
@@ -152,3 +165,35 @@ DOP853 = Tableau(
     (_after(_FIFTH, 13), _after({i: w - _THIRD.get(i, 0.0) for i, w in enumerate(_EIGHTH)}, 13)),
     8,
 )
+
+
+# Nodes and weights on (0, 1).
+GAUSS = {
+    2: ((0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)), (1 / 2, 1 / 2)),
+    3: ((0.5 - math.sqrt(3 / 20), 0.5, 0.5 + math.sqrt(3 / 20)), (5 / 18, 4 / 9, 5 / 18)),
+}
+
+
+def with_quadrature(tableau: Tableau, count: int) -> Tableau:
+    """A pair with the nodes of Gauss & Legendre behind its stages, at states inside the step.
+
+    There the state is y + h b(theta) . slopes, with
+
+        b(theta) = theta w + theta (1 - theta) (first - w + theta (2 w - first - last + (1 - theta) d)),
+
+    w the weights, d the tableau's ``interpolant``, first and last the unit vectors of those stages (Hairer, Norsett & Wanner
+    1993, sec. II.6).
+    """
+    n = len(tableau.nodes)
+    nodes, weights = GAUSS[count]
+
+    def row(theta: float) -> tuple[float, ...]:
+        def entry(i: int) -> float:
+            w, d, first, last = tableau.weights[i], tableau.interpolant[i], float(i == 0), float(i == n - 1)
+            rest = 2.0 * w - first - last + (1.0 - theta) * d
+            return theta * w + theta * (1.0 - theta) * (first - w + theta * rest)
+
+        return tuple(entry(i) for i in range(n))
+
+    rows = (*tableau.rows, *(row(theta) for theta in nodes))
+    return tableau._replace(nodes=(*tableau.nodes, *nodes), rows=rows, quadrature=weights)

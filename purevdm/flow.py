@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, ode, process, random, schedules
+from purevdm import _checks, denoiser, process, random, schedules
 from purevdm.elbo import Model
 from purevdm.ode import Integrator
 from purevdm.types import Params, Shape
@@ -170,27 +170,28 @@ def integrate(
         raise TypeError(f"integrator: {wanted}, got {_checks.describe(integrator)}")
     gamma_0, gamma_1, univariate = ends(model, params, z, cond)
 
-    def field(t: Tensor, state: ode.State) -> ode.State:
+    def at(t: Tensor) -> Callable[[Tensor], Tensor]:
+        """The field at times t, as a function of the latents."""
         if univariate:
+            return lambda z: velocity(model, params, z, t, cond)
+        gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], t, cond)
+        return lambda z: slope * velocity(model, params, z, gamma, cond)
 
-            def at(z: Tensor) -> Tensor:
-                return velocity(model, params, z, t, cond)
-        else:
-            gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], t, cond)
-
-            def at(z: Tensor) -> Tensor:
-                return slope * velocity(model, params, z, gamma, cond)
-
-        if divergence_of is None:
-            return (at(state[0]),)
-        return divergence_of(at, state[0])
+    def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (at(t)(state[0]),)
 
     if univariate:
         start, stop = gamma_0.reshape(-1), gamma_1.reshape(-1)
     else:
         start, stop = z.new_zeros(len(z)), z.new_ones(len(z))
     start, stop = (stop, start) if backward else (start, stop)
-    state = (z,) if divergence_of is None else (z, z.new_zeros(len(z)))
-    done = integrator(field, state, start, stop)
-    change = done.state[1] if divergence_of is not None else z.new_zeros(len(z))
+    if divergence_of is None:
+        done = integrator(field, (z,), start, stop)
+        return done.state[0], z.new_zeros(len(z)), done.evaluations
+
+    def rated(t: Tensor, state: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+        slope, rate = divergence_of(at(t), state[0])
+        return (slope,), rate
+
+    done, change = integrator.along(field, rated, (z,), start, stop)
     return done.state[0], change, done.evaluations

@@ -13,7 +13,6 @@ eager the loop is Python's. Under ``torch.compile`` it is one ``torch.while_loop
 True
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -21,12 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _tableaus, _values
+from purevdm import _adaptive, _checks, _tableaus, _values
+from purevdm._runge_kutta import Field, Rated, State, finite, in_tensors, loop, plus, point, put, total
 
 __all__ = ["Integrator", "Solution", "dop853", "dopri5", "heun", "rk4"]
-
-State = tuple[Tensor, ...]
-Field = Callable[[Tensor, State], State]
 
 
 class Solution(NamedTuple):
@@ -47,57 +44,46 @@ class Integrator(NamedTuple):
 
     Attributes:
         solve: ``solve(field, state, start, stop) -> Solution``, with start and stop (B,).
+        quadrature: ``quadrature(rated, field, state, start, stop) -> (Solution, integral)`` for an integrator that has a
+            rule of its own for integrals along the way; None for one that takes them as a part of the state.
     """
 
     solve: Callable[[Field, State, Tensor, Tensor], Solution]
+    quadrature: Callable[[Rated, Field, State, Tensor, Tensor], tuple[Solution, Tensor]] | None = None
 
     def __call__(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         """Integrates. In eager, derivatives pass through the steps that were taken."""
-        if not isinstance(state, tuple) or not state:
-            raise TypeError(f"state: expected a tuple of tensors, got {_checks.describe(state)}")
-        for name, time in (("start", start), ("stop", stop)):
-            _checks.shaped(name, _checks.floating(name, time), state[0].shape[:1])
-        return self.solve(field, state, start.to(state[0].dtype), stop.to(state[0].dtype))
+        return self.solve(field, state, *_times(state, start, stop))
+
+    def along(self, field: Field, rated: Rated, state: State, start: Tensor, stop: Tensor) -> tuple[Solution, Tensor]:
+        """Integrates, and beside it a rate along the way, which the field does not depend on.
+
+        Args:
+            field, state, start, stop: as in a call.
+            rated: ``rated(t, state) -> (slopes, rate)``: what the field gives, and the rate of each example, (B,).
+
+        Returns:
+            The solution, and the integral of the rate, (B,). Evaluations count those of either function.
+        """
+        times = _times(state, start, stop)
+        if self.quadrature is not None:
+            return self.quadrature(rated, field, state, *times)
+
+        def together(t: Tensor, state: State) -> State:
+            slopes, rate = rated(t, state[:-1])
+            return *slopes, rate
+
+        done = self.solve(together, (*state, torch.zeros_like(times[0])), *times)
+        return Solution(done.state[:-1], done.evaluations), done.state[-1]
 
 
-# Runge-Kutta steps
-
-
-class Stages(NamedTuple):
-    """A tableau in tensors, so that one evaluation of the field in a loop serves every stage."""
-
-    nodes: Tensor
-    rows: Tensor
-    weights: Tensor
-    errors: Tensor
-
-
-def _in_tensors(tableau: _tableaus.Tableau, like: Tensor) -> Stages:
-    n = len(tableau.nodes)
-    rows, errors = ([[*row, *[0.0] * (n - len(row))] for row in part] for part in (tableau.rows, tableau.errors))
-    parts = (tableau.nodes, rows, tableau.weights, errors)
-    return Stages(*(torch.tensor(part, dtype=like.dtype, device=like.device) for part in parts))
-
-
-def _along(h: Tensor, x: Tensor) -> Tensor:
-    """A number an example, (B,), shaped to broadcast against (B, ...)."""
-    return h.reshape(h.shape + (1,) * (x.ndim - 1))
-
-
-def _sum(weights: Tensor, slopes: State, h: Tensor) -> State:
-    """h times the weighted sum of the slopes, each (stages, B, ...)."""
-    return tuple(_along(h, k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
-
-
-def _plus(a: State, b: State) -> State:
-    return tuple(x + y for x, y in zip(a, b, strict=True))
-
-
-def _evaluated(stages: Stages, field: Field, stage: Tensor, t: Tensor, h: Tensor, state: State, slopes: State) -> State:
-    """The slopes with that of one stage put in."""
-    row = stages.rows.index_select(0, stage)[0]
-    found = field(t + stages.nodes.index_select(0, stage) * h, _plus(state, _sum(row, slopes, h)))
-    return tuple(k.index_copy(0, stage, new[None]) for k, new in zip(slopes, found, strict=True))
+def _times(state: State, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of the way in the state's dtype, once all have the form they should."""
+    if not isinstance(state, tuple) or not state:
+        raise TypeError(f"state: expected a tuple of tensors, got {_checks.describe(state)}")
+    for name, time in (("start", start), ("stop", stop)):
+        _checks.shaped(name, _checks.floating(name, time), state[0].shape[:1])
+    return start.to(state[0].dtype), stop.to(state[0].dtype)
 
 
 # Fixed grids
@@ -124,28 +110,28 @@ def rk4(steps: int | Tensor) -> Integrator:
 def _fixed(
     tableau: _tableaus.Tableau, steps: int | Tensor, field: Field, state: State, start: Tensor, stop: Tensor
 ) -> Solution:
-    stages, n, width = _in_tensors(tableau, start), len(tableau.nodes), len(state)
-    total = torch.as_tensor(steps, dtype=torch.int64)
-    count = total.to(start.device)
+    stages, n, width = in_tensors(tableau, start), len(tableau.nodes), len(state)
+    wanted = torch.as_tensor(steps, dtype=torch.int64)
+    count = wanted.to(start.device)
     h = (stop - start) / count
 
     def unfinished(host: Tensor, *rest: Tensor) -> Tensor:
-        return host < total * n
+        return host < wanted * n
 
     def evaluate(host: Tensor, here: Tensor, broken: Tensor, *rest: Tensor) -> State:
         state, slopes = rest[:width], rest[width:]
         step, stage = here // n, here % n
-        slopes = _evaluated(stages, field, stage, start + h * step, h, state, slopes)
+        slopes = put(slopes, stage, field(*point(stages, stage, start + h * step, h, state, slopes)))
         last = stage == n - 1
-        moved = _plus(state, _sum(stages.weights, slopes, h))
+        moved = plus(state, total(stages.weights, slopes, h))
         new = tuple(torch.where(last, a, b) for a, b in zip(moved, state, strict=True))
-        broken = torch.where((broken < 0) & ~_finite(new), step, broken)
+        broken = torch.where((broken < 0) & ~finite(new), step, broken)
         return host + 1, here + 1, broken, *new, *slopes
 
     slopes = tuple(y.new_zeros((n, *y.shape)) for y in state)
     zero = torch.zeros((), dtype=torch.int64)
     begin = (zero, torch.zeros(1, dtype=torch.int64, device=start.device), torch.full_like(start, -1, dtype=torch.int64))
-    _, _, broken, *rest = _while(unfinished, evaluate, (*begin, *state, *slopes))
+    _, _, broken, *rest = loop(unfinished, evaluate, (*begin, *state, *slopes))
 
     def error() -> Exception:
         i = int((_checks.plain(broken) >= 0).nonzero()[0])
@@ -161,16 +147,13 @@ def _fixed(
 # An adaptive pair
 
 
-class Adaptive(NamedTuple):
-    """The settings of :func:`dopri5` and :func:`dop853`."""
-
-    tableau: _tableaus.Tableau
-    rtol: float | Tensor
-    atol: float | Tensor
-    limit: int | Tensor
-
-
-def dopri5(rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int | Tensor = 10_000) -> Integrator:
+def dopri5(
+    rtol: float | Tensor = 1e-5,
+    atol: float | Tensor = 1e-5,
+    limit: int | Tensor = 10_000,
+    *,
+    quadrature: int | None = None,
+) -> Integrator:
     """The pair of orders 5 and 4 of Dormand & Prince (1980), each example with steps of its own: six evaluations each.
 
     A step is taken where its estimated error is at most atol + rtol |y|, in the root mean square over each tensor of the
@@ -180,12 +163,19 @@ def dopri5(rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int 
     Args:
         rtol, atol: the tolerances, above 0. In tensors of shape (), one compiled graph serves all.
         limit: the most steps, taken or rejected.
+        quadrature: how :meth:`Integrator.along` finds an integral, as that of a divergence. Where left out, it is one more
+            number of the state, with the same tolerance: its rate is evaluated at all stages. 2 or 3: by so many
+            Gauss-Legendre nodes a step, at states interpolated to order 4. That is cheaper where a rate costs more than the
+            slopes. But the integral's error steers no step, so that it may be off by far more than the tolerances where
+            the rate changes and the state hardly does.
 
     Raises:
         TypeError, ValueError: tolerances or a limit out of range. From the integrator, in eager: an example that did not
             arrive within the limit, or whose slopes are not finite. The example, the time and the step are named.
     """
-    return _pair(_tableaus.DOPRI5, rtol, atol, limit)
+    if quadrature is not None and _checks.integer("quadrature", quadrature, 1) not in _tableaus.GAUSS:
+        raise ValueError(f"quadrature: expected 2 or 3 nodes a step, or None, got {quadrature}")
+    return _pair(_tableaus.DOPRI5, rtol, atol, limit, quadrature)
 
 
 def dop853(rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int | Tensor = 10_000) -> Integrator:
@@ -198,9 +188,31 @@ def dop853(rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int 
     return _pair(_tableaus.DOP853, rtol, atol, limit)
 
 
-def _pair(tableau: _tableaus.Tableau, rtol: float | Tensor, atol: float | Tensor, limit: int | Tensor) -> Integrator:
-    settings = Adaptive(tableau, _tolerance("rtol", rtol), _tolerance("atol", atol), _checks.count("limit", limit))
-    return Integrator(partial(_adaptive, settings))
+def _pair(
+    tableau: _tableaus.Tableau,
+    rtol: float | Tensor,
+    atol: float | Tensor,
+    limit: int | Tensor,
+    quadrature: int | None = None,
+) -> Integrator:
+    tolerances = _tolerance("rtol", rtol), _tolerance("atol", atol)
+    settings = _adaptive.Adaptive(tableau, *tolerances, _checks.count("limit", limit))
+    if quadrature is None:
+        return Integrator(partial(_adaptively, settings))
+    beside = settings._replace(tableau=_tableaus.with_quadrature(tableau, quadrature))
+    return Integrator(partial(_adaptively, settings), partial(_beside, beside))
+
+
+def _adaptively(settings: _adaptive.Adaptive, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
+    done = _adaptive.integrate(settings, field, state, start, stop)
+    return Solution(done.state, done.evaluations)
+
+
+def _beside(
+    settings: _adaptive.Adaptive, rated: Rated, field: Field, state: State, start: Tensor, stop: Tensor
+) -> tuple[Solution, Tensor]:
+    done = _adaptive.integrate(settings, field, state, start, stop, rated)
+    return Solution(done.state, done.evaluations), done.integral
 
 
 def _tolerance(name: str, x: float | Tensor) -> float | Tensor:
@@ -212,110 +224,3 @@ def _tolerance(name: str, x: float | Tensor) -> float | Tensor:
     elif _checks.real(name, x) <= 0.0:
         raise ValueError(f"{name}: expected a number above 0, got {x}")
     return x
-
-
-def _adaptive(settings: Adaptive, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
-    dtype, device = start.dtype, start.device
-    tableau = settings.tableau
-    stages, n, width = _in_tensors(tableau, start), len(tableau.nodes), len(state)
-    # Copies: a loop may not be given one tensor twice.
-    rtol, atol = (torch.as_tensor(x, dtype=dtype, device=device).clone() for x in (settings.rtol, settings.atol))
-    limit = torch.as_tensor(settings.limit, dtype=torch.int64, device=device)
-    span = stop - start
-    # Steps below this change nothing in the time.
-    least = 16.0 * torch.finfo(dtype).eps * torch.maximum(start.abs(), stop.abs())
-
-    def unfinished(stage: Tensor, steps: Tensor, left: Tensor, size: Tensor, *rest: Tensor) -> Tensor:
-        return ((left != 0) & (size > 0)).any() & (steps < limit).all()
-
-    def evaluate(stage: Tensor, steps: Tensor, left: Tensor, size: Tensor, taken: Tensor, *rest: Tensor) -> State:
-        state, slopes = rest[:width], rest[width:]
-        active = (left != 0) & (size > 0)
-        # The last step ends at `stop` exactly, and the one before it leaves no crumb.
-        whole = left.abs()
-        length = torch.where(size >= whole, whole, torch.minimum(size, 0.5 * whole).where(size > 0.5 * whole, size))
-        h = torch.where(active, span.sign() * length, 0.0)
-        slopes = _evaluated(stages, field, stage, stop - left, h, state, slopes)
-
-        # At the first stage of all: the length of the first step.
-        first, last = stage == 0, stage == n - 1
-        start_size = 0.01 * _size(state, state, rtol, atol) / _size(tuple(k[0] for k in slopes), state, rtol, atol)
-        start_size = torch.minimum(start_size.nan_to_num(0.0, 0.0, 0.0).clamp(min=1e-3 * whole), whole)
-
-        # At the last one: whether to take the step, and how long the next is.
-        new = _plus(state, _sum(stages.weights, slopes, h))
-        larger = tuple(torch.maximum(a.abs(), b.abs()) for a, b in zip(state, new, strict=True))
-        error, *coarser = (_size(_sum(weights, slopes, h), larger, rtol, atol) for weights in stages.errors.unbind(0))
-        for rough in coarser:
-            error = (error * error / torch.sqrt(error.square() + 0.01 * rough.square())).where(error > 0, error)
-        taken_now = last & active & (error <= 1.0)  # not where it is NaN
-        factor = (0.9 * error ** (-1.0 / tableau.order)).nan_to_num(0.2, 5.0, 0.2).clamp(0.2, 5.0)
-        factor = torch.where(taken_now, factor, factor.clamp(max=1.0))
-        following = length * factor
-        following = torch.where(taken_now | (following > least), following, 0.0)  # 0 gives up
-        size = torch.where(first, start_size, torch.where(last & active, following, size))
-        left = torch.where(taken_now, torch.where(length >= whole, 0.0, left - h), left)
-
-        def kept(k: Tensor) -> Tensor:
-            """The slopes for the next stage: after a step its last is the first, and no rest of it remains."""
-            begin = torch.where(_along(taken_now, k[0]), k[-1], k[0])
-            return torch.where(last, torch.cat([begin[None], torch.zeros_like(k[1:])]), k)
-
-        state = tuple(torch.where(_along(taken_now, a), a, b) for a, b in zip(new, state, strict=True))
-        following_stage = torch.where(last, 1, stage + 1)
-        return following_stage, steps + last, left, size, taken + (last & active), *state, *map(kept, slopes)
-
-    slopes = tuple(y.new_zeros((n, *y.shape)) for y in state)
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    begin = (zero, zero.clone(), span.clone(), span.abs(), torch.zeros_like(start, dtype=torch.int64))
-    _, _, left, size, taken, *rest = _while(unfinished, evaluate, (*begin, *state, *slopes))
-    _refuse(left, size, taken, start, stop)
-    arrived = left == 0
-    return Solution(tuple(torch.where(_along(arrived, y), y, math.nan) for y in rest[:width]), 1 + (n - 1) * taken)
-
-
-def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
-    """The size of e in units of what is tolerated at y, (B,). Derivatives do not pass: steps are as long as they are."""
-    e, y = (tuple(part.detach() for part in parts) for parts in (e, y))
-    ratios = ((a / (atol + rtol * b.abs())).square().reshape(len(a), -1).mean(1).sqrt() for a, b in zip(e, y, strict=True))
-    return torch.stack(list(ratios)).amax(0)
-
-
-# What both share
-
-
-def _while(condition: Callable[..., Tensor], step: Callable[..., State], state: State) -> State:
-    if torch.compiler.is_compiling():
-        if torch.is_grad_enabled() and any(y.requires_grad for y in state):
-            raise RuntimeError("integrator: a compiled loop passes no derivatives; take them in eager, or detach the state")
-        return torch.while_loop(condition, step, state)
-    while True:
-        going = condition(*state)
-        if _checks.mapped(going):
-            raise RuntimeError(
-                "integrator: torch.func.vmap cannot map over a loop that ends when every example has arrived; give all "
-                "examples in one batch, or integrate by a fixed grid such as purevdm.ode.rk4"
-            )
-        if not going:
-            return state
-        state = step(*state)
-
-
-def _finite(state: State) -> Tensor:
-    return torch.stack([y.isfinite().reshape(len(y), -1).all(1) for y in state]).all(0)
-
-
-def _refuse(left: Tensor, size: Tensor, taken: Tensor, start: Tensor, stop: Tensor) -> None:
-    """An error, in eager, where an example did not arrive."""
-    if not _checks.readable(left):
-        return
-
-    def error() -> Exception:
-        i = int((_checks.plain(left) != 0).nonzero()[0])
-        at, to, steps = (_checks.plain(stop) - _checks.plain(left))[i], _checks.plain(stop)[i], int(_checks.plain(taken)[i])
-        where = f"example {i} stopped at {at:.6g} on its way to {to:.6g}, after {steps} steps"
-        if _checks.plain(size)[i] > 0:
-            return ValueError(f"limit: {where}; give a larger limit or larger tolerances")
-        return ValueError(f"field: {where}; its slopes are not finite there, or change faster than any step resolves")
-
-    _checks.verify([_checks.Fact(left == 0, error)])

@@ -188,11 +188,12 @@ def test_densities_of_real_data_are_exact(source):
     decoder = decoders.gaussian(loc=loc.tolist(), scale=scale.tolist())
     model = purevdm.vdm(source.network, schedules.fixed_linear(gamma_0, 25.0), (2,), decoder=decoder, dtype=torch.float64)
     f = source.sample(random.key(0), 8)
-    options = dict(integrator=ode.dopri5(1e-7, 1e-7))
-    found = likelihood.log_prob(model, NO_PARAMS, loc + scale * f, random.key(1), **options)
     noise = torch.full((2,), math.exp(gamma_0), dtype=torch.float64)
     want = source.widened(noise).log_prob(f) - scale.log().sum()
-    torch.testing.assert_close(found.log_prob, want, rtol=0, atol=1e-5)
+    for nodes in (None, 3):
+        options = dict(integrator=ode.dopri5(1e-7, 1e-7, quadrature=nodes))
+        found = likelihood.log_prob(model, NO_PARAMS, loc + scale * f, random.key(1), **options)
+        torch.testing.assert_close(found.log_prob, want, rtol=0, atol=1e-5)
     # averaged over the decoder's noise, it is the density of a source that is wider once more
     options = dict(dequantisation="variational", samples=20, integrator=ode.rk4(20))
     averaged = likelihood.log_prob(model, NO_PARAMS, (loc + scale * f)[:4], random.key(1), **options)

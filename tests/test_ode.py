@@ -32,6 +32,16 @@ def exact():
     return final, ((y - final + forced) / a).sum(1)
 
 
+def moving(t, state):
+    """The first part of the field alone."""
+    return field(t, (state[0], None))[:1]
+
+
+def rated(t, state):
+    slopes, rate = field(t, (state[0], None))
+    return (slopes,), rate
+
+
 def off(done):
     return max((a - b).abs().max().item() for a, b in zip(done.state, exact(), strict=True))
 
@@ -77,6 +87,54 @@ def test_the_coefficients_satisfy_their_conditions(tableau):
         assert tableau.rows[-1] == tableau.weights[:-1]
 
 
+@pytest.mark.parametrize(("nodes", "order", "units"), [(None, 5, 10), (2, 4, 100), (3, 5, 10)])
+def test_integrals_along_the_way_gain_by_their_order(nodes, order, units):
+    errors, work = [], []
+    for tolerance in (1e-6, 1e-8, 1e-10):
+        integrator = ode.dopri5(tolerance, tolerance, quadrature=nodes)
+        done, integral = integrator.along(moving, rated, START[:1], ZERO, TWO)
+        errors.append((integral - exact()[1]).abs().max().item())
+        work.append(done.evaluations.double().mean().item())
+        assert (done.state[0] - exact()[0]).abs().max() < 10 * tolerance
+        assert errors[-1] < units * tolerance
+    orders = [math.log(errors[i] / errors[i + 1]) / math.log(work[i + 1] / work[i]) for i in (0, 1)]
+    assert all(found > order - 0.3 for found in orders)
+
+
+def test_an_integral_along_a_fixed_grid_is_one_more_number_of_the_state():
+    done, integral = ode.rk4(20).along(moving, rated, START[:1], ZERO, TWO)
+    want = ode.rk4(20)(field, START, ZERO, TWO)
+    assert torch.equal(done.evaluations, want.evaluations)
+    assert torch.equal(done.state[0], want.state[0])
+    assert torch.equal(integral, want.state[1])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_nodes_inside_a_step_see_the_state_to_order_4_and_integrate_to_theirs(count):
+    tableau = _tableaus.with_quadrature(_tableaus.DOPRI5, count)
+    nodes, rows = (x[-count:] for x in (tableau.nodes, tableau.rows))
+    for theta, row in zip(nodes, rows, strict=True):
+        for power in range(4):
+            found = sum(b * node**power for b, node in zip(row, tableau.nodes, strict=False))
+            assert found == pytest.approx(theta ** (power + 1) / (power + 1), abs=1e-13)
+    for power in range(2 * count + 1):
+        found = sum(w * node**power for w, node in zip(tableau.quadrature, nodes, strict=True))
+        assert (found == pytest.approx(1 / (power + 1), abs=1e-13)) == (power < 2 * count)
+
+
+@pytest.mark.parametrize("nodes", [None, 2])
+def test_derivatives_pass_through_an_integral(nodes):
+    """Of the integral of y from 0 to 2, with y' = -y, by y(0): 1 - exp(-2)."""
+
+    def integral(y):
+        integrator = ode.dopri5(1e-8, 1e-8, quadrature=nodes)
+        found = integrator.along(lambda t, s: (-s[0],), lambda t, s: ((-s[0],), s[0].sum(1)), (y,), ZERO, TWO)
+        return found[1].sum()
+
+    got = torch.func.grad(integral)(START[0])
+    torch.testing.assert_close(got, torch.full_like(got, 1 - math.exp(-2.0)), rtol=1e-6, atol=0)
+
+
 def test_dop853_takes_the_steps_of_its_authors():
     """SciPy's first steps of one example, by the same rule where the state is one tensor."""
     integrate = pytest.importorskip("scipy.integrate")
@@ -104,7 +162,10 @@ def test_it_goes_back_to_where_it_came_from():
 
 def test_one_graph_for_every_tolerance_and_number_of_steps():
     def both(state, tolerance, steps):
-        return ode.dopri5(tolerance, tolerance)(field, state, ZERO, TWO), ode.rk4(steps)(field, state, ZERO, TWO)
+        pair = ode.dopri5(tolerance, tolerance, quadrature=2)
+        done, integral = pair.along(moving, rated, state[:1], ZERO, TWO)
+        beside = ode.Solution((*done.state, integral), done.evaluations)
+        return pair(field, state, ZERO, TWO), beside, ode.rk4(steps)(field, state, ZERO, TWO)
 
     counters.clear()
     compiled = torch.compile(both, fullgraph=True)
@@ -148,6 +209,14 @@ def test_a_field_that_is_not_finite_is_an_error_that_names_the_step():
     with pytest.raises(ValueError, match="field: example"):
         ode.dopri5()(lambda t, s: (s[0] * math.nan, s[1]), START, ZERO, TWO)
 
+    def unrated(t, state):
+        slopes, _ = wild(t, (*state, ZERO))
+        return (-state[0],), slopes.sum(1)
+
+    for nodes in (None, 3):
+        with pytest.raises(ValueError, match=r"field: example 2 stopped at 1.2\d* on its way to 2, after \d+ steps"):
+            ode.dopri5(quadrature=nodes).along(lambda t, s: (-s[0],), unrated, START[:1], ZERO, TWO)
+
 
 def test_a_compiled_graph_gives_nan_where_an_error_would_be():
     solve = torch.compile(
@@ -167,6 +236,9 @@ def test_a_compiled_graph_gives_nan_where_an_error_would_be():
         (lambda: ode.dopri5(rtol=torch.tensor(-1e-3)), ValueError, "rtol: expected a finite number above 0, got -"),
         (lambda: ode.dopri5(rtol=torch.ones(2)), ValueError, "rtol: expected shape"),
         (lambda: ode.dopri5(limit=0), ValueError, "limit"),
+        (lambda: ode.dopri5(quadrature=4), ValueError, "quadrature: expected 2 or 3 nodes a step, or None, got 4"),
+        (lambda: ode.dopri5(quadrature=2.5), TypeError, "quadrature"),
+        (lambda: ode.dopri5().along(moving, rated, START[0], ZERO, TWO), TypeError, "state: expected a tuple of tensors"),
         (lambda: ode.dopri5()(field, START, 0.0, TWO), TypeError, "start: expected a torch.Tensor"),
         (lambda: ode.dopri5()(field, START, ZERO[0], TWO), ValueError, "start: expected shape"),
         (lambda: ode.dopri5()(field, START[0], ZERO, TWO), TypeError, "state: expected a tuple of tensors"),

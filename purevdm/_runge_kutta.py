@@ -1,0 +1,83 @@
+"""Runge-Kutta steps for a batch, in tensors, and the loop that takes them: what fixed and adaptive grids share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, _tableaus
+
+State = tuple[Tensor, ...]
+Field = Callable[[Tensor, State], State]
+Rated = Callable[[Tensor, State], tuple[State, Tensor]]
+
+
+class Stages(NamedTuple):
+    """A tableau in tensors, so that one evaluation of the field in a loop serves every stage."""
+
+    nodes: Tensor
+    rows: Tensor
+    weights: Tensor
+    errors: Tensor
+    quadrature: Tensor
+
+
+def in_tensors(tableau: _tableaus.Tableau, like: Tensor) -> Stages:
+    n = len(tableau.nodes)
+
+    def filled(row: tuple[float, ...]) -> list[float]:
+        return [*row, *[0.0] * (n - len(row))]
+
+    weights, quadrature = filled(tableau.weights), [0.0] * (n - len(tableau.quadrature)) + [*tableau.quadrature]
+    rows, errors = ([filled(row) for row in part] for part in (tableau.rows, tableau.errors))
+    parts = (tableau.nodes, rows, weights, errors, quadrature)
+    return Stages(*(torch.tensor(part, dtype=like.dtype, device=like.device) for part in parts))
+
+
+def along(h: Tensor, x: Tensor) -> Tensor:
+    """A number an example, (B,), shaped to broadcast against (B, ...)."""
+    return h.reshape(h.shape + (1,) * (x.ndim - 1))
+
+
+def total(weights: Tensor, slopes: State, h: Tensor) -> State:
+    """h times the weighted sum of the slopes, each (stages, B, ...)."""
+    return tuple(along(h, k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
+
+
+def plus(a: State, b: State) -> State:
+    return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def point(stages: Stages, stage: Tensor, t: Tensor, h: Tensor, state: State, slopes: State) -> tuple[Tensor, State]:
+    """Where a stage evaluates the field: its time and its state."""
+    row = stages.rows.index_select(0, stage)[0]
+    return t + stages.nodes.index_select(0, stage) * h, plus(state, total(row, slopes, h))
+
+
+def put(slopes: State, stage: Tensor, found: State) -> State:
+    """The slopes with those of one stage put in."""
+    return tuple(k.index_copy(0, stage, new[None]) for k, new in zip(slopes, found, strict=True))
+
+
+def loop(condition: Callable[..., Tensor], step: Callable[..., State], state: State) -> State:
+    """Steps while the condition holds: Python's loop in eager, one ``torch.while_loop`` in a compiled graph."""
+    if torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and any(y.requires_grad for y in state):
+            raise RuntimeError("integrator: a compiled loop passes no derivatives; take them in eager, or detach the state")
+        return torch.while_loop(condition, step, state)
+    while True:
+        going = condition(*state)
+        if _checks.mapped(going):
+            raise RuntimeError(
+                "integrator: torch.func.vmap cannot map over a loop that ends when every example has arrived; give all "
+                "examples in one batch, or integrate by a fixed grid such as purevdm.ode.rk4"
+            )
+        if not going:
+            return state
+        state = step(*state)
+
+
+def finite(state: State) -> Tensor:
+    """Which examples are finite, (B,)."""
+    return torch.stack([y.isfinite().reshape(len(y), -1).all(1) for y in state]).all(0)
