@@ -70,7 +70,7 @@ def output(
         dtype = network.dtype
         params = optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
 
-    by_regions = _regions.for_batch(network.apply)
+    by_regions = _regions.for_batch(network.apply, params, z, gamma, cond, x_hat)
     apply = by_regions or network.apply
 
     def one(z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:

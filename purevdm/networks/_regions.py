@@ -3,6 +3,10 @@
 Only in a graph that is differentiated from outside, if at all: the transforms of ``torch.func`` know no regions. There a
 network of blocks is applied to a whole batch, each block a region that maps over the examples inside. Everywhere else the
 network of one example is mapped over the batch as any network is. Both compute the same.
+
+Under gradients the inductor of PyTorch 2.13 takes what a region saves for the backward pass for memory of its own, also if it
+is an input, and writes over it: over parameters, too. So regions go under gradients only where :func:`under_gradients` says
+that the compiler was told, by :func:`without_reuse`, to write nothing twice.
 """
 
 from collections.abc import Callable
@@ -32,11 +36,35 @@ def known(apply: Callable[..., Any]) -> bool:
     return isinstance(apply, partial) and hasattr(apply.func, "over_batch") and not OLD
 
 
-def for_batch(apply: Callable[..., Any]) -> Callable[..., Any] | None:
-    """A network's ``apply`` for a batch, by regions, where there is one and regions go; else None."""
+def for_batch(apply: Callable[..., Any], *inputs: Any) -> Callable[..., Any] | None:
+    """A network's ``apply`` for a batch, by regions, where there is one and regions go for these inputs; else None."""
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not known(apply):
         return None
+    if torch.is_grad_enabled() and not hasattr(apply.func, "safe"):  # type: ignore[attr-defined]
+        leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
+        if any(leaf.requires_grad for leaf in leaves):
+            return None
     return partial(apply.func.over_batch, *apply.args, **apply.keywords)  # type: ignore[attr-defined]
+
+
+def under_gradients(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """A known ``apply`` that goes by regions under gradients, too: for a compiler that writes nothing twice."""
+
+    def same(*args: Any, **kwargs: Any) -> Any:
+        return apply.func(*args, **kwargs)  # type: ignore[attr-defined]
+
+    same.over_batch, same.safe = apply.func.over_batch, True  # type: ignore[attr-defined]
+    return partial(same, *apply.args, **apply.keywords)  # type: ignore[attr-defined]
+
+
+def without_reuse(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for ``torch.compile``, with which inductor gives each result memory of its own, until it is freed."""
+    if options.get("backend", "inductor") != "inductor" or {"mode", "options"} <= options.keys():
+        return options  # another compiler; or what torch.compile itself refuses
+    mode = options.get("mode") or "default"
+    given = torch._inductor.list_mode_options(mode) | (options.get("options") or {})
+    rest = {name: value for name, value in options.items() if name not in ("mode", "options")}
+    return {**rest, "options": {**given, "allow_buffer_reuse": False, "inplace_buffers": False}}
 
 
 def region(f: F) -> F:

@@ -100,7 +100,12 @@ def gradients(
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
         return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
 
-    if remat or (compile and not variance and _regions.known(model.network.apply)):
+    # A backend "eager" does not differentiate regions.
+    regions = compile and options.get("backend") != "eager" and _regions.known(model.network.apply)
+    if remat or (regions and not variance):
+        if regions:
+            network = model.network._replace(apply=_regions.under_gradients(model.network.apply))
+            model, options = model._replace(network=network), _regions.without_reuse(options)
         loss = model.loss_and_stats
         whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss)
     elif compile:

@@ -71,6 +71,69 @@ def test_a_compiler_makes_each_kind_of_block_once_and_the_gradients_are_the_eage
 
 
 @since_2_13
+def test_compiled_gradients_are_the_eager_ones_and_parameters_stay_what_they_are():
+    """A compiler that writes over what regions save writes over parameters, too."""
+    network = networks.vdm_unet(8, 1, fourier=(), groups=4, dropout=0.0)
+    model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), (1, 8, 8), 16)
+    params = perturbed(model.init(random.key(0)), 1, 0.1)
+    x = random.randint(random.key(1), (4, 1, 8, 8), 0, 16)
+    before = optree.tree_map(torch.clone, params)
+    got = training.gradients(model, compile=True)(params, x, random.key(2))
+    assert all(map(torch.equal, optree.tree_leaves(params), optree.tree_leaves(before)))
+    close(got, training.gradients(model)(params, x, random.key(2)), 1e-4)
+
+
+@since_2_13
+def test_what_users_differentiate_has_no_regions_and_what_they_do_not_has():
+    network = networks.vdm_unet(4, 1, fourier=(), **OPTIONS)
+    model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
+    params = perturbed(model.init(random.key(0)), 1, 0.1)
+    x, found = random.randint(random.key(1), (3, 1, 3, 4), 0, 16), []
+
+    def backend(graph, inputs):
+        found.append(any("invoke_subgraph" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    loss = torch.compile(model.loss_fn, fullgraph=True, backend=backend)
+    loss(params, x, random.key(2))
+    leaves = optree.tree_map(lambda leaf: leaf.clone().requires_grad_(), params)
+    loss(leaves, x, random.key(2)).backward()
+    with torch.no_grad():
+        loss(leaves, x, random.key(2))
+    assert found == [True, False, True]
+    want = torch.func.grad(model.loss_fn)(params, x, random.key(2))
+    close(optree.tree_map(lambda leaf: leaf.grad, leaves), want, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        ({}, {"options": {}}),
+        ({"mode": "default", "dynamic": True}, {"dynamic": True, "options": {}}),
+        ({"mode": "reduce-overhead"}, {"options": {"triton.cudagraphs": True}}),
+        ({"options": {"max_autotune": True}}, {"options": {"max_autotune": True}}),
+    ],
+)
+def test_nothing_is_written_twice_whatever_the_options(given, want):
+    got = _regions.without_reuse(given)
+    never = {"allow_buffer_reuse": False, "inplace_buffers": False}
+    assert got == {**want, "options": want["options"] | never}
+
+
+def test_options_that_are_not_inductors_stay():
+    for given in ({"backend": "aot_eager"}, {"mode": "default", "options": {}}):
+        assert _regions.without_reuse(given) == given
+
+
+def test_gradients_by_a_backend_for_debugging():
+    network = networks.vdm_unet(4, 1, fourier=(), **OPTIONS)
+    model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
+    params, x = model.init(random.key(0)), random.randint(random.key(1), (3, 1, 3, 4), 0, 16)
+    got = training.gradients(model, compile=True, backend="eager")(params, x, random.key(2))
+    close(got, training.gradients(model)(params, x, random.key(2)), 1e-4)
+
+
+@since_2_13
 def test_a_network_may_have_blocks_of_many_kinds():
     network = networks.unet(4, (1, 2, 3, 4), 1, groups=2, heads=1)
     model = purevdm.vdm(network, schedules.learned_linear(), (1, 8, 8), 16)
