@@ -4,9 +4,9 @@ Only in a graph that is differentiated from outside, if at all: the transforms o
 network of blocks is applied to a whole batch, each block a region that maps over the examples inside. Everywhere else the
 network of one example is mapped over the batch as any network is. Both compute the same.
 
-Under gradients the inductor of PyTorch 2.13 takes what a region saves for the backward pass for memory of its own, also if it
-is an input, and writes over it: over parameters, too. So regions go under gradients only where :func:`under_gradients` says
-that the compiler was told, by :func:`without_reuse`, to write nothing twice.
+Under gradients the inductor of PyTorch 2.13 takes what a region saves for the backward pass for memory of its own, even
+where that is an input, and writes over it: over parameters, too. So regions go under gradients only where
+:func:`under_gradients` says that the compiler was told, by :func:`without_reuse`, to write nothing twice.
 """
 
 from collections.abc import Callable
