@@ -23,6 +23,11 @@ What to expect on a CPU:
 
 The part "divergence" times the flow's velocity with its divergence by one probe against the velocity alone.
 
+The part "ways" times a training step and the sampler in float32 and bfloat16, and in the compiler's mode "reduce-overhead":
+CUDA graphs, on a GPU. The peaks are those of bfloat16. With --device cuda it prints images a second, too:
+
+    python examples/benchmark.py --device cuda --parts ways --embed 128 --layers 32 --batch 128 --samples 64 --out ways.json
+
 The part "flow" integrates log p of images, by the model that ``examples/digits.py`` trained and one probe each: by the
 adaptive loop in one graph, by the same loop in eager, and by SciPy's RK45 driven from Python, as public code of score models
 does it. It prints also how often each applied the network, and how far their log p's are from those at a tenth of the
@@ -64,8 +69,9 @@ from purevdm import flow as likelihood_flow
 from purevdm import interop, likelihood, ode, process, random, training
 from purevdm.evaluation import evaluate
 
-PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "divergence", "memory", "flow")
-DEFAULT = PARTS[:-2]
+PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "divergence", "ways", "memory", "flow")
+DEFAULT = PARTS[:-3]
+WAYS = (("float32", "default"), ("bfloat16", "default"), ("bfloat16", "reduce-overhead"))
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -168,6 +174,39 @@ def memory(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[int, dict[s
             f" {again['MiB'] / plain['MiB']:.2f} x, in {again['seconds'] / plain['seconds']:.2f} x the time"
         )
     return table
+
+
+def ways(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[str, dict[str, Any]]]:
+    """A training step and the sampler, in each dtype and mode of the compiler."""
+    key, count = random.key(0, device=args.device), torch.tensor(args.steps)
+    x = random.randint(key, (args.batch, *shape), 0, 256)
+    steps: Calls = {}
+    samples: Calls = {}
+    network = purevdm.networks.vdm_unet(args.embed, args.layers)
+    model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
+    params = model.init(key)
+    for dtype, mode in WAYS:
+        own = network if dtype == "float32" else purevdm.networks.mixed(network, getattr(torch, dtype))
+        other, name = model._replace(network=own), dtype if mode == "default" else f"{dtype}, {mode}"
+        grad = training.gradients(other, compile=True, mode=mode)
+        sample = torch.compile(other.sample, fullgraph=True, mode=mode)
+        steps[name] = functools.partial(grad, params, x, key)
+        samples[name] = functools.partial(sample, params, key, args.samples, steps=count)
+    operations = {
+        "step": counted(lambda: torch.func.grad_and_value(model.loss_fn)(params, x, key)),
+        "sample": counted(lambda: model.sample(params, key, args.samples, steps=1)) * args.steps,
+    }
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for part, calls, images in (("step", steps, args.batch), ("sample", samples, args.samples)):
+        extra, their_flops = peaks(torch.bfloat16, args.device, args.embed, args.batch, args.size)
+        results[part] = timed(calls | extra, args.runs, args.device)
+        for name, number in (dict.fromkeys(calls, operations[part]) | their_flops).items():
+            results[part][name]["flops"] = number
+        print(f" {part}")
+        report(results[part])
+        for name in calls if args.device != "cpu" else ():
+            print(f"  {name:<32} {images / statistics.median(results[part][name]['seconds']):10.1f} images/s")
+    return results
 
 
 def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -340,8 +379,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for part in (part for part in PARTS if part in args.parts):
         print(part)
-        if part in ("memory", "flow"):
-            results[part] = memory(args, shape) if part == "memory" else flow(args)
+        if part in ("ways", "memory", "flow"):
+            results[part] = flow(args) if part == "flow" else {"ways": ways, "memory": memory}[part](args, shape)
             continue
         calls = parts[part]
         operations: dict[str, float] = {}

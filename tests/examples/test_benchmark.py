@@ -27,6 +27,21 @@ def test_the_program_prints_ratios_and_writes_every_time(tmp_path, monkeypatch, 
             assert min(row["first"], *row["seconds"]) > 0
 
 
+def test_ways_are_held_against_the_peaks(tmp_path, monkeypatch, capsys):
+    """With the compiler left out."""
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    out = tmp_path / "times.json"
+    sizes = "--batch 2 --size 4 --embed 32 --layers 1 --samples 2 --steps 2 --runs 1".split()  # noqa: SIM905
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "ways", *sizes, "--out", str(out)])
+    benchmark.main()
+    printed, results = capsys.readouterr().out, json.loads(out.read_text())["ways"]
+    for part in ("step", "sample"):
+        assert list(results[part])[:3] == ["float32", "bfloat16", "bfloat16, reduce-overhead"]
+        assert all(row["flops"] > 0 for row in results[part].values())
+        assert f" {part}\n" in printed
+    assert printed.count("of the peaks") == 6
+
+
 def test_flows_are_timed_and_held_against_a_finer_one(tmp_path, monkeypatch, capsys):
     """With the compiler left out."""
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
