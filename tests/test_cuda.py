@@ -291,13 +291,13 @@ def trained(tmp_path_factory):
 
 
 def test_training_goes_on_where_it_stopped(trained):
-    assert "step 4 of 4" in call("train.py", *TINY, "--out", trained)
+    assert "step 4 of 4" in call("train.py", *TINY, "--out", trained, "--resume")
 
 
 def test_trained_models_are_evaluated_sampled_edited_and_compressed(trained, tmp_path):
     assert "bits/dim" in call("evaluate.py", trained, "--passes", 1)
-    call("sample.py", trained, "--out", tmp_path / "samples.png", "--n", 4, "--steps", 3)
-    call("edit.py", trained, "--out", tmp_path / "edit.png", "--steps", 3)
+    call("sample.py", trained, "--out", tmp_path / "samples", "--n", 4, "--steps", 3)
+    call("edit.py", trained, "--out", tmp_path / "edit", "--steps", 3, "--flow-steps", 3)
     file = tmp_path / "x.pvdm"
     call("compress.py", "encode", trained, file, "--examples", 4, "--timesteps", 3, "--passes", 1, "--no-peers")
     assert "4 examples intact" in call("compress.py", "test", trained, file)
