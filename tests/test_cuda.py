@@ -201,20 +201,23 @@ def test_the_official_velocities(name):
     torch.testing.assert_close(found.cpu(), nchw(a["flow/velocity"])[:2], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "integrator", [ode.rk4(5), ode.dopri5(1e-3, 1e-3), ode.dopri5(1e-3, 1e-3, quadrature=2)], ids=["rk4", "dopri5", "nodes"]
-)
+INTEGRATORS = {"rk4": ode.rk4(5), "dopri5": ode.dopri5(1e-3, 1e-3), "nodes": ode.dopri5(1e-3, 1e-3, quadrature=2)}
+
+
+@pytest.mark.parametrize("name", INTEGRATORS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_log_p(integrator, compiled):
+def test_log_p(name, compiled):
     model, params, x, cond = images(torch.float64)
 
     def log_p(params, x, key, cond):
-        return likelihood.log_prob(model, params, x, key, cond, integrator=integrator, probes=1).log_prob
+        return likelihood.log_prob(model, params, x, key, cond, integrator=INTEGRATORS[name], probes=1).log_prob
 
     arguments = params, x, random.key(7), cond
     run = torch.compile(log_p, fullgraph=True) if compiled else log_p
+    # Rounding moves adaptive steps, and those log p, by a part of the tolerance.
+    off = 1e-8 if name == "rk4" else 1e-4
     with torch.no_grad():
-        torch.testing.assert_close(run(*there(arguments)).cpu(), log_p(*arguments), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(run(*there(arguments)).cpu(), log_p(*arguments), rtol=off, atol=off)
 
 
 def test_bayesian_flows():

@@ -37,11 +37,11 @@ def _convolve_batch(
         return x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
 
     x, kernel = whole(x, axis), whole(kernel, kernel_axis)
-    x = (x.unsqueeze(1) if one else x).transpose(0, 1).flatten(1, 2)
+    x = (x.unsqueeze(1) if one else x).movedim(0, 1).flatten(1, 2)
     bias = None if bias is None else whole(bias, bias_axis).flatten()
     convolution = _CONVOLUTIONS[kernel.ndim - 3]
     y = convolution(x, kernel.flatten(0, 1), bias, stride=stride, padding=padding, groups=n)  # type: ignore[operator]
-    y = y.unflatten(1, (n, -1)).transpose(0, 1)
+    y = y.unflatten(1, (n, -1)).movedim(0, 1)
     return (y.squeeze(1) if one else y), 0
 
 

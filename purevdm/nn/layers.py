@@ -57,7 +57,7 @@ def pointwise(params: Params, x: Tensor) -> Tensor:
     """:func:`dense` along the first axis, at each position of a feature map: (n_in, *space) to (n_out, *space)."""
     if torch.compiler.is_compiling():
         return dense(params, x.movedim(0, -1)).movedim(-1, 0)  # channels are neighbours in memory
-    y = (params["kernel"].transpose(0, 1) @ x.flatten(1)).unflatten(1, x.shape[1:])
+    y = (params["kernel"].movedim(0, 1) @ x.flatten(1)).unflatten(1, x.shape[1:])
     return y + over_space(params["bias"], y) if "bias" in params else y
 
 
@@ -194,20 +194,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
     """
     if q.shape[-1] % heads:
         raise ValueError(f"heads: expected a divisor of the {q.shape[-1]} channels, got {heads}")
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
+    q, k, v = (x.unflatten(-1, (heads, -1)).movedim(-3, -2) for x in (q, k, v))
     q = q / math.sqrt(q.shape[-1])
 
     # Written out, as F.scaled_dot_product_attention has no batching rule on the CPU: vmap would loop over the examples.
     # The weights are normalised after they are applied: one pass less over a (tokens, other tokens) matrix.
     def attend(q: Tensor) -> Tensor:
-        logits = q @ k.mT
+        logits = q @ k.movedim(-2, -1)
         weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
         return weights @ v / weights.sum(-1, keepdim=True)
 
     # A CPU takes the queries in parts: matrices of a mebibyte stay in its cache, and are not given back to the system.
     parts = min(16, q.shape[:-1].numel() * k.shape[-2] // 2**18) if q.device.type == "cpu" else 1
     out = attend(q) if parts < 2 else concatenate([attend(part) for part in q.chunk(parts, -2)], -2)
-    return out.transpose(-3, -2).flatten(-2)
+    return out.movedim(-3, -2).flatten(-2)
 
 
 def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:

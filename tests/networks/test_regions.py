@@ -6,7 +6,7 @@ from functools import partial
 import optree
 import pytest
 import torch
-from compare import close
+from compare import close, decoded_alike
 from perturb import perturbed
 from torch.func import vmap
 from versions import since_2_13
@@ -81,6 +81,16 @@ def test_compiled_gradients_are_the_eager_ones_and_parameters_stay_what_they_are
     got = training.gradients(model, compile=True)(params, x, random.key(2))
     assert all(map(torch.equal, optree.tree_leaves(params), optree.tree_leaves(before)))
     close(got, training.gradients(model)(params, x, random.key(2)), 1e-4)
+
+
+@since_2_13
+def test_a_compiled_sampler_takes_blocks_with_attention():
+    """A region inside a loop is not decomposed: inductor itself must know each of its operations."""
+    network = networks.unet(8, (1,), 1, groups=4, heads=1, attention=(0,), fourier=())
+    model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), (1, 4, 4), 16, dtype=torch.float64)
+    params = perturbed(model.init(random.key(0)), 1, 0.05)
+    sample = torch.compile(model.sample, fullgraph=True)
+    decoded_alike(sample(params, random.key(1), 2, steps=torch.tensor(3)), model.sample(params, random.key(1), 2, steps=3))
 
 
 @since_2_13
