@@ -377,10 +377,11 @@ def main() -> None:
     leaves: Any = optree.tree_leaves(params)  # type: ignore[arg-type]
     print(f"torch {torch.__version__} on {device}; {sum(p.numel() for p in leaves):,} parameters, {args.dtype}")
     results: dict[str, Any] = {}
+    own = {"ways": lambda: ways(args, shape), "memory": lambda: memory(args, shape), "flow": lambda: flow(args)}
     for part in (part for part in PARTS if part in args.parts):
         print(part)
-        if part in ("ways", "memory", "flow"):
-            results[part] = flow(args) if part == "flow" else {"ways": ways, "memory": memory}[part](args, shape)
+        if part in own:
+            results[part] = own[part]()
             continue
         calls = parts[part]
         operations: dict[str, float] = {}

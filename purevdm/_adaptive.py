@@ -66,7 +66,7 @@ def integrate(
         length = torch.where(size >= whole, whole, torch.minimum(size, 0.5 * whole).where(size > 0.5 * whole, size))
         h = torch.where(active, span.sign() * length, 0.0)
         here = point(stages, stage, stop - left, h, state, slopes)
-        if rated is None or not nodes:
+        if rated is None:
             found = field(*here)
         else:
             found, rate = _either(stage >= n, rated, field, *here)

@@ -101,8 +101,8 @@ def gradients(
         return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
 
     # A backend "eager" does not differentiate regions.
-    regions = compile and options.get("backend") != "eager" and _regions.known(model.network.apply)
-    if remat or (regions and not variance):
+    regions = compile and not variance and options.get("backend") != "eager" and _regions.known(model.network.apply)
+    if remat or regions:
         if regions:
             network = model.network._replace(apply=_regions.under_gradients(model.network.apply))
             model, options = model._replace(network=network), _regions.without_reuse(options)
