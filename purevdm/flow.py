@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, denoiser, process, random, schedules
-from purevdm._runge_kutta import State
 from purevdm.elbo import Model
 from purevdm.ode import Integrator
 from purevdm.types import Params, Shape
@@ -178,7 +177,7 @@ def integrate(
         gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], t, cond)
         return lambda z: slope * velocity(model, params, z, gamma, cond)
 
-    def field(t: Tensor, state: State) -> State:
+    def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (at(t)(state[0]),)
 
     if univariate:
@@ -190,7 +189,7 @@ def integrate(
         done = integrator(field, (z,), start, stop)
         return done.state[0], z.new_zeros(len(z)), done.evaluations
 
-    def rated(t: Tensor, state: State) -> tuple[State, Tensor]:
+    def rated(t: Tensor, state: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
         slope, rate = divergence_of(at(t), state[0])
         return (slope,), rate
 
