@@ -31,8 +31,9 @@ from purevdm.ode import Integrator
 
 ADAPTIVE: dict[str, Callable[[Any], Integrator]] = {
     "dopri5": lambda tolerance: ode.dopri5(tolerance, tolerance),
-    "dopri5, 2 nodes": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=2),
-    "dopri5, 3 nodes": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=3),
+    "dopri5, 2 points": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=2),
+    "dopri5, 3 points": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=3),
+    "dopri5, 4 points": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=4),
     "dop853": lambda tolerance: ode.dop853(tolerance, tolerance),
 }
 FIXED: dict[str, Callable[[Any], Integrator]] = {"heun": ode.heun, "rk4": ode.rk4}

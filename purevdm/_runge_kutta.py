@@ -13,6 +13,18 @@ Field = Callable[[Tensor, State], State]
 Rated = Callable[[Tensor, State], tuple[State, Tensor]]
 
 
+class Solution(NamedTuple):
+    """What an integrator gives.
+
+    Attributes:
+        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph, and an error in eager.
+        evaluations: how often each example's field was evaluated while it was on its way, int64 (B,).
+    """
+
+    state: State
+    evaluations: Tensor
+
+
 class Stages(NamedTuple):
     """A tableau in tensors, so that one evaluation of the field in a loop serves every stage."""
 
@@ -29,9 +41,8 @@ def in_tensors(tableau: _tableaus.Tableau, like: Tensor) -> Stages:
     def filled(row: tuple[float, ...]) -> list[float]:
         return [*row, *[0.0] * (n - len(row))]
 
-    weights, quadrature = filled(tableau.weights), [0.0] * (n - len(tableau.quadrature)) + [*tableau.quadrature]
     rows, errors = ([filled(row) for row in part] for part in (tableau.rows, tableau.errors))
-    parts = (tableau.nodes, rows, weights, errors, quadrature)
+    parts = (tableau.nodes, rows, filled(tableau.weights), errors, filled(tableau.quadrature))
     return Stages(*(torch.tensor(part, dtype=like.dtype, device=like.device) for part in parts))
 
 

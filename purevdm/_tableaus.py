@@ -12,7 +12,7 @@ class Tableau(NamedTuple):
     """The coefficients of an explicit Runge-Kutta step: stage i is at t + nodes[i] h, from the slopes before it with the
     weights rows[i]; the step ends by ``weights``. Each of ``errors`` holds weights that estimate its error, as its order
     goes; then the last stage is the next step's first. ``interpolant`` gives the state inside a step, to order 4.
-    ``quadrature`` has weights for the stages behind those of the step: see :func:`with_quadrature`."""
+    ``quadrature`` has weights for an integral along the step, with stages of its own at the end: :func:`with_quadrature`."""
 
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -167,17 +167,19 @@ DOP853 = Tableau(
 )
 
 
-# Nodes and weights on (0, 1).
-GAUSS = {
-    2: ((0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)), (1 / 2, 1 / 2)),
-    3: ((0.5 - math.sqrt(3 / 20), 0.5, 0.5 + math.sqrt(3 / 20)), (5 / 18, 4 / 9, 5 / 18)),
+# Lobatto's rules on [0, 1] by their number of points: the inner ones, their weight, and that of either end.
+LOBATTO: dict[int, tuple[tuple[float, ...], float, float]] = {
+    2: ((), 0.0, 1 / 2),
+    3: ((0.5,), 2 / 3, 1 / 6),
+    4: ((0.5 - math.sqrt(1 / 20), 0.5 + math.sqrt(1 / 20)), 5 / 12, 1 / 12),
 }
 
 
 def with_quadrature(tableau: Tableau, count: int) -> Tableau:
-    """A pair with the nodes of Gauss & Legendre behind its stages, at states inside the step.
+    """A pair with the points of Lobatto's rule, of order 2 count - 2.
 
-    There the state is y + h b(theta) . slopes, with
+    They are the first stage, the last, and inner points behind them. The ends cost nothing but the rate there, and the last
+    is the next step's first. At the inner points the state is y + h b(theta) . slopes, with
 
         b(theta) = theta w + theta (1 - theta) (first - w + theta (2 w - first - last + (1 - theta) d)),
 
@@ -185,7 +187,7 @@ def with_quadrature(tableau: Tableau, count: int) -> Tableau:
     1993, sec. II.6).
     """
     n = len(tableau.nodes)
-    nodes, weights = GAUSS[count]
+    inner, weight, end = LOBATTO[count]
 
     def row(theta: float) -> tuple[float, ...]:
         def entry(i: int) -> float:
@@ -195,5 +197,6 @@ def with_quadrature(tableau: Tableau, count: int) -> Tableau:
 
         return tuple(entry(i) for i in range(n))
 
-    rows = (*tableau.rows, *(row(theta) for theta in nodes))
-    return tableau._replace(nodes=(*tableau.nodes, *nodes), rows=rows, quadrature=weights)
+    quadrature = (end, *[0.0] * (n - 2), end, *[weight] * len(inner))
+    rows = (*tableau.rows, *(row(theta) for theta in inner))
+    return tableau._replace(nodes=(*tableau.nodes, *inner), rows=rows, quadrature=quadrature)

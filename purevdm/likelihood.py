@@ -153,7 +153,7 @@ def log_prob(
             with 159 periods on the way. Check what is left against a smaller tolerance, and a fixed grid against
             ``dopri5``; ``examples/integrators.py`` does it for digits.
         probes: how many probes estimate the divergence (Hutchinson). It is exact where left out, at the cost of one
-            product for each dimension; ``ode.dopri5(quadrature=2)`` then evaluates it less often. The estimate of each log
+            product for each dimension; ``ode.dopri5(quadrature=2)`` evaluates either less often. The estimate of each log
             w is unbiased, but not that of the log of their mean.
         probe: "rademacher" or "gaussian".
         chunk: how many products of the divergence to compute at once; fewer need less memory.

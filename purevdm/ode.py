@@ -21,21 +21,9 @@ import torch
 from torch import Tensor
 
 from purevdm import _adaptive, _checks, _tableaus, _values
-from purevdm._runge_kutta import Field, Rated, State, finite, in_tensors, loop, plus, point, put, total
+from purevdm._runge_kutta import Field, Rated, Solution, State, finite, in_tensors, loop, plus, point, put, total
 
 __all__ = ["Integrator", "Solution", "dop853", "dopri5", "heun", "rk4"]
-
-
-class Solution(NamedTuple):
-    """What an integrator gives.
-
-    Attributes:
-        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph, and an error in eager.
-        evaluations: how often each example's field was evaluated while it was on its way, int64 (B,).
-    """
-
-    state: State
-    evaluations: Tensor
 
 
 @_values.by_content
@@ -44,12 +32,13 @@ class Integrator(NamedTuple):
 
     Attributes:
         solve: ``solve(field, state, start, stop) -> Solution``, with start and stop (B,).
-        quadrature: ``quadrature(rated, field, state, start, stop) -> (Solution, integral)`` for an integrator that has a
-            rule of its own for integrals along the way; None for one that takes them as a part of the state.
+        quadrature: ``quadrature(field, state, start, stop, rated) -> Solution``, with the integral behind the state, for an
+            integrator that has a rule of its own for integrals along the way; None for one that takes it as a part of the
+            state.
     """
 
     solve: Callable[[Field, State, Tensor, Tensor], Solution]
-    quadrature: Callable[[Rated, Field, State, Tensor, Tensor], tuple[Solution, Tensor]] | None = None
+    quadrature: Callable[[Field, State, Tensor, Tensor, Rated], Solution] | None = None
 
     def __call__(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         """Integrates. In eager, derivatives pass through the steps that were taken."""
@@ -66,14 +55,15 @@ class Integrator(NamedTuple):
             The solution, and the integral of the rate, (B,). Evaluations count those of either function.
         """
         times = _times(state, start, stop)
-        if self.quadrature is not None:
-            return self.quadrature(rated, field, state, *times)
 
         def together(t: Tensor, state: State) -> State:
             slopes, rate = rated(t, state[:-1])
             return *slopes, rate
 
-        done = self.solve(together, (*state, torch.zeros_like(times[0])), *times)
+        if self.quadrature is None:
+            done = self.solve(together, (*state, torch.zeros_like(times[0])), *times)
+        else:
+            done = self.quadrature(field, state, *times, rated)
         return Solution(done.state[:-1], done.evaluations), done.state[-1]
 
 
@@ -164,17 +154,18 @@ def dopri5(
         rtol, atol: the tolerances, above 0. In tensors of shape (), one compiled graph serves all.
         limit: the most steps, taken or rejected.
         quadrature: how :meth:`Integrator.along` finds an integral, as that of a divergence. Where left out, it is one more
-            number of the state, with the same tolerance: its rate is evaluated at all stages. 2 or 3: by so many
-            Gauss-Legendre nodes a step, at states interpolated to order 4. That is cheaper where a rate costs more than the
-            slopes. But the integral's error steers no step, so that it may be off by far more than the tolerances where
-            the rate changes and the state hardly does.
+            number of the state, with the same tolerance: its rate is evaluated at all stages. 2, 3 or 4: by Lobatto's rule
+            of so many points a step, of order 2, 4 or 5, the inner ones at states interpolated to order 4. Ends of steps
+            are shared, so a step needs one rate fewer than points. That is cheaper where a rate costs more than the
+            slopes. But the integral's error steers no step: it may be off by far more than the tolerances, most of all
+            by 2 points at small tolerances, and where the rate changes and the state hardly does.
 
     Raises:
         TypeError, ValueError: tolerances or a limit out of range. From the integrator, in eager: an example that did not
             arrive within the limit, or whose slopes are not finite. The example, the time and the step are named.
     """
-    if quadrature is not None and _checks.integer("quadrature", quadrature, 1) not in _tableaus.GAUSS:
-        raise ValueError(f"quadrature: expected 2 or 3 nodes a step, or None, got {quadrature}")
+    if quadrature is not None and _checks.integer("quadrature", quadrature, 1) not in _tableaus.LOBATTO:
+        raise ValueError(f"quadrature: expected 2, 3 or 4 points a step, or None, got {quadrature}")
     return _pair(_tableaus.DOPRI5, rtol, atol, limit, quadrature)
 
 
@@ -198,21 +189,9 @@ def _pair(
     tolerances = _tolerance("rtol", rtol), _tolerance("atol", atol)
     settings = _adaptive.Adaptive(tableau, *tolerances, _checks.count("limit", limit))
     if quadrature is None:
-        return Integrator(partial(_adaptively, settings))
+        return Integrator(partial(_adaptive.integrate, settings))
     beside = settings._replace(tableau=_tableaus.with_quadrature(tableau, quadrature))
-    return Integrator(partial(_adaptively, settings), partial(_beside, beside))
-
-
-def _adaptively(settings: _adaptive.Adaptive, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
-    done = _adaptive.integrate(settings, field, state, start, stop)
-    return Solution(done.state, done.evaluations)
-
-
-def _beside(
-    settings: _adaptive.Adaptive, rated: Rated, field: Field, state: State, start: Tensor, stop: Tensor
-) -> tuple[Solution, Tensor]:
-    done = _adaptive.integrate(settings, field, state, start, stop, rated)
-    return Solution(done.state, done.evaluations), done.integral
+    return Integrator(partial(_adaptive.integrate, settings), partial(_adaptive.integrate, beside))
 
 
 def _tolerance(name: str, x: float | Tensor) -> float | Tensor:

@@ -190,8 +190,8 @@ def test_densities_of_real_data_are_exact(source):
     f = source.sample(random.key(0), 8)
     noise = torch.full((2,), math.exp(gamma_0), dtype=torch.float64)
     want = source.widened(noise).log_prob(f) - scale.log().sum()
-    for nodes in (None, 3):
-        options = dict(integrator=ode.dopri5(1e-7, 1e-7, quadrature=nodes))
+    for points in (None, 4):
+        options = dict(integrator=ode.dopri5(1e-7, 1e-7, quadrature=points))
         found = likelihood.log_prob(model, NO_PARAMS, loc + scale * f, random.key(1), **options)
         torch.testing.assert_close(found.log_prob, want, rtol=0, atol=1e-5)
     # averaged over the decoder's noise, it is the density of a source that is wider once more
