@@ -28,12 +28,13 @@ CUDA graphs, on a GPU. The peaks are those of bfloat16. With --device cuda it pr
 
     python examples/benchmark.py --device cuda --parts ways --embed 128 --layers 32 --batch 128 --samples 64 --out ways.json
 
-The part "flow" integrates log p of images, by the model that ``examples/digits.py`` trained and one probe each: by the
-adaptive loop in one graph, by the same loop in eager, and by SciPy's RK45 driven from Python, as public code of score models
+The part "flow" integrates log p of images, by the model that ``examples/digits.py`` trained and one probe each: by adaptive
+steps in one graph, with the divergence at all stages and at the ends of steps (``quadrature=2``); by Heun's method in
+as many steps as --steps says; by the first in eager; and by SciPy's RK45 driven from Python, as public code of score models
 does it. It prints also how often each applied the network, and how far their log p's are from those at a tenth of the
-tolerance. It takes minutes.
+tolerance. It takes half an hour.
 
-    python examples/benchmark.py --parts flow --runs 3
+    python examples/benchmark.py --parts flow --runs 2 --steps 100
 
 The part "memory" measures the peak of a training step over what is held before it, with and without ``remat=True`` (blocks
 computed again in the backward pass). With --batches 16 32 64 128 on two x86-64 cores it printed
@@ -224,19 +225,35 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     z = process.diffuse(model.decoder.encode(x), ends.gamma_0, eps)
     probes = likelihood_flow.draw_probes(random.split(k_probes, len(x)), 1, digits.SHAPE, z.dtype)
 
-    def log_p(tolerance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        integrator = ode.dopri5(tolerance, tolerance)
+    pieces = list(zip(z.split(args.piece), probes.split(args.piece, 1), strict=True))
+
+    def log_p(z: torch.Tensor, probes: torch.Tensor, integrator: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return likelihood.log_prob_latent(model, params, z, integrator=integrator, probes=probes)
+
+    def adaptive(z: torch.Tensor, probes: torch.Tensor, tolerance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return log_p(z, probes, ode.dopri5(tolerance, tolerance))
+
+    def by_points(z: torch.Tensor, probes: torch.Tensor, tolerance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return log_p(z, probes, ode.dopri5(tolerance, tolerance, quadrature=2))
+
+    def on_a_grid(z: torch.Tensor, probes: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return log_p(z, probes, ode.heun(steps))
+
+    def all_of(run: Callable[..., Any], setting: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = [run(*piece, setting) for piece in pieces]
+        return torch.cat([value for value, _ in found]), torch.cat([count for _, count in found])
 
     def velocity(z: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
         return likelihood_flow.velocity(model, params, z, gamma)
 
-    compiled = torch.compile(log_p, fullgraph=True)
+    compiled, points, grid = (torch.compile(run, fullgraph=True) for run in (adaptive, by_points, on_a_grid))
     tolerance, fine = (torch.tensor(t, device=args.device) for t in (args.tolerance, 0.1 * args.tolerance))
     start, stop = (gamma[0].item() for gamma in (ends.gamma_0, ends.gamma_1))
     calls: Calls = {
-        "one graph": lambda: compiled(tolerance),
-        "the same loop in eager": lambda: log_p(tolerance),
+        "one graph": lambda: all_of(compiled, tolerance),
+        "one graph, quadrature=2": lambda: all_of(points, tolerance),
+        f"one graph, heun({args.steps})": lambda: all_of(grid, torch.tensor(args.steps)),
+        "the same loop in eager": lambda: all_of(adaptive, tolerance),
         "SciPy's RK45": lambda: peers.score_sde(velocity, z, probes[0], start, stop, args.tolerance),
     }
     if args.no_eager:
@@ -248,7 +265,7 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     with torch.no_grad():
         times = timed({name: functools.partial(kept, name, call) for name, call in calls.items()}, args.runs, args.device)
-        exact = compiled(fine)[0].double()
+        exact = all_of(compiled, fine)[0].double()
     for name, (value, evaluations) in found.items():
         off = (value.double() - exact).abs()
         count = torch.as_tensor(evaluations, dtype=torch.float64)
@@ -275,6 +292,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64], help="for the part memory")
     parser.add_argument("--digits", type=Path, default=Path("runs/digits"), help="for the part flow: what digits.py wrote")
     parser.add_argument("--images", type=int, default=digits.TEST, help="for the part flow")
+    parser.add_argument("--piece", type=int, default=33, help="for the part flow: images in one call of ours")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="for the part flow")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", default="cpu")
@@ -284,8 +302,10 @@ def main() -> None:
     parser.add_argument("--addtt", type=Path, help="a checkout of github.com/addtt/variational-diffusion-models, likewise")
     parser.add_argument("--out", type=Path, help="a JSON file for all times, in seconds")
     args = parser.parse_args()
-    if min(args.runs, args.batch, args.samples, args.steps, args.size, args.images, *args.batches) < 1:
-        parser.error("--runs, --batch, --samples, --steps, --size, --images and --batches must be at least 1")
+    if min(args.runs, args.batch, args.samples, args.steps, args.size, args.images, args.piece, *args.batches) < 1:
+        parser.error("--runs, --batch, --samples, --steps, --size, --images, --piece and --batches must be at least 1")
+    if args.images % min(args.images, args.piece):
+        parser.error(f"--images {args.images}: expected a multiple of --piece, {args.piece}")
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this PyTorch sees no such device")
 

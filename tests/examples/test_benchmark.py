@@ -48,12 +48,12 @@ def test_flows_are_timed_and_held_against_a_finer_one(tmp_path, monkeypatch, cap
     interop.save_params(tmp_path / "params.safetensors", digits.build().init(random.key(0)))
     out = tmp_path / "times.json"
     sizes = ["--batch", "2", "--size", "4", "--embed", "32", "--layers", "1", "--runs", "1"]
-    about = ["--digits", str(tmp_path), "--images", "2", "--tolerance", "1e-2", "--out", str(out)]
+    about = ["--digits", str(tmp_path), "--images", "2", "--piece", "1", "--tolerance", "1e-2", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "divergence", "flow", *sizes, *about])
     benchmark.main()
     results = json.loads(out.read_text())
     assert len(results["divergence"]) == 4
-    assert len(results["flow"]) == 3
+    assert len(results["flow"]) == 5
     printed = capsys.readouterr().out
     for name, row in results["flow"].items():
         assert f"  {name}" in printed
