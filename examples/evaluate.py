@@ -110,6 +110,7 @@ def check_methods(args: Arguments) -> None:
         (args.steps is not None and "iwae" not in args.method, "steps: expected method iwae"),
         (min((*args.samples, *(n for n in (args.steps, flow.chunk) if n is not None), 1)) < 1, LEAST),
         (flow.probes < 0, "probes: expected at least 0"),
+        (flow.quadrature not in (None, 2, 3, 4), "quadrature: expected 2, 3 or 4"),
         (not (0 < flow.rtol < 1 and 0 < flow.atol < 1), "rtol, atol: expected between 0 and 1"),
     ):
         if wrong:

@@ -23,7 +23,7 @@ from purevdm.training.data import Dataset
 
 def small_flow(monkeypatch, module):
     """Few steps whatever the tolerance."""
-    monkeypatch.setattr(module, "ode", type("Few", (), {"dopri5": staticmethod(lambda rtol, atol: ode.rk4(4))}))
+    monkeypatch.setattr(module, "ode", type("Few", (), {"dopri5": staticmethod(lambda rtol, atol, quadrature: ode.rk4(4))}))
 
 
 @pytest.fixture
@@ -111,6 +111,7 @@ def test_one_method_alone_is_a_table_too(here):
         (("--method", "flow", "--samples", 2, 0), "samples, steps, chunk: expected at least 1"),
         (("--method", "flow", "--chunk", 0), "chunk: expected at least 1"),
         (("--method", "flow", "--probes", -1), "probes: expected at least 0"),
+        (("--method", "flow", "--quadrature", 5), "quadrature: expected 2, 3 or 4"),
         (("--method", "flow", "--rtol", 0), "rtol, atol: expected between 0 and 1"),
         (("--method", "flow", "--atol", "nan"), "rtol, atol: expected between 0 and 1"),
         (
