@@ -81,6 +81,10 @@ def tensor(name: str, x: object) -> Tensor:
     return x
 
 
+def _dense(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided
+
+
 def floating(name: str, x: object) -> Tensor:
     """A tensor of a real floating-point dtype."""
     x = tensor(name, x)
@@ -339,10 +343,10 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
     for path, shape, dtype in wanted:
         if path not in leaves:
             raise ValueError(f"{name}: expected a leaf {dotted(name, *path)} of shape {shape}, found none")
-        leaf = tensor(dotted(name, *path), leaves[path])
-        if tuple(leaf.shape) != shape:
-            raise ValueError(f"{dotted(name, *path)}: expected shape {shape}, got {describe(leaf)}")
-        if leaf.dtype != dtype:
+        leaf = leaves[path]
+        # One condition, and no name before it is wanted: a compiler follows every step of this for every leaf.
+        if not _dense(leaf) or tuple(leaf.shape) != shape or leaf.dtype != dtype:
+            shaped(dotted(name, *path), leaf, shape)
             raise TypeError(f"{dotted(name, *path)}: expected {dtype}, got {describe(leaf)}")
     if len(leaves) != len(wanted):
         known = {path for path, _, _ in wanted}
@@ -358,6 +362,18 @@ def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:
     return {path: leaf for path, leaf in found.items() if isinstance(leaf, Tensor)}
 
 
+def first(tree: PyTree) -> Tensor | None:
+    """The first tensor of a tree of dicts, tuples and lists, if it has one."""
+    if isinstance(tree, Tensor):
+        return tree
+    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+    for branch in branches:
+        found = first(branch)
+        if found is not None:
+            return found
+    return None
+
+
 DEEPEST = 100
 
 
@@ -369,14 +385,15 @@ def too_deep(name: str) -> ValueError:
 def _walk(name: str, tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) -> None:
     if len(path) > DEEPEST:
         raise too_deep(name)
-    if isinstance(tree, dict):
-        for key, branch in tree.items():
+    if not isinstance(tree, (dict, tuple, list)):
+        if tree is not None:
+            leaves[path] = tree
+        return
+    for key, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(branch, Tensor):  # most are, and a compiler follows every call
+            leaves[(*path, key)] = branch
+        else:
             _walk(name, branch, (*path, key), leaves)
-    elif isinstance(tree, (tuple, list)):
-        for i, branch in enumerate(tree):
-            _walk(name, branch, (*path, i), leaves)
-    elif tree is not None:
-        leaves[path] = tree
 
 
 def finite(name: str, leaves: dict[tuple[Any, ...], Tensor]) -> list[Fact]:
@@ -389,5 +406,8 @@ def finite(name: str, leaves: dict[tuple[Any, ...], Tensor]) -> list[Fact]:
 
         return Fact(plain(leaf).isfinite().all(), error)
 
-    floats = {path: tensor(dotted(name, *path), leaf) for path, leaf in leaves.items() if leaf.is_floating_point()}
+    floats = {path: leaf for path, leaf in leaves.items() if leaf.is_floating_point()}
+    for path, leaf in floats.items():
+        if not _dense(leaf):
+            tensor(dotted(name, *path), leaf)
     return [fact(path, leaf) for path, leaf in floats.items() if readable(leaf)]

@@ -111,9 +111,8 @@ class Model(Protocol):
 
 def device_of(params: Params) -> torch.device | None:
     """Where the parameters are, if there are any."""
-    for leaf in _checks.leaves(params, "params").values():
-        return leaf.device
-    return None
+    leaf = _checks.first(params)
+    return None if leaf is None else leaf.device
 
 
 def beside(params: Params, name: str, x: Tensor) -> Tensor:
