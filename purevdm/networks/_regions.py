@@ -68,8 +68,42 @@ def without_reuse(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def region(f: F) -> F:
-    """A function that a compiler makes once for all inputs of one form; of as many forms as a network may have."""
-    return f if OLD else torch.compiler.nested_compile_region(f, max_reuse_entries=2**16)  # type: ignore[return-value]
+    """A function that a compiler makes once for all inputs of one form; of as many forms as a network may have.
+
+    Its first argument is parameters: dicts of tensors, whose names are strings without spaces. The rest are tensors,
+    numbers, strings and None.
+    """
+    if OLD:
+        return f
+
+    def of_leaves(names: str, *inputs: Any) -> Any:
+        """With no containers among the inputs, the compiler knows the form of a call at once."""
+        paths = names.split()
+        params: dict[str, Any] = {}
+        for path, leaf in zip(paths, inputs, strict=False):
+            *above, last = path.split("/")
+            branch = params
+            for name in above:
+                branch = branch.setdefault(name, {})
+            branch[last] = leaf
+        return f(params, *inputs[len(paths) :])
+
+    known = torch.compiler.nested_compile_region(of_leaves, max_reuse_entries=2**16)
+
+    def call(params: Any, *rest: Any) -> Any:
+        leaves: dict[str, Any] = {}
+        _name(params, "", leaves)
+        return known(" ".join(leaves), *leaves.values(), *rest)
+
+    return call  # type: ignore[return-value]
+
+
+def _name(params: Any, above: str, leaves: dict[str, Any]) -> None:
+    for name, branch in params.items():
+        if isinstance(branch, dict):
+            _name(branch, f"{above}{name}/", leaves)
+        else:
+            leaves[above + name] = branch
 
 
 def one(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,6 +116,7 @@ def over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def mapped(params: Any, *inputs: Any) -> Any:
         axes: Any = optree.tree_map(lambda leaf: None if leaf is None else 0, inputs, none_is_leaf=True)  # type: ignore[arg-type]
-        return torch.func.vmap(f, in_dims=(None, *axes))(params, *inputs)
+        # Parameters that vmap is not given are none that a compiler flattens by Python's own steps.
+        return torch.func.vmap(lambda *inputs: f(params, *inputs), in_dims=axes)(*inputs)
 
     return mapped

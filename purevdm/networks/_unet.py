@@ -12,6 +12,16 @@ from purevdm.networks import _adapter, _blocks, _condition, _regions
 from purevdm.types import Key, Params, Shape
 
 
+class Inside(NamedTuple):
+    """What a block sees of the settings."""
+
+    groups: int
+    heads: int
+    dropout: float
+    rank: int
+    adapter: tuple[str, ...]
+
+
 class UNet(NamedTuple):
     """The settings of :func:`unet`."""
 
@@ -45,6 +55,10 @@ class UNet(NamedTuple):
     def rank(self) -> int:
         """How many axes of space."""
         return _adapter.rank(self.adapter[0])
+
+    @property
+    def inside(self) -> Inside:
+        return Inside(self.groups, self.heads, self.dropout, self.rank, self.adapter)
 
 
 # Parameters
@@ -122,7 +136,7 @@ def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]
 
 
 def _block(
-    settings: UNet,
+    settings: Inside,
     params: Params,
     maps: tuple[Tensor, ...],
     context: Tensor,
@@ -141,17 +155,34 @@ def _block(
 
 
 @_regions.region
+def _block_by_region(
+    params: Params,
+    groups: int,
+    heads: int,
+    dropout: float,
+    rank: int,
+    adapter: str,
+    context: Tensor,
+    mask: Tensor | None,
+    ctrl: Tensor | None,
+    *maps: Tensor,
+) -> Tensor:
+    if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor: another form, another region
+        maps = tuple(materialize(x) for x in maps)
+    settings = Inside(groups, heads, dropout, rank, tuple(adapter.split("\n")))
+    return _regions.over_batch(partial(_block, settings))(params, maps, context, mask, ctrl)
+
+
 def _block_of_batch(
-    settings: UNet,
+    settings: Inside,
     params: Params,
     maps: tuple[Tensor, ...],
     context: Tensor,
     mask: Tensor | None,
     ctrl: Tensor | None,
 ) -> Tensor:
-    if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor: another form, another region
-        maps = tuple(materialize(x) for x in maps)
-    return _regions.over_batch(partial(_block, settings))(params, maps, context, mask, ctrl)
+    groups, heads, dropout, rank, adapter = settings
+    return _block_by_region(params, groups, heads, dropout, rank, "\n".join(adapter), context, mask, ctrl, *maps)
 
 
 def _enter(
@@ -196,10 +227,10 @@ def _way(
     what ``h`` is of: one example, or a batch."""
     start = over(partial(_enter, settings))(params, *seen)
     h, masks = start["h"], iter(start.get("masks", ()))
-    down, up = over(_down), over(_up)
+    down, up, inside = over(_down), over(_up), settings.inside
 
     def block(params: Params, *maps: Tensor) -> Tensor:
-        return apply_block(settings, params, maps, start["context"], next(masks, None), start.get("ctrl"))
+        return apply_block(inside, params, maps, start["context"], next(masks, None), start.get("ctrl"))
 
     last = len(settings.multipliers) - 1
     skips = [h]
