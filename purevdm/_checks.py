@@ -362,13 +362,15 @@ def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:
     return {path: leaf for path, leaf in found.items() if isinstance(leaf, Tensor)}
 
 
-def first(tree: PyTree) -> Tensor | None:
+def first(name: str, tree: PyTree, depth: int = 0) -> Tensor | None:
     """The first tensor of a tree of dicts, tuples and lists, if it has one."""
     if isinstance(tree, Tensor):
         return tree
+    if depth > DEEPEST:
+        raise too_deep(name)
     branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
     for branch in branches:
-        found = first(branch)
+        found = first(name, branch, depth + 1)
         if found is not None:
             return found
     return None

@@ -111,7 +111,7 @@ class Model(Protocol):
 
 def device_of(params: Params) -> torch.device | None:
     """Where the parameters are, if there are any."""
-    leaf = _checks.first(params)
+    leaf = _checks.first("params", params)
     return None if leaf is None else leaf.device
 
 

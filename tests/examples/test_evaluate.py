@@ -23,7 +23,7 @@ from purevdm.training.data import Dataset
 
 def small_flow(monkeypatch, module):
     """Few steps whatever the tolerance."""
-    monkeypatch.setattr(module, "ode", type("Few", (), {"dopri5": staticmethod(lambda rtol, atol, quadrature: ode.rk4(4))}))
+    monkeypatch.setattr(module, "ode", type("Few", (), {"dopri5": staticmethod(lambda rtol, atol, **options: ode.rk4(4))}))
 
 
 @pytest.fixture
