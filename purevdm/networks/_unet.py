@@ -169,7 +169,7 @@ def _block_by_region(
 ) -> Tensor:
     if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor: another form, another region
         maps = tuple(materialize(x) for x in maps)
-    settings = Inside(groups, heads, dropout, rank, tuple(adapter.split("\n")))
+    settings = Inside(groups, heads, dropout, rank, tuple(adapter.split(";")))
     return _regions.over_batch(partial(_block, settings))(params, maps, context, mask, ctrl)
 
 
@@ -182,7 +182,7 @@ def _block_of_batch(
     ctrl: Tensor | None,
 ) -> Tensor:
     groups, heads, dropout, rank, adapter = settings
-    return _block_by_region(params, groups, heads, dropout, rank, "\n".join(adapter), context, mask, ctrl, *maps)
+    return _block_by_region(params, groups, heads, dropout, rank, ";".join(adapter), context, mask, ctrl, *maps)
 
 
 def _enter(
