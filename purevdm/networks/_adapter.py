@@ -40,6 +40,8 @@ def rank(pattern: str) -> int:
     sides = [side.strip() for side in pattern.split("->")]
     if len(sides) != 2:
         raise refused("it needs one arrow")
+    if any(c.isspace() and c != " " for c in pattern):
+        raise refused("only spaces may separate names")
     left, right = sides
     axes = left.split()
     groups = re.findall(r"\([^()]*\)|[^\s()]+|[()]", right)

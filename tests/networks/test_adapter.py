@@ -52,6 +52,7 @@ def test_rows_columns_and_slices():
         ("c h w -> (h w) x c", "not invertible"),
         ("c h h -> (h h) c", "not invertible"),
         ("c h w -> () (h w) c", "not invertible"),
+        ("c h w\n-> (h w) c", "only spaces"),
         ("c (h p) w -> (h p w) c", "axes stand alone"),
         ("c ... -> (...) c", "not the name of an axis"),
         ("c h w -> (h w c", "not the name|not invertible"),

@@ -86,8 +86,7 @@ def test_compiled_gradients_are_the_eager_ones_and_parameters_stay_what_they_are
 @since_2_13
 def test_a_compiled_sampler_takes_blocks_with_attention():
     """A region inside a loop is not decomposed: inductor itself must know each of its operations."""
-    pattern = "c h w\n-> (h w) c"  # over two lines, as einops allows
-    network = networks.unet(8, (1,), 1, groups=4, heads=1, attention=(0,), adapter=pattern, fourier=())
+    network = networks.unet(8, (1,), 1, groups=4, heads=1, attention=(0,), fourier=())
     model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), (1, 4, 4), 16, dtype=torch.float64)
     params = perturbed(model.init(random.key(0)), 1, 0.05)
     sample = torch.compile(model.sample, fullgraph=True)
