@@ -10,6 +10,20 @@ is the unit of all.
 
 Time is what makes the flow rough: the paper's networks see sinusoids of 1000 times the normalised gamma, of which the
 fastest goes through 159 periods on the way. Small tolerances resolve them all, from end to end. So this takes a while.
+
+With --images 8 it found, among others (two AVX-512 cores):
+
+    integrator          setting     evaluations   error, nats   time
+    dopri5              1e-4                248          0.53   1.00
+    dopri5              1e-5                656          0.25   2.57
+    dopri5, 2 points    1e-5                396          0.64   0.95
+    dopri5, 3 points    1e-5                462          0.42   1.18
+    dopri5, 4 points    1e-5                528          0.37   1.44
+    dop853              1e-4               1118          0.18   4.41
+    dop853              1e-5               1884          0.02   7.17
+    heun                80 steps            160          0.17   0.58
+    heun                160 steps           320          0.28   1.19
+    rk4                 160 steps           640          0.11   2.19
 """
 
 import argparse
