@@ -15,8 +15,11 @@ from typing import Any, TypeVar
 
 import optree
 import torch
+from torch import Tensor
 
+from purevdm import _checks
 from purevdm._compile import OLD, transformed
+from purevdm.types import Params
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,43 +70,41 @@ def without_reuse(options: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "options": {**given, "allow_buffer_reuse": False, "inplace_buffers": False}}
 
 
-def region(f: F) -> F:
-    """A function that a compiler makes once for all inputs of one form; of as many forms as a network may have.
+def region(kind: type[Any]) -> Callable[[F], F]:
+    """Makes of ``f(settings, params, *inputs)`` what a compiler makes once for all inputs of one form; of as many forms as a
+    network may have.
 
-    Its first argument is parameters: dicts of tensors, whose names are strings without spaces. The rest are tensors,
-    numbers, strings and None.
+    Settings are a NamedTuple of this kind, of numbers and strings. Parameters are dicts of tensors, whose names are strings
+    without spaces and dots. The inputs are tensors and None. So the compiler is given no containers, whose form it would
+    follow step by step at every call.
     """
-    if OLD:
-        return f
 
-    def of_leaves(names: str, *inputs: Any) -> Any:
-        """With no containers among the inputs, the compiler knows the form of a call at once."""
-        paths = names.split()
-        params: dict[str, Any] = {}
-        for path, leaf in zip(paths, inputs, strict=False):
-            *above, last = path.split("/")
-            branch = params
-            for name in above:
-                branch = branch.setdefault(name, {})
-            branch[last] = leaf
-        return f(params, *inputs[len(paths) :])
+    def of(f: F) -> F:
+        if OLD:
+            return f
 
-    known = torch.compiler.nested_compile_region(of_leaves, max_reuse_entries=2**16)
+        def of_leaves(names: str, *given: Any) -> Any:
+            paths, width = names.split(), len(kind._fields)
+            end = width + len(paths)
+            params: dict[str, Any] = {}
+            for path, leaf in zip(paths, given[width:end], strict=True):
+                *above, last = path.split(".")
+                branch = params
+                for name in above:
+                    branch = branch.setdefault(name, {})
+                branch[last] = leaf
+            return f(kind(*given[:width]), params, *given[end:])
 
-    def call(params: Any, *rest: Any) -> Any:
-        leaves: dict[str, Any] = {}
-        _name(params, "", leaves)
-        return known(" ".join(leaves), *leaves.values(), *rest)
+        known = torch.compiler.nested_compile_region(of_leaves, max_reuse_entries=2**16)
 
-    return call  # type: ignore[return-value]
+        def call(settings: Any, params: Params, *inputs: Tensor | None) -> Any:
+            leaves = _checks.leaves(params, "params")
+            names = " ".join(_checks.dotted(*path) for path in leaves)
+            return known(names, *settings, *leaves.values(), *inputs)
 
+        return call  # type: ignore[return-value]
 
-def _name(params: Any, above: str, leaves: dict[str, Any]) -> None:
-    for name, branch in params.items():
-        if isinstance(branch, dict):
-            _name(branch, f"{above}{name}/", leaves)
-        else:
-            leaves[above + name] = branch
+    return of
 
 
 def one(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,13 +13,13 @@ from purevdm.types import Key, Params, Shape
 
 
 class Inside(NamedTuple):
-    """What a block sees of the settings."""
+    """What a block sees of the settings, as a region takes it: numbers and strings. Patterns are parted by ";"."""
 
     groups: int
     heads: int
     dropout: float
     rank: int
-    adapter: tuple[str, ...]
+    adapter: str
 
 
 class UNet(NamedTuple):
@@ -58,7 +58,7 @@ class UNet(NamedTuple):
 
     @property
     def inside(self) -> Inside:
-        return Inside(self.groups, self.heads, self.dropout, self.rank, self.adapter)
+        return Inside(self.groups, self.heads, self.dropout, self.rank, ";".join(self.adapter))
 
 
 # Parameters
@@ -136,53 +136,25 @@ def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]
 
 
 def _block(
-    settings: Inside,
-    params: Params,
-    maps: tuple[Tensor, ...],
-    context: Tensor,
-    mask: Tensor | None,
-    ctrl: Tensor | None,
+    settings: Inside, params: Params, context: Tensor, mask: Tensor | None, ctrl: Tensor | None, *maps: Tensor
 ) -> Tensor:
     groups, heads = settings.groups, settings.heads
     x = nn.concatenate(maps) if len(maps) > 1 else maps[0]
     x = _blocks.resnet(params["resnet"], x, context, groups, mask, fixed(settings.dropout))
     if "attn" in params:
-        for i, pattern in enumerate(settings.adapter):
+        for i, pattern in enumerate(settings.adapter.split(";")):
             x = _blocks.attend(params["attn"][str(i)], x, pattern, groups, heads)
     if "cross" in params:
         x = _blocks.attend(params["cross"], x, _adapter.DEFAULTS[settings.rank], groups, heads, ctrl)
     return x
 
 
-@_regions.region
-def _block_by_region(
-    params: Params,
-    groups: int,
-    heads: int,
-    dropout: float,
-    rank: int,
-    adapter: str,
-    context: Tensor,
-    mask: Tensor | None,
-    ctrl: Tensor | None,
-    *maps: Tensor,
-) -> Tensor:
+@_regions.region(Inside)
+def _block_of_batch(settings: Inside, params: Params, *seen: Any) -> Tensor:
+    context, mask, ctrl, *maps = seen
     if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor: another form, another region
-        maps = tuple(materialize(x) for x in maps)
-    settings = Inside(groups, heads, dropout, rank, tuple(adapter.split(";")))
-    return _regions.over_batch(partial(_block, settings))(params, maps, context, mask, ctrl)
-
-
-def _block_of_batch(
-    settings: Inside,
-    params: Params,
-    maps: tuple[Tensor, ...],
-    context: Tensor,
-    mask: Tensor | None,
-    ctrl: Tensor | None,
-) -> Tensor:
-    groups, heads, dropout, rank, adapter = settings
-    return _block_by_region(params, groups, heads, dropout, rank, ";".join(adapter), context, mask, ctrl, *maps)
+        maps = [materialize(x) for x in maps]
+    return _regions.over_batch(partial(_block, settings))(params, context, mask, ctrl, *maps)
 
 
 def _enter(
@@ -230,7 +202,7 @@ def _way(
     down, up, inside = over(_down), over(_up), settings.inside
 
     def block(params: Params, *maps: Tensor) -> Tensor:
-        return apply_block(inside, params, maps, start["context"], next(masks, None), start.get("ctrl"))
+        return apply_block(inside, params, start["context"], next(masks, None), start.get("ctrl"), *maps)
 
     last = len(settings.multipliers) - 1
     skips = [h]
