@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from purevdm import _values, denoiser
+from purevdm import _values, denoiser, elbo
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
 from purevdm.vdm import VDM
@@ -72,8 +72,7 @@ def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) ->
 
 
 def device_of(params: Params) -> torch.device:
-    leaves = optree.tree_leaves(params)  # type: ignore[arg-type, var-annotated]
-    return leaves[0].device if leaves else torch.device("cpu")  # type: ignore[attr-defined]
+    return elbo.device_of(params) or torch.device("cpu")
 
 
 def machine(denoise: Denoiser) -> str:
