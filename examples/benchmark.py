@@ -227,17 +227,16 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     pieces = list(zip(z.split(args.piece), probes.split(args.piece, 1), strict=True))
 
-    def log_p(z: torch.Tensor, probes: torch.Tensor, integrator: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return likelihood.log_prob_latent(model, params, z, integrator=integrator, probes=probes)
+    def by(integrator: Callable[[torch.Tensor], ode.Integrator]) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """log p by an integrator of some setting, in a tensor."""
 
-    def adaptive(z: torch.Tensor, probes: torch.Tensor, tolerance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return log_p(z, probes, ode.dopri5(tolerance, tolerance))
+        def log_p(z: torch.Tensor, probes: torch.Tensor, setting: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return likelihood.log_prob_latent(model, params, z, integrator=integrator(setting), probes=probes)
 
-    def by_points(z: torch.Tensor, probes: torch.Tensor, tolerance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return log_p(z, probes, ode.dopri5(tolerance, tolerance, quadrature=2))
+        return log_p
 
-    def on_a_grid(z: torch.Tensor, probes: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return log_p(z, probes, ode.heun(steps))
+    adaptive = by(lambda tolerance: ode.dopri5(tolerance, tolerance))
+    by_points = by(lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=2))
 
     def all_of(run: Callable[..., Any], setting: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = [run(*piece, setting) for piece in pieces]
@@ -246,7 +245,7 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     def velocity(z: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
         return likelihood_flow.velocity(model, params, z, gamma)
 
-    compiled, points, grid = (torch.compile(run, fullgraph=True) for run in (adaptive, by_points, on_a_grid))
+    compiled, points, grid = (torch.compile(run, fullgraph=True) for run in (adaptive, by_points, by(ode.heun)))
     tolerance, fine = (torch.tensor(t, device=args.device) for t in (args.tolerance, 0.1 * args.tolerance))
     start, stop = (gamma[0].item() for gamma in (ends.gamma_0, ends.gamma_1))
     calls: Calls = {
