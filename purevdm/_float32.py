@@ -63,8 +63,8 @@ def log(x: Tensor, exponent: int = 0, steps: int = 5) -> Tensor:
     m, e = x, torch.full_like(x, exponent)
     for shift in (2**i for i in reversed(range(steps))):
         small = m < fixed(SQRT_HALF) * 2.0 ** (1 - shift)
-        m, e = torch.where(small, m * 2.0**shift, m), torch.where(small, e - shift, e)
-    y, e = materialize(m - 1.0), materialize(e)
+        m, e = materialize(torch.where(small, m * 2.0**shift, m)), materialize(torch.where(small, e - shift, e))
+    y = materialize(m - 1.0)
     square = rounded(y * y)
     cube = rounded(square * y)
     low = _polynomial(cube, (*(_polynomial(y, row) for row in _LOG), rounded(fixed(_LN2_LOW) * e)))
