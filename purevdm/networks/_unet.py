@@ -135,26 +135,47 @@ def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]
     return [*down, maps[-1], maps[-1], *(shape for shape in reversed(maps) for _ in range(blocks + 1))]
 
 
-def _block(
-    settings: Inside, params: Params, context: Tensor, mask: Tensor | None, ctrl: Tensor | None, *maps: Tensor
-) -> Tensor:
-    groups, heads = settings.groups, settings.heads
+def _resnet(settings: Inside, params: Params, context: Tensor, mask: Tensor | None, *maps: Tensor) -> Tensor:
     x = nn.concatenate(maps) if len(maps) > 1 else maps[0]
-    x = _blocks.resnet(params["resnet"], x, context, groups, mask, fixed(settings.dropout))
-    if "attn" in params:
-        for i, pattern in enumerate(settings.adapter.split(";")):
-            x = _blocks.attend(params["attn"][str(i)], x, pattern, groups, heads)
+    return _blocks.resnet(params, x, context, settings.groups, mask, fixed(settings.dropout))
+
+
+def _attend(settings: Inside, params: Params, x: Tensor, ctrl: Tensor | None) -> Tensor:
+    groups, heads = settings.groups, settings.heads
+    for i, pattern in enumerate(settings.adapter.split(";")):
+        x = _blocks.attend(params["attn"][str(i)], x, pattern, groups, heads)
     if "cross" in params:
         x = _blocks.attend(params["cross"], x, _adapter.DEFAULTS[settings.rank], groups, heads, ctrl)
     return x
 
 
 @_regions.region(Inside)
-def _block_of_batch(settings: Inside, params: Params, *seen: Any) -> Tensor:
-    context, mask, ctrl, *maps = seen
+def _resnet_of_batch(settings: Inside, params: Params, *seen: Any) -> Tensor:
+    context, mask, *maps = seen
     if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor: another form, another region
         maps = [materialize(x) for x in maps]
-    return _regions.over_batch(partial(_block, settings))(params, context, mask, ctrl, *maps)
+    return _regions.over_batch(partial(_resnet, settings))(params, context, mask, *maps)
+
+
+@_regions.region(Inside)
+def _attend_of_batch(settings: Inside, params: Params, *seen: Any) -> Tensor:
+    return _regions.over_batch(partial(_attend, settings))(params, *seen)
+
+
+def _block(
+    resnet: Callable[..., Tensor],
+    attend: Callable[..., Tensor],
+    settings: Inside,
+    params: Params,
+    context: Tensor,
+    mask: Tensor | None,
+    ctrl: Tensor | None,
+    *maps: Tensor,
+) -> Tensor:
+    """A ResNet block, and attention where it has parameters of one: two regions, as most networks share the first alone."""
+    x = resnet(settings, params["resnet"], context, mask, *maps)
+    rest = {name: params[name] for name in ("attn", "cross") if name in params}
+    return attend(settings, rest, x, ctrl) if rest else x
 
 
 def _enter(
@@ -234,7 +255,8 @@ def apply(
     key: Key | None = None,
     x_hat: Tensor | None = None,
 ) -> Tensor:
-    return _way(settings, _regions.one, _blocks.rematerialised(_block, settings.remat), params, z, gamma, cond, key, x_hat)
+    block = _blocks.rematerialised(partial(_block, _resnet, _attend), settings.remat)
+    return _way(settings, _regions.one, block, params, z, gamma, cond, key, x_hat)
 
 
 @_regions.batch_of(apply)
@@ -247,5 +269,5 @@ def _apply_to_batch(
     key: Tensor | None = None,
     x_hat: Tensor | None = None,
 ) -> Tensor:
-    block = _blocks.rematerialised(_block_of_batch, settings.remat)
+    block = _blocks.rematerialised(partial(_block, _resnet_of_batch, _attend_of_batch), settings.remat)
     return _way(settings, _regions.over_batch, block, params, z, gamma, cond, key, x_hat)
