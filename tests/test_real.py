@@ -6,6 +6,7 @@ import optree
 import perturb
 import pytest
 import torch
+from backends import every_backend
 from compare import close
 
 import purevdm
@@ -145,10 +146,11 @@ def small(dtype=torch.float32):
     return model, perturb.perturbed(model.init(random.key(0)), 1, 0.1)
 
 
-def test_the_compiled_loss_is_the_eager_one():
+@every_backend
+def test_the_compiled_loss_is_the_eager_one(backend):
     model, params = small()
     x = random.normal(random.key(1), (6, 2))
-    step = torch.compile(torch.func.grad_and_value(model.loss_fn), fullgraph=True)
+    step = torch.compile(torch.func.grad_and_value(model.loss_fn), fullgraph=True, backend=backend)
     (grads, loss), (eager_grads, eager_loss) = (
         f(params, x, random.key(2)) for f in (step, torch.func.grad_and_value(model.loss_fn))
     )
@@ -158,11 +160,12 @@ def test_the_compiled_loss_is_the_eager_one():
     assert step(params, x, random.key(2))[1].isnan()
 
 
-def test_compiled_samples_are_the_eager_ones():
+@every_backend
+def test_compiled_samples_are_the_eager_ones(backend):
     model, params = small()
     got, want = (
         f(params, random.key(3), 4, steps=3, decode="sample")
-        for f in (torch.compile(model.sample, fullgraph=True), model.sample)
+        for f in (torch.compile(model.sample, fullgraph=True, backend=backend), model.sample)
     )
     close(got, want, 1e-5)
 

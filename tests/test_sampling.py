@@ -7,6 +7,7 @@ import optree
 import perturb
 import pytest
 import torch
+from backends import every_backend
 from compare import close, decoded_alike
 from torch._dynamo.utils import counters
 from versions import since_2_13
@@ -72,10 +73,11 @@ def test_one_graph_serves_any_number_of_steps_and_a_second_any_number_of_samples
     assert not counters["graph_break"]
 
 
-def test_compiled_trajectory_is_the_eager_one():
+@every_backend
+def test_compiled_trajectory_is_the_eager_one(backend):
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(), (2,))
     params = model.init(random.key(0))
-    sample = torch.compile(model.sample, fullgraph=True)
+    sample = torch.compile(model.sample, fullgraph=True, backend=backend)
     got = sample(params, random.key(1), 3, steps=6, trajectory=True, clip=True, decode="sample")
     want = model.sample(params, random.key(1), 3, steps=6, trajectory=True, clip=True, decode="sample")
     close(got.z, want.z, 1e-5)

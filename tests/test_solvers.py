@@ -6,6 +6,7 @@ import pickle
 import perturb
 import pytest
 import torch
+from backends import every_backend
 from compare import decoded_alike
 from goldens import CASES, case, nchw
 from torch._dynamo.utils import counters
@@ -56,10 +57,11 @@ def test_one_step_is_the_estimate_itself():
     torch.testing.assert_close(two, done)
 
 
-def test_solvers_compile_for_any_number_of_steps():
+@every_backend
+def test_solvers_compile_for_any_number_of_steps(backend):
     model = purevdm.vdm(networks.mlp(8, fourier=(), self_condition=True), schedules.learned_linear(), (2,))
     params = perturb.perturbed(model.init(random.key(0)), 1, 0.3)
-    compiled = torch.compile(model.sample, fullgraph=True)
+    compiled = torch.compile(model.sample, fullgraph=True, backend=backend)
     counters.clear()
     for steps in (1, 2, 9):
         options = dict(solver=solvers.dpmpp_2m(), grid="gamma")

@@ -11,6 +11,7 @@ import optree
 import perturb
 import pytest
 import torch
+from backends import every_backend
 from compare import close, decoded_alike
 from hypothesis import given, settings
 from torch._dynamo.utils import counters
@@ -115,11 +116,13 @@ def test_the_compiled_step_is_the_eager_one():
     assert not counters["graph_break"]
 
 
-def test_compiled_evaluation_in_discrete_time():
+@every_backend
+def test_compiled_evaluation_in_discrete_time(backend):
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.monotone_mlp(hidden=8), (2,), timesteps=10)
     params = perturbed(model)
     x = random.randint(random.key(0), (3, 2), 0, 256)
-    close(torch.compile(model.elbo, fullgraph=True)(params, x, random.key(1)), model.elbo(params, x, random.key(1)), 1e-5)
+    compiled = torch.compile(model.elbo, fullgraph=True, backend=backend)
+    close(compiled(params, x, random.key(1)), model.elbo(params, x, random.key(1)), 1e-5)
 
 
 def test_compiled_reconstruction_never_holds_the_vocabulary():
@@ -250,14 +253,15 @@ def test_schedules_that_do_not_increase_are_refused(gamma):
 
 
 @since_2_13
-def test_dynamic_shapes_compile():
+@every_backend
+def test_dynamic_shapes_compile(backend):
     """With every size and number of the model symbolic."""
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
     params, x = perturbed(model), random.randint(random.key(1), (5, 2), 0, 16)
     step = torch.func.grad_and_value(model.loss_fn)
-    got = torch.compile(step, fullgraph=True, dynamic=True)(params, x, random.key(2))
+    got = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)(params, x, random.key(2))
     close(got, step(params, x, random.key(2)), 1e-4)
-    sample = torch.compile(model.sample, fullgraph=True, dynamic=True)
+    sample = torch.compile(model.sample, fullgraph=True, dynamic=True, backend=backend)
     got = sample(params, random.key(3), 3, steps=torch.tensor(4))
     decoded_alike(got, model.sample(params, random.key(3), 3, steps=4))
 

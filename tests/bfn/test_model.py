@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import perturb
 import pytest
 import torch
+from backends import every_backend
 from compare import close
 from hypothesis import given, settings
 from torch._dynamo.utils import counters
@@ -240,12 +241,13 @@ def test_evaluation_takes_bfns_beside_diffusion_models():
 
 
 @since_2_13
-def test_one_graph_of_gradients():
+@every_backend
+def test_one_graph_of_gradients(backend):
     model = discretised(network=dict(classes=3), timesteps=4)
     params, x, label = started(model), data(4), torch.arange(4) % 3
     step = torch.func.grad_and_value(model.loss_fn)
     counters.clear()
-    compiled = torch.compile(step, fullgraph=True)
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
     for seed in (1, 2):
         got, want = (f(params, x, random.key(seed), label) for f in (compiled, step))
         close(got, want, 1e-4)

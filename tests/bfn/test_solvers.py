@@ -9,6 +9,7 @@ import ideal
 import perturb
 import pytest
 import torch
+from backends import every_backend
 from torch._dynamo.utils import counters
 
 from purevdm import bfn, networks, random
@@ -206,12 +207,13 @@ def test_values_compare_and_pickle():
     assert len(set(ALL.values())) == len(ALL)
 
 
-def test_one_graph_serves_any_number_of_steps():
+@every_backend
+def test_one_graph_serves_any_number_of_steps(backend):
     network = networks.mlp(4, fourier=(), self_condition=True, classes=3, cond_drop=0.1)
     model = bfn.discrete(network, (2,), 3, 2.0)
     params, cond = perturb.perturbed(model.init(random.key(0)), 1, 0.3), torch.tensor([0, 1, 2])
     counters.clear()
-    sample = torch.compile(model.sample, fullgraph=True)
+    sample = torch.compile(model.sample, fullgraph=True, backend=backend)
     options = dict(solver=solvers.sde_2(), cond=cond, guidance=2.0)
     for steps in (1, 4, 9):
         got = sample(params, random.key(steps), 3, steps=torch.tensor(steps), **options)
