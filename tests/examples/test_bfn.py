@@ -1,8 +1,6 @@
 """The Bayesian flow example: its tasks, presets, whole runs."""
 
 import runpy
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import digits
 import presets
 import pytest
 import torch
+from processes import here
 
 from purevdm import interop, random
 
@@ -55,44 +54,26 @@ def test_presets_build_bayesian_flows(kind, outputs, real):
 def test_the_programs_train_evaluate_and_sample(tmp_path):
     """By the command line: a run of two steps of a small model, its bound, its samples, and what they refuse."""
     out = tmp_path / "run"
-
-    def program(name, *arguments):
-        command = [sys.executable, str(SCRIPT.with_name(name)), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True)
-
     small = ["--model.network", "mlp", "--model.embed", 8, "--model.fourier", "--no-compile", "--eval-passes", 1]
     small += ["--optimizer.steps", 2, "--eval-every", 2, "--save-every", 2, "--sample-steps", 2, "--samples", 4]
-    done = program("train.py", "digits_bfn", "--out", out, *small)
+    done = here("train.py", "digits_bfn", "--out", out, *small)
     assert done.returncode == 0, done.stderr
     assert "test bound" in done.stderr + done.stdout
-    found = program("evaluate.py", out, "--examples", 16)
+    found = here("evaluate.py", out, "--examples", 16)
     assert "latent          0.0000 +- 0.0000 bits/dim" in found.stdout, found.stderr
-    drawn = program("sample.py", out, "--n", 4, "--steps", 3, "--solver", "ode_2", "--grid", "root", "--out", tmp_path)
+    drawn = here("sample.py", out, "--n", 4, "--steps", 3, "--solver", "ode_2", "--grid", "root", "--out", tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "samples.png").exists()
-    assert "solver: expected one of bayesian" in program("sample.py", out, "--solver", "ddim").stderr
-    assert "profile: expected a diffusion model" in program("evaluate.py", out, "--profile", tmp_path / "p.png").stderr
+    assert "solver: expected one of bayesian" in here("sample.py", out, "--solver", "ddim").stderr
+    assert "profile: expected a diffusion model" in here("evaluate.py", out, "--profile", tmp_path / "p.png").stderr
 
 
 @pytest.mark.parametrize("task", ["digits", "binary", "text"])
 def test_a_short_run(task, tmp_path):
-    small = [
-        "--eager",
-        "--steps",
-        "2",
-        "--embed",
-        "16",
-        "--batch",
-        "4",
-        "--passes",
-        "1",
-        "--sample-steps",
-        "3",
-        "--out",
-        str(tmp_path),
-    ]
-    command = [sys.executable, str(SCRIPT), task, *small]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    small = ["--eager", "--steps", "2", "--embed", "16", "--batch", "4", "--passes", "1", "--sample-steps", "3"]
+    done = here("bfn.py", task, *small, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
     assert "test bound" in out
     assert ("3-grams" in out) == (task == "text")
     assert (tmp_path / "samples.png").stat().st_size > 5_000

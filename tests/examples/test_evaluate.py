@@ -11,12 +11,13 @@ import numpy as np
 import presets
 import pytest
 import readers
-import runs
 import torch
 from methods import Method
-from test_train import ENV, command
+from processes import ENV, command
+from processes import here as program
 
 import purevdm
+import runs
 from purevdm import decoders, evaluation, interop, likelihood, networks, ode, random, schedules
 from purevdm.training.data import Dataset
 
@@ -164,14 +165,14 @@ def test_the_parameters_of_the_digits_example_are_loaded(tmp_path):
 def test_several_processes_print_the_same_table(tmp_path):
     tiny = """digits --model.network mlp --model.embed 8 --model.layers 1 --model.labels --model.no-flag --optimizer.steps 2
      --batch 16 --save-every 2 --eval-every 2 --eval-passes 1 --samples 1 --sample-steps 1 --no-compile""".split()  # noqa: SIM905
-    run = subprocess.run([*command("train.py", *tiny), "--out", str(tmp_path)], env=ENV, capture_output=True, text=True)
+    run = program("train.py", *tiny, "--out", tmp_path)
     assert run.returncode == 0, run.stderr
     options = ("--method", "elbo", "iwae", "--samples", 1, 4, "--steps", 3, "--examples", 20, "--batch", 5)
-    program = command("evaluate.py", tmp_path, *options)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line = [*launcher, *command("evaluate.py", tmp_path, *options)[1:]]
+    both = subprocess.run(line, env=ENV, capture_output=True, text=True)
     outputs = []
-    for line in (program, [*launcher, *program[1:]]):
-        run = subprocess.run(line, env=ENV, capture_output=True, text=True)
+    for run in (program("evaluate.py", tmp_path, *options), both):
         assert run.returncode == 0, run.stderr
         outputs.append([row.split()[:-2] for row in run.stdout.splitlines()])  # less the last two columns, of time
     assert outputs[0] == outputs[1]

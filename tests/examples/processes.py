@@ -1,0 +1,34 @@
+"""The programs by their command lines: in a process of their own, or, sooner, in this one."""
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+ROOT = Path(__file__).parents[2]
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(program, *arguments):
+    return [sys.executable, str(ROOT / "examples" / program), *map(str, arguments)]
+
+
+def call(program, *arguments):
+    return subprocess.run(command(program, *arguments), env=ENV, capture_output=True, text=True, check=False)
+
+
+def here(program, *arguments):
+    """What :func:`call` returns, without its process. ``sys.exit`` with a text prints it, and is the status 1."""
+    line, out, err = command(program, *arguments)[1:], io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", line), redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = importlib.import_module(Path(program).stem).main() or 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+    return subprocess.CompletedProcess(line, status, out.getvalue(), err.getvalue())
