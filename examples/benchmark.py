@@ -334,7 +334,7 @@ def main() -> None:
     def divergence(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return likelihood_flow.divergence(velocity, z, probes)
 
-    loss_and_grad = torch.func.grad_and_value(model.loss_fn)
+    loss_and_grad, by_blocks = torch.func.grad_and_value(model.loss_fn), training.gradients(model, compile=True)
     compiled = {
         name: torch.compile(f, fullgraph=True)
         for name, f in {
@@ -363,6 +363,7 @@ def main() -> None:
         },
         "step": {
             "purevdm, compiled": lambda: compiled["step"](params, x, key),
+            "purevdm, training.gradients": lambda: by_blocks(params, x, key),
             "purevdm, eager": lambda: loss_and_grad(params, x, key),
         },
         "sample": {
