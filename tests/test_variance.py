@@ -109,7 +109,7 @@ def test_it_compiles_in_one_graph(self_condition, backend):
     x, label = random.randint(random.key(2), (5, 2), 0, 16), torch.tensor([0, 1, 1, 0, 1])
     compiled = torch.compile(model.vlb_and_variance_grads, fullgraph=True, backend=backend)
     got, want = (grads(params, x, random.key(3), label) for grads in (compiled, model.vlb_and_variance_grads))
-    close(got, want, 1e-4)
+    close(got, want, 3e-4)  # the gradient of a schedule's shift is a tenth of what it sums
 
 
 def test_descent_lowers_the_variance_and_keeps_the_bound():
