@@ -13,13 +13,15 @@ features, attention in the middle, float32.
 
 What to expect on a CPU:
 
-- The first call compiles: one to two minutes for this network on two cores (official JAX takes 7 s). PyTorch caches what its
-  last stage makes in TORCHINDUCTOR_CACHE_DIR, so the first call in a second process takes 11 to 27 s, nearly all tracing.
+- On an empty cache the first call takes a minute and a half for this network's step on two cores, one minute by
+  ``training.gradients``, which makes the code of each kind of block once, and half a minute for the sampler (official JAX
+  takes 5 s). PyTorch caches what its last stage makes in TORCHINDUCTOR_CACHE_DIR, so the first call in a second process
+  takes 11 to 27 s, nearly all tracing.
 - One graph serves every key and every number of sampling steps in a tensor. With ``torch._dynamo.mark_dynamic(x, 0)`` it
   serves every batch size (PyTorch 2.13 or newer; the compiler may limit the range, as to 16 to 256). A sampler's first graph
   is for the number of samples that it was called with; another number compiles a second one, for any.
 - MALLOC_TOP_PAD_=1073741824 in the environment keeps glibc from returning memory after every step and asking for it again. A
-  process that does nothing else runs about a twentieth faster.
+  training step in a process that does nothing else took an eighth to a fifth less time.
 
 The part "divergence" times the flow's velocity with its divergence by one probe against the velocity alone.
 
