@@ -11,13 +11,13 @@ import numpy as np
 import presets
 import pytest
 import readers
+import runs
 import torch
 from methods import Method
 from processes import ENV, command
 from processes import here as program
 
 import purevdm
-import runs
 from purevdm import decoders, evaluation, interop, likelihood, networks, ode, random, schedules
 from purevdm.training.data import Dataset
 
