@@ -61,11 +61,12 @@ def test_gaussian_variance_of_many_steps():
     assert abs(z[-1].std() / std - 1) < 0.03
 
 
-def test_one_graph_serves_any_number_of_steps_and_a_second_any_number_of_samples():
+@every_backend
+def test_one_graph_serves_any_number_of_steps_and_a_second_any_number_of_samples(backend):
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(), (2,))
     params = model.init(random.key(0))
     counters.clear()
-    compiled = torch.compile(model.sample, fullgraph=True)
+    compiled = torch.compile(model.sample, fullgraph=True, backend=backend)
     for n, steps, graphs in ((3, 1, 1), (3, 5, 1), (3, 40, 1), (4, 5, 2), (2, 3, 2), (9, 4, 2)):
         got = compiled(params, random.key(steps), n, steps=torch.tensor(steps))
         decoded_alike(got, model.sample(params, random.key(steps), n, steps=steps))
