@@ -62,6 +62,7 @@ def log(x: Tensor, exponent: int = 0, steps: int = 5) -> Tensor:
     # x = 2**e m with m in [sqrt(1/2), sqrt(2)): scaling by powers of two is exact, and needs no look at the bits.
     m, e = x, torch.full_like(x, exponent)
     for shift in (2**i for i in reversed(range(steps))):
+        # In memory, as each m is used three times: a compiler would repeat the first 3**steps times.
         small = m < fixed(SQRT_HALF) * 2.0 ** (1 - shift)
         m, e = materialize(torch.where(small, m * 2.0**shift, m)), materialize(torch.where(small, e - shift, e))
     y = materialize(m - 1.0)
