@@ -108,6 +108,16 @@ def test_attention_is_torchs(seed, tokens, sources, heads):
     torch.testing.assert_close(nn.attention(q, k, v, heads), want)
 
 
+def test_attention_in_parts_is_that_of_the_whole():
+    """So many pairs of tokens that a CPU takes the queries in three parts, the last one shorter; with its gradients."""
+    q, k, v = (draw(i, n, 6) for i, n in enumerate((1001, 800, 800)))
+
+    def mean_square(attention):
+        return torch.func.grad_and_value(lambda q, k, v: attention(q, k, v).square().mean(), argnums=(0, 1, 2))(q, k, v)
+
+    close(mean_square(nn.attention), mean_square(F.scaled_dot_product_attention), 1e-10)
+
+
 @given(seeds, st.floats(0.0, 0.9))
 def test_dropout_zeroes_or_scales(seed, rate):
     x = draw(seed, 50)
