@@ -17,8 +17,12 @@ def command(program, *arguments):
     return [sys.executable, str(ROOT / "examples" / program), *map(str, arguments)]
 
 
-def call(program, *arguments):
-    return subprocess.run(command(program, *arguments), env=ENV, capture_output=True, text=True, check=False)
+def call(program, *arguments, processes=1):
+    """A program's end and what it printed; by several processes, as ``torchrun`` starts them."""
+    line = command(program, *arguments)
+    if processes > 1:
+        line[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(line, env=ENV, capture_output=True, text=True, check=False)
 
 
 def here(program, *arguments):

@@ -1,9 +1,8 @@
 """The Bayesian flow example: its tasks, presets, whole runs."""
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
+import bfn
 import digits
 import presets
 import pytest
@@ -12,17 +11,9 @@ from processes import here
 
 from purevdm import interop, random
 
-SCRIPT = Path(digits.__file__).with_name("bfn.py")
 
-
-@pytest.fixture(scope="module")
-def program():
-    """The names of the program."""
-    return runpy.run_path(str(SCRIPT))
-
-
-def test_black_and_white_digits(program):
-    task = program["images"]("binary", random.key(0), 16)
+def test_black_and_white_digits():
+    task = bfn.images("binary", random.key(0), 16)
     grey = digits.data(random.key(0))[1]
     assert torch.equal(task.test, (grey > 8).long())
     assert 0.4 < task.baselines["pixel histograms"].mean < 0.6

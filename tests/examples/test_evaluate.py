@@ -1,8 +1,6 @@
 """Evaluation by several methods: one table and one file, options that go together, digits.py's parameters."""
 
 import math
-import subprocess
-import sys
 from functools import partial
 
 import evaluate
@@ -14,7 +12,7 @@ import readers
 import runs
 import torch
 from methods import Method
-from processes import ENV, command
+from processes import call
 from processes import here as program
 
 import purevdm
@@ -168,11 +166,8 @@ def test_several_processes_print_the_same_table(tmp_path):
     run = program("train.py", *tiny, "--out", tmp_path)
     assert run.returncode == 0, run.stderr
     options = ("--method", "elbo", "iwae", "--samples", 1, 4, "--steps", 3, "--examples", 20, "--batch", 5)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    line = [*launcher, *command("evaluate.py", tmp_path, *options)[1:]]
-    both = subprocess.run(line, env=ENV, capture_output=True, text=True)
     outputs = []
-    for run in (program("evaluate.py", tmp_path, *options), both):
+    for run in (program("evaluate.py", tmp_path, *options), call("evaluate.py", tmp_path, *options, processes=2)):
         assert run.returncode == 0, run.stderr
         outputs.append([row.split()[:-2] for row in run.stdout.splitlines()])  # less the last two columns, of time
     assert outputs[0] == outputs[1]
