@@ -224,7 +224,7 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     k_eps, k_probes = random.split(key)
     eps = random.normal(k_eps, x.shape)
     ends = likelihood_flow.ends(model, params, eps)
-    z = process.diffuse(model.decoder.encode(x), ends.gamma_0, eps)
+    z = process.diffuse(model.decoder.encode({}, x), ends.gamma_0, eps)
     probes = likelihood_flow.draw_probes(random.split(k_probes, len(x)), 1, digits.SHAPE, z.dtype)
 
     pieces = list(zip(z.split(args.piece), probes.split(args.piece, 1), strict=True))
@@ -322,7 +322,7 @@ def main() -> None:
     gamma_0, count = torch.tensor(-13.3, device=args.device), torch.tensor(args.steps)
 
     def reconstruction(gamma_0: torch.Tensor) -> Any:
-        return torch.func.grad_and_value(lambda g: model.decoder.reconstruction(x, eps, g).sum())(gamma_0)
+        return torch.func.grad_and_value(lambda g: model.decoder.reconstruction({}, x, eps, g).sum())(gamma_0)
 
     def normal(key: torch.Tensor) -> torch.Tensor:
         return random.normal(key, (args.batch, *shape))

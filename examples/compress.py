@@ -20,7 +20,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -35,6 +35,7 @@ from runs import Run, load
 from tqdm import tqdm
 
 from purevdm import Seeds, codec, elbo, random
+from purevdm.networks import Wrapped
 from purevdm.training.data import batch
 
 Positional = tyro.conf.Positional
@@ -171,8 +172,8 @@ class Row(NamedTuple):
 
 def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int) -> Row:
     """Writes the file, and what it costs beside the bound."""
-    clock = Clock(run.model.network.apply)
-    model = run.model if args.compile else run.model._replace(network=run.model.network._replace(apply=clock))
+    clock = Clock(run.model.network)
+    model = run.model if args.compile else run.model._replace(network=clock)
     counts, bits, numbers = [], [], math.prod(x.shape[1:])
     started = time.perf_counter()
     with tqdm(total=len(x), desc=f"encode, T = {timesteps}") as bar:
@@ -207,7 +208,7 @@ def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | Non
         of_rounds(net - rounds, each),
         found.rate,
         len(x) / took,
-        None if args.compile else clock.seconds / took,
+        None if args.compile else sum(clock.runs) / took,
     )
 
 
@@ -233,16 +234,16 @@ def of_rounds(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     return mean, math.sqrt(np.square(sums - counts * mean).sum()) / counts.sum()
 
 
-class Clock:
-    """A network's function that knows how long it ran."""
+@dataclass(frozen=True)
+class Clock(Wrapped):
+    """A network that notes how long it ran."""
 
-    def __init__(self, apply: Callable[..., torch.Tensor]):
-        self.apply, self.seconds = apply, 0.0
+    runs: list[float] = field(default_factory=list)
 
-    def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
+    def apply(self, *args: Any, **options: Any) -> torch.Tensor:
         started = time.perf_counter()
-        found = self.apply(*args, **options)
-        self.seconds += time.perf_counter() - started
+        found = self.own.apply(*args, **options)
+        self.runs.append(time.perf_counter() - started)
         return found
 
 

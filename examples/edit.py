@@ -62,7 +62,7 @@ def repeated(tree: Any, times: int) -> Any:
 def completions(model: VDM, params: dict, key: Tensor, x: Tensor, known: Tensor, times: int, cond: Any, **options) -> Tensor:
     """Draws of what is not known of images x, (n, *event_shape), beside what is: (n, times, *event_shape)."""
     x, known = (repeated(part, times) for part in (x, known))
-    hook = sampling.inpaint(model.decoder.encode(x, model.dtype), known)
+    hook = sampling.inpaint(model.decoder.encode({}, x, dtype=model.dtype), known)
     drawn = model.sample(params, key, len(x), cond=repeated(cond, times), project=hook, **options)
     return torch.where(known, x, drawn).unflatten(0, (-1, times))
 
@@ -78,7 +78,7 @@ def interpolations(model: VDM, params: dict, key: Tensor, a: Tensor, b: Tensor, 
 def variations(model: VDM, params: dict, key: Tensor, x: Tensor, start: float, cond: Any, steps: int) -> Tensor:
     """Images x, (n, *event_shape), diffused to the time start and sampled back from there, in that part of the steps."""
     k_diffuse, k_sample = random.split(key)
-    f = model.decoder.encode(x, model.dtype)
+    f = model.decoder.encode({}, x, dtype=model.dtype)
     gamma = model.gamma(params, torch.tensor(start, dtype=model.dtype, device=x.device))
     z = process.diffuse(f, gamma, random.normal(k_diffuse, f.shape, model.dtype))
     return model.sample(params, k_sample, len(x), z=z, start=start, cond=cond, steps=math.ceil(start * steps))

@@ -61,7 +61,7 @@ def log_p_of(path: Path, images: int, n: int) -> Callable[[Integrator], tuple[Te
     x = test[:images]
     k_eps, k_probes = random.split(random.key(0))
     eps = random.normal(k_eps, x.shape, torch.float64)
-    z = process.diffuse(model.decoder.encode(x, eps.dtype), flow.ends(model, params, eps).gamma_0, eps)
+    z = process.diffuse(model.decoder.encode({}, x, dtype=eps.dtype), flow.ends(model, params, eps).gamma_0, eps)
     probes = flow.draw_probes(random.split(k_probes, len(x)), n, digits.SHAPE, eps.dtype) if n else None
 
     def log_p(integrator: Integrator) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ def error(solver: str, steps: int, grid: str) -> float:
     def step(i: Tensor, z: Tensor, *carry: Tensor) -> tuple[Tensor, ...]:
         gamma_t, gamma_s = gammas[i], gammas[i + 1]
         if solver == "ancestral":  # with units of noise in place of random noise
-            return (solvers.ancestral_step(z, denoise(z, gamma_t).eps, gamma_s, gamma_t, noises[:, i + 2]),)
+            return (solvers.ancestral_step(z, denoise(z, gamma_t).eps, gamma_t, gamma_s, noises[:, i + 2]),)
         done = take(denoise, z, gamma_t, gamma_s, None, carry)
         return (done.z, *done.carry)
 

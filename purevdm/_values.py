@@ -1,64 +1,19 @@
-"""Values made of functions: networks, schedules, decoders and solvers, compared and printed by content.
+"""The parts of a model as values: settings, and methods that read them."""
 
-Each is a NamedTuple whose fields hold module-level functions, bare or bound to a small NamedTuple of settings by
-``functools.partial``. So it pickles. A bound function compares by identity in Python; here it compares by what it holds.
-"""
-
-import functools
+import dataclasses
 from typing import Any, TypeVar
 
-__all__ = ["by_content", "rebound"]
+__all__ = ["Value"]
 
-T = TypeVar("T")
+V = TypeVar("V", bound="Value")
 
 
-def by_content(kind: type[T]) -> type[T]:
-    """Gives a NamedTuple class of functions equality, a hash and a text by content.
+class Value:
+    """What networks, schedules, decoders, solvers and integrators are: frozen dataclasses of settings, with methods.
 
-    In the text a function bound to settings is shown as its settings, each text once, and fields with their defaults are
-    left out.
+    So they compare, hash, print and pickle by their settings, and ``part._replace(setting=...)`` is the same part with
+    another setting, as it is for a NamedTuple.
     """
-    kind.__eq__, kind.__hash__ = _equal, _hashed  # type: ignore[method-assign, assignment]
-    kind.__ne__ = lambda self, other: not _equal(self, other)  # type: ignore[method-assign, assignment]
-    kind.__repr__ = _shown  # type: ignore[method-assign, assignment]
-    return kind
 
-
-def _content(value: Any) -> Any:
-    if isinstance(value, functools.partial):
-        return value.func, value.args, tuple(sorted(value.keywords.items()))
-    return value
-
-
-def _equal(self: Any, other: object) -> bool:
-    return type(self) is type(other) and all(_content(a) == _content(b) for a, b in zip(self, other, strict=True))  # type: ignore[call-overload]
-
-
-def _hashed(self: Any) -> int:
-    return hash((type(self), *map(_content, self)))
-
-
-def _shown(self: Any) -> str:
-    parts: list[str] = []
-    for name, value in zip(self._fields, self, strict=True):
-        if name in self._field_defaults and value == self._field_defaults[name]:
-            continue
-        if isinstance(value, functools.partial) and value.args:
-            text = ", ".join(map(repr, value.args))
-        elif callable(value) and hasattr(value, "__qualname__"):
-            text = f"{name}={value.__qualname__}"
-        else:
-            text = f"{name}={value!r}"
-        if text not in parts:
-            parts.append(text)
-    return f"{type(self).__name__}({', '.join(parts)})"
-
-
-def rebound(function: Any, **changes: Any) -> Any:
-    """A function bound to settings, bound to the same settings with changes; other functions as they are."""
-    if not isinstance(function, functools.partial) or not function.args:
-        return function
-    settings = function.args[0]
-    if not changes.keys() <= set(getattr(settings, "_fields", ())):
-        return function
-    return functools.partial(function.func, settings._replace(**changes), *function.args[1:], **function.keywords)
+    def _replace(self: V, **changes: Any) -> V:
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]

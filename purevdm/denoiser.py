@@ -70,7 +70,7 @@ def output(
         dtype = network.dtype
         params = optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
 
-    by_regions = _regions.for_batch(network.apply, params, z, gamma, cond, x_hat)
+    by_regions = _regions.for_batch(network, params, z, gamma, cond, x_hat)
     apply = by_regions or network.apply
 
     def one(z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:
@@ -190,7 +190,8 @@ def in_bound(
         k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
     first = eps_hat(network, params, z, gamma, cond, k_first)
     x_hat = process.x_from_eps(z, first, process.align(gamma, z))
-    x_hat = x_hat if decoder.bounds is None else torch.clamp(x_hat, *decoder.bounds(z))
+    bounds = decoder.bounds(z)
+    x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
     x_hat = x_hat.detach() if detach else x_hat
     if k_coin is not None:
         coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)

@@ -179,7 +179,7 @@ def prior_loss(f: Tensor, gamma_1: Tensor) -> Tensor:
 
 def reconstruction_loss(decoder: Decoder, x: Tensor, eps_0: Tensor, gamma_0: Tensor) -> Tensor:
     """-log p(x given z_0) in nats, summed over one example x whose latent z_0 has the noise eps_0: shape ()."""
-    return decoder.reconstruction(x, eps_0, gamma_0).sum()
+    return decoder.reconstruction({}, x, eps_0, gamma_0).sum()
 
 
 def diffusion_loss(eps: Tensor, eps_hat: Tensor, weight: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def terms(decoder: Decoder, x: Tensor, eps_0: Tensor, eps: Tensor, eps_hat: Tens
     """The bound's three terms for one example, each of shape (), from its noise and the noise that a network saw in z_t."""
     return ELBO(
         recon=reconstruction_loss(decoder, x, eps_0, levels.gamma_0),
-        prior=prior_loss(decoder.encode(x, eps.dtype), levels.gamma_1),
+        prior=prior_loss(decoder.encode({}, x, dtype=eps.dtype), levels.gamma_1),
         diffusion=diffusion_loss(eps, eps_hat, levels.weight),
     )
 
@@ -222,7 +222,7 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
 
 def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, levels: Levels, cond: Any = None) -> ELBO:
     """:func:`bound` with the schedule's values given; ``params`` are the network's."""
-    f = model.decoder.encode(x, noise.eps.dtype)
+    f = model.decoder.encode({}, x, cond, noise.eps.dtype)
     z_t = process.diffuse(f, process.align(levels.gamma_t, f), noise.eps)
     eps_hat = denoiser.in_bound(model.network, model.decoder, params, z_t, levels.gamma_t, cond, noise.key)
     each = Levels(*(level.expand_as(levels.gamma_t) for level in levels))

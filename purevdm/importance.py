@@ -28,8 +28,8 @@ A loop of one's own keeps it in one line:
 torch.Size([8])
 """
 
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,17 +42,42 @@ from purevdm.types import Key, Params
 __all__ = ["density", "edges", "observe", "optimal", "warp", "warped"]
 
 
-class Warped(NamedTuple):
-    """The settings of :func:`warped`."""
+@dataclass(frozen=True)
+class Warped(Schedule):
+    """The schedule of :func:`warped`."""
 
     base: Schedule
     bins: int
     uniform: float
     rate: float
 
+    @property
+    def endpoints(self) -> tuple[float, float] | None:  # type: ignore[override]
+        return self.base.endpoints
+
+    @property
+    def contextual(self) -> bool:  # type: ignore[override]
+        return self.base.contextual
+
     @constant
     def numbers(self) -> tuple[int, float, float]:
+        """The settings, constants to a compiler."""
         return self.bins, self.uniform, self.rate
+
+    def init(self, key: Key) -> Params:
+        zeros = torch.zeros(self.bins, device=_checks.key("key", key).device)
+        return {"base": self.base.init(key), "warp": {"square": zeros, "visits": zeros.clone()}}
+
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        at = warp(edges(self.density(params)), _checks.floating("t", t))
+        return self.base.gamma(params["base"], at, *context)
+
+    def observe(self, params: Params, t: Tensor, losses: Tensor) -> Params:  # type: ignore[override]
+        return {"warp": observe(params["warp"], edges(self.density(params)), t, losses.detach(), self.numbers()[2])}
+
+    def density(self, params: Params) -> Tensor:
+        """The density of times over the bins, of mean 1."""
+        return optimal(_second_moment(params["warp"]), self.numbers()[1])
 
 
 def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float = 0.95) -> Schedule:
@@ -84,8 +109,7 @@ def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float 
     bins = _checks.integer("bins", bins, 2)
     if not bins * 1e-6 <= _checks.real("uniform", uniform) <= 1.0:
         raise ValueError(f"uniform: expected a number in [{bins * 1e-6:g}, 1], got {uniform}")
-    settings = Warped(base, bins, float(uniform), _checks.probability("rate", rate))
-    return base._replace(init=partial(_init, settings), gamma=partial(_gamma, settings), observe=partial(_observe, settings))
+    return Warped(base, bins, float(uniform), _checks.probability("rate", rate))
 
 
 # The mathematics
@@ -169,29 +193,6 @@ def density(schedule: Schedule, params: Params) -> Tensor:
     Raises:
         TypeError: another schedule.
     """
-    settings = schedule.gamma.args[0] if isinstance(schedule.gamma, partial) and schedule.gamma.args else None
-    if not isinstance(settings, Warped):
+    if not isinstance(schedule, Warped):
         raise TypeError(f"schedule: expected one of importance.warped, got {schedule!r}")
-    return _density(settings, params)
-
-
-def _density(settings: Warped, params: Params) -> Tensor:
-    return optimal(_second_moment(params["warp"]), settings.numbers()[1])
-
-
-# The schedule
-
-
-def _init(settings: Warped, key: Key) -> Params:
-    zeros = torch.zeros(settings.bins, device=_checks.key("key", key).device)
-    return {"base": settings.base.init(key), "warp": {"square": zeros, "visits": zeros.clone()}}
-
-
-def _gamma(settings: Warped, params: Params, t: Tensor, *context: Any) -> Tensor:
-    at = warp(edges(_density(settings, params)), _checks.floating("t", t))
-    return settings.base.gamma(params["base"], at, *context)
-
-
-def _observe(settings: Warped, params: Params, t: Tensor, losses: Tensor) -> Params:
-    found = edges(_density(settings, params))
-    return {"warp": observe(params["warp"], found, t, losses.detach(), settings.numbers()[2])}
+    return schedule.density(params)

@@ -76,7 +76,7 @@ def invert(
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
         model._check(params, x, cond)
-        at = model.decoder.encode(x, model.dtype)
+        at = model.decoder.encode({}, x, cond, model.dtype)
     else:
         at = _checks.alike("z", z, (*_checks.tensor("z", z).shape[:1], *model.event_shape), model.dtype)
         if len(at) == 0:

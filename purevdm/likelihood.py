@@ -208,14 +208,14 @@ def log_weight(
     elbo.beside(params, "eps", eps)
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
-    f = model.decoder.encode(x, eps.dtype)
+    f = model.decoder.encode({}, x, cond, eps.dtype)
 
     def total(each: Tensor) -> Tensor:
         return each.expand_as(f).flatten(1).sum(1)
 
     if dequantisation == "none":
         # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
-        peak = -model.decoder.reconstruction(x, torch.zeros_like(eps), gamma_0)
+        peak = -model.decoder.reconstruction({}, x, torch.zeros_like(eps), gamma_0)
         z_0, extra = alpha * f, total(torch.log(alpha) + peak + 0.5 * (math.log(2.0 * math.pi) + gamma_0))
     elif dequantisation == "uniform":
         half = 0.5 * _spacing(model, f)
@@ -226,7 +226,7 @@ def log_weight(
         if dequantisation == "truncated":
             extra = total(torch.log(torch.erf(_reach(model, f, gamma_0) / math.sqrt(2.0))) - log_q)
         else:
-            extra = total(-model.decoder.reconstruction(x, eps, gamma_0) - log_q)
+            extra = total(-model.decoder.reconstruction({}, x, eps, gamma_0) - log_q)
     options: Any = dict(integrator=integrator, probes=probes, chunk=chunk)
     log_p, evaluations = log_prob_latent(model, params, z_0, cond, **options)
     return extra + log_p, evaluations
@@ -320,7 +320,7 @@ def _draw(model: VDM, params: Params, x: Tensor, keys: Tensor, cond: Any, dequan
     if dequantisation == "uniform":
         return torch.func.vmap(lambda k: random.uniform(k, shape, dtype, -1.0, 1.0))(keys)
     if dequantisation == "truncated":
-        f = model.decoder.encode(x, dtype)
+        f = model.decoder.encode({}, x, cond, dtype)
         tau = _reach(model, f, flow.ends(model, params, f, cond).gamma_0).expand_as(f)
         return torch.func.vmap(lambda k, tau: random.truncated_normal(k, -tau, tau, shape, dtype))(keys, tau)
     return torch.func.vmap(lambda k: random.normal(k, shape, dtype))(keys)
@@ -362,7 +362,7 @@ def importance_bound(
         raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
     x, cond = _repeated(x, samples), _repeated(cond, samples)
     k_start, k_steps = torch.func.vmap(random.split)(_sample_keys(key, n, samples)).unbind(1)
-    f = model.decoder.encode(x, model.dtype)
+    f = model.decoder.encode({}, x, cond, model.dtype)
 
     def noise(keys: Tensor) -> Tensor:
         return torch.func.vmap(lambda k: random.normal(k, model.event_shape, model.dtype))(keys)
@@ -393,6 +393,6 @@ def importance_bound(
     log_q = (-0.5 * (eps.square() + math.log(2.0 * math.pi)) - torch.log(process.sigma(gamma_1))).flatten(1).sum(1)
     eps, log_w = sampling.loop(step, (eps, _standard_normal(z_1) - log_q), timesteps)
     gamma_0 = gamma(0.0 * one)
-    log_w = log_w - model.decoder.reconstruction(x, eps, gamma_0).flatten(1).sum(1)
+    log_w = log_w - model.decoder.reconstruction({}, x, eps, gamma_0).flatten(1).sum(1)
     evaluations = (total.to(torch.int64) * samples).expand(n).clone()
     return combine(log_w.reshape(samples, n), evaluations)

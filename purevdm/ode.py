@@ -20,13 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _adaptive, _checks, _tableaus, _values
+from purevdm import _adaptive, _checks, _tableaus
 from purevdm._runge_kutta import Field, Rated, Solution, State, finite, in_tensors, loop, plus, point, put, total
 
 __all__ = ["Integrator", "Solution", "dop853", "dopri5", "heun", "rk4"]
 
 
-@_values.by_content
 class Integrator(NamedTuple):
     """A way to integrate.
 

@@ -5,7 +5,7 @@ the rest: a number of shape (), or one for each dimension of an event. With alph
 sigma**2 = exp(-gamma) (sec. 3.1-3.2), all is computed from gamma by ``sigmoid``, ``softplus`` and ``expm1``, so that
 nothing cancels: float32 is good to a few units in the last place for gamma in [-30, 30].
 
-Times run from s < t, and gamma grows with time: gamma_s < gamma_t.
+Times run from s < t, and gamma grows with time: gamma_s < gamma_t. Functions that go back in time take gamma_t first.
 """
 
 from typing import NamedTuple
@@ -83,7 +83,7 @@ def transition(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     return Gaussian(ratio * z_s, sigma(gamma_t) * torch.sqrt(-torch.expm1(gamma_s - gamma_t)))
 
 
-def posterior(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+def posterior(z_t: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gaussian:
     """q(z_s given z_t, x), from more noise to less, with the clean x (or a prediction of it) known (App. A)."""
     c = -torch.expm1(gamma_s - gamma_t)
     # (1 - c) / alpha_{t|s} = alpha_{t|s} sigma_s**2 / sigma_t**2, with 1 - c = exp(gamma_s - gamma_t)
@@ -91,7 +91,7 @@ def posterior(z_t: Tensor, x: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gauss
     return Gaussian(mean, sigma(gamma_s) * torch.sqrt(c))
 
 
-def posterior_from_eps(z_t: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
+def posterior_from_eps(z_t: Tensor, eps: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gaussian:
     """:func:`posterior` with the noise in z_t (or a prediction of it) in place of x (App. A, eq. 34)."""
     c = -torch.expm1(gamma_s - gamma_t)
     mean = (z_t - c * sigma(gamma_t) * eps) / _alpha_ratio(gamma_s, gamma_t)

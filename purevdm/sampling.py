@@ -67,7 +67,7 @@ def sample(
         _checks.verify(_checks.finite("latents", {(): latents}))
         return Sample(None, latents) if how.trajectory else latents
     z_0 = (latents[-1] if how.trajectory else latents) / process.alpha(gamma)
-    x = model.decoder.mode(z_0) if decode == "argmax" else model.decoder.sample(k_decode, z_0, gamma)
+    x = model.decoder.mode({}, z_0) if decode == "argmax" else model.decoder.sample({}, k_decode, z_0, gamma)
     return Sample(x, latents) if how.trajectory else x
 
 
@@ -89,7 +89,7 @@ def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key],
     >>> model = purevdm.vdm(networks.mlp(hidden=8), schedules.learned_linear(), event_shape=(4,))
     >>> params = model.init(random.key(0))
     >>> x, known = torch.tensor([[10, 200, 0, 0]] * 3), torch.tensor([[True, True, False, False]] * 3)
-    >>> hook = sampling.inpaint(model.decoder.encode(x), known)
+    >>> hook = sampling.inpaint(model.decoder.encode({}, x), known)
     >>> drawn = model.sample(params, random.key(1), 3, steps=20, project=hook)
     >>> (drawn - x)[:, :2].abs().max() <= 1
     tensor(True)

@@ -1,9 +1,9 @@
 """Noise schedules: gamma(t), minus the log signal-to-noise ratio at time t in [0, 1] (sec. 3.2, App. H).
 
-A :class:`Schedule` is a pair of pure functions. ``gamma(params, t)`` takes one time and is strictly increasing in it. It
-returns a number, or a tensor of the event's shape for a schedule of its own in each dimension (multivariate noise). It is
-differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative (eq. 17). The functions
-:func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
+A :class:`Schedule` has two pure functions, ``init`` and ``gamma``. ``gamma(params, t)`` takes one time and is strictly
+increasing in it. It returns a number, or a tensor of the latent's shape for a schedule of its own in each dimension
+(multivariate noise). It is differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative
+(eq. 17). The functions :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
 
 The default endpoints, -13.3 and 5, are the paper's for 8-bit images.
 
@@ -20,20 +20,21 @@ A schedule of one's own, here a fixed one for each of three dimensions:
 ...     return {}
 >>> def gamma(params, t):
 ...     return -10.0 + torch.tensor([12.0, 14.0, 16.0]) * t
->>> schedules.gamma(schedules.Schedule(init, gamma), {}, torch.tensor(0.5))
+>>> schedules.gamma(schedules.Schedule.of(init, gamma), {}, torch.tensor(0.5))
 tensor([-4., -3., -2.])
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, nn, random
+from purevdm import _checks, nn, random
 from purevdm._compile import constant, fixed
+from purevdm._values import Value
 from purevdm.types import Key, Params
 
 __all__ = [
@@ -49,28 +50,58 @@ __all__ = [
 ]
 
 
-@_values.by_content
-class Schedule(NamedTuple):
-    """A noise schedule.
+class Schedule(Value):
+    """A noise schedule. Derive from it and write its methods, or give two functions to :meth:`of`.
 
     Attributes:
-        init: ``init(key) -> params``.
-        gamma: ``gamma(params, t) -> gamma`` for one time t in [0, 1], shape (): of shape () or ``event_shape``, of t's
-            dtype, strictly increasing in t.
         endpoints: gamma(0) and gamma(1) as it starts, for networks that embed gamma between them. None: a model computes
             them from the schedule's initial parameters.
-        contextual: whether gamma sees a context: ``gamma(params, t, context)``, where the context is the example's
-            condition as the model's functions are given it (MuLAN, Sahoo et al. 2024, arXiv 2312.13236).
+        contextual: whether gamma takes a context: the example's condition, as the model's functions are given it (MuLAN,
+            Sahoo et al. 2024, arXiv 2312.13236).
         observe: for schedules whose parameters hold statistics of the diffusion losses (:mod:`purevdm.importance`):
             ``observe(params, t, losses) -> branches``, those of ``params`` that a batch with these times and losses, each
             (B,), nats, moves. None where there are none.
     """
 
-    init: Callable[[Key], Params]
-    gamma: Callable[..., Tensor]
     endpoints: tuple[float, float] | None = None
     contextual: bool = False
     observe: Callable[..., Params] | None = None
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters."""
+        raise NotImplementedError
+
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        """gamma at one time t in [0, 1], shape (): of shape () or of one latent's, of t's dtype, strictly increasing in t.
+        A contextual schedule is given one example's context, too."""
+        raise NotImplementedError
+
+    @staticmethod
+    def of(
+        init: Callable[[Key], Params],
+        gamma: Callable[..., Tensor],
+        *,
+        endpoints: tuple[float, float] | None = None,
+        contextual: bool = False,
+    ) -> "Schedule":
+        """A schedule of one's own functions, with the arguments of the methods."""
+        return Functions(init, gamma, endpoints, contextual)
+
+
+@dataclass(frozen=True)
+class Functions(Schedule):
+    """A schedule made of two functions."""
+
+    own_init: Callable[[Key], Params]
+    own_gamma: Callable[..., Tensor]
+    endpoints: tuple[float, float] | None = None
+    contextual: bool = False
+
+    def init(self, key: Key) -> Params:
+        return self.own_init(key)
+
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        return self.own_gamma(params, t, *context)
 
 
 # What all schedules share
@@ -185,19 +216,38 @@ def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = 
 # Lines
 
 
-class Linear(NamedTuple):
-    """The settings of a line."""
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """A line between its endpoints, the settings of every schedule that starts from one."""
 
     gamma_min: float
     gamma_max: float
 
+    @property
+    def endpoints(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.gamma_min, self.gamma_max
+
     @constant
-    def endpoints(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
+        """The endpoints, constants to a compiler."""
         return self.gamma_min, self.gamma_max
 
 
-def _linear(gamma_min: float, gamma_max: float) -> Linear:
-    return Linear(*_checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max))
+def _line(gamma_min: float, gamma_max: float) -> tuple[float, float]:
+    return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+
+
+@dataclass(frozen=True)
+class FixedLinear(Linear):
+    """The schedule of :func:`fixed_linear`."""
+
+    def init(self, key: Key) -> Params:
+        _checks.key("key", key)
+        return {}
+
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        low, high = self.ends()
+        return low + (high - low) * _checks.floating("t", t)
 
 
 def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
@@ -206,18 +256,20 @@ def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
-    line = _linear(gamma_min, gamma_max)
-    return Schedule(_no_params, partial(_fixed_gamma, line), endpoints=line[:2])
+    return FixedLinear(*_line(gamma_min, gamma_max))
 
 
-def _no_params(key: Key) -> Params:
-    _checks.key("key", key)
-    return {}
+@dataclass(frozen=True)
+class LearnedLinear(Linear):
+    """The schedule of :func:`learned_linear`."""
 
+    def init(self, key: Key) -> Params:
+        device = _checks.key("key", key).device
+        rise = torch.tensor(self.gamma_max - self.gamma_min, device=device)
+        return {"w": rise, "b": torch.tensor(self.gamma_min, device=device)}
 
-def _fixed_gamma(line: Linear, params: Params, t: Tensor) -> Tensor:
-    low, high = line.endpoints()
-    return low + (high - low) * _checks.floating("t", t)
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        return params["b"] + params["w"].abs() * _checks.floating("t", t)
 
 
 def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
@@ -226,32 +278,41 @@ def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
-    line = _linear(gamma_min, gamma_max)
-    return Schedule(partial(_line_init, line), _line_gamma, endpoints=line[:2])
-
-
-def _line_init(line: Linear, key: Key) -> Params:
-    _checks.key("key", key)
-    return {
-        "w": torch.tensor(line.gamma_max - line.gamma_min, device=key.device),
-        "b": torch.tensor(line.gamma_min, device=key.device),
-    }
-
-
-def _line_gamma(params: Params, t: Tensor) -> Tensor:
-    return params["b"] + params["w"].abs() * _checks.floating("t", t)
+    return LearnedLinear(*_line(gamma_min, gamma_max))
 
 
 # Monotone networks
 
 
-class MonotoneMLP(NamedTuple):
-    """The settings of :func:`monotone_mlp`."""
+@dataclass(frozen=True)
+class MonotoneMLP(Linear):
+    """The schedule of :func:`monotone_mlp`."""
 
-    gamma_min: float
-    gamma_max: float
     hidden: int
     pin_endpoints: bool
+
+    def init(self, key: Key) -> Params:
+        _checks.key("key", key)
+        k2, k3 = random.split(key).unbind(0)
+        first = nn.dense_init(key, 1, 1, kernel_init=nn.constant(self.gamma_max - self.gamma_min))
+        return {
+            "l1": first | {"bias": torch.tensor([self.gamma_min]).to(key.device)},
+            "l2": nn.dense_init(k2, 1, self.hidden, kernel_init=nn.normal(1e-2)),
+            "l3": nn.dense_init(k3, self.hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
+        }
+
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        _checks.floating("t", t)
+        b, w = params["l1"]["bias"][0], params["l1"]["kernel"][0, 0].abs()
+        bump = self._bump(params, t)
+        if not self.pin_endpoints:
+            return b + w * t + bump
+        ends = self._bump(params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
+        return b + w * _pinned((w * t + (bump - ends[0])) / (w + (ends[1] - ends[0])), t)
+
+    def _bump(self, params: Params, t: Tensor) -> Tensor:
+        k2, b2, k3 = params["l2"]["kernel"][0].abs(), params["l2"]["bias"], params["l3"]["kernel"][:, 0].abs()
+        return torch.tanh(0.5 * (k2 * (2.0 * t[..., None] - 1.0) + b2)) @ k3 / fixed(self.hidden)
 
 
 def monotone_mlp(
@@ -275,35 +336,8 @@ def monotone_mlp(
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, gamma_min >= gamma_max, or hidden < 1.
     """
-    line = _linear(gamma_min, gamma_max)
-    settings = MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), _checks.boolean("pin_endpoints", pin_endpoints))
-    return Schedule(partial(_mlp_init, settings), partial(_mlp_gamma, settings), endpoints=line[:2])
-
-
-def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
-    _checks.key("key", key)
-    k2, k3 = random.split(key).unbind(0)
-    low, high, hidden, _ = settings
-    return {
-        "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low)) | {"bias": torch.tensor([low]).to(key.device)},
-        "l2": nn.dense_init(k2, 1, hidden, kernel_init=nn.normal(1e-2)),
-        "l3": nn.dense_init(k3, hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
-    }
-
-
-def _mlp_bump(settings: MonotoneMLP, params: Params, t: Tensor) -> Tensor:
-    k2, b2, k3 = params["l2"]["kernel"][0].abs(), params["l2"]["bias"], params["l3"]["kernel"][:, 0].abs()
-    return torch.tanh(0.5 * (k2 * (2.0 * t[..., None] - 1.0) + b2)) @ k3 / fixed(settings.hidden)
-
-
-def _mlp_gamma(settings: MonotoneMLP, params: Params, t: Tensor) -> Tensor:
-    _checks.floating("t", t)
-    b, w = params["l1"]["bias"][0], params["l1"]["kernel"][0, 0].abs()
-    bump = _mlp_bump(settings, params, t)
-    if not settings.pin_endpoints:
-        return b + w * t + bump
-    ends = _mlp_bump(settings, params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-    return b + w * _pinned((w * t + (bump - ends[0])) / (w + (ends[1] - ends[0])), t)
+    line = _line(gamma_min, gamma_max)
+    return MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), _checks.boolean("pin_endpoints", pin_endpoints))
 
 
 def _pinned(risen: Tensor, t: Tensor) -> Tensor:
@@ -313,14 +347,32 @@ def _pinned(risen: Tensor, t: Tensor) -> Tensor:
     return risen - ((t == 0.0).to(t.dtype) * at + (t == 1.0).to(t.dtype) * (at - 1.0))
 
 
-class ConstrainedMonotone(NamedTuple):
-    """The settings of :func:`constrained_monotone`."""
+@dataclass(frozen=True)
+class ConstrainedMonotone(Linear):
+    """The schedule of :func:`constrained_monotone`."""
 
-    gamma_min: float
-    gamma_max: float
     hidden: tuple[int, ...]
     activation: str
     weights: tuple[float, ...]
+
+    def init(self, key: Key) -> Params:
+        line = LearnedLinear(self.gamma_min, self.gamma_max).init(key)
+        *k_hidden, k_out = random.split(key, len(self.hidden) + 1).unbind(0)
+        layers = [nn.dense_init(k, n, m) for k, n, m in zip(k_hidden, [1, *self.hidden], self.hidden, strict=False)]
+        layers.append(nn.dense_init(k_out, self.hidden[-1], 1, bias=False, kernel_init=nn.normal(1e-3)))
+        return line | {"layers": {str(i): layer for i, layer in enumerate(layers)}}
+
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        _checks.floating("t", t)
+        ends = self._bend(params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
+        risen = (t + (self._bend(params, t) - ends[0])) / (1.0 + (ends[1] - ends[0]))
+        return params["b"] + params["w"].abs() * _pinned(risen, t)
+
+    def _bend(self, params: Params, t: Tensor) -> Tensor:
+        h, last = (2.0 * t - 1.0)[..., None], len(self.hidden)
+        for i in range(last):
+            h = nn.monotone_dense(params["layers"][str(i)], h, 1, self.activation, self.weights)
+        return nn.monotone_dense(params["layers"][str(last)], h, 1, None)[..., 0]
 
 
 def constrained_monotone(
@@ -349,7 +401,7 @@ def constrained_monotone(
         TypeError, ValueError: endpoints that are not finite numbers, gamma_min >= gamma_max, no hidden layer, an
             activation that is not increasing and convex, or weights that are not three.
     """
-    line = _linear(gamma_min, gamma_max)
+    line = _line(gamma_min, gamma_max)
     widths = _checks.integers("hidden", hidden, 1)
     if not widths:
         raise ValueError("hidden: expected at least one layer, got none")
@@ -360,28 +412,4 @@ def constrained_monotone(
         nn.monotone_activation(torch.zeros(1), activation, parts)  # refuses bad ones here
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("base:", "activation:", 1)) from None
-    settings = ConstrainedMonotone(*line, widths, activation, parts)
-    return Schedule(partial(_constrained_init, settings), partial(_constrained_gamma, settings), endpoints=line[:2])
-
-
-def _constrained_init(settings: ConstrainedMonotone, key: Key) -> Params:
-    widths = settings.hidden
-    line = _line_init(Linear(settings.gamma_min, settings.gamma_max), key)
-    *k_hidden, k_out = random.split(key, len(widths) + 1).unbind(0)
-    layers = [nn.dense_init(k, n, m) for k, n, m in zip(k_hidden, [1, *widths], widths, strict=False)]
-    layers.append(nn.dense_init(k_out, widths[-1], 1, bias=False, kernel_init=nn.normal(1e-3)))
-    return line | {"layers": {str(i): layer for i, layer in enumerate(layers)}}
-
-
-def _bend(settings: ConstrainedMonotone, params: Params, t: Tensor) -> Tensor:
-    h, last = (2.0 * t - 1.0)[..., None], len(settings.hidden)
-    for i in range(last):
-        h = nn.monotone_dense(params["layers"][str(i)], h, 1, settings.activation, settings.weights)
-    return nn.monotone_dense(params["layers"][str(last)], h, 1, None)[..., 0]
-
-
-def _constrained_gamma(settings: ConstrainedMonotone, params: Params, t: Tensor) -> Tensor:
-    _checks.floating("t", t)
-    ends = _bend(settings, params, torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-    risen = (t + (_bend(settings, params, t) - ends[0])) / (1.0 + (ends[1] - ends[0]))
-    return params["b"] + params["w"].abs() * _pinned(risen, t)
+    return ConstrainedMonotone(*line, widths, activation, parts)

@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
+from purevdm import _checks, denoiser, elbo, process, random, sampling, schedules, variance
 from purevdm._compile import OLD, constant
 from purevdm.decoders import Decoder, discrete
 from purevdm.elbo import ELBO, Noise, Seeds
@@ -143,7 +143,7 @@ class VDM(NamedTuple):
             return params
         noise = self.draw(seeds, n)
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
-        z_t = process.diffuse(self.decoder.encode(x, self.dtype), process.align(gamma_t, x), noise.eps)
+        z_t = process.diffuse(self.decoder.encode({}, x, cond, self.dtype), process.align(gamma_t, x), noise.eps)
         return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
 
     def elbo_core(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
@@ -271,7 +271,7 @@ class VDM(NamedTuple):
 
     @constant
     def _structure(self) -> _checks.Structure:
-        return _structure(self.network.init, self.schedule.init, self.event_shape, self.dtype)
+        return _structure(self.network, self.schedule, self.event_shape, self.dtype)
 
     def _facts(self, params: Params, cond: Any) -> list[_checks.Fact]:
         if not isinstance(params, dict) or "network" not in params or "schedule" not in params:
@@ -318,13 +318,11 @@ class VDM(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _structure(
-    network_init: Callable[..., Params], schedule_init: Callable[..., Params], event_shape: Shape, dtype: torch.dtype
-) -> _checks.Structure:
+def _structure(network: Network, schedule: Schedule, event_shape: Shape, dtype: torch.dtype) -> _checks.Structure:
     """The leaves of a model's parameters, without computing them where their ``init`` runs on the meta device."""
 
     def init(key: Key) -> Params:
-        return {"network": network_init(key, event_shape), "schedule": schedule_init(key)}
+        return {"network": network.init(key, event_shape), "schedule": schedule.init(key)}
 
     return elbo.structure_of(init, dtype)
 
@@ -393,7 +391,7 @@ def vdm(
 def _fits(decoder: Decoder, event_shape: tuple[int, ...]) -> None:
     """Refuses a decoder that gives an event another shape."""
     try:
-        found = tuple(decoder.mode(torch.zeros(event_shape)).shape)
+        found = tuple(decoder.mode({}, torch.zeros(event_shape)).shape)
     except RuntimeError:  # torch's, of shapes that do not broadcast
         found = None
     if found != event_shape:
@@ -410,8 +408,7 @@ def _told(network: Network, schedule: Schedule) -> Network:
     if endpoints is None:
         return network
     if network.endpoints is None:
-        told = {name: _values.rebound(getattr(network, name), endpoints=endpoints) for name in ("init", "apply")}
-        return network._replace(**told, endpoints=endpoints if told["apply"] is not network.apply else None)
+        return network.between(endpoints)
     if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(network.endpoints, endpoints, strict=True)):
         raise ValueError(
             f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "

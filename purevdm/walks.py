@@ -159,9 +159,9 @@ def _walk(
     if not isinstance(solver, Solver):
         raise TypeError(f"solver: expected a Solver such as purevdm.solvers.ddim(), got {_checks.describe(solver)}")
     weight = guidance_weight(how, z)
-    if how.clip and model.decoder.bounds is None:
+    limits = model.decoder.bounds(z[0])
+    if how.clip and limits is None:
         raise ValueError("clip: expected False, as these data have no bounds")
-    limits = None if model.decoder.bounds is None else model.decoder.bounds(z[0])
     total = torch.as_tensor(steps, device=z.device).to(z.dtype)
 
     def gamma(t: Tensor) -> Tensor:

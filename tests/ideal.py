@@ -12,7 +12,7 @@ def _network(apply, **kind) -> Network:
     def init(key, event_shape):
         return {}
 
-    return Network(init, apply, **kind)
+    return Network.of(init, apply, **kind)
 
 
 def classes(p: Tensor) -> Network:

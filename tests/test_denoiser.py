@@ -62,7 +62,7 @@ def linear(predicts="eps", batched=False):
             h = h * (random.bernoulli(key, 0.5, z.shape) if keep is None else keep)
         return h
 
-    return networks.Network(init, apply, batched=batched, predicts=predicts)
+    return networks.Network.of(init, apply, batched=batched, predicts=predicts)
 
 
 def test_a_batched_network_is_the_mapped_one():
@@ -89,7 +89,7 @@ def test_every_prediction_is_converted():
             x = gain * z
             return {"eps": process.eps_from_x, "x": lambda z, x, g: x, "v": process.v_from_x}[predicts](z, x, gamma)
 
-        network = networks.Network(lambda key, shape: {}, apply, predicts=predicts)
+        network = networks.Network.of(lambda key, shape: {}, apply, predicts=predicts)
         model = purevdm.vdm(network, schedules.fixed_linear(-9.0, 9.0), (3,), dtype=torch.float64)
         bounds.append(model.elbo(params, x, random.key(2)).total)
         assert model.sample(params, random.key(3), 2, steps=4).shape == (2, 3)
@@ -127,7 +127,7 @@ def test_every_network_predicts_v(make):
     x = random.randint(random.key(2), (5, 1, 4, 4), 0, 16)
     noise = model.draw(random.key(3), 5, train=False)
     gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], noise.t)
-    level, f = process.align(gamma, x), model.decoder.encode(x)
+    level, f = process.align(gamma, x), model.decoder.encode({}, x)
     z = process.diffuse(f, level, noise.eps)
     v_hat = denoiser.output(model.network, params["network"], z, gamma)
     v = process.alpha(level) * noise.eps - process.sigma(level) * f
@@ -174,7 +174,7 @@ def test_a_clamped_prediction_agrees_with_itself():
 
 
 def test_an_output_of_another_shape_is_refused():
-    network = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z[:1])
+    network = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z[:1])
     with pytest.raises(ValueError, match=r"network: expected an output of shape \(2,\) an example, got \(1,\)"):
         denoiser.output(network, {}, torch.zeros(3, 2), torch.zeros(3))
 
@@ -183,7 +183,7 @@ def test_what_torch_cannot_do_under_vmap_is_told_in_our_words():
     def draws(params, z, gamma, cond=None, key=None):
         return z + torch.randn(2)
 
-    network = networks.Network(lambda key, shape: {}, draws)
+    network = networks.Network.of(lambda key, shape: {}, draws)
     with pytest.raises(
         RuntimeError, match=r"network: .*draws draws from torch's global generator under vmap.*purevdm\.random"
     ):

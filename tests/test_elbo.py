@@ -34,8 +34,8 @@ def test_terms_are_the_official_ones(name):
     # The official reconstruction cancels squares of several hundred in float32 and is itself up to 4.6e-5 off its value in
     # float64. Its own formula in float32 must meet it to 1e-5, and ours must be nearer to float64 than it is.
     gamma_0 = c.model.gamma(c.params, torch.tensor(0.0))
-    values = c.model.decoder.encode(torch.arange(256))
-    z = c.model.decoder.encode(c.x) + torch.exp(0.5 * gamma_0) * c.noise.eps_0
+    values = c.model.decoder.encode({}, torch.arange(256))
+    z = c.model.decoder.encode({}, c.x) + torch.exp(0.5 * gamma_0) * c.noise.eps_0
     official = torch.log_softmax(-0.5 * ((z[..., None] - values) * torch.exp(-0.5 * gamma_0)) ** 2, -1)
     official = -official.gather(-1, c.x.long()[..., None]).sum((1, 2, 3, 4))
     np.testing.assert_allclose(official, a["out/loss_recon"], rtol=1e-5)
@@ -228,7 +228,7 @@ def bent_levels(params, t):
     return low + (high - low) * (t + torch.tensor([0.0, 0.3, -0.3]).to(t) * t * (1.0 - t))
 
 
-PER_PIXEL = schedules.Schedule(lambda key: {}, bent_levels)
+PER_PIXEL = schedules.Schedule.of(lambda key: {}, bent_levels)
 
 
 @pytest.mark.parametrize("timesteps", [0, 200])
@@ -247,7 +247,7 @@ def test_a_pixels_schedule_for_all_pixels_is_the_shared_one():
     """A multivariate schedule whose components are one schedule gives each example's bound as that schedule does."""
     p = torch.tensor([0.7, 0.1, 0.2], dtype=torch.float64)
     shared = schedules.fixed_linear(-14.0, 12.0)
-    spread = schedules.Schedule(lambda key: {}, lambda params, t: shared.gamma(params, t).expand(4))
+    spread = schedules.Schedule.of(lambda key: {}, lambda params, t: shared.gamma(params, t).expand(4))
     params, x = {"network": {}, "schedule": {}}, random.randint(random.key(0), (8, 4), 0, 3)
     for timesteps in (0, 10):
         one, each = (ideal(sources.categorical(p), 3, schedule=s, timesteps=timesteps) for s in (shared, spread))
@@ -258,7 +258,7 @@ def test_a_pixels_schedule_for_all_pixels_is_the_shared_one():
 def test_a_contextual_schedule_sees_each_examples_condition():
     """gamma runs to an endpoint that the condition moves: as many models, one for each condition."""
     p = torch.tensor([0.7, 0.1, 0.2], dtype=torch.float64)
-    contextual = schedules.Schedule(lambda key: {}, lambda params, t, c: -14.0 + (24.0 + c) * t, contextual=True)
+    contextual = schedules.Schedule.of(lambda key: {}, lambda params, t, c: -14.0 + (24.0 + c) * t, contextual=True)
     network = sources.categorical(p)
     model = ideal(network, 3, schedule=contextual)
     params, x, cond = (

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from parts import changed
 from torch.utils.data import DataLoader, TensorDataset
 
 import purevdm
@@ -252,7 +253,7 @@ def bent():
     def gamma(params, t):
         return -9.0 + 17.0 * (0.1 * t + 0.9 * t**3)
 
-    return Schedule(init, gamma)
+    return Schedule.of(init, gamma)
 
 
 @pytest.mark.parametrize("steps", [0, 40])
@@ -280,7 +281,7 @@ def test_against_gamma_it_is_the_error_of_the_noise():
     model = purevdm.vdm(sources.gaussian(std), bent(), (8,), vocab, dtype=torch.float64)
     p = sources.gaussian_pmf(std, vocab)
     x = random.categorical(random.key(0), p.log().expand(2000, 8, vocab))
-    variance = (p * model.decoder.encode(torch.arange(vocab), torch.float64).square()).sum()
+    variance = (p * model.decoder.encode({}, torch.arange(vocab), dtype=torch.float64).square()).sum()
     found = evaluation.profile(model, PARAMS, [x], random.key(1), bins=17, passes=2).gamma
     fine = torch.linspace(-9.0, 8.0, 17 * 64 + 1, dtype=torch.float64)
     middle = ((fine[1:] + fine[:-1]) / 2).reshape(17, 64)
@@ -314,15 +315,15 @@ def test_errors_count_examples_and_not_draws():
 def test_schedules_of_several_levels():
     """One for each dimension is taken at its mean; one for each example has no gamma at a time."""
     low, high = torch.full((20,), -9.0, dtype=torch.float64), torch.linspace(6.0, 10.0, 20, dtype=torch.float64)
-    each = Schedule(lambda key: {}, lambda params, t: low + (high - low) * t)
+    each = Schedule.of(lambda key: {}, lambda params, t: low + (high - low) * t)
     model, x = ideal()._replace(schedule=each), pixels(3, 300)
     for steps in (0, 50):
         found = evaluation.profile(model, PARAMS, [x], random.key(1), bins=6, timesteps=steps)
         assert found.gamma.edges[[0, -1]].tolist() == pytest.approx([-9.0, 8.0])
         integral = (found.gamma.mean * found.gamma.edges.diff()).sum().item()
         assert integral == pytest.approx(found.diffusion.mean, rel=1e-2)
-    seen = Schedule(lambda key: {}, lambda params, t, context: -9.0 + (16.0 + context) * t, contextual=True)
-    network = model.network._replace(apply=lambda params, z, gamma, cond=None, key=None: 0.9 * z)
+    seen = Schedule.of(lambda key: {}, lambda params, t, context: -9.0 + (16.0 + context) * t, contextual=True)
+    network = changed(model.network, apply=lambda params, z, gamma, cond=None, key=None: 0.9 * z)
     model, pair = model._replace(schedule=seen, network=network), (x, torch.linspace(0, 1, 300, dtype=torch.float64))
     found = evaluation.profile(model, PARAMS, [pair], random.key(1), bins=4)
     assert found.gamma is None

@@ -120,7 +120,7 @@ def test_the_flow_of_a_gaussian_keeps_its_quantiles(make):
 def test_the_way_does_not_depend_on_the_schedule_and_each_dimension_has_its_own():
     std, n = 0.3, 3
     low, high = torch.tensor([-12.0, -11.0, -10.0]).double(), torch.tensor([12.0, 13.0, 14.0]).double()
-    bent = schedules.Schedule(lambda key: {}, lambda params, t: low + (high - low) * t.square())
+    bent = schedules.Schedule.of(lambda key: {}, lambda params, t: low + (high - low) * t.square())
     model = purevdm.vdm(sources.gaussian(std), bent, (n,), dtype=torch.float64)
     z_0 = random.normal(random.key(0), (4, n), torch.float64)
     z_1, change, _ = flow.integrate(model, NO_PARAMS, z_0, ode.dopri5(1e-9, 1e-9), divergence_of=flow.divergence)

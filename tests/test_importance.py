@@ -26,8 +26,8 @@ def bent(params, t):
     return -6.0 + RISE * (t + 2.0 * t**4) / 3.0
 
 
-BENT = schedules.Schedule(lambda key: {}, bent)
-BLIND = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: torch.zeros_like(z))
+BENT = schedules.Schedule.of(lambda key: {}, bent)
+BLIND = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: torch.zeros_like(z))
 
 
 def integral(f, edges, n=2000):
@@ -228,10 +228,10 @@ def test_schedules_for_each_dimension_and_contexts():
     params = {"base": {}, "warp": histogram(3, 5)}
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
     rise = torch.tensor([8.0, 9.0, 10.0]).double()
-    wide = importance.warped(schedules.Schedule(lambda key: {}, lambda params, t: -5.0 + rise * t), 5)
+    wide = importance.warped(schedules.Schedule.of(lambda key: {}, lambda params, t: -5.0 + rise * t), 5)
     at = importance.warp(importance.edges(importance.density(wide, params)), t)
     torch.testing.assert_close(schedules.gamma(wide, params, t), -5.0 + rise * at[:, None])
-    seen = schedules.Schedule(lambda key: {}, lambda params, t, c: -5.0 + (8.0 + c) * t, contextual=True)
+    seen = schedules.Schedule.of(lambda key: {}, lambda params, t, c: -5.0 + (8.0 + c) * t, contextual=True)
     context = torch.arange(9.0).double()
     found = schedules.gamma(importance.warped(seen, 5), params, t, context)
     torch.testing.assert_close(found, -5.0 + (8.0 + context) * at)

@@ -16,8 +16,8 @@ from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
 STD = 0.4
-BENT = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
-EACH = schedules.Schedule(
+BENT = schedules.Schedule.of(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
+EACH = schedules.Schedule.of(
     lambda key: {}, lambda params, t: torch.tensor([-6.0, -5.0]).to(t) + torch.tensor([10.0, 8.0]).to(t) * t
 )
 
@@ -54,7 +54,7 @@ def test_data_start_from_the_mean_and_return():
     assert z.x is None
     assert z.z.shape == (101, 30, 2)
     gamma_0 = model.gamma(NO_PARAMS, torch.tensor(0.0, dtype=torch.float64))
-    assert torch.equal(z.z[0], process.alpha(gamma_0) * model.decoder.encode(x, torch.float64))
+    assert torch.equal(z.z[0], process.alpha(gamma_0) * model.decoder.encode({}, x, dtype=torch.float64))
     options = dict(steps=100, solver=solvers.dpmpp_2m())
     assert torch.equal(inversion.invert(model, NO_PARAMS, x), z.z[-1])
     assert torch.equal(model.sample(NO_PARAMS, random.key(0), 30, z=z.z[-1], **options), x)
@@ -69,7 +69,7 @@ def test_parts_of_the_way_make_the_whole():
 
 
 def conditional():
-    told = schedules.Schedule(lambda key: {}, lambda params, t, c: -6.0 + (9.0 + c) * t, contextual=True)
+    told = schedules.Schedule.of(lambda key: {}, lambda params, t, c: -6.0 + (9.0 + c) * t, contextual=True)
     network = networks.mlp(8, fourier=(), classes=3, cond_drop=0.5, self_condition=True)
     model = purevdm.vdm(network, told, (2,), 16, dtype=torch.float64)
     return model, perturb.perturbed(model.init(random.key(0)), 1, 0.2), torch.tensor([0, 1, 2])

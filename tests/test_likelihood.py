@@ -210,7 +210,7 @@ def bounded():
     def apply(params, z, gamma, cond=None, key=None):
         return 2.0 * torch.tanh(nn.dense(params, torch.cat([z, gamma[None]])))
 
-    return networks.Network(init, apply)
+    return networks.Network.of(init, apply)
 
 
 @pytest.mark.parametrize(("dims", "points"), [(1, 801), (2, 101)])
@@ -277,7 +277,7 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(error, match=word):
             call()
-    broken = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))
+    broken = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))
     with pytest.raises(ValueError, match="field: example 0 stopped"):
         likelihood.log_prob(model._replace(network=broken), NO_PARAMS, x, random.key(0))
 

@@ -39,14 +39,14 @@ def test_posterior_after_forward_is_forward(pair, x, eps):
     z_t = process.diffuse(x, gamma_t, eps)
     # The mean is affine in eps: its value at eps = 0, and its slope.
     at = [
-        process.posterior(process.diffuse(x, gamma_t, e), x, gamma_s, gamma_t)
+        process.posterior(process.diffuse(x, gamma_t, e), x, gamma_t, gamma_s)
         for e in (torch.zeros_like(x), torch.ones_like(x))
     ]
     slope = at[1].mean - at[0].mean
     torch.testing.assert_close(at[0].mean, process.alpha(gamma_s) * x, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(slope**2 + at[0].std ** 2, process.sigma(gamma_s) ** 2, rtol=1e-9, atol=1e-12)
-    by_eps = process.posterior_from_eps(z_t, eps, gamma_s, gamma_t)
-    by_x = process.posterior(z_t, x, gamma_s, gamma_t)
+    by_eps = process.posterior_from_eps(z_t, eps, gamma_t, gamma_s)
+    by_x = process.posterior(z_t, x, gamma_t, gamma_s)
     torch.testing.assert_close(by_eps.std, by_x.std)
     if gamma_t < 15:  # beyond, eps hardly tells x
         torch.testing.assert_close(by_eps.mean, by_x.mean, rtol=1e-6, atol=1e-6)
@@ -89,7 +89,7 @@ def test_float32_is_accurate(name, pair, z, x):
             return (getattr(process, name)(s),)
         if name == "transition":
             return tuple(process.transition(z_, s, t))
-        return tuple(getattr(process, name)(z_, x_, s, t))
+        return tuple(getattr(process, name)(z_, x_, t, s))
 
     scale = 1.0 + abs(z) + abs(x)
     for got, want in zip(value(torch.float32), value(torch.float64), strict=True):

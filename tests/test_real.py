@@ -8,6 +8,7 @@ import pytest
 import torch
 from backends import every_backend
 from compare import close
+from parts import changed
 
 import purevdm
 from purevdm import decoders, evaluation, networks, random, schedules, solvers
@@ -37,7 +38,7 @@ def bent_levels(params, t):
 SCHEDULES = {
     "fine": schedules.fixed_linear(-13.0, 12.0),
     "coarse": schedules.fixed_linear(-3.0, 12.0),
-    "each": schedules.Schedule(lambda key: {}, bent_levels),
+    "each": schedules.Schedule.of(lambda key: {}, bent_levels),
 }
 
 
@@ -208,7 +209,7 @@ def test_bad_models_are_named():
             purevdm.vdm(networks.mlp(8), schedules.learned_linear(), (2,), decoder=decoders.gaussian(loc=loc))
     with pytest.raises(ValueError, match="vocab_size: the decoder takes real numbers"):
         purevdm.vdm(networks.mlp(8), schedules.learned_linear(), (2,), 16, decoder=decoders.gaussian())
-    other = model._replace(decoder=model.decoder._replace(unit="bans"))
+    other = model._replace(decoder=changed(model.decoder, unit="bans"))
     with pytest.raises(ValueError, match=r"model\.decoder\.unit: expected one of"):
         evaluation.evaluate(other, params, [(torch.zeros(3, 2), None)], random.key(0))
 

@@ -31,7 +31,7 @@ def test_the_loop_is_the_steps():
         s, t = (torch.tensor(v / steps, dtype=torch.float64) for v in (steps - i - 1, steps - i))
         gamma_s, gamma_t = model.gamma(params, s), model.gamma(params, t)
         eps = random.normal(random.fold_in(k_steps, i), z.shape, torch.float64)
-        z = solvers.ancestral_step(z, model.eps_hat(params, z, gamma_t.expand(5)), gamma_s, gamma_t, eps)
+        z = solvers.ancestral_step(z, model.eps_hat(params, z, gamma_t.expand(5)), gamma_t, gamma_s, eps)
         latents.append(z)
     seen = []
     x, z = model.sample(
@@ -158,7 +158,7 @@ def test_a_self_conditioned_sampler_hands_its_estimate_on():
         eps = random.normal(random.fold_in(k_steps, i), z.shape)
         eps_hat = model.eps_hat(params, z, gamma_t.expand(3), None, x_hat)
         x_hat = process.x_from_eps(z, eps_hat, gamma_t)
-        z = solvers.ancestral_step(z, eps_hat, gamma_s, gamma_t, eps)
+        z = solvers.ancestral_step(z, eps_hat, gamma_t, gamma_s, eps)
         x_hat = x_hat.clamp(-15 / 16, 15 / 16)
     got = model.sample(params, random.key(4), 3, steps=steps, trajectory=True).z
     torch.testing.assert_close(got[-1], z, rtol=1e-4, atol=1e-4)
@@ -202,7 +202,7 @@ def test_guidance_for_each_sample():
 def test_a_schedule_for_each_pixel_samples_the_source():
     p = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)
     low, high = -10.0 - torch.arange(50) / 50, 10.0 - torch.arange(50) / 50
-    schedule = schedules.Schedule(lambda key: {}, lambda params, t: low.to(t) + (high - low).to(t) * t)
+    schedule = schedules.Schedule.of(lambda key: {}, lambda params, t: low.to(t) + (high - low).to(t) * t)
     model = purevdm.vdm(sources.categorical(p), schedule, (50,), 4, dtype=torch.float64)
     for solver, steps in ((solvers.ancestral(), 150), (solvers.dpmpp_2m(), 40)):
         for grid in ("time", "gamma"):
@@ -212,7 +212,7 @@ def test_a_schedule_for_each_pixel_samples_the_source():
 
 
 def test_a_contextual_schedule_samples_as_each_condition_would():
-    contextual = schedules.Schedule(lambda key: {}, lambda params, t, c: -14.0 + (24.0 + c) * t, contextual=True)
+    contextual = schedules.Schedule.of(lambda key: {}, lambda params, t, c: -14.0 + (24.0 + c) * t, contextual=True)
     network = sources.gaussian(0.3)
     model = purevdm.vdm(network, contextual, (2,), dtype=torch.float64)
     cond, options = torch.tensor([0.0, 3.0], dtype=torch.float64), dict(steps=6, trajectory=True, solver=solvers.ddim())
@@ -224,7 +224,7 @@ def test_a_contextual_schedule_samples_as_each_condition_would():
 
 
 def test_latents_that_are_not_finite_are_never_decoded():
-    network = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z * math.nan)
+    network = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z * math.nan)
     model = purevdm.vdm(network, schedules.fixed_linear(), (2,))
     with pytest.raises(ValueError, match="z: expected finite latents"):
         model.sample(NO_PARAMS, random.key(0), 2, steps=2)
@@ -256,7 +256,7 @@ def test_given_latents_stand_for_drawn_ones(solver, grid):
 
 def bent():
     """A Gaussian source under a schedule whose two grids differ."""
-    schedule = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
+    schedule = schedules.Schedule.of(lambda key: {}, lambda params, t: -6.0 + 10.0 * t + torch.sin(3.0 * t))
     return purevdm.vdm(sources.gaussian(0.3), schedule, (3,), 64, dtype=torch.float64), NO_PARAMS
 
 
@@ -313,13 +313,13 @@ def test_inpainting_keeps_the_known_and_follows_it():
         alpha, sigma = process.alpha(gamma), process.sigma(gamma)
         return process.eps_from_x(z, 0.5 * torch.tanh(alpha / sigma**2 * z.sum() / 2).expand_as(z), gamma)
 
-    network = networks.Network(lambda key, shape: {}, apply)
+    network = networks.Network.of(lambda key, shape: {}, apply)
     model = purevdm.vdm(network, schedules.fixed_linear(-10.0, 8.0), (4,), 2)
     x = (torch.arange(200) % 2)[:, None].expand(200, 4)
     known = torch.tensor([True, True, True, False]).expand(200, 4)
     free, kept = (
         model.sample(NO_PARAMS, random.key(0), 200, steps=50, project=hook)
-        for hook in (None, sampling.inpaint(model.decoder.encode(x), known))
+        for hook in (None, sampling.inpaint(model.decoder.encode({}, x), known))
     )
     assert (free == free[:, :1]).all()
     assert torch.equal(kept[:, :3], x[:, :3])
@@ -497,8 +497,8 @@ def told(params, t, context):
 
 
 HOOK = sampling.inpaint(torch.tensor([[0.5, 0.0]] * 3), torch.tensor([[True, False]] * 3))
-LEVELS = dict(line=schedules.learned_linear(-6.0, 4.0), each=schedules.Schedule(lambda key: {}, each_pixel))
-LEVELS["told"] = schedules.Schedule(lambda key: {}, told, contextual=True)
+LEVELS = dict(line=schedules.learned_linear(-6.0, 4.0), each=schedules.Schedule.of(lambda key: {}, each_pixel))
+LEVELS["told"] = schedules.Schedule.of(lambda key: {}, told, contextual=True)
 WAYS = {
     # every value of every option, and each pair that meets in the code
     "ancestral": ("line", False, dict(steps=torch.tensor(3), decode="sample", clip=True)),

@@ -114,7 +114,7 @@ def test_it_compiles_in_one_graph(self_condition, backend):
 
 def test_descent_lowers_the_variance_and_keeps_the_bound():
     """A network that is blind: its loss is |eps|**2 gamma' / 2, least varied under a line. From a bent start, back to it."""
-    blind = networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: torch.zeros_like(z))
+    blind = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: torch.zeros_like(z))
     schedule = schedules.constrained_monotone(-5.0, 5.0, hidden=(8,))
     model = purevdm.vdm(blind, schedule, (4,), 16, dtype=torch.float64)
     params = model.init(random.key(0))

@@ -225,7 +225,7 @@ def test_endpoints_are_told_once():
         outs = [model.eps_hat(params, z[None], torch.tensor([g])) for g in (-8.0, 4.0)]
         assert (outs[0] - outs[1]).norm() > 1e-3
     assert purevdm.vdm(networks.mlp(8), schedule, (2,)) == purevdm.vdm(network, schedule, (2,))
-    own = schedules.Schedule(lambda key: {}, lambda params, t: -6.0 + 9.0 * t)
+    own = schedules.Schedule.of(lambda key: {}, lambda params, t: -6.0 + 9.0 * t)
     assert purevdm.vdm(networks.mlp(8), own, (2,)).network.endpoints == (-6.0, 3.0)
     with pytest.raises(ValueError, match=r"network: it normalises gamma between -13\.3 and 5.0, but the schedule starts"):
         purevdm.vdm(networks.vdm_unet(32, 1, gamma_min=-13.3, gamma_max=5.0), schedule, (3, 4, 4))
@@ -238,8 +238,8 @@ def test_endpoints_are_told_once():
 )
 def test_schedules_that_do_not_increase_are_refused(gamma):
     model = purevdm.vdm(
-        networks.Network(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z),
-        schedules.Schedule(lambda key: {}, gamma, endpoints=(-13.3, 5.0)),
+        networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z),
+        schedules.Schedule.of(lambda key: {}, gamma, endpoints=(-13.3, 5.0)),
         (2,),
     )
     params = {"network": {}, "schedule": {}}
@@ -364,7 +364,7 @@ def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
         (lambda: MODEL.elbo_core(PARAMS, X[0], MODEL.draw(KEY, 3)), ValueError, r"noise\.t"),
         (
             lambda: purevdm.vdm(
-                networks.Network(lambda k, s: {}, lambda *a, **k: torch.zeros(7)), schedules.fixed_linear(), (2,)
+                networks.Network.of(lambda k, s: {}, lambda *a, **k: torch.zeros(7)), schedules.fixed_linear(), (2,)
             ).loss_fn({"network": {}, "schedule": {}}, X, KEY),
             ValueError,
             r"network: expected an output of shape \(2,\)",

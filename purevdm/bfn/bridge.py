@@ -50,8 +50,9 @@ Where they part:
 """
 
 import math
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,19 +63,33 @@ from purevdm._compile import fixed
 from purevdm.bfn.model import BFN
 from purevdm.bfn.normal import T_MIN
 from purevdm.bfn.outputs import Point
-from purevdm.networks import Network
+from purevdm.networks import Network, Wrapped
 from purevdm.schedules import Schedule
-from purevdm.types import Key, Params, Shape
+from purevdm.types import Key, Params
 from purevdm.vdm import VDM, vdm
 
 __all__ = ["as_vdm", "schedule", "time"]
 
 
-class Line(NamedTuple):
-    """The settings of :func:`schedule`."""
+@dataclass(frozen=True)
+class Bridge(Schedule):
+    """The schedule of :func:`schedule`."""
 
     sigma_1: float
     t_min: float
+
+    @property
+    def endpoints(self) -> tuple[float, float]:  # type: ignore[override]
+        low, high = (self.gamma({}, torch.tensor(t, dtype=torch.float64)).item() for t in (0.0, 1.0))
+        return low, high
+
+    def init(self, key: Key) -> Params:
+        _checks.key("key", key)
+        return {}
+
+    def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
+        u = -2.0 * math.log(fixed(self.sigma_1)) * (1.0 - t).clamp(min=fixed(self.t_min))
+        return -u - torch.log(-torch.expm1(-u))
 
 
 def schedule(sigma_1: float, t_min: float = T_MIN) -> Schedule:
@@ -87,19 +102,7 @@ def schedule(sigma_1: float, t_min: float = T_MIN) -> Schedule:
     for name, value in (("sigma_1", sigma_1), ("t_min", t_min)):
         if not 0.0 < _checks.real(name, value) < 1.0:
             raise ValueError(f"{name}: expected a number in (0, 1), got {value}")
-    settings = Line(float(sigma_1), float(t_min))
-    low, high = (_gamma(settings, {}, torch.tensor(t, dtype=torch.float64)).item() for t in (0.0, 1.0))
-    return Schedule(_no_params, partial(_gamma, settings), endpoints=(low, high))
-
-
-def _no_params(key: Key) -> Params:
-    _checks.key("key", key)
-    return {}
-
-
-def _gamma(settings: Line, params: Params, t: Tensor) -> Tensor:
-    u = -2.0 * math.log(fixed(settings.sigma_1)) * (1.0 - t).clamp(min=fixed(settings.t_min))
-    return -u - torch.log(-torch.expm1(-u))
+    return Bridge(float(sigma_1), float(t_min))
 
 
 def time(gamma: Tensor, sigma_1: float) -> Tensor:
@@ -107,11 +110,33 @@ def time(gamma: Tensor, sigma_1: float) -> Tensor:
     return F.softplus(-gamma, threshold=700.0) / (-2.0 * math.log(fixed(sigma_1)))
 
 
-class Bridged(NamedTuple):
-    """The settings of the network of :func:`as_vdm`."""
+@dataclass(frozen=True)
+class Bridged(Wrapped):
+    """A BFN's network as a diffusion model applies it: shown alpha z and the BFN's time."""
 
-    network: Network
     sigma_1: float
+
+    residual = False
+    endpoints = None
+
+    @property
+    def update(self) -> Callable[..., Params] | None:  # type: ignore[override]
+        return None if self.own.update is None else self._update
+
+    def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        mean, t = self._shown(z, gamma)
+        found = self.own.apply(params, mean, t, *args, **kwargs)
+        return mean + found if self.own.residual else found
+
+    def _update(self, params: Params, z: Tensor, gamma: Tensor, **given: Any) -> Params:
+        assert self.own.update is not None
+        return self.own.update(params, *self._shown(z, gamma), **given)
+
+    def _shown(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        return process.alpha(process.align(gamma, z)) * z, time(gamma, self.sigma_1)
+
+    def between(self, endpoints: tuple[float, float]) -> Network:
+        return self  # its own sees times
 
 
 def as_vdm(model: BFN, t_min: float = T_MIN) -> VDM:
@@ -126,17 +151,9 @@ def as_vdm(model: BFN, t_min: float = T_MIN) -> VDM:
         raise TypeError(f"model: expected one of purevdm.bfn.continuous, got {_checks.describe(model)}")
     if model.output.clip is not None:
         raise ValueError(f"model: expected clip=False, as a diffusion model clamps nothing, got clip={model.output.clip}")
-    own, sigma_1 = model.network, model.flow.sigma_1  # type: ignore[attr-defined]
-    settings = Bridged(own, sigma_1)
-    network = own._replace(
-        init=partial(_init, settings),
-        apply=partial(_apply, settings),
-        residual=False,
-        endpoints=None,
-        update=None if own.update is None else partial(_update, settings),
-    )
+    sigma_1 = model.flow.sigma_1  # type: ignore[attr-defined]
     return vdm(
-        network,
+        Bridged(model.network, sigma_1),
         schedule(sigma_1, t_min),
         model.event_shape,
         decoder=model.decoder,
@@ -144,22 +161,3 @@ def as_vdm(model: BFN, t_min: float = T_MIN) -> VDM:
         antithetic=model.antithetic,
         dtype=model.dtype,
     )
-
-
-def _seen(settings: Bridged, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    return process.alpha(process.align(gamma, z)) * z, time(gamma, settings.sigma_1)
-
-
-def _init(settings: Bridged, key: Key, event_shape: Shape) -> Params:
-    return settings.network.init(key, event_shape)
-
-
-def _apply(settings: Bridged, params: Params, z: Tensor, gamma: Tensor, **given: Any) -> Tensor:
-    mean, t = _seen(settings, z, gamma)
-    found = settings.network.apply(params, mean, t, **given)
-    return mean + found if settings.network.residual else found
-
-
-def _update(settings: Bridged, params: Params, z: Tensor, gamma: Tensor, **given: Any) -> Params:
-    assert settings.network.update is not None
-    return settings.network.update(params, *_seen(settings, z, gamma), **given)

@@ -12,15 +12,16 @@ and the logarithms are good to the last digits of float32 for every mean and dev
 """
 
 import math
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from purevdm import _checks, decoders, random
+from purevdm import _checks, random
 from purevdm._compile import fixed
-from purevdm.decoders import Decoder
-from purevdm.types import Key
+from purevdm.decoders import Decoder, Discrete
+from purevdm.types import Key, Params
 
 __all__ = ["bin_expectation", "bin_log_prob", "bin_log_probs", "binned", "log_ndtr"]
 
@@ -72,6 +73,34 @@ def bin_expectation(mean: Tensor, std: Tensor, bins: int) -> Tensor:
 # As a decoder
 
 
+@dataclass(frozen=True, kw_only=True)
+class Binned(Discrete):
+    """The decoder of :func:`binned`."""
+
+    def log_prob(
+        self, params: Params, x: Tensor, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        _checks.within("x", x, 0, self.values - 1)
+        return bin_log_prob(x, _checks.floating("z", z), torch.exp(0.5 * gamma_0), self.values)
+
+    def log_probs(
+        self, params: Params, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        return bin_log_probs(_checks.floating("z", z), torch.exp(0.5 * gamma_0), self.values)
+
+    def reconstruction(
+        self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        half = torch.exp(-0.5 * gamma_0.double()) / self.values
+        lower, upper = -half - eps_0.double(), half - eps_0.double()
+        return -_log_mass(lower, upper, x == 0, x == self.values - 1).to(eps_0.dtype)
+
+    def sample(
+        self, params: Params, key: Key, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        return self.mode(params, z + torch.exp(0.5 * gamma_0) * random.normal(key, z.shape, z.dtype))
+
+
 def binned(bins: int = 256) -> Decoder:
     """Integers v in [0, bins), each the bin of [-1, 1] that a normal's draw falls into: p(v given z) is the mass of
     N(z, exp(gamma_0)) in the bin, the tails in the first and the last. Positions are those of ``decoders.discrete(bins)``.
@@ -83,35 +112,7 @@ def binned(bins: int = 256) -> Decoder:
 
     >>> import torch
     >>> from purevdm import bfn
-    >>> bfn.binned(4).log_probs(torch.tensor([0.25]), torch.tensor(-2.0)).exp()
+    >>> bfn.binned(4).log_probs({}, torch.tensor([0.25]), torch.tensor(-2.0)).exp()
     tensor([[0.0207, 0.2276, 0.5032, 0.2484]])
     """
-    bins = _checks.integer("bins", bins, 2, 2**22)
-    return decoders.discrete(bins)._replace(
-        log_prob=partial(_log_prob, bins),
-        reconstruction=partial(_reconstruction, bins),
-        sample=partial(_sample, bins),
-        log_probs=partial(_log_probs, bins),
-    )
-
-
-def _log_prob(bins: int, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
-    bins = fixed(bins)
-    _checks.within("x", x, 0, bins - 1)
-    return bin_log_prob(x, _checks.floating("z", z), torch.exp(0.5 * gamma_0), bins)
-
-
-def _log_probs(bins: int, z: Tensor, gamma_0: Tensor) -> Tensor:
-    return bin_log_probs(_checks.floating("z", z), torch.exp(0.5 * gamma_0), fixed(bins))
-
-
-def _reconstruction(bins: int, x: Tensor, eps_0: Tensor, gamma_0: Tensor) -> Tensor:
-    bins = fixed(bins)
-    half = torch.exp(-0.5 * gamma_0.double()) / bins
-    lower, upper = -half - eps_0.double(), half - eps_0.double()
-    return -_log_mass(lower, upper, x == 0, x == bins - 1).to(eps_0.dtype)
-
-
-def _sample(bins: int, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
-    eps = random.normal(key, z.shape, z.dtype)
-    return decoders.discrete(fixed(bins)).mode(z + torch.exp(0.5 * gamma_0) * eps)
+    return Binned(vocab_size=_checks.integer("bins", bins, 2, 2**22), loc=0.0, scale=1.0)

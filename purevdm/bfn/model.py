@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser, elbo
+from purevdm import _checks, denoiser, elbo
 from purevdm._compile import OLD, constant, fixed
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
@@ -186,7 +186,7 @@ class BFN(NamedTuple):
 
     @constant
     def _structure(self) -> _checks.Structure:
-        return _structure(self.network.init, self.flow.network_shape(self.event_shape), self.dtype)
+        return _structure(self.network, self.flow.network_shape(self.event_shape), self.dtype)
 
     def _facts(self, params: Params, cond: Any) -> list[_checks.Fact]:
         if not isinstance(params, dict) or "network" not in params:
@@ -218,9 +218,9 @@ class BFN(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _structure(init: Callable[..., Params], shape: Shape, dtype: torch.dtype) -> _checks.Structure:
+def _structure(network: Network, shape: Shape, dtype: torch.dtype) -> _checks.Structure:
     """The leaves of a model's parameters, without computing them where ``init`` runs on the meta device."""
-    return elbo.structure_of(lambda key: {"network": init(key, shape)}, dtype)
+    return elbo.structure_of(lambda key: {"network": network.init(key, shape)}, dtype)
 
 
 # The three kinds
@@ -268,7 +268,7 @@ def continuous(
         raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
     flow = Normal(_between("sigma_1", sigma_1))
     if isinstance(clip, bool):
-        limits = (-1.0, 1.0) if clip and decoder.bounds is not None else None
+        limits = (-1.0, 1.0) if clip and decoder.bounds(torch.zeros(())) is not None else None
     else:
         limits = _pair("clip", clip)
     std = flow.sigma_1 if recon_std is None else _positive("recon_std", recon_std)
@@ -373,8 +373,7 @@ def _timed(network: Network) -> Network:
             f"network: a BFN's levels are times from 0 to 1, but this one normalises between {network.endpoints[0]} and "  # type: ignore[index]
             f"{network.endpoints[1]}; leave its gamma_min and gamma_max out"  # type: ignore[index]
         )
-    told = {name: _values.rebound(getattr(network, name), endpoints=(0.0, 1.0)) for name in ("init", "apply")}
-    return network._replace(**told, endpoints=(0.0, 1.0) if told["apply"] is not network.apply else None)
+    return network.between((0.0, 1.0))
 
 
 def _pair(name: str, x: object) -> tuple[float, float]:

@@ -73,7 +73,7 @@ class Point(NamedTuple):
         return False
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.decoder.encode(x, dtype)
+        return self.decoder.encode({}, x, dtype=dtype)
 
     def read(self, flow: Normal, raw: Tensor, w: Tensor, t: Tensor, predicts: str) -> Out:
         offset, factor = normal.predicted(w, t, flow.sigma_1, predicts)
@@ -88,13 +88,15 @@ class Point(NamedTuple):
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
         eps = (out[0] - self.encode(x, out[0].dtype)) / fixed(self.recon_std)
-        return self.decoder.reconstruction(x, eps, self._log_variance(eps)).sum()
+        return self.decoder.reconstruction({}, x, eps, self._log_variance(eps)).sum()
 
     def draw(self, key: Key, out: Out) -> Tensor:
         return out[0]
 
     def decode(self, key: Key | None, out: Out) -> Tensor:
-        return self.decoder.mode(out[0]) if key is None else self.decoder.sample(key, out[0], self._log_variance(out[0]))
+        if key is None:
+            return self.decoder.mode({}, out[0])
+        return self.decoder.sample({}, key, out[0], self._log_variance(out[0]))
 
     def _log_variance(self, like: Tensor) -> Tensor:
         return torch.full_like(like, 2.0 * math.log(fixed(self.recon_std)))
@@ -120,7 +122,7 @@ class Normals(NamedTuple):
         return True
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.decoder.encode(x, dtype)
+        return self.decoder.encode({}, x, dtype=dtype)
 
     def read(self, flow: Normal, raw: Tensor, w: Tensor, t: Tensor, predicts: str) -> Out:
         offset, factor = normal.predicted(w, t, flow.sigma_1, predicts)
@@ -132,7 +134,7 @@ class Normals(NamedTuple):
         return distributions.bin_expectation(out[0], out[1], self.bins)
 
     def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Tensor | None) -> Tensor:
-        values = self.decoder.encode(torch.arange(self.bins, device=h.device), h.dtype)
+        values = self.decoder.encode({}, torch.arange(self.bins, device=h.device), dtype=h.dtype)
         return _averaged(self.log_probs(out), (h[..., None] - values)[..., None], gain, sender, 1)
 
     def log_probs(self, out: Out) -> Tensor:
@@ -144,13 +146,13 @@ class Normals(NamedTuple):
 
     def draw(self, key: Key, out: Out) -> Tensor:
         mean, std = out
-        drawn = self.decoder.mode(mean + std * random.normal(key, mean.shape, mean.dtype))
-        return self.decoder.encode(drawn, mean.dtype)
+        drawn = self.decoder.mode({}, mean + std * random.normal(key, mean.shape, mean.dtype))
+        return self.decoder.encode({}, drawn, dtype=mean.dtype)
 
     def decode(self, key: Key | None, out: Out) -> Tensor:
         if key is None:
             return self.log_probs(out).argmax(-1)
-        return self.decoder.mode(out[0] + out[1] * random.normal(key, out[0].shape, out[0].dtype))
+        return self.decoder.mode({}, out[0] + out[1] * random.normal(key, out[0].shape, out[0].dtype))
 
 
 class Classes(NamedTuple):

@@ -16,20 +16,25 @@ A :class:`Solver` is a value: a pure step, and what it carries from step to step
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from purevdm import _values, random
+from purevdm import random
+from purevdm._values import Value
 from purevdm.bfn.flows import Flow
 from purevdm.types import Key
 
 __all__ = ["Path", "Solver", "Step", "bayesian", "ode_1", "ode_2", "ode_2s", "ode_step", "sde_1", "sde_2", "sde_step"]
 
 
+Carry: TypeAlias = tuple[Tensor, ...]
+
+
 class Path(NamedTuple):
-    """What a solver walks along.
+    """The generative process that a solver follows.
 
     Attributes:
         flow: the Bayesian flow.
@@ -42,24 +47,23 @@ class Path(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a solver's step gives: the next latents, the estimate h_hat that they were made from, and what it carries on."""
+    """A solver's step: the next latents, the estimate h_hat that they were made from, and what the solver carries on."""
 
     w: Tensor
     h_hat: Tensor
-    carry: tuple[Tensor, ...] = ()
+    carry: Carry = ()
 
 
-@_values.by_content
-class Solver(NamedTuple):
-    """A way to take one step.
+class Solver(Value):
+    """Takes one step, from nothing known towards data. Derive from it and write :meth:`step`."""
 
-    Attributes:
-        init: ``init(w_0) -> carry``, a tuple of the tensors that it hands from step to step.
-        step: ``step(path, w, s, t, key, carry) -> Step``, from the time s to a later t, both (). The key is the step's own.
-    """
+    def init(self, w_0: Tensor) -> Carry:
+        """The tensors that the first step is handed: none, unless a solver says otherwise."""
+        return ()
 
-    init: Callable[[Tensor], tuple[Tensor, ...]]
-    step: Callable[..., Step]
+    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        """Takes latents w, (B, *latent_shape), from the time s to a later t, both (). The key is the step's own."""
+        raise NotImplementedError
 
 
 # The mathematics
@@ -85,12 +89,11 @@ def _ahead(flow: Flow, s: Tensor, t: Tensor, last: Tensor) -> Tensor:
 # The solvers
 
 
-def _carry_nothing(w_0: Tensor) -> tuple[Tensor, ...]:
-    return ()
+class _Multistep(Solver):
+    """A solver that remembers the last estimate and its time."""
 
-
-def _carry_last(w_0: Tensor) -> tuple[Tensor, ...]:
-    return torch.zeros_like(w_0), torch.full((), torch.nan, dtype=w_0.dtype, device=w_0.device)
+    def init(self, w_0: Tensor) -> Carry:
+        return torch.zeros_like(w_0), torch.full((), torch.nan, dtype=w_0.dtype, device=w_0.device)
 
 
 def _sde(path: Path, w: Tensor, h: Tensor, s: Tensor, t: Tensor, key: Key) -> Tensor:
@@ -98,72 +101,96 @@ def _sde(path: Path, w: Tensor, h: Tensor, s: Tensor, t: Tensor, key: Key) -> Te
     return sde_step(w, h, path.flow.snr(s), path.flow.snr(t), path.flow.gain(s, t), eps)
 
 
+@dataclass(frozen=True)
+class Bayesian(Solver):
+    """The solver of :func:`bayesian`."""
+
+    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        k_draw, k_eps = random.split(key).unbind(0)
+        h_hat, draw = path.predict(w, s)
+        return Step(_sde(path, w, draw(k_draw), s, t, k_eps), h_hat)
+
+
 def bayesian() -> Solver:
-    """The paper's sampler: draw data from the output distribution, send a message about them, and update."""
-    return Solver(_carry_nothing, _bayesian)
+    """The paper's sampler: draws data from the output distribution, sends a message about them, and updates."""
+    return Bayesian()
 
 
-def _bayesian(path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
-    k_draw, k_eps = random.split(key).unbind(0)
-    h_hat, draw = path.predict(w, s)
-    return Step(_sde(path, w, draw(k_draw), s, t, k_eps), h_hat)
+@dataclass(frozen=True)
+class SDE1(Solver):
+    """The solver of :func:`sde_1`."""
+
+    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        h_hat, _ = path.predict(w, s)
+        return Step(_sde(path, w, h_hat, s, t, key), h_hat)
 
 
 def sde_1() -> Solver:
     """SDE-BFN-Solver1: a message about the output distribution's mean. For a point it is the paper's sampler."""
-    return Solver(_carry_nothing, _sde_1)
+    return SDE1()
 
 
-def _sde_1(path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
-    h_hat, _ = path.predict(w, s)
-    return Step(_sde(path, w, h_hat, s, t, key), h_hat)
+@dataclass(frozen=True)
+class SDE2(_Multistep):
+    """The solver of :func:`sde_2`."""
+
+    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        h_hat, _ = path.predict(w, s)
+        h_last, last = carry
+        h = h_hat + path.flow.lead(s, t) * _ahead(path.flow, s, t, last) * (h_hat - h_last)
+        return Step(_sde(path, w, h, s, t, key), h_hat, (h_hat, s.clone()))
 
 
 def sde_2() -> Solver:
     """SDE-BFN-Solver2: the mean extrapolated from this step's and the last's."""
-    return Solver(_carry_last, _sde_2)
+    return SDE2()
 
 
-def _sde_2(path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
-    h_hat, _ = path.predict(w, s)
-    h_last, last = carry
-    h = h_hat + path.flow.lead(s, t) * _ahead(path.flow, s, t, last) * (h_hat - h_last)
-    return Step(_sde(path, w, h, s, t, key), h_hat, (h_hat, s.clone()))
+@dataclass(frozen=True)
+class ODE1(Solver):
+    """The solver of :func:`ode_1`."""
+
+    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        h_hat, _ = path.predict(w, s)
+        return Step(ode_step(w, h_hat, path.flow.snr(s), path.flow.snr(t)), h_hat)
 
 
 def ode_1() -> Solver:
     """ODE-BFN-Solver1: the probability flow by Euler's steps in q, of order 1; DDIM for real data."""
-    return Solver(_carry_nothing, _ode_1)
+    return ODE1()
 
 
-def _ode_1(path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
-    h_hat, _ = path.predict(w, s)
-    return Step(ode_step(w, h_hat, path.flow.snr(s), path.flow.snr(t)), h_hat)
+@dataclass(frozen=True)
+class ODE2(_Multistep):
+    """The solver of :func:`ode_2`."""
+
+    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        h_hat, _ = path.predict(w, s)
+        h_last, last = carry
+        h = h_hat + 0.5 * _ahead(path.flow, s, t, last) * (h_hat - h_last)
+        return Step(ode_step(w, h, path.flow.snr(s), path.flow.snr(t)), h_hat, (h_hat, s.clone()))
 
 
 def ode_2() -> Solver:
     """ODE-BFN-Solver2 in its multistep form, of order 2 with one evaluation a step; DPM-Solver++(2M) for real data."""
-    return Solver(_carry_last, _ode_2)
+    return ODE2()
 
 
-def _ode_2(path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
-    h_hat, _ = path.predict(w, s)
-    h_last, last = carry
-    h = h_hat + 0.5 * _ahead(path.flow, s, t, last) * (h_hat - h_last)
-    return Step(ode_step(w, h, path.flow.snr(s), path.flow.snr(t)), h_hat, (h_hat, s.clone()))
+@dataclass(frozen=True)
+class ODE2S(Solver):
+    """The solver of :func:`ode_2s`."""
+
+    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        h_hat, _ = path.predict(w, s)
+        r = 0.5 * (s + t)
+        snr_s, snr_r, snr_t = (path.flow.snr(time) for time in (s, r, t))
+        h_mid, _ = path.predict(ode_step(w, h_hat, snr_s, snr_r), r)
+        q_s, q_r, q_t = (torch.sqrt(snr) for snr in (snr_s, snr_r, snr_t))
+        h = h_hat + 0.5 * (q_t - q_s) / (q_r - q_s) * (h_mid - h_hat)
+        return Step(ode_step(w, h, snr_s, snr_t), h_mid)
 
 
 def ode_2s() -> Solver:
     """ODE-BFN-Solver2 in its single-step form, of order 2 with two evaluations a step: an Euler step to the middle of the
     time, and from the start along the line through both estimates."""
-    return Solver(_carry_nothing, _ode_2s)
-
-
-def _ode_2s(path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: tuple[Tensor, ...]) -> Step:
-    h_hat, _ = path.predict(w, s)
-    r = 0.5 * (s + t)
-    snr_s, snr_r, snr_t = (path.flow.snr(time) for time in (s, r, t))
-    h_mid, _ = path.predict(ode_step(w, h_hat, snr_s, snr_r), r)
-    q_s, q_r, q_t = (torch.sqrt(snr) for snr in (snr_s, snr_r, snr_t))
-    h = h_hat + 0.5 * (q_t - q_s) / (q_r - q_s) * (h_mid - h_hat)
-    return Step(ode_step(w, h, snr_s, snr_t), h_mid)
+    return ODE2S()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from purevdm import _values, denoiser, elbo
+from purevdm import denoiser, elbo
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
 from purevdm.vdm import VDM
@@ -59,8 +59,7 @@ class Denoiser(NamedTuple):
 def denoiser_of(model: VDM, params: Params, portable: bool, piece: int, compile: bool) -> Denoiser:
     """A model as files need it."""
     if portable:
-        own = _values.rebound(model.network.apply, dtype=None)
-        model = model._replace(network=model.network._replace(apply=own, dtype=None), dtype=torch.float64)
+        model = model._replace(network=model.network.computing_in(None), dtype=torch.float64)
         params = optree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
 
     run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict

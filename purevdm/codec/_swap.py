@@ -131,7 +131,7 @@ def _backward(swap: Swap, i: int, k: Integers) -> Floats:
 def _encoded(swap: Swap, x: Integers) -> Floats:
     """Data as real numbers."""
     model = swap.denoise.model
-    f = model.decoder.encode(torch.from_numpy(x).reshape(-1, *model.event_shape), torch.float64)
+    f = model.decoder.encode({}, torch.from_numpy(x).reshape(-1, *model.event_shape), dtype=torch.float64)
     return f.reshape(x.shape).numpy()
 
 
@@ -223,7 +223,7 @@ def _log_probs(swap: Swap, k: Integers, part: slice) -> Floats:
     z = torch.from_numpy(k[part] * clean)
     like = (len(z), *model.event_shape)
     gamma_0 = torch.from_numpy(np.broadcast_to(gamma, z.shape).copy()).reshape(like)
-    found = model.decoder.log_probs(z.reshape(like), gamma_0)  # type: ignore[misc]
+    found = model.decoder.log_probs({}, z.reshape(like), gamma_0)  # type: ignore[misc]
     values = found.reshape(z.numel(), -1).numpy()
     if np.isnan(values).any():
         raise UnboundedError("decoder: expected log-probabilities that are numbers, got NaN")

@@ -6,7 +6,7 @@ bounds are of a density, in nats an example. In both, a latent enters divided by
 """
 
 from purevdm.decoders._decoder import Decoder
-from purevdm.decoders.discrete import discrete
+from purevdm.decoders.discrete import Discrete, discrete
 from purevdm.decoders.gaussian import gaussian
 
-__all__ = ["Decoder", "discrete", "gaussian"]
+__all__ = ["Decoder", "Discrete", "discrete", "gaussian"]

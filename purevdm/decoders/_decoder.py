@@ -1,54 +1,96 @@
-"""The form of a decoder, and what the decoders share."""
+"""What a decoder is, and what the decoders share."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values
+from purevdm import _checks
 from purevdm._compile import fixed
-from purevdm.types import Key
+from purevdm._values import Value
+from purevdm.types import Key, Params, Shape
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-@_values.by_content
-class Decoder(NamedTuple):
-    """How data become real numbers and back. Functions are elementwise over an event (or a batch of them).
+class Decoder(Value):
+    """The model of the data given a latent: data to real numbers, f, and p(x given z_0) back. Derive from it and write at
+    least :meth:`check`, :meth:`encode`, :meth:`log_prob`, :meth:`mode` and :meth:`sample`.
+
+    In the methods, x holds data, (B, *event_shape); those of this library are elementwise, and take any shape. z holds
+    latents at time 0 divided by alpha_0, so z = f + exp(gamma_0 / 2) eps_0, (B, *latent_shape). ``params`` are the decoder's
+    own, {} where it has none. ``cond`` is the batch's condition. ``estimate`` is the data that the network sees in z_0,
+    (B, *latent_shape), for a decoder that takes it.
 
     Attributes:
         support: what the data are, for messages: "integers in [0, 255]", "finite numbers".
-        check: ``check(x) -> holds``: whether each element is in the support, a bool tensor of x's shape.
-
-            Raises:
-                TypeError: x is not a tensor of such data at all.
-        encode: ``encode(x, dtype=torch.float32) -> f``, the position of each value on the real line, in that dtype.
-        bounds: ``bounds(like) -> (low, high)``: the least and the greatest f, each a tensor like ``like``; None where data
-            have no bounds.
-        log_prob: ``log_prob(x, z, gamma_0)``, log p(x given z_0), a probability or a density of x, elementwise, nats.
-        reconstruction: ``reconstruction(x, eps_0, gamma_0)``, -log p(x given z_0) for the latent that is x with the noise
-            eps_0, elementwise, nats. It never forms the latent, so no gamma_0 is too small for it.
-        mode: ``mode(z)``, the likeliest data. A latent that is not finite is refused in eager; a compiled graph, which
-            reads no values, gives -1 for it, or what is not finite where data are real.
-        sample: ``sample(key, z, gamma_0)``, data drawn from p(x given z_0); latents that are not finite as in ``mode``.
-        log_probs: ``log_probs(z, gamma_0)``, log p(v given z_0) for every value v, on a new last axis, nats; None where
-            data are not discrete.
-        vocab_size: how many values, or None.
+        vocab_size: how many values, or None where data are not discrete.
         unit: what a bound on these data is reported in: "bits/dim", or "nats" an example for a density.
+        takes_estimate: whether p(x given z_0) depends on the network's estimate, as in the last step of a DDPM. It costs the
+            network once more in each bound.
+        log_probs: ``log_probs(params, z, gamma_0, cond=None, estimate=None)``: log p(v given z_0) for every value v, on a
+            new last axis, nats. None where data are not discrete.
     """
 
-    support: str
-    check: Callable[[Tensor], Tensor]
-    encode: Callable[..., Tensor]
-    bounds: Callable[[Tensor], tuple[Tensor, Tensor]] | None
-    log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
-    reconstruction: Callable[[Tensor, Tensor, Tensor], Tensor]
-    mode: Callable[[Tensor], Tensor]
-    sample: Callable[[Key, Tensor, Tensor], Tensor]
-    log_probs: Callable[[Tensor, Tensor], Tensor] | None = None
+    support: str = "data"
     vocab_size: int | None = None
     unit: str = "bits/dim"
+    takes_estimate: bool = False
+    log_probs: Callable[..., Tensor] | None = None
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters: {}, unless a decoder says otherwise; then a model has no branch for them."""
+        return {}
+
+    def latent_shape(self, event_shape: Shape) -> tuple[int, ...]:
+        """The shape of one example's latent: that of its data, unless a decoder says otherwise."""
+        return tuple(event_shape)
+
+    def latent_mask(self, mask: Tensor) -> Tensor:
+        """A mask of the data as it broadcasts to latents: as it is, unless latents have another shape."""
+        return mask
+
+    def check(self, x: Tensor) -> Tensor:
+        """Whether each element is in the support, a bool tensor of x's shape.
+
+        Raises:
+            TypeError: x is not a tensor of such data at all.
+        """
+        raise NotImplementedError
+
+    def encode(self, params: Params, x: Tensor, cond: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The data's position f in the latent space, (B, *latent_shape), in that dtype."""
+        raise NotImplementedError
+
+    def bounds(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The least and the greatest f, each a tensor like ``like``; None where data have no bounds."""
+        return None
+
+    def log_prob(
+        self, params: Params, x: Tensor, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        """log p(x given z_0), a probability or a density of x, for each element of x, nats."""
+        raise NotImplementedError
+
+    def reconstruction(
+        self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        """-log p(x given z_0) for the latent that is x with the noise eps_0, for each element of x, nats. A decoder that
+        does not form the latent here takes gamma_0 as small as may be."""
+        z = self.encode(params, x, cond, eps_0.dtype) + torch.exp(0.5 * gamma_0) * eps_0
+        return -self.log_prob(params, x, z, gamma_0, cond, estimate)
+
+    def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:
+        """The likeliest data. A latent that is not finite is refused in eager mode; a compiled graph, which reads no values,
+        gives -1 for it, or what is not finite where data are real."""
+        raise NotImplementedError
+
+    def sample(
+        self, params: Params, key: Key, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        """Data drawn from p(x given z_0); latents that are not finite as in :meth:`mode`."""
+        raise NotImplementedError
 
 
 def checked_affine(loc: Any, scale: Any) -> tuple[Any, Any]:

@@ -9,8 +9,8 @@ exact in float32 over gamma in [-30, 30].
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,49 +18,9 @@ from torch import Tensor
 from purevdm import _checks, random
 from purevdm._compile import fixed, materialize
 from purevdm.decoders._decoder import FLOATS, Decoder, affine, checked_affine, finite, level
-from purevdm.types import Key
+from purevdm.types import Key, Params
 
 __all__ = ["discrete"]
-
-
-class Discrete(NamedTuple):
-    """The settings of :func:`discrete`; ``loc`` and ``scale`` are numbers or nested tuples of them."""
-
-    vocab_size: int
-    loc: Any
-    scale: Any
-
-    @property
-    def values(self) -> int:
-        """``vocab_size``, a constant to a compiler."""
-        return fixed(self.vocab_size)
-
-
-def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
-    """Integers v in [0, vocab_size), evenly spaced: v goes to (u - loc) / scale, with u = (2 v + 1) / vocab_size - 1, in
-    (-1, 1), the paper's.
-
-    Args:
-        vocab_size: how many values, at least 2 and at most 2**22: float32 holds the positions of no more.
-        loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
-            deviation of u over the data to standardise them, as the official 2D example does.
-
-    Raises:
-        TypeError, ValueError: a vocab_size out of range, or a scale that is not above 0.
-    """
-    settings = Discrete(_checks.integer("vocab_size", vocab_size, 2, 2**22), *checked_affine(loc, scale))
-    return Decoder(
-        support=f"integers in [0, {vocab_size - 1}]",
-        check=partial(_check, settings),
-        encode=partial(_encode, settings),
-        bounds=partial(_bounds, settings),
-        log_prob=partial(_log_prob, settings),
-        reconstruction=partial(_reconstruction, settings),
-        mode=partial(_mode, settings),
-        sample=partial(_sample, settings),
-        log_probs=partial(_log_probs, settings),
-        vocab_size=vocab_size,
-    )
 
 
 def integers(x: Tensor) -> Tensor:
@@ -80,82 +40,114 @@ def integers(x: Tensor) -> Tensor:
     return x
 
 
-def _check(settings: Discrete, x: Tensor) -> Tensor:
-    wide = integers(x).to(torch.int64)  # a byte compared with 256 would wrap
-    return (wide >= 0) & (wide < settings.values)
+@dataclass(frozen=True, kw_only=True)
+class Discrete(Decoder):
+    """The decoder of :func:`discrete`; ``loc`` and ``scale`` are numbers or nested tuples of them."""
+
+    vocab_size: int
+    loc: Any
+    scale: Any
+
+    @property
+    def support(self) -> str:  # type: ignore[override]
+        return f"integers in [0, {self.vocab_size - 1}]"
+
+    @property
+    def values(self) -> int:
+        """``vocab_size``, a constant to a compiler."""
+        return fixed(self.vocab_size)
+
+    def check(self, x: Tensor) -> Tensor:
+        wide = integers(x).to(torch.int64)  # a byte compared with 256 would wrap
+        return (wide >= 0) & (wide < self.values)
+
+    def _position(self, x: Tensor) -> Tensor:
+        """The real number at floating-point index x."""
+        loc, scale = affine(self.loc, self.scale, x)
+        return ((2.0 * x + (1.0 - self.values)) / self.values - loc) / scale
+
+    def encode(self, params: Params, x: Tensor, cond: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._position(integers(x).to(_checks.dtype("dtype", dtype, FLOATS)))
+
+    def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        least = torch.zeros_like(like)
+        return self._position(least), self._position(least + (self.values - 1.0))
+
+    def _nearest(self, z: Tensor) -> Tensor:
+        """The index, as a floating-point number, of the value nearest to z."""
+        loc, scale = affine(self.loc, self.scale, z)
+        index = ((z * scale + loc + 1.0) * self.values - 1.0) / 2.0
+        return index.round().clamp(0, self.values - 1)
+
+    def _spacing(self, like: Tensor, gamma_0: Tensor) -> Tensor:
+        """The distance between neighbouring values in units of the noise at time 0: one number, or one a dimension."""
+        _, scale = affine(self.loc, self.scale, like)
+        return torch.exp(-0.5 * gamma_0) * (2.0 / self.values) / scale  # type: ignore[no-any-return]
+
+    def _relative_logits(self, index: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+        """The logit of every value less that of the value at ``index``, from which z is ``noise`` standard deviations off:
+        -((d + noise)**2 - noise**2) / 2 = -d (d + 2 noise) / 2, with d the distance to ``index``."""
+        values = torch.arange(self.values, dtype=noise.dtype, device=noise.device)
+        d = (index[..., None] - values) * step[..., None]
+        return -0.5 * d * (d + 2.0 * noise[..., None])
+
+    def log_probs(  # type: ignore[override]
+        self, params: Params, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        gamma_0 = level(gamma_0, z)
+        index = self._nearest(z)
+        noise = (z - self._position(index)) * torch.exp(-0.5 * gamma_0)
+        return torch.log_softmax(self._relative_logits(index, noise, self._spacing(z, gamma_0)), dim=-1)
+
+    def reconstruction(
+        self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        index = materialize(integers(x).to(_checks.floating("eps_0", eps_0).dtype))
+        # The largest logit is that of the value nearest to z_0: it keeps the exponentials within range, and finding it by
+        # rounding saves a pass over all values. As a constant it drops out of the derivative.
+        width = materialize(self._spacing(eps_0, gamma_0) * torch.ones_like(eps_0))  # its gradient sums over values first
+        step, noise = width.detach(), eps_0.detach()
+        nearest = (index + noise / step).round().clamp(0, self.values - 1)
+        d = (index - nearest) * step
+        largest = materialize(-0.5 * d * (d + 2.0 * noise))
+        # exp(-50) is below the last digit of the sum, 1 or more, even in float64, and exponentials are slow where they
+        # underflow. Powers of two, as a compiler would store those of e for the backward pass, for every value.
+        below = (self._relative_logits(index, eps_0, width) - largest[..., None]).clamp(min=-50.0)
+        return largest + torch.exp2(below * math.log2(math.e)).sum(-1).log()
+
+    def log_prob(
+        self, params: Params, x: Tensor, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        gamma_0 = level(gamma_0, z)
+        _checks.within("x", _checks.broadcasting("x", integers(x), z.shape), 0, self.values - 1)
+        _checks.together("x", x, z.device)
+        eps_0 = (z - self.encode(params, x, cond, z.dtype)) * torch.exp(-0.5 * gamma_0)
+        return -self.reconstruction(params, x, eps_0, gamma_0)
+
+    def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:
+        holds = finite(z)
+        return torch.where(holds, self._nearest(z.nan_to_num()).to(torch.int64), -1)
+
+    def sample(
+        self, params: Params, key: Key, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        holds = finite(z)
+        _checks.together("z", z, _checks.key("key", key).device)
+        return torch.where(holds, random.categorical(key, self.log_probs(params, z.nan_to_num(), gamma_0)), -1)
 
 
-def _position(settings: Discrete, x: Tensor) -> Tensor:
-    """The real number at floating-point index x."""
-    loc, scale = affine(settings.loc, settings.scale, x)
-    return ((2.0 * x + (1.0 - settings.values)) / settings.values - loc) / scale
+def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
+    """Integers v in [0, vocab_size), evenly spaced: v goes to (u - loc) / scale, with u = (2 v + 1) / vocab_size - 1, in
+    (-1, 1), the paper's.
 
+    Args:
+        vocab_size: how many values, at least 2 and at most 2**22: float32 holds the positions of no more.
+        loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
+            deviation of u over the data to standardise them, as the official 2D example does.
 
-def _encode(settings: Discrete, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return _position(settings, integers(x).to(_checks.dtype("dtype", dtype, FLOATS)))
-
-
-def _bounds(settings: Discrete, like: Tensor) -> tuple[Tensor, Tensor]:
-    least = torch.zeros_like(like)
-    return _position(settings, least), _position(settings, least + (settings.values - 1.0))
-
-
-def _nearest(settings: Discrete, z: Tensor) -> Tensor:
-    """The index, as a floating-point number, of the value nearest to z."""
-    loc, scale = affine(settings.loc, settings.scale, z)
-    index = ((z * scale + loc + 1.0) * settings.values - 1.0) / 2.0
-    return index.round().clamp(0, settings.values - 1)
-
-
-def _spacing(settings: Discrete, like: Tensor, gamma_0: Tensor) -> Tensor:
-    """The distance between neighbouring values in units of the noise at time 0: one number, or one a dimension."""
-    _, scale = affine(settings.loc, settings.scale, like)
-    return torch.exp(-0.5 * gamma_0) * (2.0 / settings.values) / scale  # type: ignore[no-any-return]
-
-
-def _relative_logits(settings: Discrete, index: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-    """The logit of every value less that of the value at ``index``, from which z is ``noise`` standard deviations off:
-    -((d + noise)**2 - noise**2) / 2 = -d (d + 2 noise) / 2, with d the distance to ``index``."""
-    values = torch.arange(settings.values, dtype=noise.dtype, device=noise.device)
-    d = (index[..., None] - values) * step[..., None]
-    return -0.5 * d * (d + 2.0 * noise[..., None])
-
-
-def _log_probs(settings: Discrete, z: Tensor, gamma_0: Tensor) -> Tensor:
-    gamma_0 = level(gamma_0, z)
-    index = _nearest(settings, z)
-    noise = (z - _position(settings, index)) * torch.exp(-0.5 * gamma_0)
-    return torch.log_softmax(_relative_logits(settings, index, noise, _spacing(settings, z, gamma_0)), dim=-1)
-
-
-def _reconstruction(settings: Discrete, x: Tensor, eps_0: Tensor, gamma_0: Tensor) -> Tensor:
-    index = materialize(integers(x).to(_checks.floating("eps_0", eps_0).dtype))
-    # The largest logit is that of the value nearest to z_0: it keeps the exponentials within range, and finding it by
-    # rounding saves a pass over all values. As a constant it drops out of the derivative.
-    width = materialize(_spacing(settings, eps_0, gamma_0) * torch.ones_like(eps_0))  # its gradient sums over values first
-    step, noise = width.detach(), eps_0.detach()
-    nearest = (index + noise / step).round().clamp(0, settings.values - 1)
-    d = (index - nearest) * step
-    largest = materialize(-0.5 * d * (d + 2.0 * noise))
-    # exp(-50) is below the last digit of the sum, 1 or more, even in float64, and exponentials are slow where they
-    # underflow. Powers of two, as a compiler would store those of e for the backward pass, for every value.
-    below = (_relative_logits(settings, index, eps_0, width) - largest[..., None]).clamp(min=-50.0)
-    return largest + torch.exp2(below * math.log2(math.e)).sum(-1).log()
-
-
-def _log_prob(settings: Discrete, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
-    gamma_0 = level(gamma_0, z)
-    _checks.within("x", _checks.broadcasting("x", integers(x), z.shape), 0, settings.values - 1)
-    _checks.together("x", x, z.device)
-    return -_reconstruction(settings, x, (z - _encode(settings, x, z.dtype)) * torch.exp(-0.5 * gamma_0), gamma_0)
-
-
-def _mode(settings: Discrete, z: Tensor) -> Tensor:
-    holds = finite(z)
-    return torch.where(holds, _nearest(settings, z.nan_to_num()).to(torch.int64), -1)
-
-
-def _sample(settings: Discrete, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
-    holds = finite(z)
-    _checks.together("z", z, _checks.key("key", key).device)
-    return torch.where(holds, random.categorical(key, _log_probs(settings, z.nan_to_num(), gamma_0)), -1)
+    Raises:
+        TypeError, ValueError: a vocab_size out of range, or a scale that is not above 0.
+    """
+    vocab_size = _checks.integer("vocab_size", vocab_size, 2, 2**22)
+    loc, scale = checked_affine(loc, scale)
+    return Discrete(vocab_size=vocab_size, loc=loc, scale=scale)

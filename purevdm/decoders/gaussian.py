@@ -10,24 +10,80 @@ each dimension, plus KL(q(z_1) || N(0, I)), which is next to nothing. gamma_0 sa
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm.decoders._decoder import FLOATS, Decoder, affine, checked_affine, finite, level
-from purevdm.types import Key
+from purevdm.types import Key, Params
 
 __all__ = ["gaussian"]
 
 
-class Gaussian(NamedTuple):
-    """The settings of :func:`gaussian`: numbers, or nested tuples of them."""
+def _numbers(x: Tensor) -> Tensor:
+    """Data of float32 or float64.
+
+    Raises:
+        TypeError: any other x.
+    """
+    if isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in (torch.float32, torch.float64):
+        return x
+    whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
+    hint = "; integers go with decoders.discrete" if whole else ""
+    raise TypeError(f"x: expected a tensor of float32 or float64 numbers, got {_checks.describe(x)}{hint}")
+
+
+@dataclass(frozen=True)
+class Gaussian(Decoder):
+    """The decoder of :func:`gaussian`: numbers, or nested tuples of them."""
 
     loc: Any
     scale: Any
+
+    support = "finite numbers"
+    unit = "nats"
+
+    def check(self, x: Tensor) -> Tensor:
+        return _numbers(x).isfinite()
+
+    def encode(self, params: Params, x: Tensor, cond: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        wide = _numbers(x).to(torch.promote_types(x.dtype, _checks.dtype("dtype", dtype, FLOATS)))
+        loc, scale = affine(self.loc, self.scale, wide)
+        return ((wide - loc) / scale).to(dtype)
+
+    def reconstruction(
+        self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        _numbers(x)
+        _, scale = affine(self.loc, self.scale, _checks.floating("eps_0", eps_0))
+        log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+        return 0.5 * (eps_0.square() + gamma_0) + (0.5 * math.log(2.0 * math.pi) + log_scale)
+
+    def log_prob(
+        self, params: Params, x: Tensor, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        gamma_0 = level(gamma_0, z)
+        f = self.encode(
+            params, _checks.together("x", _checks.broadcasting("x", _numbers(x), z.shape), z.device), cond, z.dtype
+        )
+        if _checks.readable(x):
+            _checks.verify([_checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x))])
+        return -self.reconstruction(params, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
+
+    def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:
+        finite(z)
+        loc, scale = affine(self.loc, self.scale, z)
+        return z * scale + loc
+
+    def sample(
+        self, params: Params, key: Key, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        gamma_0 = level(gamma_0, z)
+        _checks.together("z", z, _checks.key("key", key).device)
+        return self.mode(params, z + torch.exp(0.5 * gamma_0) * random.normal(key, z.shape, z.dtype))
 
 
 def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
@@ -57,65 +113,4 @@ def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] =
     >>> model.sample(params, random.key(3), 5, steps=10).dtype
     torch.float32
     """
-    settings = Gaussian(*checked_affine(loc, scale))
-    return Decoder(
-        support="finite numbers",
-        check=partial(_check, settings),
-        encode=partial(_encode, settings),
-        bounds=None,
-        log_prob=partial(_log_prob, settings),
-        reconstruction=partial(_reconstruction, settings),
-        mode=partial(_mode, settings),
-        sample=partial(_sample, settings),
-        unit="nats",
-    )
-
-
-def _numbers(x: Tensor) -> Tensor:
-    """Data of float32 or float64.
-
-    Raises:
-        TypeError: any other x.
-    """
-    if isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in (torch.float32, torch.float64):
-        return x
-    whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
-    hint = "; integers go with decoders.discrete" if whole else ""
-    raise TypeError(f"x: expected a tensor of float32 or float64 numbers, got {_checks.describe(x)}{hint}")
-
-
-def _check(settings: Gaussian, x: Tensor) -> Tensor:
-    return _numbers(x).isfinite()
-
-
-def _encode(settings: Gaussian, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    wide = _numbers(x).to(torch.promote_types(x.dtype, _checks.dtype("dtype", dtype, FLOATS)))
-    loc, scale = affine(*settings, wide)
-    return ((wide - loc) / scale).to(dtype)
-
-
-def _reconstruction(settings: Gaussian, x: Tensor, eps_0: Tensor, gamma_0: Tensor) -> Tensor:
-    _numbers(x)
-    _, scale = affine(*settings, _checks.floating("eps_0", eps_0))
-    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
-    return 0.5 * (eps_0.square() + gamma_0) + (0.5 * math.log(2.0 * math.pi) + log_scale)
-
-
-def _log_prob(settings: Gaussian, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tensor:
-    gamma_0 = level(gamma_0, z)
-    f = _encode(settings, _checks.together("x", _checks.broadcasting("x", _numbers(x), z.shape), z.device), z.dtype)
-    if _checks.readable(x):
-        _checks.verify([_checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x))])
-    return -_reconstruction(settings, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
-
-
-def _mode(settings: Gaussian, z: Tensor) -> Tensor:
-    finite(z)
-    loc, scale = affine(*settings, z)
-    return z * scale + loc
-
-
-def _sample(settings: Gaussian, key: Key, z: Tensor, gamma_0: Tensor) -> Tensor:
-    gamma_0 = level(gamma_0, z)
-    _checks.together("z", z, _checks.key("key", key).device)
-    return _mode(settings, z + torch.exp(0.5 * gamma_0) * random.normal(key, z.shape, z.dtype))
+    return Gaussian(*checked_affine(loc, scale))

@@ -1,6 +1,6 @@
 """Score networks: each a pair of pure functions that predict the noise, the data or v in a latent.
 
-A network is any :class:`Network`; there is nothing to inherit. Ten lines make one of your own:
+A network is any :class:`Network`. Ten lines make one of your own:
 
 >>> import torch
 >>> import purevdm
@@ -9,7 +9,7 @@ A network is any :class:`Network`; there is nothing to inherit. Ten lines make o
 ...     return nn.dense_init(key, event_shape[0] + 1, event_shape[0])
 >>> def apply(params, z, gamma, cond=None, key=None):
 ...     return nn.dense(params, torch.cat([z, gamma[None]]))
->>> network = networks.Network(init, apply)
+>>> network = networks.Network.of(init, apply)
 
 ``apply`` sees one example, and the model maps it over a batch. With ``batched=True`` it sees the whole batch, as networks
 made of a ``torch.nn.Module`` by :func:`from_module` do:
@@ -48,10 +48,21 @@ step.
 """
 
 from purevdm.networks._condition import Condition
-from purevdm.networks._network import Network
+from purevdm.networks._network import Network, Wrapped
 from purevdm.networks.mixed import mixed
 from purevdm.networks.mlp import mlp
 from purevdm.networks.module import from_module, load_module, module_params
 from purevdm.networks.unet import unet, vdm_unet
 
-__all__ = ["Condition", "Network", "from_module", "load_module", "mixed", "mlp", "module_params", "unet", "vdm_unet"]
+__all__ = [
+    "Condition",
+    "Network",
+    "Wrapped",
+    "from_module",
+    "load_module",
+    "mixed",
+    "mlp",
+    "module_params",
+    "unet",
+    "vdm_unet",
+]

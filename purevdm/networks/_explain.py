@@ -1,8 +1,6 @@
 """torch's own errors about what a network does, as errors that name the network and say what to do."""
 
 import re
-from functools import partial
-from typing import Any
 
 from purevdm.networks._network import Network
 
@@ -69,8 +67,4 @@ def explained(network: Network, error: BaseException) -> RuntimeError | None:
 
 def named(network: Network) -> str:
     """A network's name: its module's, or its settings', or its function's."""
-    apply: Any = network.apply
-    if isinstance(apply, partial) and apply.args:
-        source = getattr(apply.args[0], "source", None)
-        return source.name if source is not None else type(apply.args[0]).__name__.lower()
-    return getattr(apply, "__qualname__", repr(apply))
+    return network.name

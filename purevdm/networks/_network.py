@@ -1,29 +1,25 @@
-"""The form of a score network."""
+"""What a score network is."""
 
+import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values
+from purevdm import _checks
+from purevdm._values import Value
 from purevdm.types import Key, Params, Shape
 
 
-@_values.by_content
-class Network(NamedTuple):
-    """A score network.
+class Network(Value):
+    """A score network. Derive from it and write :meth:`init` and :meth:`apply`, or give two functions to :meth:`of`.
 
     Attributes:
-        init: ``init(key, event_shape) -> params``.
-        apply: ``apply(params, z, gamma, cond=None, key=None) -> output``, for one example: the latent z (``event_shape``)
-            at noise level gamma (shape (), or ``event_shape`` under a schedule of that shape), given a condition. A key
-            switches on what is random in training (dropout of features and of the condition); without one the network is
-            deterministic.
-        batched: whether ``apply`` takes a whole batch instead, with a leading axis B on z, gamma, every tensor of the
-            condition, and the keys, (B, 2). It is then called without ``vmap``, as a network needs that normalises over
-            the batch, checkpoints, or calls kernels without a batching rule.
+        batched: whether ``apply`` takes a whole batch, with a leading axis B on z, gamma, every tensor of the condition, and
+            the keys, (B, 2). It is then called without ``vmap``, as a network needs that normalises over the batch,
+            checkpoints, or calls kernels without a batching rule.
         predicts: what the output is: the noise "eps", the clean data "x", or "v" = alpha eps - sigma x (Salimans & Ho
             2022).
         self_condition: whether ``apply`` also takes ``x_hat``, an earlier estimate of the data (``event_shape``) or None
@@ -31,15 +27,13 @@ class Network(NamedTuple):
         residual: whether z is added to what ``apply`` returns.
         outputs: how many numbers ``apply`` returns for each of z's, on a new last axis; None for one, of z's shape.
         dtype: what ``apply`` computes in: floating-point parameters are cast to it in each call. None leaves them.
-        endpoints: the values of gamma that ``apply`` normalises between. A model refuses a schedule with a different pair.
-            None: the model tells it the schedule's, if its functions are bound to settings with a field ``endpoints``.
+        endpoints: the values of gamma that ``apply`` normalises between; None where it does not. A model refuses a schedule
+            with a different pair, and gives its own to a network by :meth:`between`.
         update: for networks whose parameters hold statistics of what they saw, such as batch norms' means:
             ``update(params, z, gamma, cond=None, key=None) -> params`` with those that a training pass leaves. None where
             there are none.
     """
 
-    init: Callable[[Key, Shape], Params]
-    apply: Callable[..., Tensor]
     batched: bool = False
     predicts: str = "eps"
     self_condition: bool = False
@@ -49,17 +43,106 @@ class Network(NamedTuple):
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
 
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        """Fresh parameters for latents of this shape."""
+        raise NotImplementedError
 
-def made_of(
-    settings: Any, init: Callable[..., Params], apply: Callable[..., Tensor], predicts: str, residual: bool = False
-) -> Network:
-    """The network of two functions over settings with the fields ``self_condition``, ``outputs`` and ``endpoints``."""
-    return Network(
-        init=partial(init, settings),
-        apply=partial(apply, settings),
-        predicts=_checks.choice("predicts", predicts, ("eps", "x", "v")),
-        self_condition=settings.self_condition,
-        residual=residual,
-        outputs=settings.outputs,
-        endpoints=settings.endpoints,
-    )
+    def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Predicts for one example: ``apply(params, z, gamma, cond=None, key=None)``.
+
+        Args:
+            params: the parameters.
+            z: the latent, ``event_shape``.
+            gamma: its noise level, shape (), or ``event_shape`` under a schedule of that shape.
+            cond: the example's condition.
+            key: switches on what is random in training (dropout of features and of the condition); without one the network
+                is deterministic.
+            x_hat: a further keyword for a self-conditioned network.
+        """
+        raise NotImplementedError
+
+    def between(self, endpoints: tuple[float, float]) -> "Network":
+        """The network for a schedule between these endpoints: with them, if it has a field for them that is not filled."""
+        return self._replace(endpoints=endpoints) if self.endpoints is None and self._settable("endpoints") else self
+
+    def computing_in(self, dtype: torch.dtype | None) -> "Network":
+        """The network that computes in another dtype; see :func:`purevdm.networks.mixed`."""
+        if not self._settable("dtype"):
+            raise TypeError(f"network: expected one with a field dtype, got {_checks.describe(self)}")
+        return self._replace(dtype=dtype)
+
+    def _settable(self, name: str) -> bool:
+        return any(field.name == name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__.lower()
+
+    @staticmethod
+    def of(init: Callable[[Key, Shape], Params], apply: Callable[..., Tensor], **settings: Any) -> "Network":
+        """A network of one's own functions, with the arguments of the methods; ``settings`` are the attributes of
+        :class:`Network`."""
+        return Functions(init, apply, **settings)
+
+
+@dataclass(frozen=True)
+class Functions(Network):
+    """A network made of two functions."""
+
+    own_init: Callable[[Key, Shape], Params]
+    own_apply: Callable[..., Tensor]
+    batched: bool = False
+    predicts: str = "eps"
+    self_condition: bool = False
+    residual: bool = False
+    outputs: int | None = None
+    dtype: torch.dtype | None = None
+    endpoints: tuple[float, float] | None = None
+    update: Callable[..., Params] | None = None
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        return self.own_init(key, event_shape)
+
+    def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.own_apply(params, z, gamma, *args, **kwargs)
+
+    def between(self, endpoints: tuple[float, float]) -> "Network":
+        return self  # its functions would not see them
+
+    @property
+    def name(self) -> str:
+        return getattr(self.own_apply, "__qualname__", repr(self.own_apply))
+
+
+@dataclass(frozen=True)
+class Wrapped(Network):
+    """A network around another, with the other's parameters and attributes. Derive from it and write :meth:`apply`."""
+
+    own: Network
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        return self.own.init(key, event_shape)
+
+    def between(self, endpoints: tuple[float, float]) -> Network:
+        return self._replace(own=self.own.between(endpoints))
+
+    def computing_in(self, dtype: torch.dtype | None) -> Network:
+        return self._replace(own=self.own.computing_in(dtype))
+
+    @property
+    def name(self) -> str:
+        return self.own.name
+
+
+def _of_own(name: str) -> Any:
+    return property(lambda self: getattr(self.own, name))
+
+
+for _name in ("batched", "predicts", "self_condition", "residual", "outputs", "dtype", "endpoints", "update"):
+    setattr(Wrapped, _name, _of_own(_name))
+
+
+def checked_predicts(x: str) -> str:
+    """A network's argument, checked."""
+    return _checks.choice("predicts", x, ("eps", "x", "v"))

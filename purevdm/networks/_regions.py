@@ -6,11 +6,10 @@ network of one example is mapped over the batch as any network is. Both compute 
 
 Under gradients the inductor of PyTorch 2.13 takes what a region saves for the backward pass for memory of its own, even
 where that is an input, and writes over it: over parameters, too. So regions go under gradients only where
-:func:`under_gradients` says that the compiler was told, by :func:`without_reuse`, to write nothing twice.
+a network's ``owned_buffers`` says that the compiler was told, by :func:`without_reuse`, to write nothing twice.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import optree
@@ -19,45 +18,26 @@ from torch import Tensor
 
 from purevdm import _checks
 from purevdm._compile import OLD, transformed
+from purevdm.networks._network import Network
 from purevdm.types import Params
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def batch_of(apply: Callable[..., Any]) -> Callable[[F], F]:
-    """Says of a function that it is a network's ``apply`` for a batch, by regions."""
-
-    def say(f: F) -> F:
-        apply.over_batch = f  # type: ignore[attr-defined]
-        return f
-
-    return say
+def known(network: Network) -> bool:
+    """Whether a network is applied to a batch by regions, and this compiler takes them."""
+    return hasattr(network, "apply_by_regions") and not OLD
 
 
-def known(apply: Callable[..., Any]) -> bool:
-    """Whether a network's ``apply`` has a form for a batch, by regions, and this compiler takes it."""
-    return isinstance(apply, partial) and hasattr(apply.func, "over_batch") and not OLD
-
-
-def for_batch(apply: Callable[..., Any], *inputs: Any) -> Callable[..., Any] | None:
-    """A network's ``apply`` for a batch, by regions, where there is one and regions go for these inputs; else None."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not known(apply):
+def for_batch(network: Network, *inputs: Any) -> Callable[..., Any] | None:
+    """A network's ``apply_by_regions``, where there is one and regions go for these inputs; else None."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not known(network):
         return None
-    if torch.is_grad_enabled() and not hasattr(apply.func, "safe"):  # type: ignore[attr-defined]
+    if torch.is_grad_enabled() and not network.owned_buffers:  # type: ignore[attr-defined]
         leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
         if any(leaf.requires_grad for leaf in leaves):
             return None
-    return partial(apply.func.over_batch, *apply.args, **apply.keywords)  # type: ignore[attr-defined]
-
-
-def under_gradients(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """A known ``apply`` that goes by regions under gradients, too: for a compiler that writes nothing twice."""
-
-    def same(*args: Any, **kwargs: Any) -> Any:
-        return apply.func(*args, **kwargs)  # type: ignore[attr-defined]
-
-    same.over_batch, same.safe = apply.func.over_batch, True  # type: ignore[attr-defined]
-    return partial(same, *apply.args, **apply.keywords)  # type: ignore[attr-defined]
+    return network.apply_by_regions  # type: ignore[attr-defined, no-any-return]
 
 
 def without_reuse(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""The U-Net's parameters and its way, of one example and of a batch."""
+"""The U-Net: its parameters, and how it is applied to one example and to a batch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
 from purevdm._compile import constant, fixed, materialize
 from purevdm.networks import _adapter, _blocks, _condition, _regions
+from purevdm.networks._network import Network
 from purevdm.types import Key, Params, Shape
 
 
@@ -22,8 +25,13 @@ class Inside(NamedTuple):
     adapter: str
 
 
-class UNet(NamedTuple):
-    """The settings of :func:`unet`."""
+@dataclass(frozen=True, kw_only=True)
+class UNet(Network):
+    """The network of :func:`unet`.
+
+    Attributes:
+        owned_buffers: whether a compiler was told to write nothing twice, so that regions go under gradients.
+    """
 
     embed: int
     multipliers: tuple[int, ...]
@@ -37,9 +45,44 @@ class UNet(NamedTuple):
     self_condition: bool
     groups: int
     remat: bool
+    predicts: str
     outputs: int | None
     endpoints: tuple[float, float] | None
     time_scale: float
+    dtype: torch.dtype | None = None
+    owned_buffers: bool = False
+
+    @property
+    def residual(self) -> bool:  # type: ignore[override]
+        return self.predicts == "eps" and self.outputs is None
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        return _init(self, key, event_shape)
+
+    def apply(
+        self,
+        params: Params,
+        z: Tensor,
+        gamma: Tensor,
+        cond: Any = None,
+        key: Key | None = None,
+        x_hat: Tensor | None = None,
+    ) -> Tensor:
+        block = _blocks.rematerialised(partial(_block, _resnet, _attend), self.remat)
+        return _forward(self, _regions.one, block, params, z, gamma, cond, key, x_hat)
+
+    def apply_by_regions(
+        self,
+        params: Params,
+        z: Tensor,
+        gamma: Tensor,
+        cond: Any = None,
+        key: Key | None = None,
+        x_hat: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`apply` for a batch, block by block; see :mod:`purevdm.networks._regions`."""
+        block = _blocks.rematerialised(partial(_block, _resnet_of_batch, _attend_of_batch), self.remat)
+        return _forward(self, _regions.over_batch, block, params, z, gamma, cond, key, x_hat)
 
     @constant
     def ends(self) -> tuple[float, float]:
@@ -75,7 +118,7 @@ def _block_init(settings: UNet, key: Key, n_in: int, n_out: int, with_attention:
     return params
 
 
-def init(settings: UNet, key: Key, event_shape: Shape) -> Params:
+def _init(settings: UNet, key: Key, event_shape: Shape) -> Params:
     _checks.key("key", key)
     event_shape = _checks.shape("event_shape", event_shape)
     rank, embed, blocks, widths = settings.rank, settings.embed, settings.blocks, settings.widths
@@ -209,14 +252,14 @@ def _leave(settings: UNet, params: Params, h: Tensor) -> Tensor:
     return h if settings.outputs is None else h.unflatten(0, (-1, settings.outputs)).movedim(1, -1)
 
 
-def _way(
+def _forward(
     settings: UNet,
     over: Callable[[Callable[..., Any]], Callable[..., Any]],
     apply_block: Callable[..., Tensor],
     params: Params,
     *seen: Any,
 ) -> Tensor:
-    """Down, through the middle and up. ``over`` maps a function of one example, its first argument the parameters, over
+    """Goes down, through the middle and up. ``over`` maps a function of one example, its first argument the parameters, over
     what ``h`` is of: one example, or a batch."""
     start = over(partial(_enter, settings))(params, *seen)
     h, masks = start["h"], iter(start.get("masks", ()))
@@ -244,30 +287,3 @@ def _way(
         if i > 0:
             h = up(resolution, h, skips[-1])
     return over(partial(_leave, settings))(params, h)
-
-
-def apply(
-    settings: UNet,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Key | None = None,
-    x_hat: Tensor | None = None,
-) -> Tensor:
-    block = _blocks.rematerialised(partial(_block, _resnet, _attend), settings.remat)
-    return _way(settings, _regions.one, block, params, z, gamma, cond, key, x_hat)
-
-
-@_regions.batch_of(apply)
-def _apply_to_batch(
-    settings: UNet,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Tensor | None = None,
-    x_hat: Tensor | None = None,
-) -> Tensor:
-    block = _blocks.rematerialised(partial(_block, _resnet_of_batch, _attend_of_batch), settings.remat)
-    return _way(settings, _regions.over_batch, block, params, z, gamma, cond, key, x_hat)

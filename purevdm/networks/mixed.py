@@ -2,7 +2,7 @@
 
 import torch
 
-from purevdm import _checks, _values
+from purevdm import _checks
 from purevdm.networks._network import Network
 
 __all__ = ["mixed"]
@@ -23,7 +23,4 @@ def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
     """
     _checks.instance("network", network, Network, "a purevdm Network")
     _checks.dtype("dtype", dtype, (torch.bfloat16, torch.float16))
-    own = {name: _values.rebound(getattr(network, name), dtype=dtype) for name in ("apply", "update")}
-    if own["apply"] is not network.apply:
-        return network._replace(**own)
-    return network._replace(dtype=dtype)
+    return network.computing_in(dtype)

@@ -2,34 +2,70 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
 from purevdm._compile import constant
 from purevdm.networks import _blocks, _condition
-from purevdm.networks._network import Network, made_of
+from purevdm.networks._network import Network, checked_predicts
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["mlp"]
 
 
-class MLP(NamedTuple):
-    """The settings of :func:`mlp`."""
+@dataclass(frozen=True, kw_only=True)
+class MLP(Network):
+    """The network of :func:`mlp`."""
 
     hidden: int
     layers: int
     fourier: tuple[int, ...]
     condition: _condition.Kinds
     self_condition: bool
+    predicts: str
     outputs: int | None
     endpoints: tuple[float, float] | None
+    dtype: torch.dtype | None = None
 
     @constant
     def ends(self) -> tuple[float, float]:
         """The endpoints, or those of a network outside of a model."""
         return self.endpoints or _blocks.PAPER
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        _checks.key("key", key)
+        size, hidden, layers = math.prod(_checks.shape("event_shape", event_shape)), self.hidden, self.layers
+        n_in = (size + 1) * (1 + 2 * len(self.fourier)) + size * self.self_condition + self.condition.cond_dim
+        widths = [n_in, *[hidden] * layers, size * (self.outputs or 1)]
+        *keys, k_cond = random.split(key, layers + 2).unbind(0)
+        dense = {f"dense{i + 1}": nn.dense_init(k, widths[i], widths[i + 1]) for i, k in enumerate(keys)}
+        return dense | _condition.init(self.condition, k_cond, hidden)
+
+    def apply(
+        self,
+        params: Params,
+        z: Tensor,
+        gamma: Tensor,
+        cond: Any = None,
+        key: Key | None = None,
+        x_hat: Tensor | None = None,
+    ) -> Tensor:
+        given = _condition.read(self.condition, params, cond, z, key)
+        level = 2.0 * _blocks.normalised(gamma, self.ends(), z) - 1.0
+        h = nn.concatenate([z.flatten(), level[None]])
+        features = nn.fourier_features(h, self.fourier) if self.fourier else None
+        estimate = _blocks.estimate(z, x_hat, self.self_condition)
+        h = nn.concatenate([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
+        h = nn.dense(params["dense1"], h.to(params["dense1"]["kernel"].dtype))
+        h = nn.swish(h if given.label is None else h + given.label)
+        for i in range(1, self.layers):
+            h = nn.swish(nn.dense(params[f"dense{i + 1}"], h))
+        h = nn.dense(params[f"dense{self.layers + 1}"], h)
+        return h.reshape(z.shape) if self.outputs is None else h.reshape(*z.shape, self.outputs)
 
 
 def mlp(
@@ -68,46 +104,13 @@ def mlp(
     Raises:
         TypeError, ValueError: an argument out of its range.
     """
-    settings = MLP(
+    return MLP(
         hidden=_checks.integer("hidden", hidden, 1),
         layers=_checks.integer("layers", layers, 1),
         fourier=_blocks.exponents(fourier),
         condition=_condition.kinds(cond_dim, classes, 0, cond_drop),
         self_condition=_checks.boolean("self_condition", self_condition),
+        predicts=checked_predicts(predicts),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         endpoints=_blocks.endpoints(gamma_min, gamma_max),
     )
-    return made_of(settings, _init, _apply, predicts)
-
-
-def _init(settings: MLP, key: Key, event_shape: Shape) -> Params:
-    _checks.key("key", key)
-    size, hidden, layers = math.prod(_checks.shape("event_shape", event_shape)), settings.hidden, settings.layers
-    n_in = (size + 1) * (1 + 2 * len(settings.fourier)) + size * settings.self_condition + settings.condition.cond_dim
-    widths = [n_in, *[hidden] * layers, size * (settings.outputs or 1)]
-    *keys, k_cond = random.split(key, layers + 2).unbind(0)
-    dense = {f"dense{i + 1}": nn.dense_init(k, widths[i], widths[i + 1]) for i, k in enumerate(keys)}
-    return dense | _condition.init(settings.condition, k_cond, hidden)
-
-
-def _apply(
-    settings: MLP,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Key | None = None,
-    x_hat: Tensor | None = None,
-) -> Tensor:
-    given = _condition.read(settings.condition, params, cond, z, key)
-    level = 2.0 * _blocks.normalised(gamma, settings.ends(), z) - 1.0
-    h = nn.concatenate([z.flatten(), level[None]])
-    features = nn.fourier_features(h, settings.fourier) if settings.fourier else None
-    estimate = _blocks.estimate(z, x_hat, settings.self_condition)
-    h = nn.concatenate([h, *(part.flatten() for part in (features, given.vector, estimate) if part is not None)])
-    h = nn.dense(params["dense1"], h.to(params["dense1"]["kernel"].dtype))
-    h = nn.swish(h if given.label is None else h + given.label)
-    for i in range(1, settings.layers):
-        h = nn.swish(nn.dense(params[f"dense{i + 1}"], h))
-    h = nn.dense(params[f"dense{settings.layers + 1}"], h)
-    return h.reshape(z.shape) if settings.outputs is None else h.reshape(*z.shape, settings.outputs)

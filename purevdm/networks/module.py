@@ -4,8 +4,8 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import optree
 import torch
@@ -15,7 +15,7 @@ from torch.nn import Module
 from purevdm import _checks
 from purevdm.networks import _drawing, _uses
 from purevdm.networks._drawing import Keyed
-from purevdm.networks._network import Network
+from purevdm.networks._network import Network, checked_predicts
 from purevdm.networks._template import Source, Tensors
 from purevdm.networks._uses import Call
 from purevdm.types import Key, Params, Shape
@@ -23,13 +23,51 @@ from purevdm.types import Key, Params, Shape
 __all__ = ["from_module", "load_module", "module_params"]
 
 
-class Settings(NamedTuple):
-    """The settings of :func:`from_module`."""
+@dataclass(frozen=True)
+class ModuleNetwork(Network):
+    """The network of :func:`from_module`."""
 
     source: Source
     call: Callable[..., Tensor] | None
+    predicts: str
     self_condition: bool
-    dtype: torch.dtype | None = None
+    residual: bool
+    outputs: int | None
+    autocast: torch.dtype | None = None
+
+    batched = True
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        return self.source.init(_checks.key("key", key))
+
+    def apply(
+        self,
+        params: Params,
+        z: Tensor,
+        gamma: Tensor,
+        cond: Any = None,
+        key: Tensor | None = None,
+        x_hat: Tensor | None = None,
+    ) -> Tensor:
+        return _run(self, params, z, gamma, cond, key, x_hat)[0]
+
+    def update(  # type: ignore[override]
+        self,
+        params: Params,
+        z: Tensor,
+        gamma: Tensor,
+        cond: Any = None,
+        key: Tensor | None = None,
+        x_hat: Tensor | None = None,
+    ) -> Params:
+        return self.source.update(params, _run(self, params, z, gamma, cond, key, x_hat)[1])
+
+    def computing_in(self, dtype: torch.dtype | None) -> Network:
+        return self._replace(autocast=dtype)
 
 
 def from_module(
@@ -136,27 +174,24 @@ def from_module(
         raise TypeError(f"module: expected a torch.nn.Module or a function that makes one, got {_checks.describe(module)}")
     if call is not None and not callable(call):
         raise TypeError(f"call: expected a function, got {_checks.describe(call)}")
-    settings = Settings(Source(module), call, _checks.boolean("self_condition", self_condition))
-    return Network(
-        init=partial(_init, settings),
-        apply=partial(_apply, settings),
-        batched=True,
-        predicts=_checks.choice("predicts", predicts, ("eps", "x", "v")),
-        self_condition=settings.self_condition,
+    return ModuleNetwork(
+        source=Source(module),
+        call=call,
+        predicts=checked_predicts(predicts),
+        self_condition=_checks.boolean("self_condition", self_condition),
         residual=_checks.boolean("residual", residual),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
-        update=partial(_update, settings),
     )
 
 
 def module_params(network: Network, module: Module) -> Params:
     """A module's own parameters and buffers as the parameters of its network, ``params["network"]``: copies."""
-    return _settings(network).source.read(_checks.instance("module", module, Module, "a torch.nn.Module"))
+    return _source(network).read(_checks.instance("module", module, Module, "a torch.nn.Module"))
 
 
 def load_module(network: Network, params: Params, module: Module) -> Module:
     """A module with a network's parameters, ``params["network"]``, copied into it, in place; it is returned."""
-    source = _settings(network).source
+    source = _source(network)
     source.read(
         _checks.instance("module", module, Module, "a torch.nn.Module")
     )  # holds its names and shapes against the network's
@@ -168,48 +203,42 @@ def load_module(network: Network, params: Params, module: Module) -> Module:
     return module
 
 
-def _settings(network: Network) -> Settings:
-    _checks.instance("network", network, Network, "one of networks.from_module")
-    found = network.apply.args[0] if isinstance(network.apply, partial) and network.apply.args else None
-    if not isinstance(found, Settings):
-        raise TypeError(f"network: expected one of networks.from_module, got {network!r}")
-    return found
+def _source(network: Network) -> Source:
+    return _checks.instance("network", network, ModuleNetwork, "one of networks.from_module").source
 
 
-def _init(settings: Settings, key: Key, event_shape: Shape) -> Params:
-    return settings.source.init(_checks.key("key", key))
-
-
-def _called(settings: Settings, module: Callable[..., Tensor], z: Tensor, gamma: Tensor, cond: Any, x_hat: Any) -> Tensor:
+def _called(
+    network: ModuleNetwork, module: Callable[..., Tensor], z: Tensor, gamma: Tensor, cond: Any, x_hat: Any
+) -> Tensor:
     extra = {}
-    if settings.self_condition:
+    if network.self_condition:
         extra["x_hat"] = torch.zeros_like(z) if x_hat is None else x_hat
-    if settings.call is not None:
-        return settings.call(module, z, gamma, cond, **extra)
+    if network.call is not None:
+        return network.call(module, z, gamma, cond, **extra)
     given = (z, gamma) if cond is None else (z, gamma, cond)
     if not torch.compiler.is_compiling():
         try:
-            inspect.signature(settings.source.kind.forward).bind(module, *given, **extra)
+            inspect.signature(network.source.kind.forward).bind(module, *given, **extra)
         except TypeError as error:
             form = ", ".join((*("z", "gamma", "cond")[: len(given)], *(f"{name}=" for name in extra)))
-            which = f"{settings.source.name} is called as module({form})"
+            which = f"{network.source.name} is called as module({form})"
             raise TypeError(f"cond: {which}, as the condition is {_checks.describe(cond)}: {error}") from None
     return module(*given, **extra)
 
 
 def _run(
-    settings: Settings, params: Params, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
+    network: ModuleNetwork, params: Params, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
 ) -> tuple[Tensor, Tensors]:
     """What the module returns, and its tensors after it."""
-    source, train = settings.source, key is not None
+    source, train = network.source, key is not None
     call, values = Call(source.name, key), source.values(params, z.device)
-    if settings.dtype is None:
+    if network.autocast is None:
         precision: Any = nullcontext()
     else:
-        precision = torch.autocast(z.device.type, settings.dtype, cache_enabled=False)
+        precision = torch.autocast(z.device.type, network.autocast, cache_enabled=False)
     if not torch.compiler.is_compiling():
         with precision, _uses.counted(call):
-            return _run_eager(settings, call, values, z, gamma, cond, x_hat)
+            return _run_eager(network, call, values, z, gamma, cond, x_hat)
 
     def module(*args: Any, **kwargs: Any) -> Tensor:
         return torch.func.functional_call(source.templates[int(train)], values, args, kwargs)
@@ -219,24 +248,24 @@ def _run(
     _uses.begin()
     try:
         with precision, block:
-            return _called(settings, module, z, gamma, cond, x_hat), values
+            return _called(network, module, z, gamma, cond, x_hat), values
     finally:
         _uses.end()
 
 
 def _run_eager(
-    settings: Settings, call: Call, values: Tensors, z: Tensor, gamma: Tensor, cond: Any, x_hat: Tensor | None
+    network: ModuleNetwork, call: Call, values: Tensors, z: Tensor, gamma: Tensor, cond: Any, x_hat: Tensor | None
 ) -> tuple[Tensor, Tensors]:
     """In a copy of the module made for this call alone, which a checkpoint's second run finds as the first did."""
-    module, loose = settings.source.filled(values, call)
+    module, loose = network.source.filled(values, call)
     watched = [] if torch.is_inference_mode_enabled() else [*loose, *module.parameters()]
     versions = [tensor._version for tensor in watched]
     recorded = _recorded(values, (z, gamma, cond, x_hat))
     if recorded and not _uses.transformed() and not z.requires_grad:
         z = z.detach().requires_grad_()  # reentrant checkpoints record where an input does
-    quiet: Any = _quiet() if settings.source.checkpoints and not recorded else nullcontext()
+    quiet: Any = _quiet() if network.source.checkpoints and not recorded else nullcontext()
     with torch.set_grad_enabled(recorded), _drawing.within(call), quiet:
-        found = _called(settings, module.__call__, z, gamma, cond, x_hat)
+        found = _called(network, module.__call__, z, gamma, cond, x_hat)
     if versions != [tensor._version for tensor in watched]:
         raise call.error("writes in place to a parameter, or to a tensor that is not registered; register it as a buffer")
     return found, dict(module.named_buffers(remove_duplicate=False))
@@ -256,27 +285,3 @@ def _recorded(*trees: Any) -> bool:
         return torch.is_grad_enabled()
     leaves: Any = optree.tree_leaves(trees)  # type: ignore[arg-type]
     return any(leaf.requires_grad for leaf in leaves)
-
-
-def _apply(
-    settings: Settings,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Tensor | None = None,
-    x_hat: Tensor | None = None,
-) -> Tensor:
-    return _run(settings, params, z, gamma, cond, key, x_hat)[0]
-
-
-def _update(
-    settings: Settings,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Tensor | None = None,
-    x_hat: Tensor | None = None,
-) -> Params:
-    return settings.source.update(params, _run(settings, params, z, gamma, cond, key, x_hat)[1])

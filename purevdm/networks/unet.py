@@ -6,7 +6,7 @@ from typing import Any
 
 from purevdm import _checks
 from purevdm.networks import _adapter, _blocks, _condition, _unet
-from purevdm.networks._network import Network, made_of
+from purevdm.networks._network import Network, checked_predicts
 
 __all__ = ["unet", "vdm_unet"]
 
@@ -99,7 +99,7 @@ def unet(
     patterns = _adapter.patterns(adapter)
     if len({_adapter.rank(pattern) for pattern in patterns}) != 1:
         raise ValueError(f"adapter: expected patterns of as many axes, at least one, got {adapter!r}")
-    settings = _unet.UNet(
+    return _unet.UNet(
         embed=embed,
         multipliers=multipliers,
         blocks=blocks,
@@ -112,12 +112,11 @@ def unet(
         self_condition=_checks.boolean("self_condition", self_condition),
         groups=groups,
         remat=_checks.boolean("remat", remat),
+        predicts=checked_predicts(predicts),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         endpoints=_blocks.endpoints(gamma_min, gamma_max),
         time_scale=_blocks.time_scale(time_scale),
     )
-    residual = isinstance(predicts, str) and predicts == "eps" and outputs is None
-    return made_of(settings, _unet.init, _unet.apply, predicts, residual)
 
 
 def vdm_unet(

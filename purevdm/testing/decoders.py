@@ -5,8 +5,8 @@ from torch import Tensor
 
 from purevdm import random
 from purevdm.decoders import Decoder
-from purevdm.testing._law import require, trying
-from purevdm.types import Key, Shape
+from purevdm.testing._law import initialised, require, trying, wide
+from purevdm.types import Key, Params, Shape
 
 __all__ = ["check_decoder"]
 
@@ -41,15 +41,16 @@ def check_decoder(
     """
     key = random.key(0) if key is None else key
     event_shape = tuple(event_shape)
+    params = wide(initialised("decoder", decoder.init, key))
     check = _real if decoder.log_probs is None else _discrete
     for i, level in enumerate(gamma_0):
-        check(decoder, event_shape, torch.tensor(level, dtype=torch.float64), random.fold_in(key, i))
+        check(decoder, params, event_shape, torch.tensor(level, dtype=torch.float64), random.fold_in(key, i))
 
 
 # Discrete data
 
 
-def _discrete(decoder: Decoder, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
+def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
     assert decoder.log_probs is not None
     n = decoder.vocab_size or 0
     require(n >= 2, "vocab_size must be at least 2", f"{decoder.vocab_size}", "decoder.vocab_size")
@@ -60,45 +61,46 @@ def _discrete(decoder: Decoder, event_shape: Shape, gamma_0: Tensor, key: Key) -
     outside = decoder.check(torch.tensor([-1, n]))
     require(not outside.any(), "check must refuse values beyond the vocabulary", f"accepted {outside.tolist()}", see)
 
-    f = decoder.encode(values, torch.float64)
-    see = "decoder.encode(torch.arange(vocab_size), torch.float64)"
+    f = decoder.encode(params, values, dtype=torch.float64)
+    see = "decoder.encode(params, torch.arange(vocab_size), dtype=torch.float64)"
     require(f.dtype == torch.float64, "encode must give the dtype asked for", f"{f.dtype}", see)
     require((f.diff(dim=0) > 0).all(), "positions must rise with the value", "a fall, or a tie", see)
-    if decoder.bounds is not None:
-        low, high = decoder.bounds(f)
+    if (limits := decoder.bounds(f)) is not None:
+        low, high = limits
         held = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])
         require(held, "bounds must be the first and the last position", "others", "decoder.bounds(f)")
 
     step = f.diff(dim=0).amin(0)
     for part in (-0.4, 0.0, 0.4):
-        got = decoder.mode(f + part * step)
+        got = decoder.mode(params, f + part * step)
         wrong = (got != values).nonzero()
         told = ""
         if len(wrong):
             at = tuple(wrong[0].tolist())
             told = f"value {at[0]} decodes to {int(got[at])}, {part:g} steps from its position"
         law = "a latent within 0.4 steps of a value's position must decode to it"
-        require(not len(wrong), law, told, f"decoder.mode(decoder.encode(x, torch.float64) + {part:g} * step)")
+        see = f"decoder.mode(params, decoder.encode(params, x, dtype=torch.float64) + {part:g} * step)"
+        require(not len(wrong), law, told, see)
 
     eps = random.normal(key, f.shape, torch.float64)
     z = f + torch.exp(0.5 * gamma_0) * eps
-    probs = decoder.log_probs(z, gamma_0)
-    see = "decoder.log_probs(z, gamma_0).logsumexp(-1)"
+    probs = decoder.log_probs(params, z, gamma_0)
+    see = "decoder.log_probs(params, z, gamma_0).logsumexp(-1)"
     total = probs.logsumexp(-1).abs().max().item()
     require(total <= 1e-9, "p(x given z_0) must sum to one", f"log sum off by {total:.2g} at gamma_0 = {gamma_0:g}", see)
     own = probs.gather(-1, values[..., None])[..., 0]
-    _agreeing(decoder, values, z, eps, gamma_0, own, "log_probs")
-    _peaked(probs, values, decoder.log_probs(f, gamma_0), gamma_0)
+    _agreeing(decoder, params, values, z, eps, gamma_0, own, "log_probs")
+    _peaked(probs, values, decoder.log_probs(params, f, gamma_0), gamma_0)
 
     middle = z[n // 2].expand(DRAWS, *event_shape)
-    drawn = decoder.sample(random.fold_in(key, 1), middle, gamma_0)
+    drawn = decoder.sample(params, random.fold_in(key, 1), middle, gamma_0)
     p = probs[n // 2].exp()
     counts = torch.nn.functional.one_hot(drawn, n).double().sum(0)
     spread = (DRAWS * p * (1 - p)).sqrt()
     excess = ((counts - DRAWS * p).abs() / (spread + 1)).max().item()
     law = "sample must draw from p(x given z_0)"
     told = f"a frequency {excess:.1f} standard errors off at gamma_0 = {gamma_0:g}, of {DRAWS} draws"
-    require(excess <= 7, law, told, "decoder.sample(key, z, gamma_0)")
+    require(excess <= 7, law, told, "decoder.sample(params, key, z, gamma_0)")
 
 
 def _peaked(probs: Tensor, values: Tensor, at: Tensor, gamma_0: Tensor) -> None:
@@ -106,13 +108,16 @@ def _peaked(probs: Tensor, values: Tensor, at: Tensor, gamma_0: Tensor) -> None:
     wrong = (likeliest != values).nonzero()
     told = f"{int(likeliest[tuple(wrong[0])])} for {int(values[tuple(wrong[0])])}" if len(wrong) else ""
     law = "the likeliest value at a value's position must be that value"
-    require(not len(wrong), law, f"{told} at gamma_0 = {gamma_0:g}", "decoder.log_probs(f, gamma_0).argmax(-1)")
+    require(not len(wrong), law, f"{told} at gamma_0 = {gamma_0:g}", "decoder.log_probs(params, f, gamma_0).argmax(-1)")
 
 
-def _agreeing(decoder: Decoder, x: Tensor, z: Tensor, eps: Tensor, gamma_0: Tensor, own: Tensor, name: str) -> None:
+def _agreeing(
+    decoder: Decoder, params: Params, x: Tensor, z: Tensor, eps: Tensor, gamma_0: Tensor, own: Tensor, name: str
+) -> None:
+    backward = -decoder.reconstruction(params, x, eps, gamma_0)
     for found, other, see in (
-        (decoder.log_prob(x, z, gamma_0), "log_prob", "decoder.log_prob(x, z, gamma_0)"),
-        (-decoder.reconstruction(x, eps, gamma_0), "-reconstruction", "-decoder.reconstruction(x, eps_0, gamma_0)"),
+        (decoder.log_prob(params, x, z, gamma_0), "log_prob", "decoder.log_prob(params, x, z, gamma_0)"),
+        (backward, "-reconstruction", "-decoder.reconstruction(params, x, eps_0, gamma_0)"),
     ):
         # Below exp(-50) a sum of probabilities may be cut short.
         missed = ((found - own).abs() / (1 + own.abs())).max().item()
@@ -123,37 +128,39 @@ def _agreeing(decoder: Decoder, x: Tensor, z: Tensor, eps: Tensor, gamma_0: Tens
 # Real-valued data
 
 
-def _real(decoder: Decoder, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
+def _real(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
     k_z, k_draw = random.split(key)
     z = random.normal(k_z, event_shape, torch.float64)
-    see = "decoder.sample(key, z, gamma_0)"
-    drawn = trying("sample must take latents", see, lambda: decoder.sample(k_draw, z.expand(DRAWS, *event_shape), gamma_0))
+    see = "decoder.sample(params, key, z, gamma_0)"
+    latents = z.expand(DRAWS, *event_shape)
+    drawn = trying("sample must take latents", see, lambda: decoder.sample(params, k_draw, latents, gamma_0))
     inside = trying("check must take what sample draws", "decoder.check(x)", lambda: decoder.check(drawn))
     require(inside.all(), "check must accept what sample draws", f"{int((~inside).sum())} refused", see)
     centre, spread = drawn.mean(0), drawn.std(0)
 
     grid = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64).reshape(-1, *[1] * len(event_shape))
     x = centre + grid * spread
-    log_p = decoder.log_prob(x, z.expand(x.shape), gamma_0)
+    log_p = decoder.log_prob(params, x, z.expand(x.shape), gamma_0)
     cell = spread * 24.0 / 4000
     total = log_p.exp().sum(0) * cell
     worst = (total - 1).abs().max().item()
     law = "p(x given z_0) must integrate to one"
     told = f"{total.flatten()[int((total - 1).abs().argmax())]:.6g} at gamma_0 = {gamma_0:g}"
-    require(worst <= 1e-4, law, told, "decoder.log_prob(x, z, gamma_0).exp().sum(0) * (x[1] - x[0])")
+    require(worst <= 1e-4, law, told, "decoder.log_prob(params, x, z, gamma_0).exp().sum(0) * (x[1] - x[0])")
     peak = x.gather(0, log_p.argmax(0, keepdim=True))[0]
-    missed = ((peak - decoder.mode(z)).abs() / spread).max().item()
+    missed = ((peak - decoder.mode(params, z)).abs() / spread).max().item()
     law = "mode must be the likeliest data"
-    require(missed <= 0.01, law, f"off by {missed:.2g} standard deviations at gamma_0 = {gamma_0:g}", "decoder.mode(z)")
+    told = f"off by {missed:.2g} standard deviations at gamma_0 = {gamma_0:g}"
+    require(missed <= 0.01, law, told, "decoder.mode(params, z)")
 
     entropy = -(log_p.exp() * log_p).sum(0) * cell
-    surprise = -decoder.log_prob(drawn, z.expand(drawn.shape), gamma_0)
+    surprise = -decoder.log_prob(params, drawn, z.expand(drawn.shape), gamma_0)
     excess = ((surprise.mean(0) - entropy).abs() / (surprise.std(0) / DRAWS**0.5)).max().item()
     moved = ((drawn.mean(0) - (log_p.exp() * x).sum(0) * cell).abs() / (spread / DRAWS**0.5)).max().item()
     law = "sample must draw from p(x given z_0)"
     told = f"the mean log-density {excess:.1f}, the mean {moved:.1f} standard errors off at gamma_0 = {gamma_0:g}"
     require(max(excess, moved) <= 7, law, told, see)
 
-    f = decoder.encode(drawn, torch.float64)
+    f = decoder.encode(params, drawn, dtype=torch.float64)
     eps = (z - f) * torch.exp(-0.5 * gamma_0)
-    _agreeing(decoder, drawn, z.expand(drawn.shape), eps, gamma_0, -surprise, "log_prob")
+    _agreeing(decoder, params, drawn, z.expand(drawn.shape), eps, gamma_0, -surprise, "log_prob")

@@ -42,7 +42,7 @@ def check_schedule(
     >>> import torch
     >>> from purevdm import schedules, testing
     >>> testing.check_schedule(schedules.monotone_mlp())
-    >>> falling = schedules.Schedule(lambda key: {}, lambda params, t: 5.0 - 18.3 * t)
+    >>> falling = schedules.Schedule.of(lambda key: {}, lambda params, t: 5.0 - 18.3 * t)
     >>> testing.check_schedule(falling)
     Traceback (most recent call last):
     purevdm.testing._law.LawError: gamma must increase strictly in t

@@ -43,7 +43,7 @@ def check_solver(solver: Solver, order: int | None = None, *, grid: str = "gamma
       to see it: model.sample(params, key, 4, steps=steps, solver=solver, trajectory=True), on testing.sources.gaussian(0.4)
     """
     key = random.key(0) if key is None else key
-    model = vdm(sources.gaussian(STD), Schedule(_no_params, _bent), (50,), dtype=torch.float64)
+    model = vdm(sources.gaussian(STD), Schedule.of(_no_params, _bent), (50,), dtype=torch.float64)
     params: dict = {"network": {}, "schedule": {}}
     ends = _bent({}, torch.tensor([0.0, 1.0], dtype=torch.float64))
     scales = torch.sqrt((process.alpha(ends) * STD) ** 2 + process.sigma(ends) ** 2)

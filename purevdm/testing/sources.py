@@ -18,7 +18,7 @@ __all__ = ["Mixture", "categorical", "entropy", "gaussian", "gaussian_pmf", "mea
 
 def _network(denoise: Callable[[Tensor, Tensor], Tensor]) -> Network:
     """The network that sees the noise which goes with ``denoise(z, gamma)``, the mean of the data given z."""
-    return Network(_init, partial(_apply, denoise))
+    return Network.of(_init, partial(_apply, denoise))
 
 
 def _init(key: Key, event_shape: Shape) -> Params:
@@ -86,7 +86,7 @@ def categorical(p: Tensor) -> Network:
 
 
 def _categorical_denoise(p: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
-    positions = decoders.discrete(len(p)).encode(torch.arange(len(p)), p.dtype)
+    positions = decoders.discrete(len(p)).encode({}, torch.arange(len(p)), dtype=p.dtype)
     alpha, sigma = process.alpha(gamma)[..., None], process.sigma(gamma)[..., None]
     logits = p.log() - 0.5 * ((z[..., None] - alpha * positions) / sigma) ** 2
     return logits.softmax(-1) @ positions
@@ -99,7 +99,7 @@ def entropy(p: Tensor) -> float:
 
 def gaussian_pmf(std: float, vocab: int) -> Tensor:
     """Probabilities of the values of ``decoders.discrete(vocab)`` in proportion to the density of N(0, std**2)."""
-    f = decoders.discrete(vocab).encode(torch.arange(vocab), torch.float64)
+    f = decoders.discrete(vocab).encode({}, torch.arange(vocab), dtype=torch.float64)
     return torch.softmax(-0.5 * (f / std) ** 2, 0)
 
 

@@ -101,10 +101,10 @@ def gradients(
         return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
 
     # A backend "eager" does not differentiate regions.
-    regions = compile and not variance and options.get("backend") != "eager" and _regions.known(model.network.apply)
+    regions = compile and not variance and options.get("backend") != "eager" and _regions.known(model.network)
     if remat or regions:
         if regions:
-            network = model.network._replace(apply=_regions.under_gradients(model.network.apply))
+            network = model.network._replace(owned_buffers=True)
             model, options = model._replace(network=network), _regions.without_reuse(options)
         loss = model.loss_and_stats
         whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss)

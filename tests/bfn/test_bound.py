@@ -7,6 +7,7 @@ import ideal
 import numpy as np
 import pytest
 import torch
+from parts import changed
 
 from purevdm import bfn, networks, random
 from purevdm.bfn import bound, flows, normal, outputs, process
@@ -52,7 +53,7 @@ def test_ideal_outputs_give_the_entropy(kind, timesteps):
 def test_worse_outputs_give_more(kind):
     p, model = IDEAL[kind]
     apply = model.network.apply
-    worse = model._replace(network=model.network._replace(apply=lambda *given, **rest: 0.7 * apply(*given, **rest)))
+    worse = model._replace(network=changed(model.network, apply=lambda *given, **rest: 0.7 * apply(*given, **rest)))
     x = draw(p)
     for timesteps in (0, 6):
         off = bits(worse._replace(timesteps=timesteps), x) - bits(model._replace(timesteps=timesteps), x)

@@ -109,10 +109,10 @@ def test_the_steps_of_the_samplers_are_the_diffusion_s():
         torch.testing.assert_close(w * process.sigma(gamma_t), z, rtol=1e-11, atol=1e-11)
 
     update = solvers.sde_step(w, x_hat, flow.snr(s), flow.snr(t), flow.gain(s, t), eps)
-    alike(update, diffusion_solvers.ancestral_step(z, eps_hat, gamma_t, gamma_s, eps))
+    alike(update, diffusion_solvers.ancestral_step(z, eps_hat, gamma_s, gamma_t, eps))
     alike(solvers.ode_1().step(path, w, s, t, None, ()).w, diffusion_solvers.ddim_step(x_hat, eps_hat, gamma_t))
     second = solvers.ode_2().step(path, w, s, t, None, (x_last, r)).w
-    alike(second, diffusion_solvers.dpmpp_2m_step(z, x_hat, gamma_t, gamma_s, x_last, gamma_r))
+    alike(second, diffusion_solvers.dpmpp_2m_step(z, x_hat, gamma_s, gamma_t, x_last, gamma_r))
     # the paper's own words: a mean, a precision, a message
     mean, rho = flow.parameters(w, s), normal.precision(s, SIGMA_1)
     alpha = normal.accuracy(s, t, SIGMA_1)

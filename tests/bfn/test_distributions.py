@@ -84,14 +84,14 @@ def test_decoder_probabilities_are_the_masses():
     decoder, gamma = bfn.binned(8), torch.tensor(-3.0, dtype=torch.float64)
     x, z = torch.arange(8), torch.linspace(-1.5, 1.5, 8, dtype=torch.float64)
     want = distributions.bin_log_probs(z, torch.exp(gamma / 2), 8)
-    torch.testing.assert_close(decoder.log_probs(z, gamma), want)
-    torch.testing.assert_close(decoder.log_prob(x, z, gamma), want.diagonal())
-    eps = (z - decoder.encode(x, torch.float64)) * torch.exp(-gamma / 2)
-    torch.testing.assert_close(decoder.reconstruction(x, eps, gamma), -want.diagonal())
+    torch.testing.assert_close(decoder.log_probs({}, z, gamma), want)
+    torch.testing.assert_close(decoder.log_prob({}, x, z, gamma), want.diagonal())
+    eps = (z - decoder.encode({}, x, dtype=torch.float64)) * torch.exp(-gamma / 2)
+    torch.testing.assert_close(decoder.reconstruction({}, x, eps, gamma), -want.diagonal())
     assert decoder.vocab_size == 8
     assert decoder == bfn.binned(8) != bfn.binned(9)
     with pytest.raises(ValueError, match="x: expected integers"):
-        decoder.log_prob(x + 1, z, gamma)
+        decoder.log_prob({}, x + 1, z, gamma)
     with pytest.raises(ValueError, match="bins"):
         bfn.binned(1)
 
@@ -99,8 +99,8 @@ def test_decoder_probabilities_are_the_masses():
 def test_decoder_draws_follow_the_masses():
     decoder, gamma = bfn.binned(5), torch.tensor(-1.0)
     z = torch.full((20_000,), 0.7)
-    drawn = decoder.sample(random.key(0), z, gamma)
-    want = decoder.log_probs(z[0], gamma).exp()
+    drawn = decoder.sample({}, random.key(0), z, gamma)
+    want = decoder.log_probs({}, z[0], gamma).exp()
     for value in range(5):
         mean, error = mean_and_error((drawn == value).double())
         assert abs(mean - want[value]) < 4.5 * error + 1e-9
@@ -111,6 +111,6 @@ def test_the_decoder_serves_a_diffusion_model():
     model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(-8.0, 4.0), (2,), decoder=bfn.binned(16))
     x = random.randint(random.key(0), (8, 2), 0, 16)
     terms = model.elbo(model.init(random.key(1)), x, random.key(2))
-    latents = model.decoder.encode(x) + math.exp(-4.0) * model.draw(random.key(2), 8).eps_0
-    want = -model.decoder.log_prob(x, latents, torch.tensor(-8.0)).sum(1)
+    latents = model.decoder.encode({}, x) + math.exp(-4.0) * model.draw(random.key(2), 8).eps_0
+    want = -model.decoder.log_prob({}, x, latents, torch.tensor(-8.0)).sum(1)
     torch.testing.assert_close(terms.recon, want, rtol=1e-3, atol=1e-5)

@@ -45,7 +45,7 @@ def read(model, a, t, eps):
 def test_flows_of_numbers(name):
     model, a = model_of(name)
     sigma_1 = a["sigma_1"].item()
-    same(model.decoder.encode(a["x"], torch.float64), a["data"])
+    same(model.decoder.encode({}, a["x"], dtype=torch.float64), a["data"])
     for suffix, t in (("", a["t"]), ("_1", torch.ones(6, dtype=torch.float64)), ("_n", (a["i"] - 1) / a["n"])):
         same(normal.flow(a["data"], t[:, None], a["eps" + suffix], sigma_1), a["mean" + suffix])
         w = read(model, a, t, a["eps" + suffix])[2]

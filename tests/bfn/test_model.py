@@ -122,7 +122,7 @@ def test_layouts_of_classes_are_one_model():
 
     found = []
     for apply, classes_last in ((last, True), (first, False)):
-        model = bfn.discrete(networks.Network(init, apply), (2, 4), 3, 2.0, classes_last=classes_last, timesteps=3)
+        model = bfn.discrete(networks.Network.of(init, apply), (2, 4), 3, 2.0, classes_last=classes_last, timesteps=3)
         x = random.randint(random.key(0), (6, 2, 4), 0, 3)
         found.append(model.elbo({"network": {}}, x, random.key(1)).total)
         found.append(model.sample({"network": {}}, random.key(2), 2, steps=3).double().sum())

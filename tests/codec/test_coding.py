@@ -96,7 +96,7 @@ SCHEDULES = {
     "linear": schedules.fixed_linear(-13.3, 5.0),
     "monotone": schedules.monotone_mlp(-7.0, 4.0, hidden=8),
     "constrained": schedules.constrained_monotone(-7.0, 4.0, hidden=(8,)),
-    "multivariate": schedules.Schedule(empty, own_line),
+    "multivariate": schedules.Schedule.of(empty, own_line),
 }
 
 
@@ -134,7 +134,7 @@ def test_conditions_are_told_on_both_sides():
 @pytest.mark.parametrize("own", [False, True])
 def test_a_schedule_may_see_the_condition(own):
     """One gamma for each example, and one for each of its numbers."""
-    schedule = schedules.Schedule(empty, own_told_line if own else told_line, endpoints=(-6.0, 4.0), contextual=True)
+    schedule = schedules.Schedule.of(empty, own_told_line if own else told_line, endpoints=(-6.0, 4.0), contextual=True)
     model, params = model_and_params(schedule=schedule)
     there_and_back(model, params, images(model, 7), random.uniform(random.key(0), (7,)), timesteps=4)
 
@@ -290,7 +290,7 @@ def nothing(key, event_shape):
 
 
 def test_a_network_whose_output_is_not_finite_is_named():
-    model, params = model_and_params(purevdm.networks.Network(nothing, infinite))
+    model, params = model_and_params(purevdm.networks.Network.of(nothing, infinite))
     with pytest.raises(ValueError, match="network: expected finite outputs"):
         codec.encode(model, params, images(model, 3), timesteps=3)
 

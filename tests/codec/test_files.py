@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts import changed
 from tiny_codec import images, model_and_params
 
 from purevdm import codec, networks, random
@@ -133,7 +134,7 @@ def test_another_model_is_named(held, written):
 
 def test_another_network_with_the_same_parameters_is_found_out(held, written):
     model, params, _ = held
-    other = model._replace(network=model.network._replace(apply=lambda *a, **b: 1.01 * model.network.apply(*a, **b)))
+    other = model._replace(network=changed(model.network, apply=lambda *a, **b: 1.01 * model.network.apply(*a, **b)))
     with pytest.raises(codec.CodecError, match="block 0: "):
         list(codec.read(written[0], other, params))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from parts import changed
 
 import purevdm
 from purevdm import networks, process, random, schedules
@@ -27,7 +28,7 @@ def told(params, t, context):
 
 
 @pytest.mark.parametrize(
-    "schedule", [schedules.learned_linear(), schedules.constrained_monotone(-9.0, 4.0), schedules.Schedule(empty, line)]
+    "schedule", [schedules.learned_linear(), schedules.constrained_monotone(-9.0, 4.0), schedules.Schedule.of(empty, line)]
 )
 def test_coefficients_are_the_process(schedule):
     model, params = model_of(schedule)
@@ -47,7 +48,7 @@ def test_coefficients_are_the_process(schedule):
         torch.testing.assert_close(k * forward_by[i] * above, forward.mean, rtol=1e-12, atol=0)
         width = torch.from_numpy(_lattice._width(levels.width_q[i])) * above
         torch.testing.assert_close(width, forward.std, rtol=6e-4, atol=0)
-        back = process.posterior_from_eps(k * above, eps, gamma[i - 1], gamma[i])
+        back = process.posterior_from_eps(k * above, eps, gamma[i], gamma[i - 1])
         mean = (back_k[i] * k - back_eps[i] * eps) * below
         torch.testing.assert_close(mean, back.mean, rtol=1e-10, atol=1e-12)
         width = torch.from_numpy(_lattice._width(levels.width_p[i - 1])) * below
@@ -65,7 +66,7 @@ def test_coefficients_are_the_process(schedule):
 def test_gamma_rounds_alike_under_noise():
     model, params = model_of(schedules.constrained_monotone())
     found = _levels.levels(model, params, 50, 1)
-    noisy = model._replace(schedule=model.schedule._replace(gamma=_noisy))
+    noisy = model._replace(schedule=changed(model.schedule, gamma=_noisy))
     again = _levels.levels(noisy, {"schedule": {"of": params["schedule"]}}, 50, 1, dither=found.dither)
     assert all(np.array_equal(a, b) for a, b in zip(found[:-1], again[:-1], strict=True))
 
@@ -75,7 +76,7 @@ def _noisy(params, t):
 
 
 def test_each_example_has_its_own_levels_under_a_contextual_schedule():
-    model, params = model_of(schedules.Schedule(empty, told, endpoints=(-6.0, 4.0), contextual=True))
+    model, params = model_of(schedules.Schedule.of(empty, told, endpoints=(-6.0, 4.0), contextual=True))
     context = torch.tensor([0.0, 0.25], dtype=torch.float64)
     levels = _levels.levels(model, params, 4, 2, context)
     assert levels.gamma.shape == (5, 2, 1)

@@ -16,7 +16,7 @@ def _init(key, event_shape):
     return {"w": random.uniform(key, tuple(event_shape), minval=0.7, maxval=1.1)}
 
 
-quick = networks.Network(_init, _apply, batched=True)
+quick = networks.Network.of(_init, _apply, batched=True)
 
 
 def model_and_params(network=None, schedule=None, event_shape=(6,), seed=0, **options):

@@ -29,15 +29,15 @@ def test_the_laws_hold(v, gamma, seed):
 @given(vocab, st.integers(0, 10**6))
 def test_encoding_returns_in_float32(v, i):
     d, x = decoders.discrete(v), torch.tensor(i % v)
-    f = d.encode(x)
+    f = d.encode({}, x)
     assert -1 < f < 1
-    assert d.mode(f) == x
+    assert d.mode({}, f) == x
     torch.testing.assert_close(f.double(), 2 * ((x.double() + 0.5) / v) - 1, rtol=1e-6, atol=1e-7)
 
 
 @given(vocab, gammas, st.floats(-1.5, 1.5))
 def test_probabilities_sum_to_one(v, gamma, z):
-    log_p = decoders.discrete(v).log_probs(torch.tensor([z]), torch.tensor(gamma))
+    log_p = decoders.discrete(v).log_probs({}, torch.tensor([z]), torch.tensor(gamma))
     assert log_p.shape == (1, v)
     torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(1), rtol=0, atol=2e-5)
 
@@ -45,7 +45,7 @@ def test_probabilities_sum_to_one(v, gamma, z):
 @given(vocab, gammas, st.integers(0, 10**6))
 def test_probability_peaks_at_the_encoded_value(v, gamma, i):
     d, x = decoders.discrete(v), torch.tensor([i % v])
-    log_p = d.log_probs(d.encode(x), torch.tensor(gamma))[0]
+    log_p = d.log_probs({}, d.encode({}, x), torch.tensor(gamma))[0]
     assert log_p[x] == log_p.max()
     # the next value's logit is lower by half the squared spacing, if float32 can tell that from the rounding of log_p
     if 2.0 / v**2 * math.exp(-gamma) > 1e-5:
@@ -59,11 +59,11 @@ def test_float32_is_accurate(v, gamma, seed, reach):
     d = decoders.discrete(v)
     x, eps = random.randint(k1, (6,), 0, v), random.normal(k2, (6,)) * reach / 2
     gamma = torch.tensor(gamma)
-    f, g = d.encode(x, torch.float64), gamma.double()
-    values = d.encode(torch.arange(v), torch.float64)
+    f, g = d.encode({}, x, dtype=torch.float64), gamma.double()
+    values = d.encode({}, torch.arange(v), dtype=torch.float64)
     z = f + torch.exp(0.5 * g) * eps.double()
     want = -official_log_probs(z, g, values).gather(-1, x.long()[:, None])[:, 0]
-    got = d.reconstruction(x, eps, gamma)
+    got = d.reconstruction({}, x, eps, gamma)
     # conditioned like the exponent of the largest term, of order eps**2 + log v
     torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-6 * (1 + reach**2))
 
@@ -72,20 +72,20 @@ def test_float32_is_accurate(v, gamma, seed, reach):
 def test_generation_is_the_official_one(name):
     c = case(name)
     z = torch.tensor(c.arrays["score/z"]) / process.alpha(c.model.gamma(c.params, torch.tensor(0.0)))
-    np.testing.assert_array_equal(c.model.decoder.mode(z), c.arrays["generate/x"])
+    np.testing.assert_array_equal(c.model.decoder.mode({}, z), c.arrays["generate/x"])
 
 
 def test_gradients_are_those_of_the_official_form():
     d = decoders.discrete(17)
     x, eps = torch.arange(17), random.normal(random.key(0), (17,), torch.float64)
-    values = d.encode(torch.arange(17), torch.float64)
+    values = d.encode({}, torch.arange(17), dtype=torch.float64)
 
     def official(g, e):
-        z = d.encode(x, torch.float64) + torch.exp(0.5 * g) * e
+        z = d.encode({}, x, dtype=torch.float64) + torch.exp(0.5 * g) * e
         return -official_log_probs(z, g, values).gather(-1, x[:, None]).sum()
 
     def ours(g, e):
-        return d.reconstruction(x, e, g).sum()
+        return d.reconstruction({}, x, e, g).sum()
 
     for gamma in (-8.0, -4.0, 0.0, 3.0):
         g = torch.tensor(gamma, dtype=torch.float64)
@@ -97,12 +97,12 @@ def test_far_noise_keeps_its_probability():
     """40 standard deviations off, where exponentials relative to the true value would overflow or vanish."""
     d = decoders.discrete(256)
     x, eps = torch.tensor([3, 128]), torch.tensor([-40.0, 40.0])
-    values = d.encode(torch.arange(256), torch.float64)
+    values = d.encode({}, torch.arange(256), dtype=torch.float64)
     for gamma in (-20.0, -9.0, -5.0):
         g = torch.tensor(gamma)
-        z = d.encode(x, torch.float64) + torch.exp(0.5 * g.double()) * eps
+        z = d.encode({}, x, dtype=torch.float64) + torch.exp(0.5 * g.double()) * eps
         want = -official_log_probs(z, g.double(), values).gather(-1, x[:, None])[:, 0]
-        torch.testing.assert_close(d.reconstruction(x, eps, g).double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(d.reconstruction({}, x, eps, g).double(), want, rtol=1e-5, atol=1e-5)
 
 
 @given(st.integers(0, 2**31))
@@ -111,13 +111,13 @@ def test_standardised_values(seed):
     d = decoders.discrete(256, loc=[0.1, -0.2], scale=[0.5, 0.25])
     x = random.randint(random.key(seed), (7, 2), 0, 256)
     u = 2 * ((x + 0.5) / 256) - 1
-    f = d.encode(x)
+    f = d.encode({}, x)
     torch.testing.assert_close(f, (u - torch.tensor([0.1, -0.2])) / torch.tensor([0.5, 0.25]))
-    assert torch.equal(d.mode(f), x.long())
+    assert torch.equal(d.mode({}, f), x.long())
     g = torch.tensor(-5.0)
-    values = torch.stack([d.encode(torch.full((2,), v), torch.float64) for v in range(256)], -1)
+    values = torch.stack([d.encode({}, torch.full((2,), v), dtype=torch.float64) for v in range(256)], -1)
     want = -official_log_probs(f.double() + 0.05, g.double(), values).gather(-1, x.long()[..., None])[..., 0]
-    torch.testing.assert_close(-d.log_prob(x, f.double() + 0.05, g.double()), want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(-d.log_prob({}, x, f.double() + 0.05, g.double()), want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,14 @@ def test_standardised_values(seed):
         (lambda: decoders.discrete(2.5), TypeError, "vocab_size"),
         (lambda: decoders.discrete(8, scale=0.0), ValueError, "scale"),
         (lambda: decoders.discrete(8, scale=[1.0, -1.0]), ValueError, "scale"),
-        (lambda: decoders.discrete(8).encode(torch.zeros(3)), TypeError, "x: expected"),
-        (lambda: decoders.discrete(8).encode(torch.tensor([True])), TypeError, "x: expected"),
-        (lambda: decoders.discrete(8).log_prob(torch.tensor([8]), torch.zeros(1), torch.tensor(0.0)), ValueError, "from 8"),
-        (lambda: decoders.discrete(8).mode(torch.tensor([8])), TypeError, "z"),
+        (lambda: decoders.discrete(8).encode({}, torch.zeros(3)), TypeError, "x: expected"),
+        (lambda: decoders.discrete(8).encode({}, torch.tensor([True])), TypeError, "x: expected"),
+        (
+            lambda: decoders.discrete(8).log_prob({}, torch.tensor([8]), torch.zeros(1), torch.tensor(0.0)),
+            ValueError,
+            "from 8",
+        ),
+        (lambda: decoders.discrete(8).mode({}, torch.tensor([8])), TypeError, "z"),
     ],
 )
 def test_bad_input_is_named(call, error, word):

@@ -113,7 +113,7 @@ def test_real_data_are_standardised_by_channel(shape):
     np.testing.assert_allclose(data.scale, flat.std(1), rtol=1e-6)
     config = presets.from_json(json.loads(json.dumps(presets.as_json(Config(data=data)))))
     assert config.data == data
-    f = presets.decoder(config.data, shape, None).encode(torch.from_numpy(x), torch.float64)
+    f = presets.decoder(config.data, shape, None).encode({}, torch.from_numpy(x), dtype=torch.float64)
     assert f.mean().abs() < 1e-6
     assert abs(f.square().mean() - 1) < 1e-6
     assert presets.standardised(data, reals(x[:3])) == data  # given once, they stay

@@ -232,7 +232,7 @@ def test_batch_norms_train_in_the_librarys_loop_as_in_torch():
     module = networks.load_module(model.network, params["network"], modules.BatchNorm()).train()
     noise = model.draw(KEY, 5)
     gamma = model.gamma(params, noise.t)
-    module(purevdm.process.diffuse(model.decoder.encode(x, torch.float32), gamma[:, None], noise.eps), gamma)
+    module(purevdm.process.diffuse(model.decoder.encode({}, x, dtype=torch.float32), gamma[:, None], noise.eps), gamma)
     moved = model.update(params, x, KEY)
     torch.testing.assert_close(moved["network"]["buffers"], networks.module_params(model.network, module)["buffers"])
     assert moved["network"]["params"] == params["network"]["params"] or equal(

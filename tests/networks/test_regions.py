@@ -40,7 +40,7 @@ def test_for_a_batch_it_computes_what_it_does_for_each_example(options):
         cond = Condition(vector, torch.tensor([0, 2, 1, 1]), ctrl)
     if "self_condition" in options:
         estimate = {"x_hat": x_hat}
-    batch = partial(network.apply.func.over_batch, *network.apply.args)
+    batch = network.apply_by_regions
     for key in (None, keys):
 
         def one(z, gamma, cond, key, estimate):

@@ -197,7 +197,7 @@ def test_blocks_computed_again_give_the_same_gradients():
     def init(key, shape):
         return {str(i): n.init(k, shape) for i, (n, k) in enumerate(zip(pair, random.split(key), strict=True))}
 
-    model = purevdm.vdm(networks.Network(init, apply), schedules.learned_linear(), (1, 3, 4), 16)
+    model = purevdm.vdm(networks.Network.of(init, apply), schedules.learned_linear(), (1, 3, 4), 16)
     params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
     x = random.randint(random.key(1), (3, 1, 3, 4), 0, 16)
     got = training.gradients(model, compile=True, remat=True)(params, x, random.key(2))

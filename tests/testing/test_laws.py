@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import given, settings
+from parts import changed
 
 import purevdm
 from purevdm import decoders, networks, nn, ode, process, random, schedules, solvers, testing
@@ -34,8 +35,8 @@ def nothing(key):
 
 
 def test_schedules_of_the_events_shape_and_of_a_context():
-    testing.check_schedule(Schedule(nothing, per_dimension), event_shape=(3,))
-    schedule = Schedule(nothing, by_context, contextual=True)
+    testing.check_schedule(Schedule.of(nothing, per_dimension), event_shape=(3,))
+    schedule = Schedule.of(nothing, by_context, contextual=True)
     testing.check_schedule(schedule, event_shape=(3,), context=torch.tensor([1.0, 0.0, -2.0]))
 
 
@@ -123,7 +124,7 @@ def test_events_of_more_numbers_have_no_grid():
 
 
 def schedule_of(gamma, **options):
-    return lambda: testing.check_schedule(Schedule(nothing, gamma, **options))
+    return lambda: testing.check_schedule(Schedule.of(nothing, gamma, **options))
 
 
 def hidden(params, t):
@@ -191,14 +192,15 @@ def short(params, z, gamma, cond=None, key=None):
 
 
 def network_of(apply, init=dense_init, batched=False, **options):
-    return lambda: testing.check_network(Network(init, apply, batched=batched), (3,), **options)
+    return lambda: testing.check_network(Network.of(init, apply, batched=batched), (3,), **options)
 
 
 def shifted(decoder, part):
     """Its positions off by a part of a step."""
     step = 2.0 / decoder.vocab_size
-    encode = decoder.encode
-    return decoder._replace(encode=lambda x, dtype=torch.float32: encode(x, dtype) + part * step)
+    return changed(
+        decoder, encode=lambda p, x, cond=None, dtype=torch.float32: decoder.encode(p, x, cond, dtype) + part * step
+    )
 
 
 def decoder_of(decoder):
@@ -217,19 +219,15 @@ def euler(denoise, z_t, gamma_t, gamma_s, key, carry):
 def noiseless(denoise, z_t, gamma_t, gamma_s, key, carry):
     """The ancestral mean without its noise."""
     eps, x = denoise(z_t, gamma_t)
-    return Step(solvers.ancestral_step(z_t, eps, gamma_s, gamma_t, torch.zeros_like(z_t)), x)
-
-
-def carry_nothing(z_1, gamma_1):
-    return ()
+    return Step(solvers.ancestral_step(z_t, eps, gamma_t, gamma_s, torch.zeros_like(z_t)), x)
 
 
 def solver_of(step, order=None):
-    return lambda: testing.check_solver(Solver(carry_nothing, step), order)
+    return lambda: testing.check_solver(Solver.of(step), order)
 
 
 def dense_model(apply):
-    model = purevdm.vdm(Network(dense_init, apply, batched=True), schedules.fixed_linear(), (3,))
+    model = purevdm.vdm(Network.of(dense_init, apply, batched=True), schedules.fixed_linear(), (3,))
     x = random.randint(random.key(0), (8, 3), 0, 256)
     return lambda: testing.check_model(model, model.init(random.key(1)), x, passes=4)
 
@@ -270,32 +268,41 @@ FAULTS = {
     "an output of another shape": (network_of(short), "apply must give a number for each.*\n.*expected an output of shape"),
     "a decoder off by half a step": (decoder_of(shifted(DISCRETE, 0.5)), "must be the first and the last position"),
     "half a step, and its bounds too": (
-        decoder_of(shifted(DISCRETE, 0.5)._replace(bounds=None)),
+        decoder_of(changed(shifted(DISCRETE, 0.5), bounds=lambda like: None)),
         "within 0.4 steps of a value's position must decode to it\n.*value 0 decodes to 1",
     ),
     "probabilities that do not sum to one": (
-        decoder_of(DISCRETE._replace(log_probs=lambda z, g: DISCRETE.log_probs(z, g) - 0.01)),
+        decoder_of(changed(DISCRETE, log_probs=lambda p, z, g: DISCRETE.log_probs(p, z, g) - 0.01)),
         "must sum to one\n.*off by 0.01",
     ),
     "a density that does not integrate to one": (
-        decoder_of(REAL._replace(log_prob=lambda x, z, g: REAL.log_prob(x, z, g) + 1.1)),
+        decoder_of(changed(REAL, log_prob=lambda p, x, z, g: REAL.log_prob(p, x, z, g) + 1.1)),
         r"must integrate to one\n.*3\.00",
     ),
     "a reconstruction of another sign": (
-        decoder_of(DISCRETE._replace(reconstruction=lambda x, e, g: -DISCRETE.reconstruction(x, e, g))),
+        decoder_of(
+            changed(
+                DISCRETE,
+                reconstruction=lambda p, x, e, g: -DISCRETE.reconstruction(p, x, e, g),
+                log_prob=DISCRETE.log_prob,
+            )
+        ),
         "-reconstruction must agree with log_probs",
     ),
     "samples of another law": (
-        decoder_of(REAL._replace(sample=lambda k, z, g: REAL.sample(k, z, g + 0.5))),
+        decoder_of(changed(REAL, sample=lambda p, k, z, g: REAL.sample(p, k, z, g + 0.5))),
         "sample must draw from p",
     ),
     "samples that are the mode": (
-        decoder_of(DISCRETE._replace(sample=lambda k, z, g: DISCRETE.mode(z))),
+        decoder_of(changed(DISCRETE, sample=lambda p, k, z, g: DISCRETE.mode(p, z))),
         "sample must draw from p",
     ),
-    "a mode without its offset": (decoder_of(REAL._replace(mode=lambda z: 3.0 * z)), "mode must be the likeliest data"),
+    "a mode without its offset": (
+        decoder_of(changed(REAL, mode=lambda p, z: 3.0 * z, sample=REAL.sample)),
+        "mode must be the likeliest data",
+    ),
     "a check that accepts all": (
-        decoder_of(DISCRETE._replace(check=lambda x: torch.ones_like(x, dtype=torch.bool))),
+        decoder_of(changed(DISCRETE, check=lambda x: torch.ones_like(x, dtype=torch.bool))),
         "check must refuse values beyond the vocabulary",
     ),
     "a solver of a lower order": (solver_of(euler, 2), r"fall with order 2 in the step\n.*order [01]\."),
