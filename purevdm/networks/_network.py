@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm._compile import constant
 from purevdm._values import Value
 from purevdm.types import Key, Params, Shape
+
+_FORMS = ("apply", "apply_by_regions")
 
 
 class Network(Value):
@@ -70,6 +73,12 @@ class Network(Value):
         if not self._settable("dtype"):
             raise TypeError(f"network: expected one with a field dtype, got {_checks.describe(self)}")
         return self._replace(dtype=dtype)
+
+    @constant
+    def has_regions(self) -> bool:
+        """Whether ``apply_by_regions`` computes what ``apply`` does: not where a class exchanged one of them alone."""
+        owners = [next((kind for kind in type(self).__mro__ if name in vars(kind)), None) for name in _FORMS]
+        return owners[0] is owners[1]
 
     def _settable(self, name: str) -> bool:
         return any(field.name == name for field in dataclasses.fields(self))  # type: ignore[arg-type]

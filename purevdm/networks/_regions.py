@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def known(network: Network) -> bool:
     """Whether a network is applied to a batch by regions, and this compiler takes them."""
-    return hasattr(network, "apply_by_regions") and not OLD
+    return network.has_regions() and not OLD
 
 
 def for_batch(network: Network, *inputs: Any) -> Callable[..., Any] | None:

@@ -6,6 +6,7 @@ import perturb
 import pytest
 import torch
 from compare import close
+from parts import changed
 
 from purevdm import Noise, bfn, elbo, networks, process, random, schedules
 from purevdm import solvers as diffusion_solvers
@@ -29,7 +30,7 @@ KINDS = dict(
     eps=networks.mlp(8, fourier=(0,)),
     x=networks.mlp(8, fourier=(0,), predicts="x"),
     v=networks.mlp(8, fourier=(0,), predicts="v", classes=3),
-    residual=networks.mlp(8, fourier=())._replace(residual=True),
+    residual=changed(networks.mlp(8, fourier=()), residual=True),
     batched=networks.from_module(Net),
 )
 

@@ -57,7 +57,7 @@ def test_masses_lie_on_the_simplex_and_float32_is_float64(pairs, bins):
     assert (wide <= 0).all()
     torch.testing.assert_close(wide.exp().sum(-1), torch.ones(len(pairs), dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(log_p.double(), wide, rtol=1e-5, atol=1e-5)
-    centres = bfn.binned(bins).encode(torch.arange(bins), torch.float64)
+    centres = bfn.binned(bins).encode({}, torch.arange(bins), dtype=torch.float64)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         expectation = distributions.bin_expectation(mean.to(dtype), std.to(dtype), bins).double()
         torch.testing.assert_close(expectation, wide.exp() @ centres, rtol=0, atol=tolerance)

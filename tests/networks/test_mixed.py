@@ -4,6 +4,7 @@ import optree
 import perturb
 import pytest
 import torch
+from parts import changed
 
 import purevdm
 from purevdm import denoiser, networks, random, schedules
@@ -24,7 +25,7 @@ def test_bfloat16_inside_float32_outside(name):
         seen.append({leaf.dtype for leaf in optree.tree_leaves(params)} | {z.dtype, gamma.dtype})
         return whole.apply(params, z, gamma, **options)
 
-    network = networks.mixed(whole._replace(apply=spy))
+    network = networks.mixed(changed(whole, apply=spy))
     params = perturb.perturbed(network.init(random.key(0), (2, 6, 6)), 1, 0.05)
     assert {leaf.dtype for leaf in optree.tree_leaves(params)} == {torch.float32}
     z = random.normal(random.key(2), (2, 6, 6))

@@ -1,12 +1,12 @@
 """Networks by regions: what they compute is what the network of one example does, and a block is made once."""
 
 from collections import Counter
-from functools import partial
 
 import optree
 import pytest
 import torch
 from compare import close, decoded_alike
+from parts import changed
 from perturb import perturbed
 from torch.func import vmap
 from versions import since_2_13
@@ -157,6 +157,6 @@ def test_a_network_may_have_blocks_of_many_kinds():
 def test_a_network_of_ones_own_around_it_is_applied():
     """What wraps ``apply`` is never passed by."""
     network = networks.unet(4, (1,), 1, **OPTIONS)
-    assert _regions.known(network.apply) or torch.__version__ < "2.13"
-    assert not _regions.known(lambda *args, **kwargs: -network.apply(*args, **kwargs))
-    assert not _regions.known(partial(lambda network, *args, **kwargs: -network.apply(*args, **kwargs), network))
+    assert _regions.known(network) or torch.__version__ < "2.13"
+    assert not _regions.known(changed(network, apply=lambda *args, **kwargs: -network.apply(*args, **kwargs)))
+    assert not _regions.known(networks.Wrapped(network))
