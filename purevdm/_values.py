@@ -7,7 +7,7 @@ Each is a NamedTuple whose fields hold module-level functions, bare or bound to 
 import functools
 from typing import Any, TypeVar
 
-__all__ = ["by_content", "rebound"]
+__all__ = ["Same", "by_content", "rebound"]
 
 T = TypeVar("T")
 
@@ -52,6 +52,19 @@ def _shown(self: Any) -> str:
         if text not in parts:
             parts.append(text)
     return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class Same:
+    """A value as a cache's key: equal to itself alone, whatever it holds."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def rebound(function: Any, **changes: Any) -> Any:

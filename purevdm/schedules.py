@@ -284,8 +284,9 @@ def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
     _checks.key("key", key)
     k2, k3 = random.split(key).unbind(0)
     low, high, hidden, _ = settings
+    bias = torch.tensor([low], device=key.device)
     return {
-        "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low)) | {"bias": torch.tensor([low]).to(key.device)},
+        "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low)) | {"bias": bias},
         "l2": nn.dense_init(k2, 1, hidden, kernel_init=nn.normal(1e-2)),
         "l3": nn.dense_init(k3, hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
     }

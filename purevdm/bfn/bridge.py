@@ -88,7 +88,7 @@ def schedule(sigma_1: float, t_min: float = T_MIN) -> Schedule:
         if not 0.0 < _checks.real(name, value) < 1.0:
             raise ValueError(f"{name}: expected a number in (0, 1), got {value}")
     settings = Line(float(sigma_1), float(t_min))
-    low, high = (_gamma(settings, {}, torch.tensor(t, dtype=torch.float64)).item() for t in (0.0, 1.0))
+    low, high = (_gamma(settings, {}, torch.tensor(t, dtype=torch.float64, device="cpu")).item() for t in (0.0, 1.0))
     return Schedule(_no_params, partial(_gamma, settings), endpoints=(low, high))
 
 
