@@ -60,6 +60,10 @@ def describe(x: object) -> str:
     if type(x) is int and abs(x) > LARGEST:
         return f"an integer of {x.bit_length()} bits"
     try:
+        if isinstance(x, (dict, tuple, list)) and first("", x) is not None:
+            parts = x if isinstance(x, dict) else x._asdict() if hasattr(x, "_asdict") else dict(enumerate(x))
+            text = ", ".join(f"{name}: {describe(part)}" for name, part in parts.items())
+            return f"a {type(x).__name__} of {text if len(text) <= 240 else f'{text[:240]}...'}"
         text = repr(x)
     except Exception:  # nested too deeply, or somebody's own that fails
         return f"a {type(x).__name__}"
@@ -121,8 +125,8 @@ def alike(name: str, x: object, shape: Sequence[int], dtype: torch.dtype) -> Ten
 
 
 def together(name: str, x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on this device; a number, of shape (), may be anywhere."""
-    if x.ndim and x.device != device:
+    """A tensor on this device; a number, of shape (), may be on the CPU."""
+    if x.device != device and (x.ndim or x.device.type != "cpu"):
         raise ValueError(f"{name}: expected a tensor on {device}, as the rest, got {describe(x)} on {x.device}")
     return x
 
@@ -306,6 +310,7 @@ def within(name: str, x: Tensor, low: int, high: int) -> None:
     if readable(x) and x.numel() > 0:
         wanted = f"integers in [{low}, {high}]"
         wide = x.to(torch.int64)  # the bounds may not fit x's dtype
+        low = max(low, 0) if x.dtype == torch.uint64 else low  # what int64 does not hold turns negative
         verify([Fact((wide >= low) & (wide <= high), lambda: outside(wanted, name, x))])
 
 
@@ -332,10 +337,12 @@ def dotted(*path: Any) -> str:
 
 
 def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
-    """A tree of tensors with the leaves, shapes and dtypes of a structure; that its floats are finite comes back as a fact.
+    """A tree of tensors with the leaves, shapes and dtypes of a structure, on one device; that its floats are finite comes
+    back as a fact.
 
     Raises:
-        TypeError, ValueError: a leaf that is missing, surplus, misshapen or of another dtype; it is named by its path.
+        TypeError, ValueError: a leaf that is missing, surplus, misshapen, of another dtype or on another device; it is named
+            by its path.
     """
     # Positions in the tree are matched by name, as a compiler follows dicts and not optree's flattening.
     leaves: dict[tuple[Any, ...], Any] = {}
@@ -352,7 +359,7 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
         known = {path for path, _, _ in wanted}
         surplus = next(path for path in leaves if path not in known)
         raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}")
-    return finite(name, leaves)
+    return sound(name, leaves, next(iter(leaves.values())).device) if leaves else []
 
 
 def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:
@@ -398,15 +405,27 @@ def _walk(name: str, tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, .
             _walk(name, branch, (*path, key), leaves)
 
 
-def finite(name: str, leaves: dict[tuple[Any, ...], Tensor]) -> list[Fact]:
-    """That every floating-point leaf is finite, in eager; it is named by its path."""
+def sound(
+    name: str, leaves: dict[tuple[Any, ...], Tensor], device: torch.device, dtype: torch.dtype | None = None
+) -> list[Fact]:
+    """That every leaf is on the device; that the floats are finite, in this dtype, too, comes back as a fact."""
+    for path, leaf in leaves.items():
+        if leaf.device != device:
+            together(dotted(name, *path), leaf, device)
+    return finite(name, leaves, dtype)
+
+
+def finite(name: str, leaves: dict[tuple[Any, ...], Tensor], dtype: torch.dtype | None = None) -> list[Fact]:
+    """That every floating-point leaf is finite, in eager, and stays so in a dtype that it is cast to; it is named by its
+    path."""
 
     def fact(path: tuple[Any, ...], leaf: Tensor) -> Fact:
         def error() -> Exception:
-            found = "NaN" if plain(leaf).isnan().any() else "an infinity"
+            infinite = "an infinity" if plain(leaf).isinf().any() else f"one that {dtype} does not hold"
+            found = "NaN" if plain(leaf).isnan().any() else infinite
             return ValueError(f"{dotted(name, *path)}: expected finite numbers, got {found} in {describe(leaf)}")
 
-        return Fact(plain(leaf).isfinite().all(), error)
+        return Fact(plain(leaf).to(dtype).isfinite().all(), error)
 
     floats = {path: leaf for path, leaf in leaves.items() if leaf.is_floating_point()}
     for path, leaf in floats.items():

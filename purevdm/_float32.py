@@ -24,7 +24,7 @@ def multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _rounded_constants(*values: float) -> tuple[float, ...]:
-    return tuple(torch.tensor(values, dtype=torch.float32).tolist())
+    return tuple(torch.tensor(values, dtype=torch.float32, device="cpu").tolist())
 
 
 def rounded(x: Tensor) -> Tensor:

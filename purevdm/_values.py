@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar
 
-__all__ = ["Value"]
+__all__ = ["Same", "Value"]
 
 V = TypeVar("V", bound="Value")
 
@@ -17,3 +17,16 @@ class Value:
 
     def _replace(self: V, **changes: Any) -> V:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+class Same:
+    """A value as a cache's key: equal to itself alone, whatever it holds."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, denoiser, process, random, schedules
-from purevdm._compile import untraced
+from purevdm._compile import OLD, untraced
 from purevdm.decoders import Decoder
 from purevdm.networks import Network
 from purevdm.schedules import Levels, Schedule
@@ -24,8 +24,6 @@ __all__ = [
     "Noise",
     "Seeds",
     "bound",
-    "checked_data",
-    "checked_seeds",
     "diffusion_loss",
     "discretise",
     "draw_noise",
@@ -106,7 +104,7 @@ class Model(Protocol):
     def dtype(self) -> torch.dtype: ...
 
 
-# What every loss is given, checked
+# The door
 
 
 def device_of(params: Params) -> torch.device | None:
@@ -115,50 +113,144 @@ def device_of(params: Params) -> torch.device | None:
     return None if leaf is None else leaf.device
 
 
-def beside(params: Params, name: str, x: Tensor) -> Tensor:
-    """A tensor that is on the parameters' device, if there are any."""
-    device = device_of(params)
-    return x if device is None else _checks.together(name, x, device)
-
-
-def keyed(params: Params, key: Any) -> None:
-    """A key, or seeds, on the parameters' device."""
-    key = key.key if isinstance(key, Seeds) else key
-    if isinstance(key, Tensor):
-        beside(params, "key", key)
-
-
 def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.Structure:
     """The leaves that an ``init`` gives a model of this dtype, without computing them where it runs on the meta device."""
     with untraced():
         try:
             params = init(random.key(0, device="meta"))
         except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
-            params = init(random.key(0))
+            params = init(random.key(0, device="cpu"))
     leaves = _checks.structure(params)
     return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
 
 
-def checked_data(decoder: Decoder, event_shape: tuple[int, ...], x: Tensor) -> list[_checks.Fact]:
-    """That x is a batch of at least one example of this shape; that it is in the decoder's support comes back as a fact."""
+def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
+    """Refuses a decoder that gives an event another shape, or whose numbers the dtype does not hold."""
+    z = torch.zeros(event_shape, dtype=dtype, device="cpu")
+    try:
+        x = decoder.mode({}, z)
+        held = [decoder.encode({}, x, dtype=dtype), *(decoder.bounds(z) or ())]
+    except RuntimeError:  # torch's, of shapes that do not broadcast, or of numbers that overflow
+        x = None
+    if x is None or x.shape != z.shape:
+        got = "which these do not" if x is None else f"which these turn into events {tuple(x.shape)}"
+        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
+    if not (x.to(dtype).isfinite().all() and all(part.square().sum().isfinite() for part in held)):
+        raise ValueError(f"decoder: expected a loc and scale that {dtype} holds, got {decoder!r}")
+
+
+def checked(
+    model: Any, params: Params, x: Any = None, key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
+) -> int:
+    """The door of a model's functions: holds its settings, its parameters and what else they are given against one another,
+    and reads what values must be in one transfer from the device.
+
+    Args:
+        model: a VDM or a BFN.
+        params: parameters of the model's structure.
+        x: data, (B, *event_shape).
+        key: a key, or the seeds or the noise of these examples.
+        cond: a condition for each example.
+        n: the number of examples, where there are no data that say it; 0 for any number.
+        given: further tensors by name, whose shapes and dtypes the caller checks; they must be finite.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        TypeError, ValueError: whatever is not so, by its name, and tensors on other devices than the parameters'.
+    """
+    names = [name for name in ("network", "schedule") if hasattr(model, name)]
+    tracing = OLD and torch.compiler.is_compiling()  # it would trace init
+    structure = () if tracing else model._structure()
+    facts = [] if x is None else _data(model, x)
+    n = n if x is None else x.shape[0]
+    if not isinstance(params, dict) or any(name not in params for name in names):
+        found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
+        keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
+        raise ValueError(f"params: expected a dict with {keys}, as init makes it, got {found}")
+    if not tracing:
+        facts += _checks.matches("params", params, structure)
+    if n:
+        denoiser.batch_axes(cond, n)
+    explicit = isinstance(key, tuple) and hasattr(key, "t")  # seeds or noise
+    if explicit:
+        facts += drawn(model, key, n)
+    trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
+    device = device_of(params) or device_of({"x": x, **trees})
+    if device is not None:
+        if x is not None:
+            _checks.together("x", x, device)
+        for name, tree in trees.items():
+            facts += _checks.sound(name, _checks.leaves(tree, name), device, model.network.dtype or model.dtype)
+    if hasattr(model, "schedule") and not torch.compiler.is_compiling():
+        like = torch.empty((), dtype=model.dtype, device=device or torch.device("cpu"))
+        facts += schedules.increasing(model.schedule, params["schedule"], like, cond)
+    _checks.verify(facts)
+    return n
+
+
+def _data(model: Any, x: Any) -> list[_checks.Fact]:
+    """That x is a batch of at least one example; that it is in the decoder's support, and that the model's dtype holds real
+    numbers and the sum of their squares once encoded, comes back as facts."""
+    decoder, shape = model.decoder, model.event_shape
     holds = decoder.check(x)
-    if x.ndim == 0 or tuple(x.shape[1:]) != event_shape:
-        shape = ", ".join(map(str, event_shape))
-        raise ValueError(f"x: expected shape (B, {shape}), got {_checks.describe(x)}")
-    if x.shape[0] == 0:
-        raise ValueError(f"x: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
+    if x.ndim == 0 or tuple(x.shape[1:]) != shape:
+        last = x.ndim > 2 and (x.shape[-1], *x.shape[1:-1]) == shape
+        hint = "; channels come first: x.movedim(-1, 1)" if last else ""
+        wanted = ", ".join(map(str, ("B", *shape))) if shape else "B,"
+        raise ValueError(f"x: expected shape ({wanted}), got {_checks.describe(x)}{hint}")
+    nonempty("x", x)
     if not _checks.readable(x):
         return []
-    return [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
+    facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
+    if decoder.vocab_size is None:
+        squares = decoder.encode({}, x, dtype=model.dtype).square().sum(tuple(range(1, x.ndim)))
+        wanted = f"numbers whose latents {model.dtype} holds"
+        facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", x)))
+    return facts
 
 
-def checked_seeds(seeds: Seeds, n: int, dtype: torch.dtype) -> Seeds:
-    """The seeds of n examples, with times of this dtype."""
-    _checks.shaped("key.t", seeds.t, (n,))
-    _checks.shaped("key.key", seeds.key, (n, 2))
-    if seeds.t.dtype != dtype:
-        raise TypeError(f"key.t: expected times of {dtype}, got {_checks.describe(seeds.t)}")
-    return seeds
+def nonempty(name: str, x: Tensor) -> Tensor:
+    """A batch of at least one example."""
+    if x.shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
+    return x
+
+
+def latents(name: str, z: Any, model: Any) -> Tensor:
+    """Latents of at least one example, (B, *event_shape), of the model's dtype."""
+    z = _checks.tensor(name, z)
+    return nonempty(name, _checks.alike(name, z, (*z.shape[:1], *model.event_shape), model.dtype))
+
+
+def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
+    """That seeds or noise are those of n examples of a model; that their times are the model's comes back as a fact."""
+    name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
+    latent = model.flow.latent_shape(model.event_shape) if hasattr(model, "flow") else model.event_shape
+    for field, value in noise._asdict().items():
+        if value is not None or isinstance(noise, Seeds) or field not in ("key", "sender"):
+            count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()
+            shape = {"t": (n,), "key": (n, 2)}.get(field, (n, *count, *latent))
+            _checks.alike(f"{name}.{field}", value, shape, torch.int32 if field == "key" else model.dtype)
+    if not _checks.readable(t):
+        return []
+    if steps == 0:
+        wanted, holds = "times in [0, 1), as time is continuous", (t >= 0.0) & (t < 1.0)
+    else:
+        i = (t * steps).round()
+        wanted = f"times of {steps} steps, each one of 1/{steps}, ..., 1"
+        near = (i / steps - t).abs() <= torch.finfo(torch.float32).eps * t  # times that were float32's once
+        holds = (i >= 1) & (i <= steps) & near
+    return [_checks.Fact(holds, lambda: _checks.outside(wanted, f"{name}.t", t))]
+
+
+def seeds(model: Any, key: Any, n: int) -> Seeds:
+    """The seeds of n examples: those that a key makes, or those given, checked."""
+    if not isinstance(key, Seeds):
+        return model.seeds(key, n)  # type: ignore[no-any-return]
+    _checks.verify(drawn(model, key, _checks.integer("n", n, 1)))
+    return key
 
 
 # The mathematics, for one example
@@ -215,7 +307,12 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
 
     Returns:
         Each term (B,), nats.
+
+    Raises:
+        TypeError, ValueError: bad arguments, as for :meth:`purevdm.VDM.elbo`; noise of another shape, dtype or device than
+            the model's, or that is not finite; times out of range, or that are none of the model's steps.
     """
+    checked(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond)
     levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
     return bound_at(model, params["network"], x, noise, levels, cond)
 

@@ -68,12 +68,12 @@ def divergence(
 
     def product(v: Tensor) -> tuple[Tensor, Tensor]:
         value, jv = torch.func.jvp(field, (z,), (v,))  # type: ignore[misc]
-        return value, (v * jv).flatten(1).sum(1)
+        return value, (v * jv).reshape(len(z), -1).sum(1)
 
     if probes is not None and n == 1:
         # One product from the left gives the same number, at the cost of a backward pass, which torch does faster.
         value, pull = torch.func.vjp(field, z)  # type: ignore[misc]
-        return value, (probes[0] * pull(probes[0])[0]).flatten(1).sum(1)
+        return value, (probes[0] * pull(probes[0])[0]).reshape(len(z), -1).sum(1)
 
     def some(start: Tensor) -> Tensor:
         index = start + torch.arange(chunk, device=z.device)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, walks
+from purevdm import _checks, elbo, process, walks
 from purevdm.sampling import Sample
 from purevdm.solvers import Solver, dpmpp_2m
 from purevdm.types import Params
@@ -75,13 +75,11 @@ def invert(
     if x is not None:
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
-        model._check(params, x, cond)
+        elbo.checked(model, params, x, cond=cond)
         at = model.decoder.encode({}, x, cond, model.dtype)
     else:
-        at = _checks.alike("z", z, (*_checks.tensor("z", z).shape[:1], *model.event_shape), model.dtype)
-        if len(at) == 0:
-            raise ValueError(f"z: expected at least one example, got an empty batch of shape {tuple(at.shape)}")
-        _checks.verify(model._facts(params, cond) + _checks.finite("z", {(): at}))
+        at = elbo.latents("z", z, model)
+        elbo.checked(model, params, cond=cond, n=len(at), z=at)
     begin, end = walks.times("start", start, "until", until, at)
     how = Walk(
         steps,

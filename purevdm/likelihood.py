@@ -103,8 +103,8 @@ def decode(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integra
 def _along(model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool) -> Tensor:
     name = "z_1" if backward else "z_0"
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    _latents(name, z, model, params)
-    _checks.verify(model._facts(params, cond) + _checks.finite(name, {(): z}))
+    n = len(elbo.latents(name, z, model))
+    elbo.checked(model, params, cond=cond, n=n, **{name: z})
     return flow.integrate(model, params, z, _integrator(integrator), cond, backward=backward)[0]
 
 
@@ -162,14 +162,14 @@ def log_prob(
         TypeError, ValueError: bad input, as for ``model.elbo``; a dequantisation that does not fit the data; samples,
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
-    n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    n = elbo.checked(model, params, x, _checks.key("key", key), cond)
     samples = _checks.integer("samples", samples, 1)
     if dequantisation is None:
         dequantisation = "none" if model.decoder.log_probs is None else "variational"
     _fitting(model, dequantisation)
     if dequantisation == "none" and samples != 1:
         raise ValueError(f"samples: expected 1 without dequantisation, as all would be the same, got {samples}")
-    denoiser.batch_axes(cond, n)
     x, cond = _repeated(x, samples), _repeated(cond, samples)
     keys = _sample_keys(key, n, samples)
     k_noise, k_probe = torch.func.vmap(random.split)(keys).unbind(1)
@@ -201,17 +201,17 @@ def log_weight(
         dequantisation: as in the table.
         probes: (n, B, *event_shape), of the model's dtype, or None for the exact divergence.
     """
-    n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *model.event_shape), model.dtype)
+    elbo.checked(model, params, x, cond=cond, eps=eps)
     _refuse_recording(params, (x, eps), cond)
     _fitting(model, dequantisation)
-    _checks.verify(_checks.finite("eps", {(): _checks.alike("eps", eps, (n, *model.event_shape), model.dtype)}))
-    elbo.beside(params, "eps", eps)
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
     f = model.decoder.encode({}, x, cond, eps.dtype)
 
     def total(each: Tensor) -> Tensor:
-        return each.expand_as(f).flatten(1).sum(1)
+        return each.expand_as(f).reshape(len(f), -1).sum(1)
 
     if dequantisation == "none":
         # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
@@ -249,13 +249,13 @@ def log_prob_latent(
         model, params, cond, integrator, probes, chunk: as in :func:`log_weight`.
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    _latents("z_0", z_0, model, params)
+    n = len(elbo.latents("z_0", z_0, model))
     _refuse_recording(params, z_0, cond)
-    _checks.verify(model._facts(params, cond) + _checks.finite("z_0", {(): z_0}))
     if probes is not None:
         _checks.alike("probes", probes, (*_checks.tensor("probes", probes).shape[:1], *z_0.shape), model.dtype)
         if len(probes) == 0:
             raise ValueError(f"probes: expected at least one, got {_checks.describe(probes)}")
+    elbo.checked(model, params, cond=cond, n=n, z_0=z_0, probes=probes)
     divergence_of = partial(flow.divergence, probes=probes, chunk=chunk)
     integrator = _integrator(integrator)
     z_1, change, evaluations = flow.integrate(model, params, z_0, integrator, cond, divergence_of=divergence_of)
@@ -272,12 +272,6 @@ def _refuse_recording(*trees: Any) -> None:
         raise RuntimeError(f"params, x, cond: {wanted}; call it under torch.no_grad(), or in eager")
 
 
-def _latents(name: str, z: Tensor, model: VDM, params: Params) -> None:
-    """Refuses what are not latents of a model, (B, *event_shape) of its dtype, beside its parameters."""
-    _checks.alike(name, z, (*_checks.tensor(name, z).shape[:1], *model.event_shape), model.dtype)
-    elbo.beside(params, name, z)
-
-
 def _fitting(model: VDM, dequantisation: str) -> None:
     """Refuses a dequantisation that does not fit the data."""
     kind, allowed = ("real-valued", REAL) if model.decoder.log_probs is None else ("discrete", DISCRETE)
@@ -285,7 +279,7 @@ def _fitting(model: VDM, dequantisation: str) -> None:
 
 
 def _standard_normal(z: Tensor) -> Tensor:
-    return -0.5 * (z.square() + math.log(2.0 * math.pi)).flatten(1).sum(1)
+    return -0.5 * (z.square() + math.log(2.0 * math.pi)).reshape(len(z), -1).sum(1)
 
 
 def _spacing(model: VDM, f: Tensor) -> Tensor:
@@ -352,10 +346,10 @@ def importance_bound(
     Raises:
         TypeError, ValueError: bad input, as ``model.elbo`` says it; no number of steps; samples below 1.
     """
-    n = _checks.instance("model", model, VDM, "a model of purevdm.vdm")._check(params, x, cond)
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    n = elbo.checked(model, params, x, _checks.key("key", key), cond)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
-    denoiser.batch_axes(cond, n)
     if isinstance(timesteps, Tensor):
         _checks.count("timesteps", timesteps)
     elif _checks.integer("timesteps", timesteps, 0) == 0:
@@ -384,15 +378,15 @@ def importance_bound(
         rise = gamma_t - gamma_s
         delta = torch.sqrt(torch.expm1(rise)) * (eps_hat - eps)
         e = noise(torch.func.vmap(lambda k: random.fold_in(k, i))(k_steps))
-        log_w = log_w - (delta * e + 0.5 * delta.square()).flatten(1).sum(1)
+        log_w = log_w - (delta * e + 0.5 * delta.square()).reshape(len(f), -1).sum(1)
         # The noise in z_s, as z_s = alpha_s f + sigma_s eps.
         return torch.exp(-0.5 * rise) * eps + torch.sqrt(-torch.expm1(-rise)) * e, log_w
 
     eps = noise(k_start)
     z_1 = process.diffuse(f, gamma_1, eps)
-    log_q = (-0.5 * (eps.square() + math.log(2.0 * math.pi)) - torch.log(process.sigma(gamma_1))).flatten(1).sum(1)
+    log_q = (-0.5 * (eps.square() + math.log(2.0 * math.pi)) - torch.log(process.sigma(gamma_1))).reshape(len(f), -1).sum(1)
     eps, log_w = sampling.loop(step, (eps, _standard_normal(z_1) - log_q), timesteps)
     gamma_0 = gamma(0.0 * one)
-    log_w = log_w - model.decoder.reconstruction({}, x, eps, gamma_0).flatten(1).sum(1)
+    log_w = log_w - model.decoder.reconstruction({}, x, eps, gamma_0).reshape(len(f), -1).sum(1)
     evaluations = (total.to(torch.int64) * samples).expand(n).clone()
     return combine(log_w.reshape(samples, n), evaluations)

@@ -100,7 +100,7 @@ def _fixed(
     tableau: _tableaus.Tableau, steps: int | Tensor, field: Field, state: State, start: Tensor, stop: Tensor
 ) -> Solution:
     stages, n, width = in_tensors(tableau, start), len(tableau.nodes), len(state)
-    wanted = torch.as_tensor(steps, dtype=torch.int64)
+    wanted = torch.as_tensor(steps, dtype=torch.int64, device=None if isinstance(steps, Tensor) else "cpu")
     count = wanted.to(start.device)
     h = (stop - start) / count
 
@@ -118,7 +118,7 @@ def _fixed(
         return host + 1, here + 1, broken, *new, *slopes
 
     slopes = tuple(y.new_zeros((n, *y.shape)) for y in state)
-    zero = torch.zeros((), dtype=torch.int64)
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
     begin = (zero, torch.zeros(1, dtype=torch.int64, device=start.device), torch.full_like(start, -1, dtype=torch.int64))
     _, _, broken, *rest = loop(unfinished, evaluate, (*begin, *state, *slopes))
 

@@ -213,13 +213,14 @@ def uniform(
         minval, maxval: numbers, or tensors that broadcast to the shape.
 
     Raises:
-        TypeError, ValueError: a key, shape or dtype of the wrong form, numbers with minval >= maxval, or bounds whose
-            distance is not finite in the dtype.
+        TypeError, ValueError: a key, shape or dtype of the wrong form, minval >= maxval, or bounds whose distance is not
+            finite in the dtype; bounds in tensors are read in eager alone.
     """
     _checks.key("key", key)
     shape = _checks.shape("shape", shape)
     unit = _unit(key, shape, dtype)
-    if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
+    given = isinstance(minval, Tensor) or isinstance(maxval, Tensor)
+    if not given:
         _checks.increasing("minval", minval, "maxval", maxval)
         if (minval, maxval) == (0.0, 1.0):
             return unit
@@ -227,8 +228,16 @@ def uniform(
     if _checks.readable(low, high):
         held = (high - low).isfinite()
         error = ValueError(f"minval, maxval: expected finite bounds whose distance {dtype} holds, got another")
-        _checks.verify([_checks.Fact(held, lambda: error)])
+        _checks.verify([_checks.Fact(held, lambda: error), *(_rising("minval", low, "maxval", high) if given else [])])
     return torch.maximum(low, _float32.multiply_add(unit, high - low, low)).expand(shape)
+
+
+def _rising(low_name: str, low: Tensor, high_name: str, high: Tensor) -> list[_checks.Fact]:
+    """That bounds in tensors are in order, as a fact."""
+    if not _checks.readable(low, high):
+        return []
+    error = ValueError(f"{low_name}, {high_name}: expected {low_name} < {high_name} everywhere, got others")
+    return [_checks.Fact(low < high, lambda: error)]
 
 
 def _bound(name: str, x: float | Tensor, shape: Sequence[int] | None, dtype: torch.dtype, key: Key) -> Tensor:
@@ -241,7 +250,7 @@ def _bound(name: str, x: float | Tensor, shape: Sequence[int] | None, dtype: tor
 
 
 def _round_to(value: float, dtype: torch.dtype) -> float:
-    return torch.tensor(value, dtype=dtype).item()
+    return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
 # The number next to -1 towards 0: the mantissa below 1 is half a step of the one above, hence m + 1.
@@ -284,13 +293,15 @@ def truncated_normal(
         dtype: float32, float64, float16 or bfloat16.
 
     Raises:
-        TypeError, ValueError: a key, shape or dtype of the wrong form, or numbers with lower >= upper.
+        TypeError, ValueError: a key, shape or dtype of the wrong form, or lower >= upper, which in tensors is read in eager
+            alone.
     """
     _checks.key("key", key)
     _float_dtype(dtype)
     out_shape = None if shape is None else _checks.shape("shape", shape)
     low, high = (_end(name, x, out_shape, dtype, key) for name, x in (("lower", lower), ("upper", upper)))
-    if not isinstance(lower, Tensor) and not isinstance(upper, Tensor) and not lower < upper:
+    given = isinstance(lower, Tensor) or isinstance(upper, Tensor)
+    if not given and not lower < upper:
         raise ValueError(f"lower, upper: expected lower < upper, got {lower} and {upper}")
     if out_shape is None:
         try:
@@ -298,6 +309,7 @@ def truncated_normal(
         except RuntimeError:
             found = f"{tuple(low.shape)} and {tuple(high.shape)}"
             raise ValueError(f"lower, upper: expected shapes that broadcast, got {found}") from None
+    _checks.verify(_rising("lower", low, "upper", high) if given else [])
     root = fixed(_SQRT2[dtype])
     if dtype == torch.float64:
         bounds = [torch.erf(bound / root) for bound in (low, high)]
@@ -338,7 +350,7 @@ def randint(
         key: a key.
         shape: the result's shape.
         minval, maxval: integers that fit the dtype (maxval may be one past its largest), or integer tensors that
-            broadcast to the shape (where maxval <= minval, minval is drawn, as in JAX).
+            broadcast to the shape (where maxval <= minval in a compiled graph, which reads no values, minval is drawn).
         dtype: int32, int64, int16, int8 or uint8.
 
     Raises:
@@ -369,7 +381,8 @@ def randint(
         high = torch.as_tensor(maxval, dtype=torch.int64, device=key.device)
         if _checks.readable(low, high):
             error = ValueError("minval, maxval: expected a span below 2**63, got a wider one")
-            _checks.verify([_checks.Fact((high <= low) | (high - low > 0), lambda: error)])
+            wide = _checks.Fact((high <= low) | (high - low > 0), lambda: error)
+            _checks.verify([*_rising("minval", low, "maxval", high), wide])
         span = (high - low).clamp(min=1)
 
     # Two words a draw, (high * 2**width + low) mod span, so that a span that is no power of two is hardly favoured
@@ -395,7 +408,8 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] | None = N
     """
     _checks.key("key", key)
     if isinstance(p, Tensor):
-        _checks.together("p", _checks.floating("p", p), key.device)
+        if _checks.floating("p", p).ndim:
+            _checks.together("p", p, key.device)
     elif not 0.0 <= _checks.real("p", p) <= 1.0:
         raise ValueError(f"p: expected a probability in [0, 1], got {p}")
     dtype = p.dtype if isinstance(p, Tensor) else torch.float32

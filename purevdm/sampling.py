@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, elbo, process, random
+from purevdm import _checks, process, random
 from purevdm.elbo import Model
 from purevdm.types import Key, Params
 from purevdm.walks import Walk, checked, loop, times, walk
@@ -41,14 +41,13 @@ def sample(
     until: float | Tensor | None = None,
     decode: str = "argmax",
 ) -> Any:
-    """See :meth:`purevdm.VDM.sample`, which checks the parameters first.
+    """See :meth:`purevdm.VDM.sample`, which checks the parameters and the key first.
 
     The sampling key is split in four: the first draws z_1, step i draws from ``fold_in`` of the second and i, the third
     decodes, and the hook after step i gets ``fold_in`` of the fourth and i.
     """
     checked(how)
-    k_z, k_steps, k_decode, k_project = random.split(_checks.key("key", key), 4).unbind(0)
-    elbo.keyed(params, key)
+    k_z, k_steps, k_decode, k_project = random.split(key, 4).unbind(0)
     shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.event_shape)
     _checks.choice("decode", decode, ("argmax", "sample"))
     if how.differentiable and until is None and not how.trajectory and model.decoder.vocab_size is not None:

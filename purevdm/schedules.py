@@ -296,7 +296,7 @@ class MonotoneMLP(Linear):
         k2, k3 = random.split(key).unbind(0)
         first = nn.dense_init(key, 1, 1, kernel_init=nn.constant(self.gamma_max - self.gamma_min))
         return {
-            "l1": first | {"bias": torch.tensor([self.gamma_min]).to(key.device)},
+            "l1": first | {"bias": torch.tensor([self.gamma_min], device=key.device)},
             "l2": nn.dense_init(k2, 1, self.hidden, kernel_init=nn.normal(1e-2)),
             "l3": nn.dense_init(k3, self.hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
         }

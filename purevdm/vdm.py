@@ -9,8 +9,8 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, elbo, process, random, sampling, schedules, variance
-from purevdm._compile import OLD, constant
+from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
+from purevdm._compile import constant
 from purevdm.decoders import Decoder, discrete
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
@@ -64,6 +64,7 @@ class VDM(NamedTuple):
 
     def init(self, key: Key) -> Params:
         """Fresh parameters: ``{"network": ..., "schedule": ...}``."""
+        self._structure()
         k_network, k_schedule = random.split(_checks.key("key", key)).unbind(0)
         params = {"network": self.network.init(k_network, self.event_shape), "schedule": self.schedule.init(k_schedule)}
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
@@ -74,7 +75,7 @@ class VDM(NamedTuple):
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        return elbo.draw_noise(self._seeds(key, n), self.event_shape, _checks.boolean("train", train))
+        return elbo.draw_noise(elbo.seeds(self, key, n), self.event_shape, _checks.boolean("train", train))
 
     # The bound
 
@@ -118,9 +119,7 @@ class VDM(NamedTuple):
         """
         if self.timesteps:
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
-        n = self._check(params, x, cond)
-        elbo.keyed(params, key)
-        noise = self.draw(key, n, train=train)
+        noise = self._noise(params, x, key, cond, train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
         loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t)
         return grads, (loss, stats) if has_aux else loss
@@ -137,11 +136,9 @@ class VDM(NamedTuple):
         ``update=model.update``. Averaged parameters have statistics of their own: before evaluation, set them by some
         batches, ``params = model.update(params, x, key)`` for each.
         """
-        n = self._check(params, x, cond)
-        seeds = self._seeds(key, n)
+        noise = self._noise(params, x, key, cond, True)
         if self.network.update is None:
             return params
-        noise = self.draw(seeds, n)
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
         z_t = process.diffuse(self.decoder.encode({}, x, cond, self.dtype), process.align(gamma_t, x), noise.eps)
         return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
@@ -160,7 +157,6 @@ class VDM(NamedTuple):
         _checks.leaves(cond)  # none too deep
 
         cond = None if cond is None else optree.tree_map(batch, cond, none_is_leaf=True)
-        self._check(params, x[None], cond)
         terms = elbo.bound(self, params, x[None], Noise(*map(batch, noise)), cond)  # type: ignore[arg-type]
         return ELBO(*(term[0] for term in terms))
 
@@ -168,10 +164,9 @@ class VDM(NamedTuple):
 
     def gamma(self, params: Params, t: Tensor, cond: Any = None) -> Tensor:
         """The schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
-        facts = self._facts(params, cond)
         if _checks.floating("t", t).numel() == 0:
             raise ValueError(f"t: expected at least one time, got {_checks.describe(t)}")
-        _checks.verify(facts + _checks.finite("t", {(): elbo.beside(params, "t", t)}))
+        elbo.checked(self, params, cond=cond, t=t)
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
@@ -179,16 +174,12 @@ class VDM(NamedTuple):
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
-        facts = self._facts(params, cond)
-        _checks.shaped("z", _checks.floating("z", z), (*z.shape[:1], *self.event_shape))
+        n = len(elbo.latents("z", z, self))
         if _checks.floating("gamma", gamma).shape != z.shape:
-            _checks.shaped("gamma", gamma, z.shape[:1])
-        given = {"z": z, "gamma": gamma} | (
-            {} if x_hat is None else {"x_hat": _checks.alike("x_hat", x_hat, z.shape, z.dtype)}
-        )
-        for name, tensor in given.items():
-            facts += _checks.finite(name, {(): elbo.beside(params, name, tensor)})
-        _checks.verify(facts)
+            _checks.shaped("gamma", gamma, (n,))
+        if x_hat is not None:
+            _checks.alike("x_hat", x_hat, z.shape, z.dtype)
+        elbo.checked(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat)
         if x_hat is None:
             return denoiser.in_bound(self.network, self.decoder, params["network"], z, gamma, cond)
         return denoiser.eps_hat(self.network, params["network"], z, gamma, cond, None, x_hat)
@@ -257,7 +248,7 @@ class VDM(NamedTuple):
         >>> torch.func.grad(energy)(random.normal(random.key(3), (3, 2))).shape
         torch.Size([3, 2])
         """
-        _checks.verify(self._facts(params, cond))
+        elbo.checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = ancestral() if solver is None else solver
         how = Walk(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable)
         return sampling.sample(self, params, key, n, how, z=z, start=start, until=until, decode=decode)
@@ -271,38 +262,23 @@ class VDM(NamedTuple):
 
     @constant
     def _structure(self) -> _checks.Structure:
-        return _structure(self.network, self.schedule, self.event_shape, self.dtype)
+        """The leaves of the parameters, of settings that are held against one another, those of ``_replace``, too."""
+        shape = _checks.shape("event_shape", _checks.instance("event_shape", self.event_shape, tuple, "a tuple of integers"))
+        _checks.dtype("dtype", self.dtype, (torch.float32, torch.float64))
+        _checks.timesteps(self.timesteps, self.dtype)
+        _checks.boolean("antithetic", self.antithetic)
+        return _structure(*map(_values.Same, (self.network, self.schedule, self.decoder)), shape, self.dtype)
 
-    def _facts(self, params: Params, cond: Any) -> list[_checks.Fact]:
-        if not isinstance(params, dict) or "network" not in params or "schedule" not in params:
-            found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
-            raise ValueError(
-                f"params: expected a dict with the keys 'network' and 'schedule', as init makes it, got {found}"
-            )
-        if OLD and torch.compiler.is_compiling():  # it would trace init
-            return []
-        facts = _checks.matches("params", params, self._structure()) + _checks.finite("cond", _checks.leaves(cond))
-        if not torch.compiler.is_compiling():
-            like = torch.empty((), dtype=self.dtype, device=elbo.device_of(params) or torch.device("cpu"))
-            facts += schedules.increasing(self.schedule, params["schedule"], like, cond)
-        return facts
-
-    def _check(self, params: Params, x: Tensor, cond: Any) -> int:
-        """Checks what every loss is given. Returns the size of the batch."""
-        facts = elbo.checked_data(self.decoder, self.event_shape, x)
-        _checks.verify(self._facts(params, cond) + facts)
-        elbo.beside(params, "x", x)
-        return x.shape[0]
-
-    def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
-        return elbo.checked_seeds(key, n, self.dtype) if isinstance(key, Seeds) else self.seeds(key, n)
+    def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
+        """The noise of a batch, behind the door."""
+        n = elbo.checked(self, params, x, key, cond)
+        seeds = key if isinstance(key, Seeds) else self.seeds(key, n)
+        return elbo.draw_noise(seeds, self.event_shape, _checks.boolean("train", train))
 
     def _bound(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool
     ) -> tuple[ELBO, schedules.Levels, Tensor]:
-        n = self._check(params, x, cond)
-        elbo.keyed(params, key)
-        noise = self.draw(key, n, train=train)
+        noise = self._noise(params, x, key, cond, train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t
 
@@ -318,11 +294,24 @@ class VDM(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _structure(network: Network, schedule: Schedule, event_shape: Shape, dtype: torch.dtype) -> _checks.Structure:
-    """The leaves of a model's parameters, without computing them where their ``init`` runs on the meta device."""
+def _structure(
+    network: _values.Same, schedule: _values.Same, decoder: _values.Same, event_shape: Shape, dtype: torch.dtype
+) -> _checks.Structure:
+    """The leaves of a model's parameters, without computing them where their ``init`` runs on the meta device.
+
+    Raises:
+        TypeError, ValueError: parts that do not fit together.
+    """
+    for part, kind in ((network, Network), (schedule, Schedule), (decoder, Decoder)):
+        _checks.instance(kind.__name__.lower(), part.value, kind, f"a purevdm {kind.__name__}")
+    if 0 in event_shape:
+        raise ValueError(f"event_shape: expected sizes of at least 1, got {event_shape}")
+    elbo.fits(decoder.value, event_shape, dtype)
+    if _told(network.value, schedule.value).endpoints != network.value.endpoints:
+        raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.vdm")
 
     def init(key: Key) -> Params:
-        return {"network": network.init(key, event_shape), "schedule": schedule.init(key)}
+        return {"network": network.value.init(key, event_shape), "schedule": schedule.value.init(key)}
 
     return elbo.structure_of(init, dtype)
 
@@ -367,43 +356,26 @@ def vdm(
     >>> model.sample(params, random.key(3), 5, steps=10).shape
     torch.Size([5, 2])
     """
-    for name, part, kind in (("network", network, Network), ("schedule", schedule, Schedule)):
-        if not isinstance(part, kind):
-            raise TypeError(f"{name}: expected a purevdm {kind.__name__}, got {_checks.describe(part)}")
-    event_shape = _checks.shape("event_shape", event_shape)
-    if 0 in event_shape:
-        raise ValueError(f"event_shape: expected sizes of at least 1, got {event_shape}")
-    if decoder is not None and vocab_size is not None:
+    _checks.instance("network", network, Network, "a purevdm Network")
+    _checks.instance("schedule", schedule, Schedule, "a purevdm Schedule")
+    if decoder is None:
+        decoder = discrete(256 if vocab_size is None else vocab_size)
+    elif vocab_size is not None:
+        _checks.instance("decoder", decoder, Decoder, "a purevdm Decoder")
         own = "takes real numbers" if decoder.vocab_size is None else f"has its own, {decoder.vocab_size}"
         raise ValueError(f"vocab_size: the decoder {own}; leave this one out")
-    decoder = discrete(256 if vocab_size is None else vocab_size) if decoder is None else decoder
-    if not isinstance(decoder, Decoder):
-        raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
-    _fits(decoder, event_shape)
-    _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
-    timesteps = 0 if timesteps is None else _checks.timesteps(timesteps, dtype)
-    network = _told(network, schedule)
-    model = VDM(network, schedule, decoder, event_shape, timesteps, _checks.boolean("antithetic", antithetic), dtype)
-    model._structure()  # an init that does not take this event_shape says so here
+    event_shape = _checks.shape("event_shape", event_shape)
+    timesteps = 0 if timesteps is None else timesteps
+    model = VDM(_told(network, schedule), schedule, decoder, event_shape, timesteps, antithetic, dtype)
+    model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
-
-
-def _fits(decoder: Decoder, event_shape: tuple[int, ...]) -> None:
-    """Refuses a decoder that gives an event another shape."""
-    try:
-        found = tuple(decoder.mode({}, torch.zeros(event_shape)).shape)
-    except RuntimeError:  # torch's, of shapes that do not broadcast
-        found = None
-    if found != event_shape:
-        got = "which these do not" if found is None else f"which these turn into events {found}"
-        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
 
 
 def _told(network: Network, schedule: Schedule) -> Network:
     """The network with the schedule's endpoints, if it was given none."""
     endpoints = schedule.endpoints
     if endpoints is None and not schedule.contextual:
-        ends = schedules.gamma(schedule, schedule.init(random.key(0)), torch.tensor([0.0, 1.0]))
+        ends = schedules.gamma(schedule, schedule.init(random.key(0, device="cpu")), torch.tensor([0.0, 1.0], device="cpu"))
         endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
     if endpoints is None:
         return network
@@ -412,6 +384,7 @@ def _told(network: Network, schedule: Schedule) -> Network:
     if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(network.endpoints, endpoints, strict=True)):
         raise ValueError(
             f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
-            f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out"
+            f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out, and make "
+            "the model by purevdm.vdm"
         )
     return network

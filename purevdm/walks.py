@@ -205,7 +205,7 @@ def guidance_weight(how: Walk, z: Tensor) -> float | Tensor | None:
     if isinstance(weight, Tensor):
         if _checks.floating("guidance", weight).ndim:
             _checks.shaped("guidance", weight, z.shape[:1])
-        _checks.verify(_checks.finite("guidance", {(): weight}))
+        _checks.verify(_checks.finite("guidance", {(): weight}, z.dtype))
         weight = weight.to(z)
     elif (weight := fixed(_checks.real("guidance", weight))) == 1.0:
         return None
@@ -273,8 +273,8 @@ def loop(
 def _compiled(step: Callable[..., State], state: State, steps: int | Tensor, trajectory: bool) -> State:
     # The derivative of torch.while_loop (2.13) lacks what comes by a state that starts without one: hence ``unroll``.
     # Two counters: the loop's end is tested on the CPU without waiting for the device, the step counts on z's device.
-    end = torch.as_tensor(steps, dtype=torch.int32)
-    host = torch.zeros((), dtype=torch.int32)
+    end = torch.as_tensor(steps, dtype=torch.int32, device=None if isinstance(steps, Tensor) else "cpu")
+    host = torch.zeros((), dtype=torch.int32, device="cpu")
     here = torch.zeros((), dtype=torch.int32, device=state[0].device)
 
     def unfinished(host: Tensor, here: Tensor, *state: Tensor) -> Tensor:

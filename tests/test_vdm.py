@@ -198,7 +198,7 @@ def test_seeds_stand_for_a_key():
     close(rows, model.elbo(params, x, key).total, 1e-5)
     with pytest.raises(ValueError, match=r"key.t: expected shape \(6,\)"):
         model.loss_fn(params, x, seeds.rows(slice(0, 2)))
-    with pytest.raises(TypeError, match=r"key.t: expected times of torch.float32"):
+    with pytest.raises(TypeError, match=r"key.t: expected torch.float32"):
         model.loss_fn(params, x, seeds._replace(t=seeds.t.double()))
 
 
@@ -414,7 +414,7 @@ def test_tensors_on_another_device_are_named():
     for call, word in (
         (lambda: model.elbo(params, x.to("meta"), key), "x"),
         (lambda: model.elbo(params, x, away), "key"),
-        (lambda: model.loss_fn(params, x, model.seeds(away, 2)), "key"),
+        (lambda: model.loss_fn(params, x, model.seeds(away, 2)), "key.t"),
         (lambda: model.sample(params, away, 2, steps=2), "key"),
         (lambda: model.sample(params, key, 2, steps=2, z=z), "z"),
         (lambda: model.eps_hat(params, z, torch.zeros(2)), "z"),

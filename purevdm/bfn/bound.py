@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import denoiser, elbo, process, random
+from purevdm import _checks, denoiser, elbo, process, random
 from purevdm._compile import fixed
 from purevdm.bfn.flows import Flow
 from purevdm.bfn.outputs import Out, Output
@@ -156,7 +156,19 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
 
     Returns:
         Each term (B,), nats.
+
+    Raises:
+        TypeError, ValueError: bad arguments, as for :func:`purevdm.elbo.bound`.
     """
+    _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise")
+    elbo.checked(model, {"network": params}, x, noise, cond)
+    if noise.sender is None and model.timesteps and model.output.mixture:
+        raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
+    return bound_at(model, params, x, noise, cond, reconstruction=reconstruction)
+
+
+def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool) -> ELBO:
+    """:func:`bound`, behind the door."""
     flow, output, n = model.flow, model.output, fixed(model.timesteps)
     t, end = step_of(noise.t, n) if n else (noise.t, noise.t)
     h = output.encode(x, noise.eps.dtype)

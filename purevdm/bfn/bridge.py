@@ -80,7 +80,7 @@ class Bridge(Schedule):
 
     @property
     def endpoints(self) -> tuple[float, float]:  # type: ignore[override]
-        low, high = (self.gamma({}, torch.tensor(t, dtype=torch.float64)).item() for t in (0.0, 1.0))
+        low, high = (self.gamma({}, torch.tensor(t, dtype=torch.float64, device="cpu")).item() for t in (0.0, 1.0))
         return low, high
 
     def init(self, key: Key) -> Params:

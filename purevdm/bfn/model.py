@@ -10,8 +10,8 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, elbo
-from purevdm._compile import OLD, constant, fixed
+from purevdm import _checks, _values, denoiser, elbo
+from purevdm._compile import constant, fixed
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
 from purevdm.bfn.distributions import binned
@@ -79,6 +79,7 @@ class BFN(NamedTuple):
 
     def init(self, key: Key) -> Params:
         """Fresh parameters: ``{"network": ...}``."""
+        self._structure()
         params = {"network": self.network.init(_checks.key("key", key), self.flow.network_shape(self.event_shape))}
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
@@ -88,10 +89,7 @@ class BFN(NamedTuple):
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        train = _checks.boolean("train", train)
-        seeds = self._seeds(key, n)
-        draws = fixed(self.draws) if fixed(self.timesteps) and self.output.mixture else 0
-        return bound.draw_noise(seeds, self.flow.latent_shape(self.event_shape), draws, train)
+        return self._drawn(elbo.seeds(self, key, n), train)
 
     # The bound
 
@@ -117,11 +115,9 @@ class BFN(NamedTuple):
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training moved by this one; see
         :meth:`purevdm.VDM.update`."""
-        n = self._check(params, x, cond)
-        seeds = self._seeds(key, n)
+        noise = self._noise(params, x, key, cond, True)
         if self.network.update is None:
             return params
-        noise = self.draw(seeds, n)
         t = bound.step_of(noise.t, self.timesteps)[0] if self.timesteps else noise.t
         h = self.output.encode(x, self.dtype)
         w = latent(h, align(self.flow.snr(t), h), noise.eps)
@@ -174,7 +170,7 @@ class BFN(NamedTuple):
         >>> found.x.shape, found.theta.shape
         (torch.Size([3, 2]), torch.Size([11, 3, 2, 5]))
         """
-        _checks.verify(self._facts(params, cond))
+        elbo.checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
         if differentiable is True and trajectory is False and self.decoder.vocab_size is not None:
             raise ValueError("differentiable: data that are integers have no gradient; ask for theta, by trajectory")
@@ -186,41 +182,59 @@ class BFN(NamedTuple):
 
     @constant
     def _structure(self) -> _checks.Structure:
-        return _structure(self.network, self.flow.network_shape(self.event_shape), self.dtype)
+        """The leaves of the parameters, of settings that are held against one another, those of ``_replace``, too."""
+        shape = _checks.shape("event_shape", _checks.instance("event_shape", self.event_shape, tuple, "a tuple of integers"))
+        _checks.dtype("dtype", self.dtype, (torch.float32, torch.float64))
+        _checks.timesteps(self.timesteps, self.dtype)
+        _checks.integer("draws", self.draws, 1)
+        for name in ("reconstruction", "antithetic"):
+            _checks.boolean(name, getattr(self, name))
+        return _structure(*map(_values.Same, (self.network, self.flow, self.output)), shape, self.dtype)
 
-    def _facts(self, params: Params, cond: Any) -> list[_checks.Fact]:
-        if not isinstance(params, dict) or "network" not in params:
-            raise ValueError(
-                f"params: expected a dict with the key 'network', as init makes it, got {_checks.describe(params)}"
-            )
-        if OLD and torch.compiler.is_compiling():  # it would trace init
-            return []
-        return _checks.matches("params", params, self._structure()) + _checks.finite("cond", _checks.leaves(cond))
+    def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
+        """The noise of a batch, behind the door."""
+        n = elbo.checked(self, params, x, key, cond)
+        return self._drawn(key if isinstance(key, Seeds) else self.seeds(key, n), train)
 
-    def _check(self, params: Params, x: Tensor, cond: Any) -> int:
-        """Checks what every loss is given. Returns the size of the batch."""
-        facts = elbo.checked_data(self.decoder, self.event_shape, x)
-        denoiser.batch_axes(cond, x.shape[0])
-        _checks.verify(self._facts(params, cond) + facts)
-        elbo.beside(params, "x", x)
-        return x.shape[0]
-
-    def _seeds(self, key: Key | Seeds, n: int) -> Seeds:
-        if (draws := fixed(self.draws)) < 1:
-            raise ValueError(f"draws: expected at least 1, got {draws}")
-        return elbo.checked_seeds(key, n, self.dtype) if isinstance(key, Seeds) else self.seeds(key, n)
+    def _drawn(self, seeds: Seeds, train: bool) -> Noise:
+        draws = fixed(self.draws) if fixed(self.timesteps) and self.output.mixture else 0
+        shape = self.flow.latent_shape(self.event_shape)
+        return bound.draw_noise(seeds, shape, draws, _checks.boolean("train", train))
 
     def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> ELBO:
-        n = self._check(params, x, cond)
-        elbo.keyed(params, key)
-        noise = self.draw(key, n, train=train)
-        return bound.bound(self, params["network"], x, noise, cond, reconstruction=reconstruction)
+        noise = self._noise(params, x, key, cond, train)
+        return bound.bound_at(self, params["network"], x, noise, cond, reconstruction=reconstruction)
 
 
 @functools.lru_cache(maxsize=256)
-def _structure(network: Network, shape: Shape, dtype: torch.dtype) -> _checks.Structure:
-    """The leaves of a model's parameters, without computing them where ``init`` runs on the meta device."""
-    return elbo.structure_of(lambda key: {"network": network.init(key, shape)}, dtype)
+def _structure(
+    network: _values.Same, flow: _values.Same, output: _values.Same, event_shape: Shape, dtype: torch.dtype
+) -> _checks.Structure:
+    """The leaves of a model's parameters, without computing them where ``init`` runs on the meta device.
+
+    Raises:
+        TypeError, ValueError: parts that do not fit together.
+    """
+    own = _checks.instance("network", network.value, Network, "a purevdm Network")
+    outputs = 2 if isinstance(output.value, Normals) else None
+    if own.outputs != outputs:
+        raise ValueError(f"network: expected one with outputs={outputs} for these data, got outputs={own.outputs}")
+    if _timed(own).endpoints != own.endpoints:
+        raise ValueError("network: expected one that knows that its levels are times; make the model by purevdm.bfn")
+    kind = Categorical if isinstance(output.value, Classes) else Normal
+    _checks.instance("flow", flow.value, kind, f"a {kind.__name__} flow for these data")
+    if kind is Categorical:
+        _positive("beta_1", flow.value.beta_1)
+        if flow.value.classes != output.value.decoder.vocab_size:
+            found = f"{flow.value.classes} and {output.value.decoder.vocab_size}"
+            raise ValueError(f"flow, output: expected as many classes in one as in the other, got {found}")
+    else:
+        _between("sigma_1", flow.value.sigma_1)
+    if 0 in event_shape or not event_shape:
+        raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
+    elbo.fits(output.value.decoder, event_shape, dtype)
+    shape = flow.value.network_shape(event_shape)
+    return elbo.structure_of(lambda key: {"network": own.init(key, shape)}, dtype)
 
 
 # The three kinds
@@ -272,7 +286,7 @@ def continuous(
     else:
         limits = _pair("clip", clip)
     std = flow.sigma_1 if recon_std is None else _positive("recon_std", recon_std)
-    return _model(network, flow, Point(decoder, limits, std), event_shape, None, options)
+    return _model(network, flow, Point(decoder, limits, std), event_shape, options)
 
 
 def discretised(
@@ -307,9 +321,8 @@ def discretised(
         std_bounds = _pair("std_bounds", std_bounds)
         _positive("std_bounds[0]", std_bounds[0])
     flow = Normal(_between("sigma_1", sigma_1))
-    return _model(
-        network, flow, Normals(binned(_checks.integer("bins", bins, 2, 2**22)), std_bounds), event_shape, 2, options
-    )
+    output = Normals(binned(_checks.integer("bins", bins, 2, 2**22)), std_bounds)
+    return _model(network, flow, output, event_shape, options)
 
 
 def discrete(
@@ -339,30 +352,18 @@ def discrete(
     """
     classes = _checks.integer("classes", classes, 2, 2**22)
     flow = Categorical(classes, _positive("beta_1", beta_1), _checks.boolean("classes_last", classes_last))
-    return _model(network, flow, Classes(integers(classes)), event_shape, None, options)
+    return _model(network, flow, Classes(integers(classes)), event_shape, options)
 
 
-def _model(
-    network: Network, flow: Flow, output: Output, event_shape: Shape, outputs: int | None, options: dict[str, Any]
-) -> BFN:
-    if not isinstance(network, Network):
-        raise TypeError(f"network: expected a purevdm Network, got {_checks.describe(network)}")
-    if network.outputs != outputs:
-        raise ValueError(f"network: expected one with outputs={outputs} for these data, got outputs={network.outputs}")
-    event_shape = _checks.shape("event_shape", event_shape)
-    if 0 in event_shape or not event_shape:
-        raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
+def _model(network: Network, flow: Flow, output: Output, event_shape: Shape, options: dict[str, Any]) -> BFN:
+    _checks.instance("network", network, Network, "a purevdm Network")
     known = ("timesteps", "draws", "reconstruction", "antithetic", "dtype")
     for name in options:
         if name not in known:
             raise TypeError(f"{name}: expected one of the arguments {', '.join(known)}, got another")
-    settings = BFN(_timed(network), flow, output, event_shape)._replace(**options)
-    _checks.dtype("dtype", settings.dtype, (torch.float32, torch.float64))
-    timesteps = 0 if settings.timesteps is None else _checks.timesteps(settings.timesteps, settings.dtype)
-    for name in ("reconstruction", "antithetic"):
-        _checks.boolean(name, getattr(settings, name))
-    model = settings._replace(timesteps=timesteps, draws=_checks.integer("draws", settings.draws, 1))
-    model._structure()  # an init that does not take this event_shape says so here
+    model = BFN(_timed(network), flow, output, _checks.shape("event_shape", event_shape))._replace(**options)
+    model = model if model.timesteps is not None else model._replace(timesteps=0)
+    model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
 
 

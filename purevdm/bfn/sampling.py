@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, elbo, random, walks
+from purevdm import _checks, random, walks
 from purevdm.bfn import bound
 from purevdm.bfn.bound import Model
 from purevdm.bfn.solvers import Path, Solver
@@ -31,17 +31,16 @@ class Sample(NamedTuple):
 
 
 def sample(model: Model, params: Params, key: Key, n: int, how: Walk, decode: str = "argmax") -> Any:
-    """See :meth:`purevdm.bfn.BFN.sample`, which checks the parameters first; ``params`` are the network's.
+    """See :meth:`purevdm.bfn.BFN.sample`, which checks the parameters and the key first; ``params`` are the network's.
 
     The key is split in three: the first draws w_0, step i draws from ``fold_in`` of the second and i, the third decodes.
     """
-    k_w, k_steps, k_decode = random.split(_checks.key("key", key), 3).unbind(0)
+    k_w, k_steps, k_decode = random.split(key, 3).unbind(0)
     _checks.choice("decode", decode, ("argmax", "sample"))
     walks.checked(how)
     _checks.choice("grid", how.grid, ("time", "root"))
     if not isinstance(how.solver, Solver):
         raise TypeError(f"solver: expected a Solver of purevdm.bfn.solvers, got {_checks.describe(how.solver)}")
-    elbo.keyed(params, k_w)
     shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.flow.latent_shape(model.event_shape))
     w = random.normal(k_w, shape, model.dtype)
     walks.refuse_lost_gradients(how, (params, w, how.cond, how.guidance))

@@ -149,7 +149,7 @@ def _cast(chain: Chain, cond: Any) -> Any:
 
 def words(seed: int, number: int, n: int) -> NDArray[np.uint32]:
     """The words that a block's stack starts with: random ones, of which the last is not 0."""
-    drawn = random.bits(random.fold_in(random.key(seed), number), (n,))
+    drawn = random.bits(random.fold_in(random.key(seed, device="cpu"), number), (n,))
     found = drawn.view(torch.int32).numpy().view(np.uint32).copy()
     found[-1] |= 1
     return found

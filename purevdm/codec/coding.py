@@ -12,7 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files, denoiser
+from purevdm import _checks, _files, elbo
 from purevdm.codec import _chain, _container
 from purevdm.codec._chain import Chain
 from purevdm.codec._container import Block, Head
@@ -270,7 +270,7 @@ def _write(
     chain: Chain | None = None
     offsets: list[int] = []
     for number, (x, cond) in enumerate(pairs(batches)):
-        denoiser.batch_axes(cond, model._check(params, x, cond))
+        elbo.checked(model, params, x, cond=cond)
         if chain is None:
             denoise = denoiser_of(model, params, portable, lanes, compile)
             chain = _chain_of(denoise, steps, seed, None)
@@ -348,7 +348,8 @@ def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: 
             f"expected a model of events {head.event_shape} of {head.vocab_size} values, as the file holds, got one of "
             f"{form[0]} of {form[1]}"
         )
-    _checks.verify(model._facts(params, None) if not model.schedule.contextual else [])
+    if not model.schedule.contextual:
+        elbo.checked(model, params)
     if _digest(model, params) != head.model:
         raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
     if lanes is not None:

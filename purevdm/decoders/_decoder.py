@@ -102,7 +102,7 @@ def checked_affine(loc: Any, scale: Any) -> tuple[Any, Any]:
     loc, scale = _numbers("loc", loc), _numbers("scale", scale)
     for name, numbers in (("loc", loc), ("scale", scale)):
         try:
-            held = torch.tensor(numbers, dtype=torch.float64)
+            held = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         except ValueError:
             raise ValueError(f"{name}: expected sequences of one length at each level, got {numbers}") from None
         if name == "scale" and not (held > 0).all():

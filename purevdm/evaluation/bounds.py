@@ -138,7 +138,7 @@ def draws(
         raise ValueError("batches: expected at least one, got none")
     whole = torch.cat(mine) if mine else torch.empty(0, dtype=torch.float64)
     parts = [whole] if group is None else _shared(whole, torch.tensor(seen), group)
-    lengths = torch.tensor(seen)[:, 0].repeat_interleave(passes)  # of each pass of each batch
+    lengths = torch.tensor(seen, device="cpu")[:, 0].repeat_interleave(passes)  # of each pass of each batch
     width = sum(part.numel() for part in parts) // int(lengths.sum())
     pieces: list[Any] = [None] * len(lengths)
     for i, part in enumerate(parts):

@@ -111,12 +111,12 @@ def profile(
     divisor, unit = scale(model)
     t, gamma, slope, loss = draws(terms, batches, key, passes, group, callback).unbind(2)
     loss = loss / divisor
-    against_t = _curve(torch.linspace(0.0, 1.0, bins + 1, dtype=torch.float64), t, loss, torch.ones_like(t))
+    against_t = _curve(torch.linspace(0.0, 1.0, bins + 1, dtype=torch.float64, device="cpu"), t, loss, torch.ones_like(t))
     against_gamma = None
     if not model.schedule.contextual:
         ends = _gamma_and_slope(model, params, torch.tensor([0.0, 1.0], dtype=model.dtype, device=key.device))[0]
         low, high = ends.tolist()
-        edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+        edges = torch.linspace(low, high, bins + 1, dtype=torch.float64, device="cpu")
         # Times even in [0, 1] are not even in gamma: each draw stands for the gamma that goes by at its time.
         against_gamma = _curve(edges, gamma, loss / slope, slope)
     diffusion = mean(loss)
@@ -143,10 +143,10 @@ def _curve(edges: Tensor, at: Tensor, value: Tensor, weight: Tensor) -> Curve:
     bins, n = len(edges) - 1, at.shape[1]
     # Rounding may put a draw outside the outer edges: it belongs to the bin next to it.
     where = torch.bucketize(at.contiguous(), edges[1:-1].contiguous(), right=True)
-    cell = (where * n + torch.arange(n)).flatten()
+    cell = (where * n + torch.arange(n, device="cpu")).flatten()
 
     def of_examples(x: Tensor) -> Tensor:
-        return torch.zeros(bins * n, dtype=torch.float64).index_add(0, cell, x.flatten()).reshape(bins, n)
+        return torch.zeros(bins * n, dtype=torch.float64, device="cpu").index_add(0, cell, x.flatten()).reshape(bins, n)
 
     total = of_examples(weight).sum(1)
     average = of_examples(weight * value).sum(1) / total

@@ -128,6 +128,8 @@ def _sorted(kinds: Kinds, cond: Any) -> Condition:
 
 def _vector(cond_dim: int, vector: Any) -> Tensor:
     vector = _checks.tensor("cond", vector)
+    if vector.is_complex():
+        raise TypeError(f"cond: expected real numbers, got {_checks.describe(vector)}; give real and imaginary parts as two")
     if tuple(vector.shape) != (cond_dim,) and not (vector.ndim == 0 and cond_dim == 1):
         one = " or ()" if cond_dim == 1 else ""
         raise ValueError(f"cond: expected shape ({cond_dim},){one} an example, got {_checks.describe(vector)}")

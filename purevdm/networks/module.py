@@ -258,7 +258,7 @@ def _run_eager(
 ) -> tuple[Tensor, Tensors]:
     """In a copy of the module made for this call alone, which a checkpoint's second run finds as the first did."""
     module, loose = network.source.filled(values, call)
-    watched = [] if torch.is_inference_mode_enabled() else [*loose, *module.parameters()]
+    watched = [tensor for tensor in (*loose, *module.parameters()) if not tensor.is_inference()]  # these have no version
     versions = [tensor._version for tensor in watched]
     recorded = _recorded(values, (z, gamma, cond, x_hat))
     if recorded and not _uses.transformed() and not z.requires_grad:

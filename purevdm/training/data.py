@@ -43,7 +43,7 @@ class Dataset(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def _permutation(words: tuple[int, int], epoch: int, n: int) -> np.ndarray:
-    key = torch.tensor(words, dtype=torch.int32)
+    key = torch.tensor(words, dtype=torch.int32, device="cpu")
     return random.permutation(random.fold_in(key, epoch), n).numpy()
 
 
@@ -99,10 +99,12 @@ def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         The images, and the flags, float32 (B,): 1 where changed.
 
     Raises:
-        TypeError, ValueError: keys that are not one for each image, or images that are not square.
+        TypeError, ValueError: keys that are not one for each image, images that are not square, or none.
     """
     if _checks.tensor("x", x).ndim != 4 or x.shape[2] != x.shape[3]:
         raise ValueError(f"x: expected square images (B, channels, size, size), got {_checks.describe(x)}")
+    if len(x) == 0:
+        raise ValueError(f"x: expected at least one image, got {_checks.describe(x)}")
     _checks.together("keys", _checks.alike("keys", keys, (x.shape[0], 2), torch.int32), x.device)
 
     def draw(key: Key) -> tuple[Tensor, Tensor]:

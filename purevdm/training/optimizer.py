@@ -152,7 +152,7 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
             [mu[i] for i in rows],
             [nu[i] for i in rows],
             [],
-            [torch.tensor(float(step)) for _ in rows],
+            [torch.tensor(float(step), device="cpu") for _ in rows],
             foreach=True,
             amsgrad=False,
             beta1=settings.b1,

@@ -121,7 +121,7 @@ SIZES = [
     ("train", (*TRAIN, "--device", "nonsense"), "device"),
     ("sample", ("RUN", "--n", "0"), "n"),
     ("sample", ("RUN", "--steps", "-3"), "steps"),
-    ("sample", ("RUN", "--device", "nonsense"), "device"),
+    ("sample", ("RUN", "--device", "meta"), "device"),
     ("sample", ("RUN", "--n", "1", "--steps", "1", "--guidance", "nan"), "guidance"),
     ("evaluate", ("RUN", "--passes", "0"), "passes"),
     ("evaluate", ("RUN", "--batch", "0"), "batch"),
