@@ -182,7 +182,8 @@ def checked(
         if x is not None:
             _checks.together("x", x, device)
         for name, tree in trees.items():
-            facts += _checks.sound(name, _checks.leaves(tree, name), device, model.network.dtype or model.dtype)
+            dtype = model.network.dtype if name == "cond" else None  # what a network in mixed precision casts it to
+            facts += _checks.sound(name, _checks.leaves(tree, name), device, dtype or model.dtype)
     if hasattr(model, "schedule") and not torch.compiler.is_compiling():
         like = torch.empty((), dtype=model.dtype, device=device or torch.device("cpu"))
         facts += schedules.increasing(model.schedule, params["schedule"], like, cond)

@@ -91,7 +91,7 @@ def combine(log_weights: Tensor, evaluations: Tensor) -> Estimate:
 
 
 def encode(model: VDM, params: Params, z_0: Tensor, cond: Any = None, *, integrator: Integrator | None = None) -> Tensor:
-    """z_1, where the flow takes z_0: both (B, *event_shape). ``integrator`` as in :func:`log_prob`."""
+    """z_1, where the flow takes z_0: both (B, *event_shape), at least one. ``integrator`` as in :func:`log_prob`."""
     return _along(model, params, z_0, cond, integrator, backward=False)
 
 

@@ -47,9 +47,11 @@ class VDM(NamedTuple):
             dtype; ``init`` gives the same parameters. To compare dtypes, give both one noise (:func:`purevdm.elbo.bound`).
 
     Raises (every method):
-        TypeError, ValueError: bad arguments, named: parameters of another structure or not finite (the leaf is named),
-            a schedule that does not increase, data of another shape or outside of the decoder's support, an empty batch,
-            a key of the wrong form. Values in tensors are read in eager alone, in one transfer.
+        TypeError, ValueError: settings that do not fit together, those of ``_replace`` too; bad arguments, named: parameters
+            of another structure or not finite (the leaf is named), a schedule that does not increase, data of another shape
+            or outside of the decoder's support, an empty batch, a key of the wrong form, seeds or noise of another shape,
+            dtype or kind of time, tensors on several devices, numbers that the model's dtype does not hold. Values in
+            tensors are read in eager alone, in one transfer.
     """
 
     network: Network
@@ -170,7 +172,7 @@ class VDM(NamedTuple):
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
-        """The predicted noise in latents z, (B, *event_shape), at gamma, (B,) or (B, *event_shape).
+        """The predicted noise in latents z, (B, *event_shape) of the model's dtype, at gamma, (B,) or (B, *event_shape).
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
