@@ -359,7 +359,11 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
         known = {path for path, _, _ in wanted}
         surplus = next(path for path in leaves if path not in known)
         raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}")
-    return sound(name, leaves, next(iter(leaves.values())).device) if leaves else []
+    if not leaves:
+        return []
+    device = next(iter(leaves.values())).device
+    others = [leaf.device for leaf in leaves.values() if leaf.device != device]
+    return sound(name, leaves, others[0] if 2 * len(others) > len(leaves) else device)
 
 
 def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:

@@ -140,7 +140,7 @@ def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
 
 
 def checked(
-    model: Any, params: Params, x: Any = None, key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
+    model: Any, params: Params, x: Any = ..., key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
 ) -> int:
     """The door of a model's functions: holds its settings, its parameters and what else they are given against one another,
     and reads what values must be in one transfer from the device.
@@ -148,7 +148,7 @@ def checked(
     Args:
         model: a VDM or a BFN.
         params: parameters of the model's structure.
-        x: data, (B, *event_shape).
+        x: data, (B, *event_shape); left out by a function that takes none.
         key: a key, or the seeds or the noise of these examples.
         cond: a condition for each example.
         n: the number of examples, where there are no data that say it; 0 for any number.
@@ -163,8 +163,8 @@ def checked(
     names = [name for name in ("network", "schedule") if hasattr(model, name)]
     tracing = OLD and torch.compiler.is_compiling()  # it would trace init
     structure = () if tracing else model._structure()
-    facts = [] if x is None else _data(model, x)
-    n = n if x is None else x.shape[0]
+    facts = [] if x is ... else _data(model, x)
+    n = n if x is ... else x.shape[0]
     if not isinstance(params, dict) or any(name not in params for name in names):
         found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
         keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
@@ -179,7 +179,7 @@ def checked(
     trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
     device = device_of(params) or device_of({"x": x, **trees})
     if device is not None:
-        if x is not None:
+        if x is not ...:
             _checks.together("x", x, device)
         for name, tree in trees.items():
             dtype = model.network.dtype if name == "cond" else None  # what a network in mixed precision casts it to

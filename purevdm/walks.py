@@ -68,11 +68,10 @@ def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tens
         return ValueError(f"{wanted}, got {found[0]} and {found[1]}")
 
     a, b = time(low_name, low), time(high_name, high)
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        if _checks.readable(a, b):
-            _checks.verify([_checks.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
-    elif not 0.0 <= low < high <= 1.0:
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not 0.0 <= low < high <= 1.0:
         raise error()
+    if _checks.readable(a, b):  # rounded to the dtype, too
+        _checks.verify([_checks.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
     return a, b
 
 

@@ -233,6 +233,12 @@ def _structure(
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
     elbo.fits(output.value.decoder, event_shape, dtype)
+    accuracy = flow.value.snr(torch.ones((), dtype=dtype, device="cpu"))
+    if not accuracy.isfinite():
+        raise ValueError(f"flow: expected one whose accuracy at t = 1 {dtype} holds, got {flow.value}")
+    std = _positive("recon_std", getattr(output.value, "recon_std", 1.0))
+    if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
+        raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")
     shape = flow.value.network_shape(event_shape)
     return elbo.structure_of(lambda key: {"network": own.init(key, shape)}, dtype)
 

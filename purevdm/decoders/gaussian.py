@@ -105,8 +105,13 @@ def _log_prob(settings: Gaussian, x: Tensor, z: Tensor, gamma_0: Tensor) -> Tens
     gamma_0 = level(gamma_0, z)
     f = _encode(settings, _checks.together("x", _checks.broadcasting("x", _numbers(x), z.shape), z.device), z.dtype)
     if _checks.readable(x):
-        wanted = f"finite numbers, whose latents {z.dtype} holds"
-        _checks.verify([_checks.Fact(f.isfinite(), lambda: _checks.outside(wanted, "x", x))])
+        wanted = f"numbers whose latents {z.dtype} holds"
+        _checks.verify(
+            [
+                _checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x)),
+                _checks.Fact(f.isfinite(), lambda: _checks.outside(wanted, "x", x)),
+            ]
+        )
     return -_reconstruction(settings, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
 
 

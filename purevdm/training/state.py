@@ -137,7 +137,8 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) 
     def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         leaves: Any
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
-        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        # A copy of what was made in inference mode, as it takes no gradient.
+        leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
         loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
         loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
