@@ -20,7 +20,7 @@ from purevdm.codec._errors import CodecError
 from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
-from purevdm.evaluation.bounds import _read as pairs
+from purevdm.evaluation.bounds import pairs
 from purevdm.types import Params
 from purevdm.vdm import VDM
 
