@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -136,7 +135,7 @@ def write(
     seed: int = 0,
     callback: Callable[[int, int], None] | None = None,
 ) -> Info:
-    """Writes a file, whole or not at all: a file of that name is replaced at the end.
+    """Writes a file, whole or not at all: a file or a link of that name is replaced at the end.
 
     Each batch is a block, which decodes alone. Initial bits are paid for one example of each, some 6 bits per dimension of
     it at T = 250. So take blocks of many examples. Only one of them is in memory.
@@ -156,19 +155,9 @@ def write(
         OSError: a path that cannot be written, or a full disk; the file that was there stays.
     """
     path = _checks.path("path", path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
-    try:
-        with _files.naming(draft), draft.open("xb") as file:
-            _write(file, model, params, batches, **options)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _files.sync(path.parent)
+    with _files.replaced(path) as draft, _files.naming(draft), draft.open("xb") as file:
+        _write(file, model, params, batches, **options)  # type: ignore[arg-type]
     return info(path)
 
 
@@ -228,7 +217,7 @@ def _blocks(
     skip: Callable[[int, CodecError], None] | None,
     callback: Callable[[int, int], None] | None,
 ) -> Iterator[Tensor]:
-    with path.open("rb") as file:
+    with _files.regular(path).open("rb") as file:
         head, found, complete = opened(file)
         named = {block.number: block for block in found}
         last = max(named, default=-1)

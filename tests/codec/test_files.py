@@ -353,6 +353,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(held, tmp_path):
         process.wait()
         process.stdout.close()
         assert path.read_bytes() in wholes
+    codec.write(path, model, params, batches, timesteps=3, lanes=4)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_machine_of_a_file_is_json(held):
@@ -370,6 +372,14 @@ def test_bad_paths_and_arguments_are_named_at_once(held, tmp_path):
             codec.read(path, model, params)
     with pytest.raises(IsADirectoryError, match="path: expected a file"):
         codec.write(tmp_path, model, params, batches)
+    os.mkfifo(tmp_path / "pipe")
+    for use in (
+        lambda: codec.write(tmp_path / "pipe", model, params, batches),
+        lambda: list(codec.read(tmp_path / "pipe", model, params)),
+        lambda: codec.info(tmp_path / "pipe"),
+    ):
+        with pytest.raises(ValueError, match="pipe: expected a regular file"):
+            use()
     for options, error in (
         (dict(blocks=3), TypeError),
         (dict(blocks=[-1]), ValueError),
