@@ -85,7 +85,7 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
         model = build(config, train.event_shape, train.vocab_size, train.classes)
         like = model.init(random.key(0, device="meta"))  # in no memory, as its sizes are only what the file says
     except (TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{path}: expected the settings of a model, got {error}") from None
+        raise checkpoint.CheckpointError(f"{error}, in the settings of {path}") from None
     try:
         params = checkpoint.load_params(path, like) if file is None else interop.load_params(file, like)
     except (FileNotFoundError, TypeError, ValueError) as error:
