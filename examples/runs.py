@@ -70,11 +70,10 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
         wanted = "expected a checkpoint of train.py, whose notes hold its configuration"
         raise checkpoint.CheckpointError(f"{path}: {wanted}, got none ({type(error).__name__}: {error})") from None
     tensors = path / checkpoint.TENSORS if file is None else file
-    depth = config.model.layers * (len(config.model.multipliers) if config.model.network == "unet" else 1)
-    if tensors.is_file() and depth > (most := leaves(tensors)):
-        raise checkpoint.CheckpointError(
-            f"{tensors}: of another model: it holds at most {most} leaves, not {depth} layers of them"
-        )
+    m = config.model  # a block of a U-Net has 16 leaves and more
+    least = {"mlp": 2 * m.layers, "unet": 16 * m.layers * len(m.multipliers)}.get(m.network, 16 * m.layers)
+    if tensors.is_file() and least > (most := leaves(tensors)):
+        raise checkpoint.CheckpointError(f"{tensors}: of another model: at most {most} leaves, not {least} and more")
     try:
         train, test = datasets(config.data, keys(config.seed)["split"])
     except DataError as error:

@@ -392,10 +392,13 @@ def vdm(
 
 def _fits(decoder: Decoder, event_shape: tuple[int, ...]) -> None:
     """Refuses a decoder that gives an event another shape."""
-    try:
-        found = tuple(decoder.mode(torch.zeros(event_shape)).shape)
-    except RuntimeError:  # torch's, of shapes that do not broadcast
-        found = None
+    found = None
+    for device in ("meta", "cpu"):  # without an event's memory, unless it is a decoder that does not run so
+        try:
+            found = tuple(decoder.mode(torch.zeros((), device=device).expand(event_shape)).shape)
+            break
+        except RuntimeError:  # torch's, of shapes that do not broadcast, too
+            pass
     if found != event_shape:
         got = "which these do not" if found is None else f"which these turn into events {found}"
         raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")

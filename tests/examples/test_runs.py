@@ -74,6 +74,7 @@ def test_an_exported_model_finds_its_data_elsewhere(tmp_path):
         (("config", "data", "source"), "nowhere", CheckpointError),
         (("config", "seed"), None, CheckpointError),
         (("data", "event_shape"), [2**40, 2**40], CheckpointError),
+        (("data", "event_shape"), [2**16, 2**17], CheckpointError),
         (("data", "event_shape"), 4, DataError),
         (("data", "event_shape"), [1, 0, 3], DataError),
         (("data", "event_shape"), [1, 4, 2], CheckpointError),
