@@ -276,8 +276,9 @@ def load(path: str | os.PathLike, like: TrainState) -> TrainState:
 
 
 def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
-    """The parameters of a checkpoint alone, by default their moving average, as a tree like ``like``: on its device, or on
-    the CPU where that is meta.
+    """The parameters of a checkpoint alone, by default their moving average, as a tree like ``like``.
+
+    They are on its device, or on the CPU where that is meta.
 
     Raises:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.

@@ -161,6 +161,15 @@ def test_leftovers_go_when_no_process_can_be_writing_them(tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["00000000"]
 
 
+def test_drafts_of_killed_processes_go_at_once_and_those_of_living_ones_stay(tmp_path):
+    dead = tmp_path / f".00000007.{'0' * 32}"
+    dead.mkdir()
+    with _files.drafted(tmp_path / "00000006") as living:
+        checkpoint.save(tmp_path, tiny.state())
+        assert sorted(tmp_path.iterdir()) == sorted([living, tmp_path / "00000000"])
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000"]
+
+
 def test_a_step_saved_again_is_never_away(tmp_path, monkeypatch):
     state = trained(1)
     path, rename = checkpoint.save(tmp_path, state, metric=1.0), Path.rename
