@@ -1,8 +1,9 @@
 """What a run is made of: its configuration, the presets, and the data and the model that they stand for."""
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import readers
@@ -14,8 +15,32 @@ from purevdm.training import AdamW
 from purevdm.training.data import Dataset, batch, split
 
 
+class Checked:
+    """Refuses fields of other types or names than are annotated, also where they come from a file."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            found = getattr(self, name)
+            if not _fits(found, kind):
+                names = ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
+                wanted = (names and f"one of {names}") or getattr(kind, "__name__", str(kind).replace("typing.", ""))
+                raise ValueError(f"{type(self).__name__.lower()}.{name}: expected {wanted}, got {found!r:.80}")
+
+
+def _fits(x: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation's kind."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if type(None) in parts:
+        return any(_fits(x, part) for part in parts)
+    if origin is Literal:
+        return isinstance(x, str) and x in parts
+    if origin is tuple:
+        return isinstance(x, tuple) and all(_fits(value, parts[0]) for value in x)
+    return type(x) in (int, float) if kind is float else type(x) is int if kind is int else isinstance(x, kind)
+
+
 @dataclass(frozen=True)
-class Data:
+class Data(Checked):
     """Where examples come from."""
 
     source: Literal["digits", "idx", "cifar10", "imagenet32", "imagenet64", "folder", "array", "huggingface"] = "digits"
@@ -40,7 +65,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Checked):
     """The network and the schedule."""
 
     network: Literal["vdm_unet", "unet", "mlp"] = "vdm_unet"
@@ -89,7 +114,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """A run."""
 
     data: Data = field(default_factory=Data)
@@ -121,6 +146,14 @@ class Config:
 
 # How the unet's feature maps become tokens, by the rank of an event: series, images, volumes.
 ADAPTERS = {2: "c l -> l c", 3: "c h w -> (h w) c", 4: "c d h w -> (d h w) c"}
+
+SCHEDULES = {
+    "fixed_linear": schedules.fixed_linear,
+    "learned_linear": schedules.learned_linear,
+    "monotone_mlp": schedules.monotone_mlp,
+    "monotone_mlp_pinned": partial(schedules.monotone_mlp, pin_endpoints=True),
+    "constrained_monotone": schedules.constrained_monotone,
+}
 
 # Those of the official configurations; what else they hold are the defaults above.
 _cifar10 = Config(
@@ -288,7 +321,6 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
-    endpoints = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)
     shared = dict(
         outputs=2 if m.kind == "bfn_discretised" else None,
         fourier=m.fourier,
@@ -330,11 +362,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
         network = networks.mixed(network)
     if m.kind != "vdm":
         return bayesian(m, network, event_shape, decoder(config.data, event_shape, vocab_size))
-    match m.schedule:
-        case "monotone_mlp_pinned":
-            schedule = schedules.monotone_mlp(**endpoints, pin_endpoints=True)
-        case name:
-            schedule = getattr(schedules, name)(**endpoints)
+    schedule = SCHEDULES[m.schedule](gamma_min=m.gamma_min, gamma_max=m.gamma_max)
     if m.importance:
         schedule = importance.warped(schedule)
     found = decoder(config.data, event_shape, vocab_size)

@@ -99,7 +99,7 @@ def main() -> None:
     for steps, row in table.items():
         print(f"| {steps} | " + " | ".join(f"{value:.1e}" for value in row) + " |")
     if args.out:
-        args.out.write_text(json.dumps({"columns": columns, "errors": table}, indent=1))
+        programs.write(args.out, json.dumps({"columns": columns, "errors": table}, indent=1))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from presets import PRESETS, Config, as_json, build, condition, datasets, from_j
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from purevdm import evaluation, random, training
+from purevdm import _files, evaluation, random, training
 from purevdm.training import checkpoint, parallel
 from purevdm.training.data import augment, batch, rows
 
@@ -99,7 +99,7 @@ def prepare(config: Config) -> Path | None:
 def as_saved(file: Path) -> dict:
     """What config.json says."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(_files.regular(file).read_text())
     except (OSError, ValueError, RecursionError) as error:
         sys.exit(f"resume: expected the run's settings in {file}, got {type(error).__name__}: {error}")
 
@@ -154,7 +154,7 @@ def logged(path: Path, step: int) -> list[str]:
         tqdm.write(f"{path}: not there; the run's log starts anew", file=sys.stderr)
         return []
     try:
-        whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+        whole = _files.regular(path).read_text(encoding="utf-8").split("\n")[:-1]
         lines = [line for line in whole if line]
         steps = [json.loads(line)["step"] for line in lines]
         if not all(type(at) is int for at in steps):

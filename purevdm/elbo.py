@@ -118,7 +118,9 @@ def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.S
     with untraced():
         try:
             params = init(random.key(0, device="meta"))
-        except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
+        except (NotImplementedError, RuntimeError, OverflowError) as error:  # an init that reads its key or mixes devices
+            if isinstance(error, OverflowError) or "overflow" in str(error):  # and not one whose sizes no memory holds
+                raise ValueError(f"init: expected parameters that a memory holds, got: {error}") from None
             params = init(random.key(0, device="cpu"))
     leaves = _checks.structure(params)
     return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)

@@ -431,3 +431,9 @@ def test_data_of_unsigned_integers_beyond_the_vocabulary_are_named():
         x = torch.tensor([[1, 9]]).to(dtype)
         with pytest.raises(ValueError, match=r"x: expected integers in \[0, 7\], got values from 1"):
             model.elbo(params, x, random.key(1))
+
+
+def test_parameters_that_no_memory_holds_are_refused_before_any_is_made():
+    for hidden in (2**31, 2**40):
+        with pytest.raises(ValueError, match="init: expected parameters that a memory holds, got"):
+            purevdm.vdm(networks.mlp(hidden), schedules.learned_linear(), (2,), 8)

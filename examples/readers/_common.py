@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,8 @@ def reading(file: object, wanted: str, advice: str = "") -> Iterator[None]:
     """Whatever damaged bytes make a library raise, as a DataError that names the file."""
     advice = advice and f"; {advice}"
     try:
+        if isinstance(file, Path) and file.exists() and not (file.is_file() or file.is_dir()):
+            raise DataError("expected a regular file, got a pipe, a socket or a device")  # opening one may wait
         yield
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or file}: no such file{advice}") from None

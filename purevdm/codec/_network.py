@@ -61,10 +61,14 @@ def denoiser_of(model: VDM, params: Params, portable: bool, piece: int, compile:
     if portable:
         own = _values.rebound(model.network.apply, dtype=None)
         model = model._replace(network=model.network._replace(apply=own, dtype=None), dtype=torch.float64)
-        params = optree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
-
+        params = cast(params, torch.float64)
     run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict
     return Denoiser(model, params, partial(run, model), piece, compile)
+
+
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """A tree of tensors, or None, with its floating-point numbers in a dtype."""
+    return optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
 
 
 def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Tensor:

@@ -127,7 +127,7 @@ def draws(
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     mine: list[Tensor] = []
     seen: list[tuple[int, int]] = []  # the lengths of batches, and the sums of their bytes, by which processes compare them
-    for j, (x, cond) in enumerate(_read(batches)):
+    for j, (x, cond) in enumerate(pairs(batches)):
         for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
             if (j * passes + p) % size == rank:
                 mine.append(terms(x, cond, k).double().flatten())
@@ -146,7 +146,7 @@ def draws(
     return torch.stack([torch.cat(pieces[p::passes]).reshape(-1, width) for p in range(passes)])
 
 
-def _read(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
     """The batches as pairs (x, cond)."""
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         found = _checks.describe(batches)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _files
 from purevdm.types import Params
 
 __all__ = ["Checkpoint", "from_flax", "load_flax", "to_flax"]
@@ -213,7 +213,7 @@ def load_flax(path: str | Path) -> Checkpoint:
         import msgpack
     except ImportError as error:
         raise ImportError("reading .flax files needs msgpack: pip install 'purevdm[flax]'") from error
-    data = _checks.path("path", path).read_bytes()
+    data = _files.regular(_checks.path("path", path)).read_bytes()
 
     def extension(code: int, payload: bytes) -> Any:
         # An array; a NumPy scalar, packed like one. Read later, when the leaf's name is known.

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -226,6 +227,26 @@ def test_a_damaged_archive_or_label_file_is_named(refused, run, tmp_path):
     assert "labels.npy: expected the classes of examples, integers, found float64" in told
     (tmp_path / "results.json").write_text("[")
     assert "results.json: expected what an earlier call wrote" in refused("results", "--plot", "--out", tmp_path)
+
+
+def test_pipes_are_no_files_of_a_run(tmp_path):
+    for name, call in (
+        ("model.json", programs.saved),
+        ("config.json", train.as_saved),
+        ("metrics.jsonl", lambda path: train.logged(path, 2)),
+        ("out.json", programs.file),
+    ):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises((DataError, SystemExit, ValueError), match=rf"{name}.*a pipe, a socket or a device"):
+            call(tmp_path / name)
+
+
+def test_a_link_is_replaced_and_its_target_left(tmp_path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to("target")
+    programs.write(tmp_path / "link", "new")
+    assert [(tmp_path / name).read_text() for name in ("target", "link")] == ["mine", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
 
 
 def full(*args, **options):

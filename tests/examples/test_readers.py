@@ -437,3 +437,24 @@ def test_idx_damaged(tmp_path):
             readers.idx(folder)
     with pytest.raises(ValueError, match="split"):
         readers.idx(folder, "validation")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("x.npy", lambda path: readers.array(path)),
+        ("x.npz", lambda path: readers.array(path)),
+        ("cifar-10-python.tar.gz", lambda path: readers.cifar10(path.parent)),
+        ("cifar-10-batches-py/data_batch_1", lambda path: readers.cifar10(path.parent.parent)),
+        ("train_data_batch_1.npz", lambda path: readers.imagenet(path.parent, 32)),
+        ("train-images-idx3-ubyte", lambda path: readers.idx(path.parent)),
+        ("train-images-idx3-ubyte.gz", lambda path: readers.idx(path.parent)),
+        ("x.png", lambda path: readers.image_folder(path.parent)),
+    ],
+)
+def test_pipes_are_refused(tmp_path, name, read):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="expected a regular file"):
+        read(path)
