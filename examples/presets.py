@@ -23,12 +23,17 @@ class Data:
     """The archive, folder or file, or the name of a Hugging Face data set."""
     size: int | None = None
     """Images of a folder or of Hugging Face are cropped and resized to this."""
-    channels: int = 3
-    """Of a folder of images: 3 for colour, 1 for grey."""
+    channels: int | None = None
+    """Of images: 3 for colour, 1 for grey, 4 or 2 for these with their opacity. Left out, colour for a folder, and as the
+    images are for Hugging Face."""
+    background: int | None = None
+    """A grey, 0 to 255, that images with transparent pixels are laid on; else these are refused."""
+    label: str | None = None
+    """The column of Hugging Face's data with the classes, where it is not "label"; empty for none."""
     layout: Literal["channels_first", "channels_last", "none"] | None = None
     """Of an array, where it cannot be guessed."""
     vocab_size: int = 256
-    """How many values an array of integers takes. An array of floats is real data, modelled by its density."""
+    """How many values an array of integers takes. Booleans take 2, and floats are real data, modelled by their density."""
     loc: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     """Real data are standardised to (x - loc) / scale, a number for each channel (or column of a table). Left out, the mean
@@ -241,11 +246,13 @@ def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
         case "digits":
             whole = readers.digits()
         case "folder":
-            whole = readers.image_folder(data.path, data.size, data.channels)
+            channels = 3 if data.channels is None else data.channels
+            whole = readers.image_folder(data.path, data.size, channels, data.background)
         case "array":
             whole = readers.array(data.path, data.layout, data.vocab_size)
         case "huggingface":
-            whole = readers.huggingface(data.path, size=data.size)
+            options = dict(label=data.label, size=data.size, channels=data.channels, background=data.background)
+            whole = readers.huggingface(data.path, **options)
     return split(whole, key, data.held_out)
 
 
@@ -374,6 +381,8 @@ def as_json(config: Config) -> dict:
 def from_json(found: dict) -> Config:
     """A configuration from what :func:`as_json` made."""
     parts = dict(data=Data, model=Model)
+    if found["data"]["source"] == "huggingface" and "label" not in found["data"]:  # of before, when channels were left aside
+        found = found | {"data": found["data"] | {"channels": None}}
     tuples = {"multipliers", "attention", "fourier", "loc", "scale"}
     nested = {
         name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()

@@ -13,8 +13,8 @@ bit as if never stopped. Ctrl-C saves and stops.
 
 Data (readers/): scikit-learn's digits; MNIST and its kin in IDX files; CIFAR-10 in its python or binary archive; ImageNet
 32 and 64 in their npz batches; a folder of images; a .npy or .npz array of integers or real numbers; Hugging Face (extra
-"huggingface"). A missing or damaged file is named, with where to get it. Images of more than 8 bits a channel and labels
-that are not integers are refused.
+"huggingface"). A missing or damaged file is named, with where to get it. Refused are images of more than 8 bits a channel,
+transparent pixels (unless --data.background or --data.channels says what becomes of them), labels that are not integers.
 
 Checkpoints (safetensors and JSON, the last few and the best) appear whole or not at all. The order of the data is a function
 of key and step. N processes compute what one computes with the whole batch, to rounding, and --accumulate pieces do the
