@@ -110,6 +110,9 @@ class Config:
     out: Path = Path("runs/train")
     resume: bool = False
     """Go on from the latest checkpoint in out, bit for bit as if never stopped."""
+    extend: bool = False
+    """With resume: go on by the learning rate of these settings, where its steps, lr, warmup or decay are others than before.
+    A constant rate may go on for more steps without it."""
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 1000
