@@ -111,8 +111,8 @@ class Config:
     resume: bool = False
     """Go on from the latest checkpoint in out, bit for bit as if never stopped."""
     extend: bool = False
-    """With resume: go on by the learning rate of these settings, where its steps, lr, warmup or decay are others than before.
-    A constant rate may go on for more steps without it."""
+    """With resume: go on by the learning rate of these settings, where its steps, lr, warmup or decay are others than
+    before. A constant rate may go on for more steps without it."""
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 1000
@@ -238,6 +238,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
 
 def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
     """The training and the test set; the key decides what is held out where the source has no test set."""
+    if data.source != "digits" and not data.path:
+        raise ValueError(f"data.path: expected where the data of data.source {data.source} are, got none")
     match data.source:
         case "idx":
             return readers.idx(data.path, "train"), readers.idx(data.path, "test")

@@ -11,9 +11,9 @@ Writes into --out: config.json, metrics.jsonl, TensorBoard's files, checkpoints/
 (where data are real, their numbers as .npy) and the schedule's curve. --resume goes on from the latest checkpoint, bit for
 bit as if never stopped. Ctrl-C saves and stops.
 
-A run is extended by --resume with more --optimizer.steps. With a constant learning rate it becomes, bit for bit, the run that
-had so many steps from its start. A decaying rate has come down by then: --extend says that the steps left have the rate of
-the settings given now (--optimizer.steps, lr, warmup, decay), at their place in the whole run.
+A run is extended by --resume with more --optimizer.steps. With a constant learning rate it becomes, bit for bit, the run
+that had so many steps from its start. A decaying rate has come down by then: --extend says that the steps left have the
+rate of the settings given now (--optimizer.steps, lr, warmup, decay), at their place in the whole run.
 
 Data (readers/): scikit-learn's digits; MNIST and its kin in IDX files; CIFAR-10 in its python or binary archive; ImageNet
 32 and 64 in their npz batches; a folder of images; a .npy or .npz array of integers or real numbers; Hugging Face (extra

@@ -40,7 +40,9 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
     path, labels = Path(path), None
     if layout not in (None, "channels_first", "channels_last", "none"):
         raise ValueError(f"layout: expected 'channels_first', 'channels_last' or 'none', got {layout!r}")
-    with reading(path, "a .npy or .npz file", "" if path.suffix in (".npy", ".npz") else "write one by numpy.save"):
+    if path.exists() and path.suffix not in (".npy", ".npz"):
+        raise DataError(f"{path}: expected a .npy or .npz file, which numpy.save writes")
+    with reading(path, "a .npy or .npz file"):
         if path.suffix == ".npz":
             with npy.archive(path) as found:
                 names = [name for name in found.entries if name != "labels"]

@@ -136,7 +136,8 @@ def split(data: Dataset, key: Key, held_out: int) -> tuple[Dataset, Dataset]:
         ValueError: as many held out as there are, or more.
     """
     _checks.instance("data", data, Dataset, "a purevdm.training.data.Dataset")
-    held_out = _checks.integer("held_out", held_out, 1, data.size - 1)
+    if _checks.integer("held_out", held_out, 1) >= data.size:
+        raise ValueError(f"held_out: expected fewer than the {data.size} examples of {data.name}, got {held_out}")
     order = random.permutation(_checks.key("key", key), data.size).numpy()
 
     def part(name: str, chosen: np.ndarray) -> Dataset:

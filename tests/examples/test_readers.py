@@ -452,7 +452,7 @@ def test_bad_arrays_are_named(tmp_path):
         with pytest.raises(DataError, match=r"labels\.npz: expected .*labels"):
             readers.array(tmp_path / "labels.npz")
     (tmp_path / "x.csv").write_text("1,2\n")
-    with pytest.raises(DataError, match=r"x\.csv: damaged, not a \.npy .*; write one by numpy\.save"):
+    with pytest.raises(DataError, match=r"x\.csv: expected a \.npy or \.npz file, which numpy\.save writes"):
         readers.array(tmp_path / "x.csv")
 
 

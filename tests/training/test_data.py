@@ -93,7 +93,7 @@ def taken(**changes):
         (lambda: data.rows(0, 3, 0, 1), TypeError, "key"),
         (lambda: data.augment(random.split(random.key(0)), torch.zeros(2, 1, 3, 4)), ValueError, "square"),
         (lambda: data.augment(random.key(0), torch.zeros(2, 1, 4, 4)), ValueError, "keys: expected"),
-        (lambda: data.split(numbers(), random.key(0), 20), ValueError, "held_out"),
+        (lambda: data.split(numbers(), random.key(0), 20), ValueError, "held_out: expected fewer than the 20 examples"),
         (lambda: data.batch(numbers(), np.array([20])), ValueError, r"indices: expected them in \[0, 19\], got 20 to 20"),
         (lambda: data.batch(numbers(), np.array([-1])), ValueError, "indices"),
         (lambda: data.batch(numbers(), np.array([0.5])), TypeError, "indices"),
