@@ -386,8 +386,11 @@ def as_json(config: Config) -> dict:
 def from_json(found: dict) -> Config:
     """A configuration from what :func:`as_json` made."""
     parts = dict(data=Data, model=Model)
-    if found["data"]["source"] == "huggingface" and "label" not in found["data"]:  # of before, when channels were left aside
-        found = found | {"data": found["data"] | {"channels": None}}
+    data = found["data"]
+    if "label" not in data and (
+        data.get("channels") == 3 or data["source"] == "huggingface"
+    ):  # 3 stood for what None does now
+        found = found | {"data": data | {"channels": None}}
     tuples = {"multipliers", "attention", "fourier", "loc", "scale"}
     nested = {
         name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()

@@ -32,7 +32,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ import torch
 import tyro
 from pictures import curve, drawable, grid
 from PIL import Image
-from presets import PRESETS, Config, as_json, build, condition, datasets, from_json, keys, standardised, test_batches
+from presets import PRESETS, Config, Data, as_json, build, condition, datasets, from_json, keys, standardised, test_batches
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -64,6 +64,13 @@ FREE = {
     "eval_passes",
 }
 FREE |= {"samples", "sample_steps", "device", "compile"}
+# The entries of data that a source goes by, besides the path and how images are augmented.
+TAKEN = {
+    "digits": {"held_out"},
+    "folder": {"held_out", "size", "channels", "background"},
+    "array": {"held_out", "layout", "vocab_size", "loc", "scale"},
+    "huggingface": {"held_out", "size", "channels", "background", "label"},
+}
 RATE = {f"optimizer.{name}" for name in ("steps", "lr", "warmup", "decay")}  # what may, by --extend
 
 
@@ -81,6 +88,10 @@ def check(config: Config) -> None:
     tests = dict(eval_examples=config.eval_examples, eval_batch=config.eval_batch, eval_passes=config.eval_passes)
     programs.least(1, **sizes, **every, **tests)
     programs.least(0, samples=config.samples)
+    data, usual = asdict(config.data), asdict(Data())
+    for name in sorted(usual.keys() - TAKEN.get(config.data.source, set()) - {"source", "augment"}):
+        if data[name] != usual[name] and (name != "path" or config.data.source == "digits"):
+            raise ValueError(f"data.{name}: expected none with data.source {config.data.source}, got {data[name]!r}")
     training.learning_rate(config.optimizer, 0)  # refuses an optimiser's bad settings
     programs.device(config.device)
 

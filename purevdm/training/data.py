@@ -145,4 +145,4 @@ def split(data: Dataset, key: Key, held_out: int) -> tuple[Dataset, Dataset]:
         take = data.take
         return data._replace(name=name, size=len(chosen), take=lambda i: take(chosen[i]), labels=labels)
 
-    return part(f"{data.name}, train", order[held_out:]), part(f"{data.name}, test", order[:held_out])
+    return part(f"{data.name} train", order[held_out:]), part(f"{data.name} test", order[:held_out])

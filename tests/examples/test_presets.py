@@ -98,12 +98,12 @@ def test_settings_of_images_reach_their_readers(tmp_path):
         assert train.labels is None
 
 
-def test_configurations_of_before_leave_the_channels_of_hugging_face_aside():
-    for source, channels in (("huggingface", None), ("folder", 3)):
-        told = presets.as_json(Config(data=Data(source=source, channels=3)))
-        assert presets.from_json(told).data.channels == 3
-        del told["data"]["label"], told["data"]["background"]
+def test_configurations_of_before_have_the_usual_channels():
+    for source, channels, want in (("huggingface", 1, None), ("folder", 3, None), ("folder", 1, 1), ("digits", 3, None)):
+        told = presets.as_json(Config(data=Data(source=source, channels=channels)))
         assert presets.from_json(told).data.channels == channels
+        del told["data"]["label"], told["data"]["background"]
+        assert presets.from_json(told).data.channels == want
 
 
 def test_configurations_of_before_predict_the_noise_at_uniform_times():
