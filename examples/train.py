@@ -88,6 +88,8 @@ def check(config: Config) -> None:
     tests = dict(eval_examples=config.eval_examples, eval_batch=config.eval_batch, eval_passes=config.eval_passes)
     programs.least(1, **sizes, **every, **tests)
     programs.least(0, samples=config.samples)
+    if config.extend and not config.resume:
+        raise ValueError("extend: expected it with --resume, which it goes with, got it alone")
     data, usual = asdict(config.data), asdict(Data())
     for name in sorted(usual.keys() - TAKEN.get(config.data.source, set()) - {"source", "augment"}):
         if data[name] != usual[name] and (name != "path" or config.data.source == "digits"):

@@ -163,7 +163,7 @@ def huggingface(
         raise DataError(f"{name}: expected columns of images and labels, got {image!r} and {label!r}, found {columns}")
     labels = None
     if label:
-        with reading(f"{name}, column {label!r}", "labels"):
+        with reading(f"{name}, column {label!r}", "labels", "an empty label reads none"):
             labels = labels_or_none(loaded[label][:], len(loaded))
     mode = columns[image].mode
     if channels is None and mode is not None:

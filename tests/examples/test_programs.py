@@ -125,6 +125,7 @@ SIZES = [
     ("train", (*TRAIN, "--model.embed", "0"), "hidden"),
     ("train", (*TRAIN, "--device", "nonsense"), "device"),
     ("train", (*TRAIN, "--device", "meta"), "device"),
+    ("train", (*TRAIN, "--extend"), "extend"),
     ("sample", ("RUN", "--n", "0"), "n"),
     ("sample", ("RUN", "--steps", "-3"), "steps"),
     ("sample", ("RUN", "--device", "nonsense"), "device"),

@@ -117,6 +117,13 @@ def test_cifar_missing_or_damaged(tmp_path):
         readers.cifar10(path)
 
 
+def test_a_pipe_is_no_batch(tmp_path):
+    folder = write_cifar(tmp_path, test_batch=None)
+    os.mkfifo(folder / "test_batch")
+    with pytest.raises(DataError, match="test_batch: expected a file, found a pipe"):
+        readers.cifar10(folder, "test")
+
+
 def test_cifar_damaged_archives(tmp_path):
     path = write_cifar(tmp_path, packed=True, data_batch_2=None)
     with pytest.raises(DataError, match=r"python\.tar\.gz: damaged.*data_batch_2"):
