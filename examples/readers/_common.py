@@ -20,7 +20,7 @@ def reading(file: object, wanted: str, advice: str = "") -> Iterator[None]:
     advice = advice and f"; {advice}"
     try:
         if isinstance(file, Path) and file.exists() and not (file.is_file() or file.is_dir()):
-            raise DataError("expected a file, found a pipe or a device")
+            raise DataError("expected a regular file, got a pipe, a socket or a device")  # opening one may wait
         yield
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or file}: no such file{advice}") from None

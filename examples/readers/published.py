@@ -74,7 +74,7 @@ ARCHIVE = 1 << 29
 
 
 def _whole(file: Path) -> bytes:
-    with reading(file, "a batch of CIFAR-10"), file.open("rb") as opened:
+    with file.open("rb") as opened:
         content = pieces(opened, BATCH)
     if len(content) > BATCH:
         raise DataError(f"damaged, not a batch of CIFAR-10 ({file.name} has more than {BATCH} bytes)")

@@ -117,13 +117,6 @@ def test_cifar_missing_or_damaged(tmp_path):
         readers.cifar10(path)
 
 
-def test_a_pipe_is_no_batch(tmp_path):
-    folder = write_cifar(tmp_path, test_batch=None)
-    os.mkfifo(folder / "test_batch")
-    with pytest.raises(DataError, match="test_batch: expected a file, found a pipe"):
-        readers.cifar10(folder, "test")
-
-
 def test_cifar_damaged_archives(tmp_path):
     path = write_cifar(tmp_path, packed=True, data_batch_2=None)
     with pytest.raises(DataError, match=r"python\.tar\.gz: damaged.*data_batch_2"):
@@ -442,7 +435,7 @@ def test_bad_arrays_are_named(tmp_path):
         with pytest.raises(DataError, match=f"expected integers for a vocab_size of 16, found {dtype}"):
             readers.array(saved(np.zeros((5, 3), dtype)), vocab_size=16)
     os.mkfifo(tmp_path / "pipe.npy")
-    with pytest.raises(DataError, match=r"pipe\.npy: expected a file, found a pipe"):
+    with pytest.raises(DataError, match=r"pipe\.npy: expected a regular file, got a pipe"):
         readers.array(tmp_path / "pipe.npy")
     path = saved(np.zeros((500, 30), np.uint8))
     path.write_bytes(path.read_bytes()[:1000])
