@@ -239,7 +239,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
 def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
     """The training and the test set; the key decides what is held out where the source has no test set."""
     if data.source != "digits" and not data.path:
-        raise ValueError(f"data.path: expected where the data of data.source {data.source} are, got none")
+        raise readers.DataError(f"data.path: expected where the data of data.source {data.source} are, got none")
     match data.source:
         case "idx":
             return readers.idx(data.path, "train"), readers.idx(data.path, "test")

@@ -211,11 +211,14 @@ def test_what_cannot_be_written_is_refused_at_the_start(refused, run, tmp_path, 
         ("outliers", ("RUN",), "outliers.png"),
         ("digits", (), "params.safetensors"),
         ("bfn", (), "params.safetensors"),
+        ("runs", ("RUN",), "params.safetensors"),
+        ("runs", ("RUN",), "model.json"),
     ],
 )
 def test_what_is_there_is_not_written_over(refused, run, tmp_path, name, arguments, file):
     (tmp_path / file).write_bytes(b"of before")
-    told = refused(name, *(run if a == "RUN" else a for a in arguments), "--out", tmp_path)
+    out = (tmp_path,) if name == "runs" else ("--out", tmp_path)
+    told = refused(name, *(run if a == "RUN" else a for a in arguments), *out)
     assert told == f"out: expected a folder without {file}, got {tmp_path}; give another, or --overwrite"
     assert (tmp_path / file).read_bytes() == b"of before"
 
