@@ -258,7 +258,9 @@ def images(run: Run, args: Encode) -> tuple[torch.Tensor, torch.Tensor | None]:
         found, labels = array(args.data)[:n], None
         if found.shape[1:] != run.model.event_shape or found.dtype.kind not in "iu":
             shape = ", ".join(map(str, run.model.event_shape))
-            raise DataError(f"{args.data}: expected integers of shape (n, {shape}), found {found.shape} of {found.dtype}")
+            raise DataError(
+                f"{args.data}: expected integers of shape (n, {shape}), channels first, found {found.shape} of {found.dtype}"
+            )
         if not len(found) or found.min() < 0 or found.max() >= run.train.vocab_size:
             raise DataError(f"{args.data}: expected at least one example, of integers in [0, {run.train.vocab_size - 1}]")
         x = torch.from_numpy(found)

@@ -38,7 +38,10 @@ import matplotlib.pyplot as plt
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A run's folder, or one of its checkpoints."""
-    out: Path = Path("runs/edit")
+    out: Path | None = None
+    """The folder to write into; left out, edit/ in the run's own."""
+    overwrite: bool = False
+    """Whether to write over what an earlier call left in --out."""
     rows: int = 8
     """How many test images (and for interpolations, pairs)."""
     columns: int = 8
@@ -112,7 +115,7 @@ def main() -> None:
         sys.exit(f"checkpoint: expected a model of images, got one of events of shape {test.event_shape}")
     if test.size < args.first + 2 * args.rows:
         sys.exit(f"rows: expected {2 * args.rows} test images from {args.first} on, found {test.size} in all")
-    programs.folder(args.out)
+    out = programs.fresh(args.out or programs.beside(args.checkpoint, "edit"), args.overwrite, "edit.png")
     x, labels = batch(test, np.arange(args.first, args.first + 2 * args.rows), args.device)
     x, y = x.long().chunk(2)
     labels = None if labels is None else labels[: args.rows]  # in interpolations, the first image's
@@ -136,9 +139,9 @@ def main() -> None:
         "interpolations between inverted images": between,
         f"real, varied from times {starts[0]:.1f} to {starts[-1]:.1f}": torch.stack([x, *varied], 1),
     }
-    picture(parts, test.vocab_size, args.out / "edit.png")
+    picture(parts, test.vocab_size, out / "edit.png")
     back = (between[:, 0] == x).all() and (between[:, -1] == y).all()
-    print(f"{args.out}/edit.png; inverted images {'came' if back else 'did not all come'} back exactly")
+    print(f"{out}/edit.png; inverted images {'came' if back else 'did not all come'} back exactly")
 
 
 if __name__ == "__main__":

@@ -48,12 +48,17 @@ class Data(Checked):
     """The archive, folder or file, or the name of a Hugging Face data set."""
     size: int | None = None
     """Images of a folder or of Hugging Face are cropped and resized to this."""
-    channels: int = 3
-    """Of a folder of images: 3 for colour, 1 for grey."""
+    channels: int | None = None
+    """Of images: 3 for colour, 1 for grey, 4 or 2 for these with their opacity. Left out, colour for a folder, and as the
+    images are for Hugging Face."""
+    background: int | None = None
+    """A grey, 0 to 255, that images with transparent pixels are laid on; else these are refused."""
+    label: str | None = None
+    """The column of Hugging Face's data with the classes, where it is not "label"; empty for none."""
     layout: Literal["channels_first", "channels_last", "none"] | None = None
     """Of an array, where it cannot be guessed."""
     vocab_size: int = 256
-    """How many values an array of integers takes. An array of floats is real data, modelled by its density."""
+    """How many values an array of integers takes. Booleans take 2, and floats are real data, modelled by their density."""
     loc: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     """Real data are standardised to (x - loc) / scale, a number for each channel (or column of a table). Left out, the mean
@@ -130,6 +135,9 @@ class Config(Checked):
     out: Path = Path("runs/train")
     resume: bool = False
     """Go on from the latest checkpoint in out, bit for bit as if never stopped."""
+    extend: bool = False
+    """With resume: go on by the learning rate of these settings, where its steps, lr, warmup or decay are others than
+    before. A constant rate may go on for more steps without it."""
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 1000
@@ -263,6 +271,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
 
 def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
     """The training and the test set; the key decides what is held out where the source has no test set."""
+    if data.source != "digits" and not data.path:
+        raise readers.DataError(f"data.path: expected where the data of data.source {data.source} are, got none")
     match data.source:
         case "idx":
             return readers.idx(data.path, "train"), readers.idx(data.path, "test")
@@ -274,11 +284,13 @@ def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
         case "digits":
             whole = readers.digits()
         case "folder":
-            whole = readers.image_folder(data.path, data.size, data.channels)
+            channels = 3 if data.channels is None else data.channels
+            whole = readers.image_folder(data.path, data.size, channels, data.background)
         case "array":
             whole = readers.array(data.path, data.layout, data.vocab_size)
         case "huggingface":
-            whole = readers.huggingface(data.path, size=data.size)
+            options = dict(label=data.label, size=data.size, channels=data.channels, background=data.background)
+            whole = readers.huggingface(data.path, **options)
     return split(whole, key, data.held_out)
 
 
@@ -402,6 +414,11 @@ def as_json(config: Config) -> dict:
 def from_json(found: dict) -> Config:
     """A configuration from what :func:`as_json` made."""
     parts = dict(data=Data, model=Model)
+    data = found["data"]
+    if "label" not in data and (
+        data.get("channels") == 3 or data["source"] == "huggingface"
+    ):  # 3 stood for what None does now
+        found = found | {"data": data | {"channels": None}}
     tuples = {"multipliers", "attention", "fourier", "loc", "scale"}
     nested = {
         name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()

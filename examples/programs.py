@@ -92,6 +92,20 @@ def folder(path: Path, name: str = "out") -> Path:
     return path
 
 
+def fresh(path: Path, overwrite: bool, *names: str) -> Path:
+    """A folder to write these files into; one of another call is written over only if the user says so."""
+    for name in names:
+        if (path / name).exists() and not overwrite:
+            raise ValueError(f"out: expected a folder without {name}, got {path}; give another, or --overwrite")
+    return folder(path)
+
+
+def beside(run: Path, name: str) -> Path:
+    """The folder of this name in a run's folder; the run may be given by one of its files or checkpoints, too."""
+    run = run.parent if run.suffix == ".safetensors" else run
+    return (run.parent.parent if run.parent.name == "checkpoints" else run) / name
+
+
 def file(path: Path | None, name: str = "out") -> None:
     """Refuses a path where no file can be written, and makes its folder."""
     if path is not None:

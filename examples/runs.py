@@ -136,6 +136,8 @@ class Arguments:
     """What the network computes in from now on; as in training where left out."""
     path: str | None = None
     """Where the data are, if not where they were in training."""
+    overwrite: bool = False
+    """Whether to write over a model in the folder."""
 
 
 @programs.program
@@ -143,6 +145,7 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.other(args.out / PARAMS, args.run, args.run / PARAMS)
     run = load(args.run, "cpu", **({} if args.path is None else {"data.path": args.path}))
+    programs.fresh(args.out, args.overwrite, PARAMS, MODEL)
     export(run, args.out, args.dtype)
     size = (args.out / PARAMS).stat().st_size
     print(f"{args.out}: {run.config.model.network} of {run.train.name.removesuffix(' train')}, {size / 1e6:.1f} MB")

@@ -118,8 +118,15 @@ SIZES = [
     ("train", (*TRAIN, "--optimizer.steps", "0"), "steps"),
     ("train", (*TRAIN, "--optimizer.lr", "nan"), "lr"),
     ("train", (*TRAIN, "--data.held-out", "0"), "held_out"),
+    ("train", (*TRAIN, "--data.held-out", "1797"), "held_out"),
+    ("train", (*TRAIN, "--data.path", "x.npy"), "data.path"),
+    ("train", (*TRAIN, "--data.channels", "1"), "data.channels"),
+    ("train", (*TRAIN, "--data.source", "array"), "data.path"),
+    ("train", (*TRAIN, "--data.source", "array", "--data.path", "OUT", "--data.size", "8"), "data.size"),
     ("train", (*TRAIN, "--model.embed", "0"), "hidden"),
     ("train", (*TRAIN, "--device", "nonsense"), "device"),
+    ("train", (*TRAIN, "--device", "meta"), "device"),
+    ("train", (*TRAIN, "--extend"), "extend"),
     ("sample", ("RUN", "--n", "0"), "n"),
     ("sample", ("RUN", "--steps", "-3"), "steps"),
     ("sample", ("RUN", "--device", "meta"), "device"),
@@ -139,6 +146,7 @@ SIZES = [
     ("compress", ("decode", "RUN", "RUN/x.pvdm", "OUT/x.npy", "--lanes", "0"), "lanes"),
     ("digits", ("--lr", "nan"), "lr"),
     ("digits", ("--device", "nonsense"), "device"),
+    ("digits", ("--device", "meta"), "device"),
     ("bfn", ("--lr", "inf"), "lr"),
     ("density", ("--tolerance", "nan"), "tolerance"),
     ("swirl", ("--lr", "0"), "lr"),
@@ -193,6 +201,53 @@ def test_what_cannot_be_written_is_refused_at_the_start(refused, run, tmp_path, 
     assert told.startswith(f"{word}: expected a f")
     assert str(tmp_path) in told
     assert (tmp_path / "a file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "file"),
+    [
+        ("sample", ("RUN",), "samples.npy"),
+        ("sample", ("RUN",), "samples.png"),
+        ("edit", ("RUN",), "edit.png"),
+        ("outliers", ("RUN",), "outliers.png"),
+        ("digits", (), "params.safetensors"),
+        ("bfn", (), "params.safetensors"),
+        ("runs", ("RUN",), "params.safetensors"),
+        ("runs", ("RUN",), "model.json"),
+    ],
+)
+def test_what_is_there_is_not_written_over(refused, run, tmp_path, name, arguments, file):
+    (tmp_path / file).write_bytes(b"of before")
+    out = (tmp_path,) if name == "runs" else ("--out", tmp_path)
+    told = refused(name, *(run if a == "RUN" else a for a in arguments), *out)
+    assert told == f"out: expected a folder without {file}, got {tmp_path}; give another, or --overwrite"
+    assert (tmp_path / file).read_bytes() == b"of before"
+
+
+def test_samples_go_into_their_run_s_folder(run, tmp_path, capsys, monkeypatch):
+    """However it is named; and over those of before where the user says so."""
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    for path, more in ((out, []), (out / "checkpoints" / "00000002", ["--overwrite"])):
+        monkeypatch.setattr("sys.argv", ["sample.py", str(path), "--n", "2", "--steps", "1", *more])
+        importlib.import_module("sample").main()
+        assert np.load(out / "samples" / "samples.npy").shape == (2, 1, 8, 8)
+    assert programs.beside(out / "params.safetensors", "samples") == out / "samples"
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["samples.npy", "samples.png"]
+
+
+def test_samples_of_many_values_are_not_cut(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "x.npy", np.arange(60, dtype=np.uint16).reshape(20, 3) * 1000)
+    out = tmp_path / "run"
+    data = presets.Data(source="array", path=str(tmp_path / "x.npy"), vocab_size=60_000, held_out=4)
+    config = replace(CONFIG, out=out, data=data)
+    state = training.init(presets.build(config, (3,), 60_000), random.key(0))
+    checkpoint.save(out / "checkpoints", state, metric=5.0, extra=presets.as_json(config))
+    monkeypatch.setattr("sys.argv", ["sample.py", str(out), "--n", "9", "--steps", "2"])
+    importlib.import_module("sample").main()
+    x = np.load(out / "samples" / "samples.npy")
+    assert x.dtype == np.uint16
+    assert x.max() > 256
 
 
 def test_a_damaged_log_is_named_before_a_step(tmp_path):
