@@ -34,6 +34,7 @@ from torch import Tensor
 
 from purevdm import _checks, _values, nn, random
 from purevdm._compile import constant, fixed
+from purevdm._layout import laid_out
 from purevdm.types import Key, Params
 
 __all__ = [
@@ -99,7 +100,7 @@ def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) ->
     Raises:
         TypeError, ValueError: times that are not floating-point; no context for a contextual schedule.
     """
-    found = _over_times(schedule, params, _flat(schedule, t, context), context)
+    found = _over_times(schedule, laid_out(params), _flat(schedule, t, context), context)
     return found.reshape((*t.shape, *found.shape[1:]))
 
 
@@ -111,6 +112,7 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
     # The parameters get zero tangents made here: those that PyTorch makes itself have no storage, and a compiled backward
     # pass that multiplies them as matrices crashes (2.13). The derivative is taken outside of vmap, as under it a product
     # of a tangent of shape () with a number is of float64. A copy, as times that were expanded take no tangents.
+    params = laid_out(params)
     still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
     flat = _flat(schedule, t, context).clone()
     found, slope = torch.func.jvp(

@@ -109,8 +109,7 @@ def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
     A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
     """
     kernel = params["kernel"]
-    # In memory, so that its gradient has its strides, whatever the map's: fused optimisers go by memory order.
-    return convolve(x, materialize(kernel), params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
+    return convolve(x, kernel, params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
 
 
 def upsample(x: Tensor, space: Shape) -> Tensor:
