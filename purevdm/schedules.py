@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, nn, random
-from purevdm._compile import constant, fixed
+from purevdm._compile import constant, exact, fixed
 from purevdm._layout import laid_out
 from purevdm.types import Key, Params
 
@@ -79,9 +79,10 @@ class Schedule(NamedTuple):
 
 def _over_times(schedule: Schedule, params: Params, t: Tensor, context: Any) -> Tensor:
     """gamma at times (n,), each with its context."""
-    if schedule.contextual:
-        return torch.func.vmap(lambda t, c: schedule.gamma(params, t, c))(t, context)
-    return torch.func.vmap(lambda t: schedule.gamma(params, t))(t)
+    with exact(t.device):
+        if schedule.contextual:
+            return torch.func.vmap(lambda t, c: schedule.gamma(params, t, c))(t, context)
+        return torch.func.vmap(lambda t: schedule.gamma(params, t))(t)
 
 
 def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> Tensor:
@@ -235,8 +236,8 @@ def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule
 def _line_init(line: Linear, key: Key) -> Params:
     _checks.key("key", key)
     return {
-        "w": torch.tensor(line.gamma_max - line.gamma_min, device=key.device),
-        "b": torch.tensor(line.gamma_min, device=key.device),
+        "w": torch.tensor(line.gamma_max - line.gamma_min, dtype=torch.float32, device=key.device),
+        "b": torch.tensor(line.gamma_min, dtype=torch.float32, device=key.device),
     }
 
 
@@ -286,8 +287,9 @@ def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
     _checks.key("key", key)
     k2, k3 = random.split(key).unbind(0)
     low, high, hidden, _ = settings
+    bias = torch.tensor([low], dtype=torch.float32, device=key.device)
     return {
-        "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low)) | {"bias": torch.tensor([low]).to(key.device)},
+        "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low)) | {"bias": bias},
         "l2": nn.dense_init(k2, 1, hidden, kernel_init=nn.normal(1e-2)),
         "l3": nn.dense_init(k3, hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
     }

@@ -181,17 +181,19 @@ def _tensors(module: Module) -> Tensors:
 
 
 class _seeded:  # noqa: N801 (reads as a function)
-    """A block in which torch's CPU generator draws by a seed; it is as before after it."""
+    """A block in which torch's CPU generator draws by a seed, in float32 by default; both are as before after it."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __enter__(self) -> None:
-        self.state = torch.default_generator.get_state()
+        self.state, self.dtype = torch.default_generator.get_state(), torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         torch.default_generator.manual_seed(self.seed)
 
     def __exit__(self, *error: Any) -> None:
         torch.default_generator.set_state(self.state)
+        torch.set_default_dtype(self.dtype)
 
 
 def _constant(x: Tensor) -> bool:

@@ -44,7 +44,7 @@ def dense_init(key: Key, n_in: int, n_out: int, bias: bool = True, kernel_init: 
 
 
 def _with_bias(key: Key, kernel: Tensor, n_out: int, bias: bool) -> Params:
-    return {"kernel": kernel} | ({"bias": torch.zeros(n_out, device=key.device)} if bias else {})
+    return {"kernel": kernel} | ({"bias": torch.zeros(n_out, dtype=torch.float32, device=key.device)} if bias else {})
 
 
 def dense(params: Params, x: Tensor) -> Tensor:
@@ -136,7 +136,8 @@ def group_norm_init(key: Key, channels: int) -> Params:
     """
     _checks.key("key", key)
     channels = _checks.integer("channels", channels, 1)
-    return {"scale": torch.ones(channels, device=key.device), "bias": torch.zeros(channels, device=key.device)}
+    scale = torch.ones(channels, dtype=torch.float32, device=key.device)
+    return {"scale": scale, "bias": torch.zeros_like(scale)}
 
 
 def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, denoiser, random
-from purevdm._compile import OLD
+from purevdm._compile import OLD, exact
 from purevdm.bfn import BFN
 from purevdm.elbo import Seeds
 from purevdm.networks import _regions
@@ -109,7 +109,13 @@ def gradients(
     def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         if variance and isinstance(model, VDM):
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
-        return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
+        if not torch.is_autocast_enabled(x.device.type):
+            return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
+        # Autocast is for what a network computes, and not for backward passes, the schedule's among them.
+        found: Any = torch.func.vjp(lambda params: model.loss_and_stats(params, x, key, cond), params, has_aux=True)
+        loss, pull, stats = found
+        with exact(loss.device):
+            return pull(torch.ones_like(loss))[0], (loss, stats)
 
     # A backend "eager" does not differentiate regions.
     regions = compile and not variance and options.get("backend") != "eager" and _regions.known(model.network.apply)
@@ -176,7 +182,8 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) 
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
         loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
-        loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
+        with exact(loss.device):
+            loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         return optree.tree_unflatten(spec, grads), (loss.detach(), optree.tree_map(torch.detach, stats))  # type: ignore[arg-type]
 
