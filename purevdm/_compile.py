@@ -1,7 +1,7 @@
-"""Hints to the compiler. In eager none of them does anything."""
+"""Hints to the compiler, of which none does anything in eager, and the modes that a call runs under."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +44,11 @@ def transformed() -> bool:
     if OLD and torch.compiler.is_compiling():
         return False
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
+def exact(device: torch.device) -> AbstractContextManager[Any]:
+    """A block without the user's autocast, which is for what a network computes; all else keeps its dtype."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def materialize(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _tableaus
+from purevdm._compile import exact
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
@@ -53,7 +54,8 @@ def along(h: Tensor, x: Tensor) -> Tensor:
 
 def total(weights: Tensor, slopes: State, h: Tensor) -> State:
     """h times the weighted sum of the slopes, each (stages, B, ...)."""
-    return tuple(along(h, k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
+    with exact(h.device):
+        return tuple(along(h, k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
 
 
 def plus(a: State, b: State) -> State:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
+from purevdm._layout import laid_out
 from purevdm.decoders import Decoder
 from purevdm.networks import Network, _regions
 from purevdm.networks._explain import explained
@@ -66,6 +67,7 @@ def output(
         RuntimeError: what the network does and torch cannot do under these transforms; it says what to do instead.
     """
     axes = batch_axes(cond, z.shape[0])
+    params = laid_out(params)
     if network.dtype is not None:
         dtype = network.dtype
         params = optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, denoiser, process, random, schedules
-from purevdm._compile import OLD, untraced
+from purevdm._compile import OLD, exact, untraced
 from purevdm.decoders import Decoder
 from purevdm.networks import Network
 from purevdm.schedules import Levels, Schedule
@@ -330,7 +330,8 @@ def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, levels: Leve
     def one(x: Tensor, eps_0: Tensor, eps: Tensor, eps_hat: Tensor, levels: Levels) -> ELBO:
         return terms(model.decoder, x, eps_0, eps, eps_hat, levels)
 
-    return torch.func.vmap(one)(x, noise.eps_0, noise.eps, eps_hat, each)
+    with exact(z_t.device):
+        return torch.func.vmap(one)(x, noise.eps_0, noise.eps, eps_hat, each)
 
 
 # Noise from a key

@@ -183,7 +183,7 @@ def _density(settings: Warped, params: Params) -> Tensor:
 
 
 def _init(settings: Warped, key: Key) -> Params:
-    zeros = torch.zeros(settings.bins, device=_checks.key("key", key).device)
+    zeros = torch.zeros(settings.bins, dtype=torch.float32, device=_checks.key("key", key).device)
     return {"base": settings.base.init(key), "warp": {"square": zeros, "visits": zeros.clone()}}
 
 

@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, nn, random
-from purevdm._compile import constant, fixed
+from purevdm._compile import constant, exact, fixed
+from purevdm._layout import laid_out
 from purevdm.types import Key, Params
 
 __all__ = [
@@ -78,9 +79,10 @@ class Schedule(NamedTuple):
 
 def _over_times(schedule: Schedule, params: Params, t: Tensor, context: Any) -> Tensor:
     """gamma at times (n,), each with its context."""
-    if schedule.contextual:
-        return torch.func.vmap(lambda t, c: schedule.gamma(params, t, c))(t, context)
-    return torch.func.vmap(lambda t: schedule.gamma(params, t))(t)
+    with exact(t.device):
+        if schedule.contextual:
+            return torch.func.vmap(lambda t, c: schedule.gamma(params, t, c))(t, context)
+        return torch.func.vmap(lambda t: schedule.gamma(params, t))(t)
 
 
 def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> Tensor:
@@ -99,7 +101,7 @@ def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) ->
     Raises:
         TypeError, ValueError: times that are not floating-point; no context for a contextual schedule.
     """
-    found = _over_times(schedule, params, _flat(schedule, t, context), context)
+    found = _over_times(schedule, laid_out(params), _flat(schedule, t, context), context)
     return found.reshape((*t.shape, *found.shape[1:]))
 
 
@@ -111,6 +113,7 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
     # The parameters get zero tangents made here: those that PyTorch makes itself have no storage, and a compiled backward
     # pass that multiplies them as matrices crashes (2.13). The derivative is taken outside of vmap, as under it a product
     # of a tangent of shape () with a number is of float64. A copy, as times that were expanded take no tangents.
+    params = laid_out(params)
     still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
     flat = _flat(schedule, t, context).clone()
     found, slope = torch.func.jvp(
@@ -233,8 +236,8 @@ def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule
 def _line_init(line: Linear, key: Key) -> Params:
     _checks.key("key", key)
     return {
-        "w": torch.tensor(line.gamma_max - line.gamma_min, device=key.device),
-        "b": torch.tensor(line.gamma_min, device=key.device),
+        "w": torch.tensor(line.gamma_max - line.gamma_min, dtype=torch.float32, device=key.device),
+        "b": torch.tensor(line.gamma_min, dtype=torch.float32, device=key.device),
     }
 
 
@@ -284,7 +287,7 @@ def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
     _checks.key("key", key)
     k2, k3 = random.split(key).unbind(0)
     low, high, hidden, _ = settings
-    bias = torch.tensor([low], device=key.device)
+    bias = torch.tensor([low], dtype=torch.float32, device=key.device)
     return {
         "l1": nn.dense_init(key, 1, 1, kernel_init=nn.constant(high - low)) | {"bias": bias},
         "l2": nn.dense_init(k2, 1, hidden, kernel_init=nn.normal(1e-2)),

@@ -34,7 +34,9 @@ class VDM(NamedTuple):
     these examples where they are rows of a larger batch. ``train`` switches the network's dropout on.
 
     The losses, ``elbo`` and ``sample`` compile with ``fullgraph=True``, in every mode of ``torch.compile`` (tested on a CPU)
-    and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes.
+    and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes. Under
+    ``torch.autocast`` the network alone computes in the shorter dtype. Take backward passes outside of it, as PyTorch asks
+    for; ``training.gradients`` does.
 
     Attributes:
         network: predicts the noise in a latent.
@@ -377,7 +379,8 @@ def _told(network: Network, schedule: Schedule) -> Network:
     """The network with the schedule's endpoints, if it was given none."""
     endpoints = schedule.endpoints
     if endpoints is None and not schedule.contextual:
-        ends = schedules.gamma(schedule, schedule.init(random.key(0, device="cpu")), torch.tensor([0.0, 1.0], device="cpu"))
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float32, device="cpu")
+        ends = schedules.gamma(schedule, schedule.init(random.key(0, device="cpu")), ends)
         endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
     if endpoints is None:
         return network

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from purevdm import _values, denoiser, elbo
+from purevdm._compile import exact
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
 from purevdm.vdm import VDM
@@ -46,7 +47,7 @@ class Denoiser(NamedTuple):
         each = np.broadcast_to(gamma, (n, gamma.shape[1]))
         level = tensor(each, (n, *shape) if gamma.shape[1] > 1 else (n,))
         found = []
-        with torch.no_grad():
+        with torch.no_grad(), exact(device or torch.device("cpu")):  # a file is read under any autocast
             for i in range(0, n, self.piece):
                 rows = torch.arange(i, i + self.piece, device=device).clamp(max=n - 1)
                 rows = rows if self.pad else rows[: n - i]

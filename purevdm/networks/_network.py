@@ -36,6 +36,7 @@ class Network(NamedTuple):
         update: for networks whose parameters hold statistics of what they saw, such as batch norms' means:
             ``update(params, z, gamma, cond=None, key=None) -> params`` with those that a training pass leaves. None where
             there are none.
+        frozen: paths of leaves or branches of the parameters that training leaves as they are, as ``"params.encoder"``.
     """
 
     init: Callable[[Key, Shape], Params]
@@ -48,6 +49,7 @@ class Network(NamedTuple):
     dtype: torch.dtype | None = None
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
+    frozen: tuple[str, ...] = ()
 
 
 def made_of(

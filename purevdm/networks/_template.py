@@ -34,6 +34,7 @@ class Source:
         self.kind = type(example)
         self.name = self.kind.__name__
         named, buffers = dict(example.named_parameters()), dict(example.named_buffers())
+        self.frozen = tuple(name for name, leaf in named.items() if not leaf.requires_grad)
         for name, leaf in (named | buffers).items():
             if torch.nn.parameter.is_lazy(leaf):
                 raise ValueError(f"module: expected a module of known shapes, got a lazy {name} in {self.name}; run it once")
@@ -143,9 +144,10 @@ class Source:
         return self.tree({name: held[name].detach().to(device, copy=True) for name in self.leaves})
 
     def values(self, params: Params, device: torch.device) -> Tensors:
-        """What a call gives the module: the parameters; the buffers in their own dtypes, without a gradient, and as copies,
-        as the module may write to them; the constants."""
+        """What a call gives the module: the parameters; the buffers in their own dtypes, and as copies, as the module may
+        write to them; the constants. Buffers and frozen parameters have no gradient."""
         found = self.flat(params)
+        found |= {name: found[name].detach() for name in self.frozen}
         for name in self.buffers:
             buffer, dtype = found[name].detach(), self.leaves[name].dtype
             found[name] = buffer.clone() if dtype.is_floating_point else buffer.round().to(dtype)
@@ -179,17 +181,19 @@ def _tensors(module: Module) -> Tensors:
 
 
 class _seeded:  # noqa: N801 (reads as a function)
-    """A block in which torch's CPU generator draws by a seed; it is as before after it."""
+    """A block in which torch's CPU generator draws by a seed, in float32 by default; both are as before after it."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __enter__(self) -> None:
-        self.state = torch.default_generator.get_state()
+        self.state, self.dtype = torch.default_generator.get_state(), torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         torch.default_generator.manual_seed(self.seed)
 
     def __exit__(self, *error: Any) -> None:
         torch.default_generator.set_state(self.state)
+        torch.set_default_dtype(self.dtype)
 
 
 def _constant(x: Tensor) -> bool:

@@ -104,6 +104,10 @@ def from_module(
     >>> state, grad_fn = training.init(model, random.key(0)), training.gradients(model)
     >>> state, _ = training.train_step(training.AdamW(), grad_fn, state, x, random.key(1), label, update=model.update)
 
+    **Freezing**: parameters that do not require gradients in the module get zero gradients, and
+    ``training.gradients`` gives None for them, so that a step leaves them as they are. ``training.gradients(model,
+    frozen=["network.params.body"])`` freezes by path.
+
     Before averaged parameters are evaluated, recompute their statistics on a few batches:
     ``model.update(state.ema_params, ...)``.
 
@@ -146,6 +150,7 @@ def from_module(
         residual=_checks.boolean("residual", residual),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
         update=partial(_update, settings),
+        frozen=tuple(f"params.{name}" for name in settings.source.frozen),
     )
 
 

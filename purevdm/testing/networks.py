@@ -32,7 +32,8 @@ def check_network(
 
     ``init`` is a function of its key. ``apply`` gives finite numbers of the latent's shape. It is pure: it leaves parameters
     alone, draws nothing without a key, and gives the same for the same key. Each example's output depends on that example
-    and its condition alone, whether by ``vmap`` or batched. Its gradients are finite.
+    and its condition alone, whether by ``vmap`` or batched. Its gradients are finite, and have the strides of their
+    parameters.
 
     Args:
         network: the network.
@@ -142,3 +143,8 @@ def _gradients(run: Any, params: Params) -> None:
         paths = optree.tree_paths(params)  # type: ignore[arg-type]
         bad = [".".join(map(str, paths[i])) for i, g in zip(floating, grads, strict=True) if not g.isfinite().all()]
         require(not bad, "gradients must be finite", f"NaN or infinity in {', '.join(bad[:3])}", see)
+        law = "gradients must lie in memory as their parameters do, as fused optimisers go by memory order"
+        bad = [
+            ".".join(map(str, paths[i])) for i, g in zip(floating, grads, strict=True) if g.stride() != leaves[i].stride()
+        ]
+        require(not bad, law, f"other strides in {', '.join(bad[:3])}", see)
