@@ -5,7 +5,8 @@ returns a number, or a tensor of the event's shape for a schedule of its own in 
 differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative (eq. 17). The functions
 :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
 
-The default endpoints, -13.3 and 5, are the paper's for 8-bit images.
+The default endpoints, -13.3 and 5, are the paper's for 8-bit images. gamma may be from -40 to 40 in a float32 model, from
+-300 to 300 in a float64 one. Other values are refused when a model is made, and in every call in eager.
 
 >>> import torch
 >>> from purevdm import random, schedules
@@ -159,27 +160,72 @@ def levels(schedule: Schedule, params: Params, t: Tensor, timesteps: int = 0, co
     return Levels(gamma_0, gamma_1, gamma_t, timesteps * torch.expm1(gamma_t - gamma_s))
 
 
+LIMITS = {torch.float32: 40.0, torch.float64: 300.0}
+"""The greatest size of gamma by the model's dtype. Beyond, alpha and sigma, exp(-gamma), or expm1(gamma_1 - gamma_0) leave
+the dtype's range."""
+
+
+def limit(dtype: torch.dtype) -> float:
+    """The greatest size of gamma in a dtype."""
+    return LIMITS.get(dtype, LIMITS[torch.float32])
+
+
+def slack(dtype: torch.dtype) -> float:
+    """By how much gamma may seem to fall between two near times: what rounding makes of a rise."""
+    return 256.0 * torch.finfo(dtype).eps
+
+
 def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = None) -> list[_checks.Fact]:
-    """That gamma is finite and increases, at nine times, in the dtype and on the device of ``like``; in eager."""
+    """That gamma is finite, within its dtype's limit, and increases, in the dtype and on the device of ``like``; in eager.
+    At nine times; under a context at five, for every example."""
     if not _checks.readable(like):
         return []
     with torch.no_grad():
-        t = torch.linspace(0.0, 1.0, 9, dtype=like.dtype, device=like.device)
-        if schedule.contextual:  # the first example's
-            context = optree.tree_map(lambda leaf: leaf[:1].expand(9, *leaf.shape[1:]), context)  # type: ignore[arg-type]
-        found = gamma(schedule, params, t, context)
+        t = torch.linspace(0.0, 1.0, 5 if schedule.contextual else 9, dtype=like.dtype, device=like.device)
+        if schedule.contextual:
+            n = next((len(leaf) for leaf in _checks.leaves(context).values() if leaf.ndim), 1)
+            found = torch.stack([gamma(schedule, params, time.expand(n), context) for time in t])
+        else:
+            found = gamma(schedule, params, t)
+    most = limit(like.dtype)
 
     def error() -> Exception:
-        values = _checks.plain(found).double().cpu()
+        values, example = _checks.plain(found).double().cpu(), ""
+        if schedule.contextual and values.ndim == found.ndim:
+            bad = ~(values.isfinite() & (values.abs() <= most))
+            bad[1:] |= ~(values.diff(dim=0) > 0)
+            i = int(bad.transpose(0, 1).flatten(1).any(1).nonzero()[0])
+            values, example = values[:, i], f" in example {i}"
         values = values if values.ndim == 1 else values.flatten(1).mean(1)
         return ValueError(
-            "schedule: expected gamma(t) to be finite and strictly increasing, got "
-            + ", ".join(f"{value:.4g}" for value in values.tolist()[::2])
+            f"schedule: expected gamma(t) to be strictly increasing, from {-most:g} at least to {most:g} at most, got "
+            + ", ".join(f"{value:.4g}" for value in values[:: len(t) // 4].tolist())
             + " at t = 0, 1/4, 1/2, 3/4, 1"
-            + (" (means over dimensions)" if found.ndim > 1 else "")
+            + (" (means over dimensions)" if found.ndim > 1 + schedule.contextual else "")
+            + example
         )
 
-    return [_checks.Fact(found.isfinite().all() & (found.diff(dim=0) > 0).all(), error)]
+    return [_checks.Fact((found.abs() <= most).all() & (found.diff(dim=0) > 0).all(), error)]
+
+
+def rising(levels: Levels, timesteps: int = 0) -> list[_checks.Fact]:
+    """That gamma is finite and does not fall where a batch's bound looks at it, for every example; in eager."""
+    gamma_0, gamma_1, gamma_t, weight = levels
+    if not _checks.readable(gamma_t):
+        return []
+    few = slack(gamma_t.dtype)
+
+    def error() -> Exception:
+        low, high, least = (_checks.plain(v).double() for v in (gamma_t - gamma_0, gamma_1 - gamma_t, weight))
+        rise = "its derivative" if timesteps == 0 else f"{timesteps} expm1 of its rise"
+        return ValueError(
+            "schedule: expected gamma(t) to be finite and to increase at the times of every example, got "
+            f"gamma(t) - gamma(0) of {low.min():.4g} at least, gamma(1) - gamma(t) of {high.min():.4g}, "
+            f"and {rise} of {least.min():.4g}"
+        )
+
+    inside = (gamma_t - gamma_0 >= -few) & (gamma_1 - gamma_t >= -few)
+    return [_checks.Fact(inside & (weight >= -few * max(timesteps, 16)) & weight.isfinite(), error)]
 
 
 # Lines
@@ -197,7 +243,11 @@ class Linear(NamedTuple):
 
 
 def _linear(gamma_min: float, gamma_max: float) -> Linear:
-    return Linear(*_checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max))
+    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+    most = max(LIMITS.values())
+    if low < -most or high > most:
+        raise ValueError(f"gamma_min, gamma_max: expected numbers in [{-most:g}, {most:g}], got {low:g} and {high:g}")
+    return Linear(low, high)
 
 
 def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:

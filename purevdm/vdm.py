@@ -122,6 +122,7 @@ class VDM(NamedTuple):
         elbo.keyed(params, key)
         noise = self.draw(key, n, train=train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
+        _checks.verify(schedules.rising(variance.levels(curve)))
         loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t)
         return grads, (loss, stats) if has_aux else loss
 
@@ -300,10 +301,13 @@ class VDM(NamedTuple):
     def _bound(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool
     ) -> tuple[ELBO, schedules.Levels, Tensor]:
-        n = self._check(params, x, cond)
+        data = elbo.checked_data(self.decoder, self.event_shape, x)
+        facts = self._facts(params, cond) + data
+        elbo.beside(params, "x", x)
         elbo.keyed(params, key)
-        noise = self.draw(key, n, train=train)
+        noise = self.draw(key, x.shape[0], train=train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
+        _checks.verify(facts + schedules.rising(levels, self.timesteps))
         return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t
 
     def _summary(
@@ -384,7 +388,7 @@ def vdm(
     _fits(decoder, event_shape)
     _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
     timesteps = 0 if timesteps is None else _checks.timesteps(timesteps, dtype)
-    network = _told(network, schedule)
+    network = _told(network, schedule, dtype)
     model = VDM(network, schedule, decoder, event_shape, timesteps, _checks.boolean("antithetic", antithetic), dtype)
     model._structure()  # an init that does not take this event_shape says so here
     return model
@@ -401,14 +405,17 @@ def _fits(decoder: Decoder, event_shape: tuple[int, ...]) -> None:
         raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
 
 
-def _told(network: Network, schedule: Schedule) -> Network:
-    """The network with the schedule's endpoints, if it was given none."""
+def _told(network: Network, schedule: Schedule, dtype: torch.dtype) -> Network:
+    """The network with the schedule's endpoints, if it was given none. Endpoints beyond the dtype's range are refused."""
     endpoints = schedule.endpoints
     if endpoints is None and not schedule.contextual:
         ends = schedules.gamma(schedule, schedule.init(random.key(0)), torch.tensor([0.0, 1.0]))
         endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
     if endpoints is None:
         return network
+    most = schedules.limit(dtype)
+    if endpoints[0] < -most or endpoints[1] > most:
+        raise ValueError(f"schedule: expected gamma in [{-most:g}, {most:g}], the range of {dtype}, got {endpoints}")
     if network.endpoints is None:
         told = {name: _values.rebound(getattr(network, name), endpoints=endpoints) for name in ("init", "apply")}
         return network._replace(**told, endpoints=endpoints if told["apply"] is not network.apply else None)
