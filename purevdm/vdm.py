@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
 from purevdm._compile import OLD, constant
-from purevdm.decoders import Decoder, discrete
+from purevdm.decoders import Decoder, discrete, fits
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
 from purevdm.sampling import Sample
@@ -362,7 +362,7 @@ def vdm(
 
     Raises:
         TypeError, ValueError: arguments out of range, a network made for other endpoints of gamma than the schedule's, or
-            a decoder whose loc and scale do not broadcast against the event.
+            a decoder whose loc and scale do not broadcast against the event, or from which data do not come back in dtype.
 
     >>> import torch, purevdm
     >>> from purevdm import random
@@ -385,24 +385,13 @@ def vdm(
     decoder = discrete(256 if vocab_size is None else vocab_size) if decoder is None else decoder
     if not isinstance(decoder, Decoder):
         raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
-    _fits(decoder, event_shape)
     _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
+    fits(decoder, event_shape, dtype)
     timesteps = 0 if timesteps is None else _checks.timesteps(timesteps, dtype)
     network = _told(network, schedule, dtype)
     model = VDM(network, schedule, decoder, event_shape, timesteps, _checks.boolean("antithetic", antithetic), dtype)
     model._structure()  # an init that does not take this event_shape says so here
     return model
-
-
-def _fits(decoder: Decoder, event_shape: tuple[int, ...]) -> None:
-    """Refuses a decoder that gives an event another shape."""
-    try:
-        found = tuple(decoder.mode(torch.zeros(event_shape)).shape)
-    except RuntimeError:  # torch's, of shapes that do not broadcast
-        found = None
-    if found != event_shape:
-        got = "which these do not" if found is None else f"which these turn into events {found}"
-        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
 
 
 def _told(network: Network, schedule: Schedule, dtype: torch.dtype) -> Network:

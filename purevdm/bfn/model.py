@@ -19,7 +19,7 @@ from purevdm.bfn.flows import Categorical, Flow, Normal
 from purevdm.bfn.outputs import Classes, Normals, Output, Point
 from purevdm.bfn.process import latent
 from purevdm.bfn.solvers import Solver, bayesian
-from purevdm.decoders import Decoder, gaussian
+from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
 from purevdm.elbo import ELBO, Seeds
 from purevdm.networks import Network
@@ -359,6 +359,11 @@ def _model(
     settings = BFN(_timed(network), flow, output, event_shape)._replace(**options)
     _checks.dtype("dtype", settings.dtype, (torch.float32, torch.float64))
     timesteps = 0 if settings.timesteps is None else _checks.timesteps(settings.timesteps, settings.dtype)
+    fits(settings.decoder, settings.event_shape, settings.dtype)
+    snr, most = flow.snr(torch.ones((), dtype=settings.dtype)).item(), torch.finfo(settings.dtype).max ** 0.5
+    if not snr <= most:
+        name = "beta_1" if isinstance(flow, Categorical) else "sigma_1"
+        raise ValueError(f"{name}: expected a signal-to-noise ratio of at most {most:.2g} at t = 1, got {snr:.2g}")
     for name in ("reconstruction", "antithetic"):
         _checks.boolean(name, getattr(settings, name))
     model = settings._replace(timesteps=timesteps, draws=_checks.integer("draws", settings.draws, 1))

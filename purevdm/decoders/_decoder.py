@@ -1,5 +1,6 @@
 """The form of a decoder, and what the decoders share."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -100,3 +101,33 @@ def finite(z: Tensor) -> Tensor:
             [_checks.Fact(holds, lambda: ValueError("z: expected finite latents to decode, got NaN or infinity"))]
         )
     return holds
+
+
+def fits(decoder: Decoder, event_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuses a decoder that gives an event another shape, or from whose numbers in this dtype data do not come back:
+    integers exactly, real numbers to a hundredth of their scale."""
+    try:
+        shape = tuple(decoder.mode(torch.zeros(event_shape, dtype=dtype, device="cpu")).shape)
+    except RuntimeError:  # torch's, of shapes that do not broadcast
+        shape = None
+    if shape != event_shape:
+        got = "which these do not" if shape is None else f"which these turn into events {shape}"
+        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
+    values = decoder.vocab_size
+    least, most, n = (-1.0, 1.0, 7) if values is None else (0, values - 1, min(values, 2 + 10**6 // math.prod(event_shape)))
+    each = torch.linspace(least, most, n, dtype=torch.float64, device="cpu").reshape(-1, *[1] * len(event_shape))
+    if values is None:
+        x = decoder.mode(each.to(dtype).expand(n, *event_shape))
+        f = decoder.encode(x, dtype)
+        back, wanted = f, each
+    else:
+        x = each.round().to(torch.int64).expand(n, *event_shape)
+        f = decoder.encode(x, dtype)
+        back, wanted = decoder.mode(f.nan_to_num()), x
+    held = f.isfinite() & ((back - wanted).abs() <= (0.01 if values is None else 0))
+    if not held.all():
+        of = "numbers" if values is None else f"{values} values"
+        raise ValueError(
+            f"decoder: expected a loc and scale from which data come back in {dtype}, got ones whose {of} come back as "
+            f"others, such as {wanted.expand_as(back)[~held][0]:g} as {back[~held][0]:g}"
+        )
