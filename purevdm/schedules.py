@@ -5,8 +5,11 @@ returns a number, or a tensor of the event's shape for a schedule of its own in 
 differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative (eq. 17). The functions
 :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
 
-The default endpoints, -13.3 and 5, are the paper's for 8-bit images. gamma may be from -40 to 40 in a float32 model, from
--300 to 300 in a float64 one. Other values are refused when a model is made, and in every call in eager.
+The default endpoints, -13.3 and 5, are the paper's for 8-bit images. Where ``gamma_min`` is left out, a model takes one that
+suits the number of levels of its data (:func:`gamma_min_for`), and -13.3 for real data, whose fineness nobody knows.
+
+gamma may be from -40 to 40 in a float32 model, and from -300 to 300 in a float64 one. Other values are refused when a model
+is made, and in every call in eager.
 
 >>> import torch
 >>> from purevdm import random, schedules
@@ -25,6 +28,7 @@ A schedule of one's own, here a fixed one for each of three dimensions:
 tensor([-4., -3., -2.])
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,6 +48,7 @@ __all__ = [
     "fixed_linear",
     "gamma",
     "gamma_and_slope",
+    "gamma_min_for",
     "learned_linear",
     "levels",
     "monotone_mlp",
@@ -62,6 +67,8 @@ class Schedule(NamedTuple):
             them from the schedule's initial parameters.
         contextual: whether gamma sees a context: ``gamma(params, t, context)``, where the context is the example's
             condition as the model's functions are given it (MuLAN, Sahoo et al. 2024, arXiv 2312.13236).
+        with_gamma_min: for a schedule made without ``gamma_min``: ``with_gamma_min(gamma_min)`` is the same one with it.
+            :func:`purevdm.vdm` takes the gamma_min that suits the data (:func:`gamma_min_for`).
         observe: for schedules whose parameters hold statistics of the diffusion losses (:mod:`purevdm.importance`):
             ``observe(params, t, losses) -> branches``, those of ``params`` that a batch with these times and losses, each
             (B,), nats, moves. None where there are none.
@@ -72,6 +79,7 @@ class Schedule(NamedTuple):
     endpoints: tuple[float, float] | None = None
     contextual: bool = False
     observe: Callable[..., Params] | None = None
+    with_gamma_min: Callable[..., Any] | None = None
 
 
 # What all schedules share
@@ -242,7 +250,34 @@ class Linear(NamedTuple):
         return self.gamma_min, self.gamma_max
 
 
-def _linear(gamma_min: float, gamma_max: float) -> Linear:
+GAMMA_MIN = -13.3
+"""The paper's gamma_min, for 256 levels."""
+
+
+def gamma_min_for(spacing: float) -> float:
+    """Gives the gamma_min for data whose neighbouring values lie so far apart, -13.3 - 2 log((2 / 256) / spacing).
+
+    In units of the noise they are then as far apart as 256 levels at the paper's -13.3, and reconstruction costs 0.01
+    bits/dim (:func:`purevdm.decoders.reconstruction_bits`). For n levels over (-1, 1) the spacing is 2 / n.
+
+    >>> from purevdm import schedules
+    >>> [round(schedules.gamma_min_for(2 / n), 3) for n in (2, 17, 256, 65536)]
+    [-3.596, -7.876, -13.3, -24.39]
+    """
+    return GAMMA_MIN - 2.0 * math.log((2.0 / 256.0) / spacing)
+
+
+def _remade(settings: Any, gamma_min: float | None = None, *, maker: Callable[..., Schedule]) -> Schedule:
+    return maker(gamma_min, *settings[1:])
+
+
+def _open(gamma_min: float | None, settings: Any, maker: Callable[..., Schedule]) -> Callable[..., Schedule] | None:
+    """How a schedule of these settings is made again, where its gamma_min was left out."""
+    return partial(_remade, settings, maker=maker) if gamma_min is None else None
+
+
+def _linear(gamma_min: float | None, gamma_max: float) -> Linear:
+    gamma_min = GAMMA_MIN if gamma_min is None else gamma_min
     low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
     most = max(LIMITS.values())
     if low < -most or high > most:
@@ -250,14 +285,15 @@ def _linear(gamma_min: float, gamma_max: float) -> Linear:
     return Linear(low, high)
 
 
-def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
+def fixed_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Schedule:
     """gamma_min + (gamma_max - gamma_min) t, with nothing to learn.
 
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
     line = _linear(gamma_min, gamma_max)
-    return Schedule(_no_params, partial(_fixed_gamma, line), endpoints=line[:2])
+    again = _open(gamma_min, line, fixed_linear)
+    return Schedule(_no_params, partial(_fixed_gamma, line), endpoints=line[:2], with_gamma_min=again)
 
 
 def _no_params(key: Key) -> Params:
@@ -270,14 +306,15 @@ def _fixed_gamma(line: Linear, params: Params, t: Tensor) -> Tensor:
     return low + (high - low) * _checks.floating("t", t)
 
 
-def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
+def learned_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Schedule:
     """b + |w| t, learned, from b = gamma_min and b + w = gamma_max at the start. Parameters ``{"w": (), "b": ()}``.
 
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
     line = _linear(gamma_min, gamma_max)
-    return Schedule(partial(_line_init, line), _line_gamma, endpoints=line[:2])
+    again = _open(gamma_min, line, learned_linear)
+    return Schedule(partial(_line_init, line), _line_gamma, endpoints=line[:2], with_gamma_min=again)
 
 
 def _line_init(line: Linear, key: Key) -> Params:
@@ -305,7 +342,7 @@ class MonotoneMLP(NamedTuple):
 
 
 def monotone_mlp(
-    gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 1024, pin_endpoints: bool = False
+    gamma_min: float | None = None, gamma_max: float = 5.0, hidden: int = 1024, pin_endpoints: bool = False
 ) -> Schedule:
     """A learned monotone network (App. H): a line plus a hidden layer, with the absolute values of its kernels.
 
@@ -327,7 +364,9 @@ def monotone_mlp(
     """
     line = _linear(gamma_min, gamma_max)
     settings = MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), _checks.boolean("pin_endpoints", pin_endpoints))
-    return Schedule(partial(_mlp_init, settings), partial(_mlp_gamma, settings), endpoints=line[:2])
+    again = _open(gamma_min, settings, monotone_mlp)
+    gamma = partial(_mlp_gamma, settings)
+    return Schedule(partial(_mlp_init, settings), gamma, endpoints=line[:2], with_gamma_min=again)
 
 
 def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
@@ -374,7 +413,7 @@ class ConstrainedMonotone(NamedTuple):
 
 
 def constrained_monotone(
-    gamma_min: float = -13.3,
+    gamma_min: float | None = None,
     gamma_max: float = 5.0,
     hidden: Sequence[int] = (32, 32),
     activation: str = "elu",
@@ -411,7 +450,9 @@ def constrained_monotone(
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("base:", "activation:", 1)) from None
     settings = ConstrainedMonotone(*line, widths, activation, parts)
-    return Schedule(partial(_constrained_init, settings), partial(_constrained_gamma, settings), endpoints=line[:2])
+    again = _open(gamma_min, settings, constrained_monotone)
+    gamma = partial(_constrained_gamma, settings)
+    return Schedule(partial(_constrained_init, settings), gamma, endpoints=line[:2], with_gamma_min=again)
 
 
 def _constrained_init(settings: ConstrainedMonotone, key: Key) -> Params:

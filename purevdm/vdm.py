@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
 from purevdm._compile import OLD, constant
-from purevdm.decoders import Decoder, discrete, fits
+from purevdm.decoders import Decoder, discrete, fits, reconstruction_bits, spacing
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
 from purevdm.sampling import Sample
@@ -348,7 +349,9 @@ def vdm(
 
     Args:
         network: predicts the noise, the data or v; see :mod:`purevdm.networks`.
-        schedule: gamma(t); see :mod:`purevdm.schedules`. A network that normalises gamma takes its endpoints.
+        schedule: gamma(t); see :mod:`purevdm.schedules`. A network that normalises gamma takes its endpoints. One made
+            without ``gamma_min`` gets the one that suits the number of levels of the data, -13.3 for 256. Another at which
+            reconstruction alone costs more than 0.02 bits/dim (:func:`purevdm.decoders.reconstruction_bits`) is warned of.
         event_shape: the shape of one example, of any rank: (3, 32, 32) for images, (2,) for points, (length,) for series.
         vocab_size: how many values the data take, 256 unless a decoder is given.
         decoder: another decoder than ``purevdm.decoders.discrete(vocab_size)``: ``decoders.gaussian()`` for real data.
@@ -388,23 +391,58 @@ def vdm(
     _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
     fits(decoder, event_shape, dtype)
     timesteps = 0 if timesteps is None else _checks.timesteps(timesteps, dtype)
-    network = _told(network, schedule, dtype)
+    step = spacing(decoder, event_shape)
+    schedule = _suited(schedule, step, network, dtype)
+    endpoints = _ends(schedule, dtype)
+    if step is not None and decoder.vocab_size is not None and endpoints is not None:
+        _warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
+    network = _told(network, endpoints)
     model = VDM(network, schedule, decoder, event_shape, timesteps, _checks.boolean("antithetic", antithetic), dtype)
     model._structure()  # an init that does not take this event_shape says so here
     return model
 
 
-def _told(network: Network, schedule: Schedule, dtype: torch.dtype) -> Network:
-    """The network with the schedule's endpoints, if it was given none. Endpoints beyond the dtype's range are refused."""
+RECONSTRUCTION = 0.02
+"""Bits per dimension of reconstruction from which a model warns that its gamma_0 is too large for its data."""
+
+
+def _suited(schedule: Schedule, step: float | None, network: Network, dtype: torch.dtype) -> Schedule:
+    """The schedule, with the gamma_min that suits data of this spacing where it was made without one, and so was the
+    network."""
+    if schedule.with_gamma_min is None or schedule != schedule.with_gamma_min():  # one that was changed since
+        return schedule
+    gamma_min, high = schedules.GAMMA_MIN, math.inf if schedule.endpoints is None else schedule.endpoints[1]
+    if step is not None and network.endpoints is None:
+        suited = max(schedules.gamma_min_for(step), -schedules.limit(dtype))
+        gamma_min = suited if suited < high else gamma_min
+    return schedule.with_gamma_min(gamma_min)  # type: ignore[no-any-return]
+
+
+def _ends(schedule: Schedule, dtype: torch.dtype) -> tuple[float, float] | None:
+    """The schedule's endpoints, if they do not depend on a context. Those beyond the dtype's range are refused."""
     endpoints = schedule.endpoints
     if endpoints is None and not schedule.contextual:
         ends = schedules.gamma(schedule, schedule.init(random.key(0)), torch.tensor([0.0, 1.0]))
         endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
+    most = schedules.limit(dtype)
+    if endpoints is not None and not all(-most <= end <= most for end in endpoints):
+        raise ValueError(f"schedule: expected gamma in [{-most:g}, {most:g}], the range of {dtype}, got {endpoints}")
+    return endpoints
+
+
+def _warn_of_reconstruction(values: int, step: float, gamma_0: float) -> None:
+    """Warns where reconstruction alone costs much, which no training mends."""
+    bits = reconstruction_bits(values, gamma_0, 2.0 / (values * step))
+    if bits > RECONSTRUCTION:
+        enough = f"leave gamma_min out, or take {schedules.gamma_min_for(step):.4g} or less"
+        message = f"reconstruction alone costs {bits:.3g} bits/dim of data of {values} levels; {enough}"
+        warnings.warn(f"schedule: at gamma_0 = {gamma_0:.4g} {message}", stacklevel=3)
+
+
+def _told(network: Network, endpoints: tuple[float, float] | None) -> Network:
+    """The network with the schedule's endpoints, if it was given none."""
     if endpoints is None:
         return network
-    most = schedules.limit(dtype)
-    if endpoints[0] < -most or endpoints[1] > most:
-        raise ValueError(f"schedule: expected gamma in [{-most:g}, {most:g}], the range of {dtype}, got {endpoints}")
     if network.endpoints is None:
         told = {name: _values.rebound(getattr(network, name), endpoints=endpoints) for name in ("init", "apply")}
         return network._replace(**told, endpoints=endpoints if told["apply"] is not network.apply else None)

@@ -131,3 +131,12 @@ def fits(decoder: Decoder, event_shape: tuple[int, ...], dtype: torch.dtype) -> 
             f"decoder: expected a loc and scale from which data come back in {dtype}, got ones whose {of} come back as "
             f"others, such as {wanted.expand_as(back)[~held][0]:g} as {back[~held][0]:g}"
         )
+
+
+def spacing(decoder: Decoder, event_shape: tuple[int, ...]) -> float | None:
+    """The least distance, over an event, of neighbouring values that are spaced evenly; None for real data."""
+    if decoder.vocab_size is None:
+        return None
+    ends = torch.tensor([0, decoder.vocab_size - 1], device="cpu").reshape(2, *[1] * len(event_shape))
+    f = decoder.encode(ends.expand(2, *event_shape), torch.float64)
+    return ((f[1] - f[0]) / (decoder.vocab_size - 1)).min().item()

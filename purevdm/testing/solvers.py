@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from purevdm import _checks, process, random
+from purevdm import _checks, decoders, process, random
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver
 from purevdm.testing import sources
@@ -46,7 +46,8 @@ def check_solver(solver: Solver, order: int | None = None, *, grid: str = "gamma
     _checks.instance("solver", solver, Solver, "a Solver such as purevdm.solvers.ddim()")
     order = order if order is None else _checks.integer("order", order, 1)
     key = random.key(0) if key is None else key
-    model = vdm(sources.gaussian(STD), Schedule(_no_params, _bent), (50,), dtype=torch.float64)
+    schedule, decoder = Schedule(_no_params, _bent), decoders.gaussian()
+    model = vdm(sources.gaussian(STD), schedule, (50,), decoder=decoder, dtype=torch.float64)
     params: dict = {"network": {}, "schedule": {}}
     ends = _bent({}, torch.tensor([0.0, 1.0], dtype=torch.float64))
     scales = torch.sqrt((process.alpha(ends) * STD) ** 2 + process.sigma(ends) ** 2)
