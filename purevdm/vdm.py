@@ -347,6 +347,10 @@ def vdm(
 ) -> VDM:
     """A variational diffusion model of a network, a schedule and a decoder.
 
+    There are no masks of data. Every element of an event is noised, predicted and counted, so padded ones are data like the
+    rest: the same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that masked its attention. Compare
+    likelihoods at one size alone, or fit a model for each size.
+
     Args:
         network: predicts the noise, the data or v; see :mod:`purevdm.networks`.
         schedule: gamma(t); see :mod:`purevdm.schedules`. A network that normalises gamma takes its endpoints. One made
