@@ -102,7 +102,8 @@ class Model(Checked):
     schedule: Literal["fixed_linear", "learned_linear", "monotone_mlp", "monotone_mlp_pinned", "constrained_monotone"] = (
         "learned_linear"
     )
-    gamma_min: float = -13.3
+    gamma_min: float | None = None
+    """Left out, the one that suits the number of levels of the data (-13.3 for 256, and for real data)."""
     gamma_max: float = 5.0
     variance: bool = False
     """Whether the schedule's interior follows the variance of the loss (App. I.2)."""
@@ -185,7 +186,7 @@ _aug = replace(
     eval_batch=1024,
 )
 _digits = Config(
-    model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_min=-8.0, gamma_max=4.0),
+    model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_max=4.0),
     optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
     batch=64,
     eval_every=275,
@@ -333,6 +334,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
+    endpoints = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)  # without gamma_min, purevdm.vdm takes one for the data
     shared = dict(
         outputs=2 if m.kind == "bfn_discretised" else None,
         fourier=m.fourier,

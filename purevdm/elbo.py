@@ -126,21 +126,6 @@ def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.S
     return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
 
 
-def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
-    """Refuses a decoder that gives an event another shape, or whose numbers the dtype does not hold."""
-    z = torch.zeros(event_shape, dtype=dtype, device="cpu")
-    try:
-        x = decoder.mode(z)
-        held = [decoder.encode(x, dtype), *(decoder.bounds(z) if decoder.bounds else ())]
-    except RuntimeError:  # torch's, of shapes that do not broadcast, or of numbers that overflow
-        x = None
-    if x is None or x.shape != z.shape:
-        got = "which these do not" if x is None else f"which these turn into events {tuple(x.shape)}"
-        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
-    if not (x.to(dtype).isfinite().all() and all(part.square().sum().isfinite() for part in held)):
-        raise ValueError(f"decoder: expected a loc and scale that {dtype} holds, got {decoder!r}")
-
-
 def checked(
     model: Any, params: Params, x: Any = ..., key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
 ) -> int:

@@ -85,7 +85,9 @@ def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float 
     if not bins * 1e-6 <= _checks.real("uniform", uniform) <= 1.0:
         raise ValueError(f"uniform: expected a number in [{bins * 1e-6:g}, 1], got {uniform}")
     settings = Warped(base, bins, float(uniform), _checks.probability("rate", rate))
-    return base._replace(init=partial(_init, settings), gamma=partial(_gamma, settings), observe=partial(_observe, settings))
+    again = None if base.with_gamma_min is None else partial(_remade, settings)
+    init, gamma, observe = partial(_init, settings), partial(_gamma, settings), partial(_observe, settings)
+    return base._replace(init=init, gamma=gamma, observe=observe, with_gamma_min=again)
 
 
 # The mathematics
@@ -185,6 +187,12 @@ def _density(settings: Warped, params: Params) -> Tensor:
 def _init(settings: Warped, key: Key) -> Params:
     zeros = torch.zeros(settings.bins, dtype=torch.float32, device=_checks.key("key", key).device)
     return {"base": settings.base.init(key), "warp": {"square": zeros, "visits": zeros.clone()}}
+
+
+def _remade(settings: Warped, gamma_min: float | None = None) -> Schedule:
+    assert settings.base.with_gamma_min is not None
+    base = settings.base.with_gamma_min(gamma_min)
+    return warped(base, settings.bins, uniform=settings.uniform, rate=settings.rate)
 
 
 def _gamma(settings: Warped, params: Params, t: Tensor, *context: Any) -> Tensor:

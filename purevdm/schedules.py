@@ -5,7 +5,11 @@ returns a number, or a tensor of the event's shape for a schedule of its own in 
 differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative (eq. 17). The functions
 :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
 
-The default endpoints, -13.3 and 5, are the paper's for 8-bit images.
+The default endpoints, -13.3 and 5, are the paper's for 8-bit images. Where ``gamma_min`` is left out, a model takes one that
+suits the number of levels of its data (:func:`gamma_min_for`), and -13.3 for real data, whose fineness nobody knows.
+
+gamma may be from -40 to 40 in a float32 model, and from -300 to 300 in a float64 one. Other values are refused when a model
+is made, and in every call in eager.
 
 >>> import torch
 >>> from purevdm import random, schedules
@@ -24,6 +28,7 @@ A schedule of one's own, here a fixed one for each of three dimensions:
 tensor([-4., -3., -2.])
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,6 +49,7 @@ __all__ = [
     "fixed_linear",
     "gamma",
     "gamma_and_slope",
+    "gamma_min_for",
     "learned_linear",
     "levels",
     "monotone_mlp",
@@ -62,6 +68,8 @@ class Schedule(NamedTuple):
             them from the schedule's initial parameters.
         contextual: whether gamma sees a context: ``gamma(params, t, context)``, where the context is the example's
             condition as the model's functions are given it (MuLAN, Sahoo et al. 2024, arXiv 2312.13236).
+        with_gamma_min: for a schedule made without ``gamma_min``: ``with_gamma_min(gamma_min)`` is the same one with it.
+            :func:`purevdm.vdm` takes the gamma_min that suits the data (:func:`gamma_min_for`).
         observe: for schedules whose parameters hold statistics of the diffusion losses (:mod:`purevdm.importance`):
             ``observe(params, t, losses) -> branches``, those of ``params`` that a batch with these times and losses, each
             (B,), nats, moves. None where there are none.
@@ -72,6 +80,7 @@ class Schedule(NamedTuple):
     endpoints: tuple[float, float] | None = None
     contextual: bool = False
     observe: Callable[..., Params] | None = None
+    with_gamma_min: Callable[..., Any] | None = None
 
 
 # What all schedules share
@@ -162,27 +171,72 @@ def levels(schedule: Schedule, params: Params, t: Tensor, timesteps: int = 0, co
     return Levels(gamma_0, gamma_1, gamma_t, timesteps * torch.expm1(gamma_t - gamma_s))
 
 
+LIMITS = {torch.float32: 40.0, torch.float64: 300.0}
+"""The greatest size of gamma by the model's dtype. Beyond, alpha and sigma, exp(-gamma), or expm1(gamma_1 - gamma_0) leave
+the dtype's range."""
+
+
+def limit(dtype: torch.dtype) -> float:
+    """The greatest size of gamma in a dtype."""
+    return LIMITS.get(dtype, LIMITS[torch.float32])
+
+
+def slack(dtype: torch.dtype) -> float:
+    """By how much gamma may seem to fall between two near times: what rounding makes of a rise."""
+    return 256.0 * torch.finfo(dtype).eps
+
+
 def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = None) -> list[_checks.Fact]:
-    """That gamma is finite and increases, at nine times, in the dtype and on the device of ``like``; in eager."""
+    """That gamma is finite, within its dtype's limit, and increases, in the dtype and on the device of ``like``; in eager.
+    At nine times; under a context at five, for every example."""
     if not _checks.readable(like):
         return []
     with torch.no_grad():
-        t = torch.linspace(0.0, 1.0, 9, dtype=like.dtype, device=like.device)
-        if schedule.contextual:  # the first example's
-            context = optree.tree_map(lambda leaf: leaf[:1].expand(9, *leaf.shape[1:]), context)  # type: ignore[arg-type]
-        found = gamma(schedule, params, t, context)
+        t = torch.linspace(0.0, 1.0, 5 if schedule.contextual else 9, dtype=like.dtype, device=like.device)
+        if schedule.contextual:
+            n = next((len(leaf) for leaf in _checks.leaves(context).values() if leaf.ndim), 1)
+            found = torch.stack([gamma(schedule, params, time.expand(n), context) for time in t])
+        else:
+            found = gamma(schedule, params, t)
+    most = limit(like.dtype)
 
     def error() -> Exception:
-        values = _checks.plain(found).double().cpu()
+        values, example = _checks.plain(found).double().cpu(), ""
+        if schedule.contextual and values.ndim == found.ndim:
+            bad = ~(values.isfinite() & (values.abs() <= most))
+            bad[1:] |= ~(values.diff(dim=0) > 0)
+            i = int(bad.transpose(0, 1).flatten(1).any(1).nonzero()[0])
+            values, example = values[:, i], f" in example {i}"
         values = values if values.ndim == 1 else values.flatten(1).mean(1)
         return ValueError(
-            "schedule: expected gamma(t) to be finite and strictly increasing, got "
-            + ", ".join(f"{value:.4g}" for value in values.tolist()[::2])
+            f"schedule: expected gamma(t) to be strictly increasing, from {-most:g} at least to {most:g} at most, got "
+            + ", ".join(f"{value:.4g}" for value in values[:: len(t) // 4].tolist())
             + " at t = 0, 1/4, 1/2, 3/4, 1"
-            + (" (means over dimensions)" if found.ndim > 1 else "")
+            + (" (means over dimensions)" if found.ndim > 1 + schedule.contextual else "")
+            + example
         )
 
-    return [_checks.Fact(found.isfinite().all() & (found.diff(dim=0) > 0).all(), error)]
+    return [_checks.Fact((found.abs() <= most).all() & (found.diff(dim=0) > 0).all(), error)]
+
+
+def rising(levels: Levels, timesteps: int = 0) -> list[_checks.Fact]:
+    """That gamma is finite and does not fall where a batch's bound looks at it, for every example; in eager."""
+    gamma_0, gamma_1, gamma_t, weight = levels
+    if not _checks.readable(gamma_t):
+        return []
+    few = slack(gamma_t.dtype)
+
+    def error() -> Exception:
+        low, high, least = (_checks.plain(v).double() for v in (gamma_t - gamma_0, gamma_1 - gamma_t, weight))
+        rise = "its derivative" if timesteps == 0 else f"{timesteps} expm1 of its rise"
+        return ValueError(
+            "schedule: expected gamma(t) to be finite and to increase at the times of every example, got "
+            f"gamma(t) - gamma(0) of {low.min():.4g} at least, gamma(1) - gamma(t) of {high.min():.4g}, "
+            f"and {rise} of {least.min():.4g}"
+        )
+
+    inside = (gamma_t - gamma_0 >= -few) & (gamma_1 - gamma_t >= -few)
+    return [_checks.Fact(inside & (weight >= -few * max(timesteps, 16)) & weight.isfinite(), error)]
 
 
 # Lines
@@ -199,18 +253,50 @@ class Linear(NamedTuple):
         return self.gamma_min, self.gamma_max
 
 
-def _linear(gamma_min: float, gamma_max: float) -> Linear:
-    return Linear(*_checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max))
+GAMMA_MIN = -13.3
+"""The paper's gamma_min, for 256 levels."""
 
 
-def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
+def gamma_min_for(spacing: float) -> float:
+    """Gives the gamma_min for data whose neighbouring values lie so far apart, -13.3 - 2 log((2 / 256) / spacing).
+
+    In units of the noise they are then as far apart as 256 levels at the paper's -13.3, and reconstruction costs 0.01
+    bits/dim (:func:`purevdm.decoders.reconstruction_bits`). For n levels over (-1, 1) the spacing is 2 / n.
+
+    >>> from purevdm import schedules
+    >>> [round(schedules.gamma_min_for(2 / n), 3) for n in (2, 17, 256, 65536)]
+    [-3.596, -7.876, -13.3, -24.39]
+    """
+    return GAMMA_MIN - 2.0 * math.log((2.0 / 256.0) / spacing)
+
+
+def _remade(settings: Any, gamma_min: float | None = None, *, maker: Callable[..., Schedule]) -> Schedule:
+    return maker(gamma_min, *settings[1:])
+
+
+def _open(gamma_min: float | None, settings: Any, maker: Callable[..., Schedule]) -> Callable[..., Schedule] | None:
+    """How a schedule of these settings is made again, where its gamma_min was left out."""
+    return partial(_remade, settings, maker=maker) if gamma_min is None else None
+
+
+def _linear(gamma_min: float | None, gamma_max: float) -> Linear:
+    gamma_min = GAMMA_MIN if gamma_min is None else gamma_min
+    low, high = _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+    most = max(LIMITS.values())
+    if low < -most or high > most:
+        raise ValueError(f"gamma_min, gamma_max: expected numbers in [{-most:g}, {most:g}], got {low:g} and {high:g}")
+    return Linear(low, high)
+
+
+def fixed_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Schedule:
     """gamma_min + (gamma_max - gamma_min) t, with nothing to learn.
 
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
     line = _linear(gamma_min, gamma_max)
-    return Schedule(_no_params, partial(_fixed_gamma, line), endpoints=line[:2])
+    again = _open(gamma_min, line, fixed_linear)
+    return Schedule(_no_params, partial(_fixed_gamma, line), endpoints=line[:2], with_gamma_min=again)
 
 
 def _no_params(key: Key) -> Params:
@@ -223,14 +309,15 @@ def _fixed_gamma(line: Linear, params: Params, t: Tensor) -> Tensor:
     return low + (high - low) * _checks.floating("t", t)
 
 
-def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
+def learned_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Schedule:
     """b + |w| t, learned, from b = gamma_min and b + w = gamma_max at the start. Parameters ``{"w": (), "b": ()}``.
 
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
     line = _linear(gamma_min, gamma_max)
-    return Schedule(partial(_line_init, line), _line_gamma, endpoints=line[:2])
+    again = _open(gamma_min, line, learned_linear)
+    return Schedule(partial(_line_init, line), _line_gamma, endpoints=line[:2], with_gamma_min=again)
 
 
 def _line_init(line: Linear, key: Key) -> Params:
@@ -258,7 +345,7 @@ class MonotoneMLP(NamedTuple):
 
 
 def monotone_mlp(
-    gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 1024, pin_endpoints: bool = False
+    gamma_min: float | None = None, gamma_max: float = 5.0, hidden: int = 1024, pin_endpoints: bool = False
 ) -> Schedule:
     """A learned monotone network (App. H): a line plus a hidden layer, with the absolute values of its kernels.
 
@@ -280,7 +367,9 @@ def monotone_mlp(
     """
     line = _linear(gamma_min, gamma_max)
     settings = MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), _checks.boolean("pin_endpoints", pin_endpoints))
-    return Schedule(partial(_mlp_init, settings), partial(_mlp_gamma, settings), endpoints=line[:2])
+    again = _open(gamma_min, settings, monotone_mlp)
+    gamma = partial(_mlp_gamma, settings)
+    return Schedule(partial(_mlp_init, settings), gamma, endpoints=line[:2], with_gamma_min=again)
 
 
 def _mlp_init(settings: MonotoneMLP, key: Key) -> Params:
@@ -328,7 +417,7 @@ class ConstrainedMonotone(NamedTuple):
 
 
 def constrained_monotone(
-    gamma_min: float = -13.3,
+    gamma_min: float | None = None,
     gamma_max: float = 5.0,
     hidden: Sequence[int] = (32, 32),
     activation: str = "elu",
@@ -365,7 +454,9 @@ def constrained_monotone(
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("base:", "activation:", 1)) from None
     settings = ConstrainedMonotone(*line, widths, activation, parts)
-    return Schedule(partial(_constrained_init, settings), partial(_constrained_gamma, settings), endpoints=line[:2])
+    again = _open(gamma_min, settings, constrained_monotone)
+    gamma = partial(_constrained_gamma, settings)
+    return Schedule(partial(_constrained_init, settings), gamma, endpoints=line[:2], with_gamma_min=again)
 
 
 def _constrained_init(settings: ConstrainedMonotone, key: Key) -> Params:

@@ -67,7 +67,10 @@ def _ancestral(
         raise ValueError("solver: expected a deterministic one, such as purevdm.solvers.ddim(), got ancestral()")
     eps_hat, x_hat = denoise(z_t, gamma_t)
     eps = random.normal(key, z_t.shape, z_t.dtype)
-    return Step(ancestral_step(z_t, eps_hat, gamma_s, gamma_t, eps), x_hat)
+    # Where alpha_t is below exp(-5), z_t and eps_hat hold too little of an estimate x_hat that was predicted or clamped.
+    q = process.posterior(z_t, x_hat, gamma_s, gamma_t)
+    z_s = torch.where(gamma_t > 10.0, q.mean + q.std * eps, ancestral_step(z_t, eps_hat, gamma_s, gamma_t, eps))
+    return Step(z_s, x_hat)
 
 
 def ancestral_step(z_t: Tensor, eps_hat: Tensor, gamma_s: Tensor, gamma_t: Tensor, eps: Tensor) -> Tensor:

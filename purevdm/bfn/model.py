@@ -19,7 +19,7 @@ from purevdm.bfn.flows import Categorical, Flow, Normal
 from purevdm.bfn.outputs import Classes, Normals, Output, Point
 from purevdm.bfn.process import latent
 from purevdm.bfn.solvers import Solver, bayesian
-from purevdm.decoders import Decoder, gaussian
+from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
 from purevdm.elbo import ELBO, Seeds
 from purevdm.networks import Network
@@ -232,7 +232,7 @@ def _structure(
         _between("sigma_1", flow.value.sigma_1)
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
-    elbo.fits(output.value.decoder, event_shape, dtype)
+    fits(output.value.decoder, event_shape, dtype)
     accuracy = flow.value.snr(torch.ones((), dtype=dtype, device="cpu"))
     if not accuracy.isfinite():
         raise ValueError(f"flow: expected one whose accuracy at t = 1 {dtype} holds, got {flow.value}")

@@ -7,7 +7,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import denoiser, random
+from purevdm import _checks, denoiser, random
 from purevdm.networks import Network
 from purevdm.testing._law import copied, equal, initialised, off, require, trying
 from purevdm.types import Key, Params, Shape
@@ -51,6 +51,7 @@ def check_network(
     >>> from purevdm import networks, testing
     >>> testing.check_network(networks.mlp(16), (3,), stochastic=False)
     """
+    _checks.instance("network", network, Network, "a Network such as purevdm.networks.mlp()")
     key = random.key(0) if key is None else key
     k_init, k_move, k_z, k_network, k_other = random.split(key, 5).unbind(0)
     start = initialised("network", lambda k: network.init(k, tuple(event_shape)), k_init)

@@ -328,3 +328,24 @@ def test_a_log_density_that_is_off_is_caught(monkeypatch):
 def test_compiled_parts():
     testing.check_schedule(schedules.learned_linear(), compile=True)
     testing.check_network(networks.mlp(8, fourier=()), (2,), compile=True)
+
+
+def test_only_a_part_can_be_held_against_its_laws():
+    """Nothing passes for the default, or because nothing was looked at."""
+    checks = {
+        "schedule": testing.check_schedule,
+        "network": lambda part: testing.check_network(part, (2,)),
+        "decoder": testing.check_decoder,
+        "solver": testing.check_solver,
+        "model": lambda part: testing.check_model(part, {}, X),
+    }
+    for name, check in checks.items():
+        for part in (None, 3, checks):
+            with pytest.raises(TypeError, match=f"{name}: expected a"):
+                check(part)
+    with pytest.raises(TypeError, match="model: expected a"):
+        testing.check_density(None, {})
+    with pytest.raises(ValueError, match="order: expected an integer at least 1"):
+        testing.check_solver(solvers.ddim(), 0)
+    with pytest.raises(ValueError, match="gamma_0: expected at least one"):
+        testing.check_decoder(decoders.discrete(8), gamma_0=())
