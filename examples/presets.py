@@ -334,7 +334,6 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
-    endpoints = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)  # without gamma_min, purevdm.vdm takes one for the data
     shared = dict(
         outputs=2 if m.kind == "bfn_discretised" else None,
         fourier=m.fourier,
@@ -376,6 +375,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
         network = networks.mixed(network)
     if m.kind != "vdm":
         return bayesian(m, network, event_shape, decoder(config.data, event_shape, vocab_size))
+    # Without gamma_min, purevdm.vdm takes one for the data.
     schedule = SCHEDULES[m.schedule](gamma_min=m.gamma_min, gamma_max=m.gamma_max)
     if m.importance:
         schedule = importance.warped(schedule)

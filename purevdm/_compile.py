@@ -48,7 +48,9 @@ def transformed() -> bool:
 
 def exact(device: torch.device) -> AbstractContextManager[Any]:
     """A block without the user's autocast, which is for what a network computes; all else keeps its dtype."""
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def materialize(x: Tensor) -> Tensor:

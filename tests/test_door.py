@@ -164,9 +164,9 @@ def test_real_data_are_numbers_that_the_model_holds():
     ids=repr,
 )
 def test_a_decoders_numbers_are_held_by_the_models_dtype(decoder):
-    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale that torch.float32 holds"):
+    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale from which data come back in torch.float32"):
         purevdm.vdm(NETWORK(), LINE, (2,), decoder=decoder)
-    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale that torch.float32 holds"):
+    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale from which data come back in torch.float32"):
         bfn.continuous(NETWORK(), (2,), 0.1, decoder=decoder)
 
 
