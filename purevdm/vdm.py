@@ -9,11 +9,12 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
+from purevdm import _checks, denoiser, elbo, process, random, sampling, schedules, variance
 from purevdm._compile import OLD, constant
 from purevdm.decoders import Decoder, discrete
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
+from purevdm.networks._network import same, told
 from purevdm.sampling import Sample
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver, ancestral
@@ -409,10 +410,8 @@ def _told(network: Network, schedule: Schedule) -> Network:
         endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
     if endpoints is None:
         return network
-    if network.endpoints is None:
-        told = {name: _values.rebound(getattr(network, name), endpoints=endpoints) for name in ("init", "apply")}
-        return network._replace(**told, endpoints=endpoints if told["apply"] is not network.apply else None)
-    if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(network.endpoints, endpoints, strict=True)):
+    network = told(network, endpoints)
+    if network.endpoints is not None and not same(network.endpoints, endpoints):
         raise ValueError(
             f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
             f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out"
