@@ -21,9 +21,10 @@ _KNOWN = (
         f"{_REMATERIALISE}. Give a function of your own a setup_context",
     ),
     (
-        "Expected more than 1 value per channel",
-        "normalises over the batch, and sees one example",
-        "A batch norm needs a batch of at least 2 in training; in evaluation (train=False) one will do",
+        "Expected more than 1 (value per channel|spatial element)",
+        "normalises over a single value",
+        "A batch norm needs a batch of at least 2 in training; in evaluation (train=False) one will do. A group norm needs "
+        "more than one value in a group, and an instance norm in a channel",
     ),
     (
         "Batch norm got a batched tensor",
@@ -40,6 +41,11 @@ _KNOWN = (
         "could not generate a fallback|[Bb]atching rule not implemented|do not support batching operators",
         "calls an operation that torch.func.vmap does not know",
         "Take gradients of whole batches, or use another operation",
+    ),
+    (
+        "must only return Tensors",
+        "returns something else than a tensor",
+        "Return the tensor alone, such as the field of an object that holds it",
     ),
     (
         "forward AD|forward-mode",
