@@ -1,6 +1,7 @@
 """torch's own errors about what a network does, as errors that name the network and say what to do."""
 
 import re
+import traceback
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ _REMATERIALISE = (
     "likelihoods and differentiable samples, switch them off"
 )
 
-# What torch's message holds, what happened in plain words, and what to do.
+# What torch's message holds, or the function that raised it (" in name"), what happened in plain words, and what to do.
 _KNOWN = (
     ("saved tensor hooks", "checkpoints its activations", _REMATERIALISE),
     (
@@ -21,10 +22,14 @@ _KNOWN = (
         f"{_REMATERIALISE}. Give a function of your own a setup_context",
     ),
     (
-        "Expected more than 1 (value per channel|spatial element)",
+        "Expected more than 1 (value per channel.* in group_norm|spatial element)",
         "normalises over a single value",
-        "A batch norm needs a batch of at least 2 in training; in evaluation (train=False) one will do. A group norm needs "
-        "more than one value in a group, and an instance norm in a channel",
+        "A group norm needs more than one value in each group of an example, and an instance norm in each channel",
+    ),
+    (
+        "Expected more than 1 value per channel",
+        "normalises over the batch, and sees one example",
+        "A batch norm needs a batch of at least 2 in training; in evaluation (train=False) one will do",
     ),
     (
         "Batch norm got a batched tensor",
@@ -67,8 +72,10 @@ _KNOWN = (
 
 def explained(network: Network, error: BaseException) -> RuntimeError | None:
     """The error to raise instead of torch's, or None for one that is not known: it passes as it is."""
+    trace = traceback.extract_tb(error.__traceback__)
+    text = " in ".join([str(error), *(frame.name for frame in reversed(trace) if not frame.name.startswith("_"))])
     for pattern, happened, remedy in _KNOWN:
-        if re.search(pattern, str(error)):
+        if re.search(pattern, text):
             return RuntimeError(f"network: {named(network)} {happened}. {remedy}.")
     return None
 

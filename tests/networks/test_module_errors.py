@@ -161,10 +161,12 @@ def test_a_batch_norm_wants_a_batch():
         model.loss_fn(model.init(KEY), torch.zeros(1, 2, dtype=torch.int64), KEY)
 
 
-def test_a_group_norm_of_one_value_is_told_so():
-    model, params, x = made(partial(WithGamma, nn.GroupNorm(2, 2)))
-    with pytest.raises(RuntimeError, match=r"WithGamma normalises over a single value\. .*A group norm needs"):
-        model.elbo(params, x[:1], KEY)
+@pytest.mark.parametrize(("norm", "kind"), [(nn.GroupNorm(2, 2), "A group norm needs"), (nn.InstanceNorm1d(2), "instance")])
+def test_norms_of_one_value_are_told_so(norm, kind):
+    layers = nn.Sequential(nn.Unflatten(1, (2, 1)), norm, nn.Flatten())
+    model, params, x = made(partial(WithGamma, layers))
+    with pytest.raises(RuntimeError, match=rf"WithGamma normalises over a single value\. .*{kind}"):
+        model.loss_fn(params, x[:1], KEY)
 
 
 class Answer:
