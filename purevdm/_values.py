@@ -68,10 +68,11 @@ class Same:
 
 
 def rebound(function: Any, **changes: Any) -> Any:
-    """A function bound to settings, bound to the same settings with changes; other functions as they are."""
+    """A function bound to settings, bound to the same settings with changes; other functions as they are. A value made of
+    functions, such as a network within another, is no settings."""
     if not isinstance(function, functools.partial) or not function.args:
         return function
     settings = function.args[0]
-    if not changes.keys() <= set(getattr(settings, "_fields", ())):
+    if not changes.keys() <= set(getattr(settings, "_fields", ())) or type(settings).__repr__ is _shown:
         return function
     return functools.partial(function.func, settings._replace(**changes), *function.args[1:], **function.keywords)

@@ -15,6 +15,7 @@ from purevdm._compile import constant
 from purevdm.decoders import Decoder, discrete, fits, reconstruction_bits, spacing
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
+from purevdm.networks._network import same, told
 from purevdm.sampling import Sample
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver, ancestral
@@ -433,10 +434,8 @@ def _told(network: Network, endpoints: tuple[float, float] | None) -> Network:
     """The network with the schedule's endpoints, if it was given none."""
     if endpoints is None:
         return network
-    if network.endpoints is None:
-        told = {name: _values.rebound(getattr(network, name), endpoints=endpoints) for name in ("init", "apply")}
-        return network._replace(**told, endpoints=endpoints if told["apply"] is not network.apply else None)
-    if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(network.endpoints, endpoints, strict=True)):
+    network = told(network, endpoints)
+    if network.endpoints is not None and not same(network.endpoints, endpoints):
         raise ValueError(
             f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
             f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out, and make "

@@ -23,6 +23,7 @@ from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
 from purevdm.elbo import ELBO, Seeds
 from purevdm.networks import Network
+from purevdm.networks._network import told
 from purevdm.process import align
 from purevdm.types import Key, Params, Shape
 from purevdm.walks import Walk
@@ -380,8 +381,7 @@ def _timed(network: Network) -> Network:
             f"network: a BFN's levels are times from 0 to 1, but this one normalises between {network.endpoints[0]} and "  # type: ignore[index]
             f"{network.endpoints[1]}; leave its gamma_min and gamma_max out"  # type: ignore[index]
         )
-    told = {name: _values.rebound(getattr(network, name), endpoints=(0.0, 1.0)) for name in ("init", "apply")}
-    return network._replace(**told, endpoints=(0.0, 1.0) if told["apply"] is not network.apply else None)
+    return told(network, (0.0, 1.0))
 
 
 def _pair(name: str, x: object) -> tuple[float, float]:
