@@ -21,7 +21,7 @@ from presets import condition
 from runs import load
 from tqdm import tqdm
 
-from purevdm import bfn, random, solvers
+from purevdm import _files, bfn, random, solvers
 
 
 @dataclass
@@ -91,7 +91,8 @@ def main() -> None:
             )
             drawn.append(x.cpu())
     x = torch.cat(drawn)
-    np.save(args.out / "samples.npy", (x if train.vocab_size is None else x.to(torch.uint8)).numpy())
+    with _files.replaced(args.out / "samples.npy") as draft:
+        np.save(draft, (x if train.vocab_size is None else x.to(torch.uint8)).numpy())
     written = ["samples.npy"]
     if drawable(train.event_shape, train.vocab_size):
         grid(x, train.vocab_size, args.out / "samples.png")
