@@ -21,7 +21,7 @@ from presets import condition
 from runs import load
 from tqdm import tqdm
 
-from purevdm import bfn, random, solvers
+from purevdm import _files, bfn, random, solvers
 
 
 @dataclass
@@ -99,7 +99,8 @@ def main() -> None:
     if train.vocab_size is not None:
         kinds = {torch.uint8: 2**8, torch.uint16: 2**16, torch.int32: 2**31}
         x = x.to(next(dtype for dtype, most in kinds.items() if train.vocab_size <= most))
-    np.save(out / "samples.npy", x.numpy())
+    with _files.replaced(out / "samples.npy") as draft:
+        np.save(draft, x.numpy())
     if "samples.png" in written:
         grid(x, train.vocab_size, out / "samples.png")
     print(f"{len(x)} samples in {out}/{' and '.join(written)}")

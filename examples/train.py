@@ -340,7 +340,8 @@ def assess(config, model, state, test, k, elbo, log, group) -> float:
             )
         name = f"samples_{step:08d}"
         if test.vocab_size is None:
-            np.save(pictures / f"{name}.npy", x.cpu().numpy())
+            with _files.replaced(pictures / f"{name}.npy") as draft:
+                np.save(draft, x.cpu().numpy())
         if drawable(test.event_shape, test.vocab_size):
             grid(x, test.vocab_size, pictures / f"{name}.png")
             log.picture("samples", pictures / f"{name}.png", step)
