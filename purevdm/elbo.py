@@ -61,14 +61,16 @@ class Seeds(NamedTuple):
     Attributes:
         t: the times, (B,), in [0, 1); at T >= 1 steps, each one of 1/T, ..., 1.
         key: a key for each example, int32 (B, 2).
+        timesteps: T of the model that drew them, int32 (B,), or 0; another model refuses them. None if unknown.
     """
 
     t: Tensor
     key: Tensor
+    timesteps: Tensor | None = None
 
     def rows(self, index: slice | Tensor) -> "Seeds":
         """The seeds of some examples."""
-        return Seeds(self.t[index], self.key[index])
+        return Seeds(*(None if field is None else field[index] for field in self))  # type: ignore[arg-type]
 
 
 class Noise(NamedTuple):
@@ -217,10 +219,11 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
     name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
     latent = model.flow.latent_shape(model.event_shape) if hasattr(model, "flow") else model.event_shape
     for field, value in noise._asdict().items():
-        if value is not None or isinstance(noise, Seeds) or field not in ("key", "sender"):
+        if value is not None or field not in ("timesteps" if name == "key" else "key", "sender"):
             count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()
-            shape = {"t": (n,), "key": (n, 2)}.get(field, (n, *count, *latent))
-            _checks.alike(f"{name}.{field}", value, shape, torch.int32 if field == "key" else model.dtype)
+            shape = {"t": (n,), "key": (n, 2), "timesteps": (n,)}.get(field, (n, *count, *latent))
+            dtype = torch.int32 if field in ("key", "timesteps") else model.dtype
+            _checks.alike(f"{name}.{field}", value, shape, dtype)
     if not _checks.readable(t):
         return []
     if steps == 0:
@@ -230,7 +233,12 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
         wanted = f"times of {steps} steps, each one of 1/{steps}, ..., 1"
         near = (i / steps - t).abs() <= torch.finfo(torch.float32).eps * t  # times that were float32's once
         holds = (i >= 1) & (i <= steps) & near
-    return [_checks.Fact(holds, lambda: _checks.outside(wanted, f"{name}.t", t))]
+    facts = [_checks.Fact(holds, lambda: _checks.outside(wanted, f"{name}.t", t))]
+    own = getattr(noise, "timesteps", None)
+    if own is not None:
+        of = f"{steps}, as the model's (0 is continuous time)"
+        facts.append(_checks.Fact(own == steps, lambda: _checks.outside(of, f"{name}.timesteps", own)))
+    return facts
 
 
 def seeds(model: Any, key: Any, n: int) -> Seeds:
@@ -365,7 +373,8 @@ def draw_seeds(
     """
     _checks.key("key", key)
     keys = random.split(key, _checks.integer("n", n, 1, 2**31 - 1) + 1)
-    return Seeds(draw_times(keys[0], n, antithetic=antithetic, timesteps=timesteps, dtype=dtype), keys[1:])
+    t = draw_times(keys[0], n, antithetic=antithetic, timesteps=timesteps, dtype=dtype)
+    return Seeds(t, keys[1:], torch.full((n,), timesteps, dtype=torch.int32, device=key.device))
 
 
 def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:

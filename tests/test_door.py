@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import Noise, bfn, decoders, elbo, inversion, likelihood, networks, ode, random, schedules, training
+from purevdm import Noise, Seeds, bfn, decoders, elbo, inversion, likelihood, networks, ode, random, schedules, training
 from purevdm.bfn import bound
 from purevdm.bfn.flows import Normal
 
@@ -91,6 +91,11 @@ def test_seeds_and_noise_are_those_of_the_model(model):
             own.draw(seeds._replace(t=torch.tensor(times)), 3)
     every = torch.arange(1, 11) / 10
     assert steps.draw(steps.seeds(KEY, 10)._replace(t=every), 10).t is every
+    inner = steps.seeds(KEY, 3)._replace(t=torch.tensor([0.1, 0.5, 0.9]))  # times of either kind
+    for own, drawn in ((model, inner), (model._replace(timesteps=20), inner), (steps, seeds._replace(t=inner.t))):
+        with pytest.raises(ValueError, match=rf"^key\.timesteps: expected {own.timesteps}, as the model's"):
+            own.elbo(params, X, drawn.rows(slice(0, 3)), COND)
+        assert own.elbo(params, X, Seeds(drawn.t, drawn.key), COND).total.shape == (3,)
     for harm, word in (
         (dict(eps=noise.eps[:, :1]), r"noise\.eps: expected shape"),
         (dict(eps=noise.eps[:2]), r"noise\.eps: expected shape"),
