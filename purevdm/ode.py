@@ -1,7 +1,8 @@
 """Ordinary differential equations for a batch: fixed grids of Runge-Kutta steps, and adaptive steps of orders 5 and 8.
 
 A state is a tuple of tensors with a leading axis B, one row an example, and ``field(t, state) -> slopes`` gives its
-derivative at the times t, (B,). An :class:`Integrator` takes the state from ``start`` to ``stop``, either direction. In
+derivative at the times t, (B,), of the dtype of the state or of ``start`` and ``stop``, whichever is wider. An
+:class:`Integrator` takes the state from ``start`` to ``stop``, either direction, and adds it up in float32 at least. In
 eager the loop is Python's. Under ``torch.compile`` it is one ``torch.while_loop``.
 
 >>> import torch
@@ -14,7 +15,7 @@ True
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,9 @@ class Integrator(NamedTuple):
 
     def __call__(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         """Integrates. In eager, derivatives pass through the steps that were taken."""
-        return self.solve(field, state, *_times(state, start, stop))
+        way = _Way(state, start, stop)
+        done = self.solve(way.field(field), way.state, way.start, way.stop)
+        return Solution(way.narrow(done.state), done.evaluations)
 
     def along(self, field: Field, rated: Rated, state: State, start: Tensor, stop: Tensor) -> tuple[Solution, Tensor]:
         """Integrates, and beside it a rate along the way, which the field does not depend on.
@@ -54,26 +57,49 @@ class Integrator(NamedTuple):
         Returns:
             The solution, and the integral of the rate, (B,). Evaluations count those of either function.
         """
-        times = _times(state, start, stop)
+        way = _Way(state, start, stop)
 
         def together(t: Tensor, state: State) -> State:
-            slopes, rate = rated(t, state[:-1])
+            slopes, rate = rated(t, state)
             return *slopes, rate
 
+        extended = way.field(together)
         if self.quadrature is None:
-            done = self.solve(together, (*state, torch.zeros_like(times[0])), *times)
+            zero = torch.zeros_like(start, dtype=way.state[0].dtype)
+            done = self.solve(lambda t, state: extended(t, state[:-1]), (*way.state, zero), way.start, way.stop)
         else:
-            done = self.quadrature(field, state, *times, rated)
-        return Solution(done.state[:-1], done.evaluations), done.state[-1]
+
+            def split(t: Tensor, state: State) -> tuple[State, Tensor]:
+                *slopes, rate = extended(t, state)
+                return tuple(slopes), rate
+
+            done = self.quadrature(way.field(field), way.state, way.start, way.stop, split)
+        return Solution(way.narrow(done.state[:-1]), done.evaluations), done.state[-1].to(state[0].dtype)
 
 
-def _times(state: State, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of the way in the state's dtype, once all have the form they should."""
-    if not isinstance(state, tuple) or not state:
-        raise TypeError(f"state: expected a tuple of tensors, got {_checks.describe(state)}")
-    for name, time in (("start", start), ("stop", stop)):
-        _checks.shaped(name, _checks.floating(name, time), state[0].shape[:1])
-    return start.to(state[0].dtype), stop.to(state[0].dtype)
+class _Way:
+    """A state and its times as they are integrated, once all have the form they should: in float32 at least, and the times
+    as exactly as they are given. The field is given the state in its own dtype, and times in that of state and times."""
+
+    def __init__(self, state: State, start: Tensor, stop: Tensor) -> None:
+        if not isinstance(state, tuple) or not state:
+            raise TypeError(f"state: expected a tuple of tensors, got {_checks.describe(state)}")
+        for i, y in enumerate(state):
+            _checks.floating(f"state[{i}]", y)
+        for name, time in (("start", start), ("stop", stop)):
+            _checks.shaped(name, _checks.floating(name, time), state[0].shape[:1])
+        self.own = tuple(y.dtype for y in state)
+        self.wide = reduce(torch.promote_types, self.own, torch.float32)
+        self.time = reduce(torch.promote_types, (stop.dtype, *self.own), start.dtype)
+        self.state = tuple(y.to(self.wide) for y in state)
+        self.start, self.stop = (t.to(torch.promote_types(self.time, torch.float32)) for t in (start, stop))
+
+    def narrow(self, state: State) -> State:
+        return tuple(y.to(dtype) for y, dtype in zip(state, self.own, strict=True))
+
+    def field(self, field: Field) -> Field:
+        """The field between states as they are integrated."""
+        return lambda t, state: tuple(k.to(self.wide) for k in field(t.to(self.time), self.narrow(state)))
 
 
 # Fixed grids
@@ -100,7 +126,7 @@ def rk4(steps: int | Tensor) -> Integrator:
 def _fixed(
     tableau: _tableaus.Tableau, steps: int | Tensor, field: Field, state: State, start: Tensor, stop: Tensor
 ) -> Solution:
-    stages, n, width = in_tensors(tableau, start), len(tableau.nodes), len(state)
+    stages, n, width = in_tensors(tableau, start, state), len(tableau.nodes), len(state)
     wanted = torch.as_tensor(steps, dtype=torch.int64)
     count = wanted.to(start.device)
     h = (stop - start) / count

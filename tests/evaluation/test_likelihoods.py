@@ -176,3 +176,23 @@ def test_bad_input_is_named():
         evaluation.difference(model, one, other)
     with pytest.raises(TypeError, match="a: expected an ELBO or an Estimate, got a float32 tensor"):
         evaluation.difference(model, torch.zeros(2), one)
+
+
+def test_another_number_of_weights_is_refused_and_named():
+    """Two weights of one example, and one of four: as many numbers as three calls of the same kind."""
+    model, params, x = points()
+
+    def uneven(params, x, key, cond):
+        return likelihood.combine(torch.full((3 if len(x) == 2 else 1, len(x)), -1.0), torch.zeros(len(x)))
+
+    with pytest.raises(ValueError, match=r"batches\[1\]: expected as many numbers .* the first call, 4, got 2 in pass 0"):
+        evaluation.likelihoods(model, params, [x[:2], x[2:6]], random.key(0), estimate=uneven)
+
+
+def test_errors_say_in_which_batch_and_of_which_model():
+    model, params, x = points()
+    with pytest.raises(ValueError, match=r"batches\[1\]: x: expected integers in"):
+        evaluation.bounds(model, params, [x, x + 16], random.key(0))
+    broken = params | {"network": {}}
+    with pytest.raises(ValueError, match=r"batches\[0\]: b: params: expected a leaf"):
+        evaluation.compare((model, params), (model, broken), [x], random.key(0))
