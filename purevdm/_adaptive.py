@@ -17,12 +17,14 @@ class Adaptive(NamedTuple):
         tableau: the pair; with the inner points of a quadrature behind its stages, if it has one.
         rtol, atol: the tolerances.
         limit: the most steps.
+        failures: "raise" for an error, in eager, where an example does not arrive; "nan" to leave it NaN.
     """
 
     tableau: _tableaus.Tableau
     rtol: float | Tensor
     atol: float | Tensor
     limit: int | Tensor
+    failures: str = "raise"
 
 
 def integrate(
@@ -100,7 +102,8 @@ def integrate(
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     begin = (zero, zero.clone(), span.clone(), span.abs(), torch.zeros_like(start, dtype=torch.int64))
     _, _, left, size, taken, *rest = loop(unfinished, evaluate, (*begin, *state, *slopes))
-    _refuse(left, size, taken, start, stop)
+    if settings.failures == "raise":
+        _refuse(left, size, taken, start, stop)
     ends = tuple(torch.where(along(left == 0, y), y, math.nan) for y in rest[:parts])
     return Solution(ends, 1 + (points - 1) * taken)
 

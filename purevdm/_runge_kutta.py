@@ -17,7 +17,8 @@ class Solution(NamedTuple):
     """What an integrator gives.
 
     Attributes:
-        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph, and an error in eager.
+        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph and with
+            ``failures="nan"``, and an error in eager.
         evaluations: how often each example's field was evaluated while it was on its way, int64 (B,).
     """
 

@@ -67,6 +67,8 @@ def divergence(
     >>> div
     tensor([15., 27.])
     """
+    if probes is not None and not len(_checks.alike("probes", probes, (*probes.shape[:1], *z.shape), z.dtype)):
+        raise ValueError(f"probes: expected at least one, got {_checks.describe(probes)}")
     dims = z[0].numel()
     n = dims if probes is None else len(probes)
     chunk = n if chunk is None else min(_checks.integer("chunk", chunk, 1), n)
