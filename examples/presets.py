@@ -1,5 +1,6 @@
 """What a run is made of: its configuration, the presets, and the data and the model that they stand for."""
 
+import zlib
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -432,6 +433,11 @@ def keys(seed: int) -> dict[str, torch.Tensor]:
     """The keys of a run, one for each use."""
     names = ("split", "init", "order", "augment", "loss", "eval", "sample")
     return dict(zip(names, random.split(random.key(seed), len(names)), strict=True))
+
+
+def stream(program: str, seed: int, device: torch.device | str) -> torch.Tensor:
+    """The key of a program that uses a run: none of the run's own keys, whatever the seeds."""
+    return random.fold_in(random.key(seed, device=device), zlib.crc32(program.encode()) >> 1)
 
 
 def test_batches(config: Config, data: Dataset, n: int, device: torch.device):

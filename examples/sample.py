@@ -17,7 +17,7 @@ import programs
 import torch
 import tyro
 from pictures import drawable, grid
-from presets import condition
+from presets import condition, stream
 from runs import load
 from tqdm import tqdm
 
@@ -85,7 +85,7 @@ def main() -> None:
             labels = labels if args.label is None else torch.full_like(labels, args.label)
             x = model.sample(
                 params,
-                random.fold_in(random.key(args.seed, device=args.device), j),
+                random.fold_in(stream("sample", args.seed, args.device), j),
                 size,
                 steps=args.steps,
                 cond=condition(config, torch.zeros(size, device=args.device), labels),

@@ -2,7 +2,7 @@
 
 A :class:`Schedule` is a pair of pure functions. ``gamma(params, t)`` takes one time and is strictly increasing in it. It
 returns a number, or a tensor of the event's shape for a schedule of its own in each dimension (multivariate noise). It is
-differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative (eq. 17). The functions
+differentiable twice, as the continuous-time loss weighs with its derivative (eq. 17). The functions
 :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
 
 The default endpoints, -13.3 and 5, are the paper's for 8-bit images. Where ``gamma_min`` is left out, a model takes one that
@@ -115,21 +115,33 @@ def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) ->
 
 
 def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-    """gamma(t) and its derivative gamma'(t), each as :func:`gamma` returns it, by forward-mode differentiation.
+    """gamma(t) and its derivative gamma'(t), each as :func:`gamma` returns it, by reverse-mode differentiation.
 
-    So that a further backward pass goes through both in one graph. Arguments and errors are those of :func:`gamma`.
+    So that a further backward pass goes through both in one graph, and finds right gradients: those of a forward-mode
+    derivative lack terms for the operations that :func:`purevdm.flow.divergence` names. They do, too, in an exported
+    program, which has forward mode as ``torch.export`` (2.13) cannot trace the other, and where gamma is of the event's
+    shape: write such operations out there, as a layer norm by means. :func:`purevdm.testing.check_schedule` finds the
+    second case. Arguments and errors are those of :func:`gamma`.
     """
-    # The parameters get zero tangents made here: those that PyTorch makes itself have no storage, and a compiled backward
-    # pass that multiplies them as matrices crashes (2.13). The derivative is taken outside of vmap, as under it a product
-    # of a tangent of shape () with a number is of float64. A copy, as times that were expanded take no tangents.
     params = laid_out(params)
-    still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
-    flat = _flat(schedule, t, context).clone()
-    found, slope = torch.func.jvp(
-        lambda params, t: _over_times(schedule, params, t, context),  # type: ignore[misc]
-        (params, flat),
-        (still, torch.ones_like(flat)),
-    )
+    flat = _flat(schedule, t, context).clone()  # times that were expanded take no tangents
+
+    def of(params: Params, t: Tensor) -> Tensor:
+        return _over_times(schedule, params, t, context)
+
+    def backward(cotangent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """gamma, and the derivative of its product with a cotangent, or of its sum."""
+        found, pull = torch.func.vjp(partial(of, params), flat)  # type: ignore[misc]
+        return found, pull(torch.ones_like(found) if cotangent is None else cotangent)[0]
+
+    if torch.compiler.is_exporting():
+        # The parameters get zero tangents made here: those that PyTorch makes itself have no storage.
+        still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
+        found, slope = torch.func.jvp(of, (params, flat), (still, torch.ones_like(flat)))  # type: ignore[misc]
+    else:
+        found, slope = backward(None)
+        if found.ndim > 1:  # many numbers of one time: `backward` is linear in the cotangent, and its transpose is the slope
+            slope = torch.func.vjp(lambda c: backward(c)[1], torch.zeros_like(found))[1](torch.ones_like(flat))[0]  # type: ignore[misc]
     return found.reshape((*t.shape, *found.shape[1:])), slope.reshape((*t.shape, *slope.shape[1:]))
 
 

@@ -132,7 +132,11 @@ class VDM(NamedTuple):
         return grads, (loss, stats) if has_aux else loss
 
     def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
-        """The bound's three terms for each example: each (B,), nats (of a density, where data are real)."""
+        """The bound's three terms for each example: each (B,), nats (of a density, where data are real).
+
+        To compare an example's bounds, as under each class in a classifier, give all the same key; see
+        :mod:`purevdm.evaluation`.
+        """
         return self._bound(params, x, key, cond, train)[0]
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:

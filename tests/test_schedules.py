@@ -1,15 +1,21 @@
 """Schedules: the official numbers, monotone for any parameters, ends that stay."""
 
+from collections import Counter
+
 import hypothesis.strategies as st
 import numpy as np
 import optree
 import pytest
 import torch
+from compare import close
 from goldens import CASES, case
 from hypothesis import given, settings
+from torch._dynamo.utils import counters
+from versions import since_2_13
 
 import purevdm
-from purevdm import inversion, networks, nn, random, schedules, testing
+from purevdm import importance, inversion, networks, nn, random, schedules, testing
+from purevdm.schedules import Schedule
 from purevdm.testing import sources
 
 MAKERS = {
@@ -235,3 +241,24 @@ def test_gamma_has_a_range_in_which_all_is_finite_and_none_beyond(dtype, most):
         widest.loss_fn(params, x, random.key(2))
     with pytest.raises(ValueError, match=r"gamma_min, gamma_max: expected numbers in \[-300, 300\]"):
         schedules.constrained_monotone(-301.0, 5.0)
+
+
+ONE_GRAPH = MAKERS | {
+    "warped": lambda: importance.warped(schedules.constrained_monotone(), 8),
+    "each dimension": lambda: Schedule(lambda key: {"w": torch.ones(3)}, lambda params, t: 4.0 * t * params["w"] - 5.0),
+}
+
+
+@since_2_13
+@pytest.mark.parametrize("name", ONE_GRAPH)
+@pytest.mark.parametrize("method", ["loss_fn", pytest.param("vlb_and_variance_grads", marks=pytest.mark.slow)])
+def test_one_graph_serves_every_batch(name, method):
+    model = purevdm.vdm(networks.mlp(4, layers=1, fourier=()), ONE_GRAPH[name](), (3,), 16)
+    params, counters["stats"] = model.init(random.key(0)), Counter()
+    eager = model.vlb_and_variance_grads if method != "loss_fn" else torch.func.grad_and_value(model.loss_fn)
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    for n in (4, 7, 17):
+        x = random.randint(random.key(n), (n, 3), 0, 16)
+        torch._dynamo.mark_dynamic(x, 0)
+        close(compiled(params, x, random.key(1)), eager(params, x, random.key(1)), 1e-4)
+    assert counters["stats"]["unique_graphs"] == 1

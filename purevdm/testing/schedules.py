@@ -7,7 +7,7 @@ import torch
 
 from purevdm import _checks, random
 from purevdm.schedules import Schedule, gamma, gamma_and_slope
-from purevdm.testing._law import copied, equal, initialised, off, require, trying, wide
+from purevdm.testing._law import copied, equal, initialised, off, require, slopes, trying, way, wide
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["check_schedule"]
@@ -28,8 +28,7 @@ def check_schedule(
 
     ``init`` is a function of its key. gamma is pure, finite and strictly increasing over 4097 times, a number or of the
     event's shape, in the dtype of t. Its derivative, which weighs the continuous-time loss (eq. 17), integrates to
-    gamma(1) - gamma(0).
-    Endpoints that it declares are its own.
+    gamma(1) - gamma(0), and its gradient is that of differences. Endpoints that it declares are its own.
 
     Args:
         schedule: the schedule.
@@ -86,6 +85,7 @@ def check_schedule(
     see = "schedules.gamma_and_slope(schedule, params, torch.linspace(0, 1, 129))"
     require(((integral - rise).abs() <= 0.01 * rise).all(), law, told, see)
 
+    _slope_learns(schedule, wide(params), middle[::128], context, see)
     if schedule.endpoints is not None:
         start = at(torch.tensor([0.0, 1.0], dtype=torch.float64), wide(found)).reshape(2, -1)
         ends = torch.tensor(schedule.endpoints, dtype=torch.float64)
@@ -113,6 +113,29 @@ def _rising(at: Any, params: Params, t: torch.Tensor) -> torch.Tensor:
     law = "gamma must increase strictly in t"
     require(not falls.any(), law, told, f"schedules.gamma(schedule, params, {times})")
     return g
+
+
+def _slope_learns(schedule: Schedule, params: Params, t: torch.Tensor, context: Any, see: str) -> None:
+    """The gradient of gamma's derivative, along each leaf that gamma or its derivative passes a gradient to."""
+    paths, leaves, spec = optree.tree_flatten_with_path(params)  # type: ignore[arg-type, var-annotated]
+    weights = torch.cos(torch.arange(len(t), dtype=torch.float64))
+    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        if not leaf.is_floating_point() or not leaf.numel():
+            continue
+
+        def both(leaf: torch.Tensor, i: int = i) -> tuple[torch.Tensor, torch.Tensor]:
+            tree: Any = optree.tree_unflatten(spec, [*leaves[:i], leaf, *leaves[i + 1 :]])
+            found = gamma_and_slope(schedule, tree, t, _repeated(context, len(t)))
+            return tuple((part.reshape(len(t), -1).mean(1) * weights).sum() for part in found)  # type: ignore[return-value]
+
+        grads = [torch.func.grad(lambda leaf, j=j: both(leaf)[j])(leaf) for j in range(2)]  # type: ignore[misc]
+        if not any(grad.any() for grad in grads):
+            continue
+        got, want = slopes(lambda leaf: both(leaf)[1], leaf, way(leaf))
+        told = f"{got:.6g} along {'.'.join(map(str, path))}, and {want:.6g} by differences"
+        size = (grads[1] * way(leaf)).abs().sum() + want.abs()
+        law = "the gradient of gamma's derivative must be that of differences"
+        require((got - want).abs() <= 1e-3 * size + 1e-6, law, told, see)
 
 
 def _repeated(context: Any, n: int) -> Any:
