@@ -4,7 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from compare import close
 from optree import tree_leaves
+from versions import since_2_13
 
 import purevdm
 from purevdm import bfn, decoders, importance, likelihood, networks, ode, random, schedules, solvers, training
@@ -109,6 +111,17 @@ def test_a_network_follows_autocast_and_a_compiled_loss_does_too():
     assert torch.equal(eager.prior, want.prior)
     assert torch.equal(found.diffusion, eager.diffusion)
     assert found.diffusion.dtype == torch.float32
+
+
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=since_2_13)])
+def test_backward_passes_are_not_cast(remat):
+    """The schedule's backward pass, in a compiled graph."""
+    model = purevdm.vdm(networks.Network(init, apply), SCHEDULES["constrained"](), (3,), 16)
+    params, x = model.init(random.key(0)), random.randint(random.key(1), (4, 3), 0, 16)
+    want = training.gradients(model)(params, x, random.key(2))
+    grad_fn = training.gradients(model, compile=True, remat=remat, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        close(grad_fn(params, x, random.key(2)), want, 1e-4)
 
 
 def test_a_file_is_read_under_any_autocast():

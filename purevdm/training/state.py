@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
+from torch._functorch import config
 
 from purevdm import _checks, denoiser, random
 from purevdm._compile import OLD, exact
@@ -173,6 +175,13 @@ def _without(frozen: Sequence[str], grad_fn: GradFn) -> GradFn:
     return some
 
 
+def _backward_exact(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which a compiler makes backward passes without the user's autocast."""
+    if not torch.is_autocast_enabled(device.type) or not hasattr(config, "backward_pass_autocast"):
+        return nullcontext()
+    return config.patch(backward_pass_autocast="off")  # type: ignore[no-any-return]
+
+
 def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) -> GradFn:
     """The gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
@@ -182,7 +191,8 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) 
         # A copy of what was made in inference mode, as it takes no gradient.
         leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
-        loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
+        with _backward_exact(x.device):
+            loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
         with exact(loss.device):
             loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
