@@ -419,9 +419,8 @@ def main() -> None:
         report(results[part])
     if args.out:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        args.out.write_text(
-            json.dumps({"torch": torch.__version__, "device": device, "settings": settings, **results}, indent=1)
-        )
+        found = {"torch": torch.__version__, "device": device, "settings": settings, **results}
+        programs.write(args.out, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(default), help=f"{HELP[name]} (default: {values})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="where the files go (default: runs/bfn_TASK)")
+    parser.add_argument("--overwrite", action="store_true", help="write over what an earlier call left in --out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--passes", type=int, default=20, help="passes of times over the test set")
     parser.add_argument("--sample-steps", type=int, default=100)
@@ -115,7 +116,7 @@ def main() -> None:
     out = args.out or Path("runs") / f"bfn_{args.task}"
     programs.positive(lr=args.lr)
     programs.device(args.device)
-    programs.folder(out)
+    programs.fresh(out, args.overwrite, "params.safetensors")
 
     k_data, k_init, k_train, k_test, k_sample = random.split(random.key(args.seed, device=args.device), 5)
     task = text(k_data, args.embed) if args.task == "text" else images(args.task, k_data, args.embed)

@@ -138,6 +138,7 @@ def encode(args: Encode) -> None:
         programs.least(1, sweep=timesteps)
     programs.least(1, examples=args.examples)
     programs.file(args.file, "file")
+    programs.other(args.file, args.run, args.data, args.labels, name="file")
     run = restored(args)
     x, labels = images(run, args)
     rows = []
@@ -258,7 +259,9 @@ def images(run: Run, args: Encode) -> tuple[torch.Tensor, torch.Tensor | None]:
         found, labels = array(args.data)[:n], None
         if found.shape[1:] != run.model.event_shape or found.dtype.kind not in "iu":
             shape = ", ".join(map(str, run.model.event_shape))
-            raise DataError(f"{args.data}: expected integers of shape (n, {shape}), found {found.shape} of {found.dtype}")
+            raise DataError(
+                f"{args.data}: expected integers of shape (n, {shape}), channels first, found {found.shape} of {found.dtype}"
+            )
         if not len(found) or found.min() < 0 or found.max() >= run.train.vocab_size:
             raise DataError(f"{args.data}: expected at least one example, of integers in [0, {run.train.vocab_size - 1}]")
         x = torch.from_numpy(found)
@@ -320,16 +323,13 @@ def blocks(run: Run, args: Any, skip: Callable[[int, codec.CodecError], None] | 
     labels = classes(args.labels) if args.labels else None
     if labels is None and run.config.model.labels:
         labels = batch(run.test, np.arange(run.test.size))[1]
-    labels = told_classes(run, labels, found.examples)
-    starts = np.cumsum([0, *(block.examples for block in found.blocks)])
-    conds = {block.number: told(run, labels, at, block.examples) for at, block in zip(starts, found.blocks, strict=False)}
-    wanted = range(max(conds, default=-1) + 1)
+    n = found.examples if found.complete or labels is None else max(found.examples, len(labels))  # some may be lost
     with tqdm(total=found.examples, desc="decode") as bar:
         yield from codec.read(
             args.file,
             run.model,
             run.params,
-            None if not any(cond is not None for cond in conds.values()) else [conds.get(i) for i in wanted],
+            cond=told(run, told_classes(run, labels, n), 0, n),
             lanes=args.lanes,
             compile=args.compile,
             skip=skip,
@@ -339,6 +339,7 @@ def blocks(run: Run, args: Any, skip: Callable[[int, codec.CodecError], None] | 
 
 def decode(args: Decode) -> None:
     programs.file(args.out)
+    programs.other(args.out, args.run, args.file, args.labels)
     lost: list[codec.CodecError] = []
     found = list(blocks(restored(args), args, (lambda number, error: lost.append(error)) if args.salvage else None))
     for error in lost:
@@ -348,7 +349,7 @@ def decode(args: Decode) -> None:
     x = torch.cat(found).numpy()
     draft = io.BytesIO()
     np.save(draft, x)
-    args.out.write_bytes(draft.getvalue())
+    programs.write(args.out, draft.getvalue())
     print(f"{len(x)} examples in {args.out}")
 
 

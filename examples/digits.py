@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=550, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="where the files go (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="write over what an earlier call left in --out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -85,7 +86,7 @@ def main() -> None:
         parser.error("--steps, --batch and --passes must be at least 1")
     programs.positive(lr=args.lr)
     programs.device(args.device)
-    programs.folder(args.out)
+    programs.fresh(args.out, args.overwrite, "params.safetensors")
     started = time.monotonic()
 
     k_data, k_init, k_train, k_test, k_sample = random.split(random.key(args.seed, device=args.device), 5)

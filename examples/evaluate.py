@@ -27,12 +27,12 @@ import torch
 import tyro
 from methods import Flow, chosen, measure, table, values
 from pictures import profiles
-from presets import Config, Data, Model, build, condition, datasets, keys
+from presets import Config, Data, Model, build, condition, datasets, keys, stream
 from readers import DataError
 from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import ELBO, evaluation, interop, random
+from purevdm import ELBO, evaluation, interop
 from purevdm.training import parallel
 from purevdm.training.data import Dataset, batch
 
@@ -130,7 +130,7 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
         sys.exit(f"compare: expected a model of the same data, {data.name}, got one of {sets[1].name}")
     if args.method != ("elbo",):
         return by_methods(runs[0], data, n, args, group)
-    options = dict(key=random.key(args.seed, device=group.device), passes=args.passes, group=group)
+    options = dict(key=stream("evaluate", args.seed, group.device), passes=args.passes, group=group)
 
     def over_batches(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         with tqdm(total=n, desc=call.__name__, disable=group.rank > 0) as bar:
@@ -167,7 +167,7 @@ def by_methods(run: Run, data: Dataset, n: int, args: Arguments, group: parallel
         for method in chosen(run.model, args.method, args.dequantisation, args.samples, args.steps):
             told = partial(told_by, run.config)
             pair, how = (run.model, run.params), (args.flow, told, args.compile, args.passes)
-            batches, key = labelled(data, n, args.batch, group.device), random.key(args.seed, device=group.device)
+            batches, key = labelled(data, n, args.batch, group.device), stream("evaluate", args.seed, group.device)
             with tqdm(total=n, desc=method.name, disable=group.rank > 0) as bar:
                 measured.append(measure(method, *pair, *how, batches, key=key, group=group, callback=bar.update))
     except ValueError as error:

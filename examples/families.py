@@ -169,7 +169,7 @@ def run(args) -> None:
             if (kind, seed) == ("bfn", 0):
                 interop.save_params(args.out / f"{name}.safetensors", params)
             found = assess(task, params, k_test, settings.passes)
-            path.write_text(json.dumps(found))
+            programs.write(path, json.dumps(found))
             seconds = time.monotonic() - started
             tqdm.write(f"{name}, {kind}, {seed}: {found['bits']:.3f} {UNITS[name]}, {seconds:.0f} s")
 
@@ -257,7 +257,7 @@ def main() -> None:
     if not found:
         parser.error(f"--rows: expected the beginning of a row, as grey or text/bfn, got {args.rows!r}")
     written = table(found, baselines())
-    (args.out / "table.md").write_text(written)
+    programs.write(args.out / "table.md", written)
     print(written)
     print(differences(found))
     picture(args.out)

@@ -106,7 +106,7 @@ def main() -> None:
         print(f"| {name} | {setting} | {mean:.0f} | {most:.0f} | {error:.1e} | {worst:.1e} | {took:.2f} |")
     if args.out:
         columns = ["integrator", "setting", "evaluations", "most", "error", "worst", "time"]
-        args.out.write_text(json.dumps({"columns": columns, "rows": rows}, indent=1))
+        programs.write(args.out, json.dumps({"columns": columns, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

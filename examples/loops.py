@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 2 examples/loops.py ddp          # or accelerate, lightning, purevdm
 
 Each takes scikit-learn's digits from a plain DataLoader, and the loss from a module that owns the parameters. Each process
-draws the noise of its own rows of the whole batch. So any number of processes computes what one would, to rounding, and
-here all four loops compute the same. Prints the bound on the test images.
+draws the noise of its own rows of the whole batch, and of each piece of them where gradients are accumulated. So any number
+of processes and pieces computes what one would, to rounding, and here all four loops compute the same. Prints the bound on
+the test images.
 """
 
 import argparse
@@ -38,12 +39,13 @@ MODEL = purevdm.vdm(purevdm.networks.mlp(256), purevdm.schedules.learned_linear(
 
 
 class Settings(NamedTuple):
-    """What every loop is told; the batch is that of all processes together."""
+    """What every loop is told; the batch is that of a step: of all processes, and of all pieces, together."""
 
     steps: int = 200
     batch: int = 60
     lr: float = 2e-3
     device: str = "cpu"
+    accumulate: int = 1
 
 
 # What the loops share
@@ -79,6 +81,13 @@ def noise(step: int, settings: Settings, rows: slice, device: torch.device) -> p
     return MODEL.seeds(random.fold_in(K_TRAIN.to(device), step), settings.batch).rows(rows)
 
 
+def pieces(x: torch.Tensor, seeds: purevdm.Seeds, settings: Settings) -> Iterator[tuple[torch.Tensor, purevdm.Seeds]]:
+    """A process's rows in as many pieces as gradients are accumulated over, each with the noise of its own rows."""
+    size = len(x) // settings.accumulate
+    for start in range(0, len(x), size):
+        yield x[start : start + size], seeds.rows(slice(start, start + size))
+
+
 # The loops
 
 
@@ -92,7 +101,8 @@ def ddp(settings: Settings) -> Params:
     mine = slice(group.rank, None, group.size)
     for step, x in zip(range(settings.steps), endless(batches, batches.sampler), strict=False):
         optimizer.zero_grad()
-        loss_fn(x.to(group.device), noise(step, settings, mine, group.device)).backward()
+        for part, seeds in pieces(x.to(group.device), noise(step, settings, mine, group.device), settings):
+            (loss_fn(part, seeds) / settings.accumulate).backward()
         optimizer.step()
     return owner.tree()
 
@@ -110,13 +120,15 @@ def accelerate(settings: Settings) -> Params:
     mine = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
     for step, x in zip(range(settings.steps), endless(batches, sampler), strict=False):
         optimizer.zero_grad()
-        accelerator.backward(loss_fn(x, noise(step, settings, mine, accelerator.device)))
+        for part, seeds in pieces(x, noise(step, settings, mine, accelerator.device), settings):
+            accelerator.backward(loss_fn(part, seeds) / settings.accumulate)
         optimizer.step()
     return accelerator.unwrap_model(loss_fn).tree()
 
 
 def lightning(settings: Settings) -> Params:
-    """Lightning, which makes the group, moves the batches, starts the epochs and steps the optimiser itself."""
+    """Lightning, which makes the group, moves the batches, starts the epochs and steps the optimiser itself. Its batches are
+    the pieces of a step, and ``global_step`` counts steps: the number of the batch says which piece it is."""
     from lightning import LightningModule, Trainer
 
     class Digits(LightningModule):
@@ -124,15 +136,17 @@ def lightning(settings: Settings) -> Params:
             super().__init__()
             self.loss_fn = module()
 
-        def training_step(self, images: list[torch.Tensor], _: int) -> torch.Tensor:
-            mine = slice(self.global_rank, None, PROCESSES)
+        def training_step(self, images: list[torch.Tensor], number: int) -> torch.Tensor:
+            size = settings.batch // self.trainer.accumulate_grad_batches
+            start = number % self.trainer.accumulate_grad_batches * size
+            mine = slice(start + self.global_rank, start + size, PROCESSES)
             return self.loss_fn(images[0], noise(self.global_step, settings, mine, self.device))
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return adamw(self, settings)
 
         def train_dataloader(self) -> DataLoader:
-            return loader(settings.batch // PROCESSES, PROCESSES, self.global_rank)
+            return loader(settings.batch // PROCESSES // settings.accumulate, PROCESSES, self.global_rank)
 
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = Trainer(
@@ -140,6 +154,8 @@ def lightning(settings: Settings) -> Params:
         devices=PROCESSES,
         strategy="ddp" if PROCESSES > 1 else "auto",
         max_steps=settings.steps,
+        accumulate_grad_batches=settings.accumulate,
+        limit_train_batches=len(TRAIN) // settings.batch * settings.accumulate,  # whole steps in each epoch
         use_distributed_sampler=False,  # the loader brings its own
         **dict.fromkeys(quiet, False),
     )
@@ -151,7 +167,7 @@ def lightning(settings: Settings) -> Params:
 def own(settings: Settings) -> Params:
     """purevdm's, without a module: the step is a pure function from one state to the next."""
     group = parallel.join(settings.device)
-    state, grad_fn = training.init(MODEL, K_INIT.to(group.device)), training.gradients(MODEL)
+    state, grad_fn = training.init(MODEL, K_INIT.to(group.device)), training.gradients(MODEL, accumulate=settings.accumulate)
     optimizer = training.AdamW(lr=settings.lr, warmup=0)
     batches = loader(settings.batch // group.size, group.size, group.rank)
     mine = slice(group.rank, None, group.size)
@@ -172,16 +188,20 @@ def main() -> None:
     parser.add_argument("loop", choices=LOOPS)
     parser.add_argument("--steps", type=int, default=default.steps, help="training steps (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=default.batch, help="of all processes together (default: %(default)s)")
+    parser.add_argument("--accumulate", type=int, default=1, help="pieces of a process's batch (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=default.lr)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device)
     parser.add_argument("--out", type=Path, help="where to save the parameters (torch.save)")
     args = parser.parse_args()
-    if args.steps < 1 or not 1 <= args.batch <= len(TRAIN) or args.batch % PROCESSES:
-        parser.error(f"--steps: at least 1; --batch: at most {len(TRAIN)}, a multiple of the {PROCESSES} processes")
+    if args.accumulate < 1:
+        parser.error(f"--accumulate: at least 1, got {args.accumulate}")
+    if args.steps < 1 or not 1 <= args.batch <= len(TRAIN) or args.batch % (PROCESSES * args.accumulate):
+        pieces = f" and {args.accumulate} pieces" if args.accumulate > 1 else ""
+        parser.error(f"--steps: at least 1; --batch: at most {len(TRAIN)}, a multiple of the {PROCESSES} processes{pieces}")
     programs.positive(lr=args.lr)
     programs.file(args.out)
     try:
-        params = LOOPS[args.loop](Settings(args.steps, args.batch, args.lr, args.device))
+        params = LOOPS[args.loop](Settings(args.steps, args.batch, args.lr, args.device, args.accumulate))
     finally:
         parallel.leave()
     if os.environ.get("RANK", "0") != "0":

@@ -106,7 +106,7 @@ def measure(
             model,
             dequantisation=method.dequantisation,
             samples=method.samples,
-            integrator=ode.dopri5(flow.rtol, flow.atol, quadrature=flow.quadrature),
+            integrator=ode.dopri5(flow.rtol, flow.atol, quadrature=flow.quadrature, failures="nan"),
             probes=flow.probes or None,
             chunk=flow.chunk,
         )
@@ -116,27 +116,42 @@ def measure(
     if method.kind == "elbo":
         terms = evaluation.bounds(model, params, batches, passes=passes, elbo=call, **options)
         return Measured(method, terms, float(passes), time.perf_counter() - started)
-    found = evaluation.likelihoods(model, params, batches, estimate=call, **options)
+    found = evaluation.likelihoods(model, params, batches, estimate=call, failures="nan", **options)
     return Measured(method, found, found.evaluations.double().mean().item(), time.perf_counter() - started)
 
 
-HEADS = ("method", "dequantisation", "K", "T", "-log p, {unit}", "sampling", "less {first}", "evaluations", "a second", "s")
+HEADS = (
+    "method",
+    "dequantisation",
+    "K",
+    "T",
+    "-log p, {unit}",
+    "sampling",
+    "less {first}",
+    "evaluations",
+    "a second",
+    "s",
+    "failed",
+)
 
 
 def table(model: VDM, measured: list[Measured]) -> str:
     """The lines beside each other: -log p with its standard error over examples, the part of that error that comes from
     sampling the weights (too small where a few of them dominate), the paired difference from the first line, how often the
-    network was applied to an example, how often a second to any, and seconds."""
+    network was applied to an example, how often a second to any, seconds, and how many examples failed, which are in none of
+    their method's figures, nor in its difference."""
     rows: list[tuple[str, ...]] = []
     for row in measured:
         method, found = row.method, row.found
         if isinstance(found, ELBO):
             summary = evaluation.summary(model, found)
-            total, unit, sampling = summary.total, summary.unit, math.nan
+            total, unit, sampling, failed = summary.total, summary.unit, math.nan, 0
         else:
             figures = evaluation.measurement(model, found)
-            total, unit, sampling = figures.total, figures.unit, figures.sampling
-        gap = "" if row is measured[0] else str(evaluation.difference(model, found, measured[0].found))
+            total, unit, sampling, failed = figures.total, figures.unit, figures.sampling, figures.left_out
+        first = measured[0].found
+        both = ~(log_p(found).isnan() | log_p(first).isnan())
+        gap = "" if row is measured[0] else str(evaluation.difference(model, kept(found, both), kept(first, both)))
         n = len(found.total if isinstance(found, ELBO) else found.log_prob)
         rows.append(
             (
@@ -150,6 +165,7 @@ def table(model: VDM, measured: list[Measured]) -> str:
                 f"{row.evaluations:.0f}",
                 f"{row.evaluations * n / row.seconds:.0f}",
                 f"{row.seconds:.1f}",
+                str(failed or ""),
             )
         )
     heads = tuple(head.format(unit=unit, first=measured[0].method.name) for head in HEADS)
@@ -159,14 +175,20 @@ def table(model: VDM, measured: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+def log_p(found: ELBO | Estimate) -> torch.Tensor:
+    return -found.total if isinstance(found, ELBO) else found.log_prob
+
+
+def kept(found: ELBO | Estimate, rows: torch.Tensor) -> ELBO | Estimate:
+    """What was found of some examples."""
+    return type(found)(*(part[..., rows] for part in found))
+
+
 def values(measured: list[Measured]) -> dict[str, np.ndarray]:
     """-log p(x) of each example by each method, nats, and its standard error where there are several samples."""
     found = {}
     for row in measured:
-        if isinstance(row.found, ELBO):
-            found[row.method.name] = row.found.total.numpy()
-        else:
-            found[row.method.name] = -row.found.log_prob.numpy()
-            if row.method.samples > 1:
-                found[f"{row.method.name}_error"] = row.found.error.numpy()
+        found[row.method.name] = -log_p(row.found).numpy()
+        if isinstance(row.found, Estimate) and row.method.samples > 1:
+            found[f"{row.method.name}_error"] = row.found.error.numpy()
     return found

@@ -85,7 +85,7 @@ def run(args) -> None:
             started = time.monotonic()
             params = train(model, grad_fn, x, k_init, k_train, args)
             found = assess(model, params, test, k_test, args.passes)
-            path.write_text(json.dumps(found))
+            programs.write(path, json.dumps(found))
             seconds = time.monotonic() - started
             tqdm.write(f"{predicts}, {times}, {seed}: {found['bits']:.3f} bits/dim, {seconds:.0f} s")
 
@@ -135,7 +135,7 @@ def main() -> None:
     found = results(args.out)
     if not found:
         parser.error(f"--rows: expected the beginning of a row, as v or eps/uniform, got {args.rows!r}")
-    (args.out / "table.md").write_text(table(found))
+    programs.write(args.out / "table.md", table(found))
     print(table(found))
     print(differences(found))
 

@@ -45,7 +45,10 @@ OF_EACH = ("shuffled", "inverted", "turned", "shifted", "blurred")  # made of ea
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """digits.py's params.safetensors, a run's folder, or one of its checkpoints."""
-    out: Path = Path("runs/outliers")
+    out: Path | None = None
+    """The folder to write into; left out, outliers/ in the run's own."""
+    overwrite: bool = False
+    """Whether to write over what an earlier call left in --out."""
     images: int = 297
     """How many test images, and of each kind that is made of them."""
     dequantisation: Literal["variational", "truncated", "uniform"] = "variational"
@@ -142,7 +145,7 @@ def main() -> None:
     if min(args.images - 1, args.samples, args.batch) < 1 or args.probes < 0 or not 0 < args.tolerance < 1:
         sys.exit("samples, batch: expected at least 1; images: 2; probes: 0; tolerance: between 0 and 1")
     config, train, test, model, params = load(args.checkpoint, programs.device(args.device))
-    programs.folder(args.out)
+    out = programs.fresh(args.out or programs.beside(args.checkpoint, "outliers"), args.overwrite, "outliers.png")
     shape, vocab = test.event_shape, test.vocab_size
     if vocab is None or shape[0] != 1 or len(shape) != 3 or shape[1] != shape[2] or config.model.labels:
         sys.exit(f"checkpoint: expected a model of square grey images without classes, got one of events of shape {shape}")
@@ -181,9 +184,9 @@ def main() -> None:
                 line += f"{f'{value:.3f} +- {error:.3f}':>18}"
                 scores.setdefault(name, f"{value:.3f}")
         print(line)
-    picture(args.out / "outliers.png", kinds, bits, scores, vocab)
+    picture(out / "outliers.png", kinds, bits, scores, vocab)
     tqdm.write(
-        f"the picture is {args.out}/outliers.png; {found.evaluations.double().mean():.0f} evaluations an image", sys.stderr
+        f"the picture is {out}/outliers.png; {found.evaluations.double().mean():.0f} evaluations an image", sys.stderr
     )
 
 

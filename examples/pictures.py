@@ -9,7 +9,7 @@ import numpy as np
 import optree
 import torch
 
-from purevdm import VDM, schedules
+from purevdm import VDM, _files, schedules
 from purevdm.evaluation import Profile
 
 matplotlib.use("Agg")
@@ -44,7 +44,8 @@ def grid(x: torch.Tensor, vocab_size: int | None, path: Path) -> None:
     """A grid of images as a PNG, small ones enlarged."""
     image = Image.fromarray(tiles(x, vocab_size))
     zoom = max(1, 512 // max(image.size))
-    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+    with _files.replaced(path) as draft:
+        image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(draft)
 
 
 def curve(model: VDM, params, path: Path) -> None:

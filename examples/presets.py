@@ -1,8 +1,10 @@
 """What a run is made of: its configuration, the presets, and the data and the model that they stand for."""
 
+import zlib
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import readers
@@ -14,8 +16,32 @@ from purevdm.training import AdamW
 from purevdm.training.data import Dataset, batch, split
 
 
+class Checked:
+    """Refuses fields of other types or names than are annotated, also where they come from a file."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            found = getattr(self, name)
+            if not _fits(found, kind):
+                names = ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
+                wanted = (names and f"one of {names}") or getattr(kind, "__name__", str(kind).replace("typing.", ""))
+                raise ValueError(f"{type(self).__name__.lower()}.{name}: expected {wanted}, got {found!r:.80}")
+
+
+def _fits(x: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation's kind."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if type(None) in parts:
+        return any(_fits(x, part) for part in parts)
+    if origin is Literal:
+        return isinstance(x, str) and x in parts
+    if origin is tuple:
+        return isinstance(x, tuple) and all(_fits(value, parts[0]) for value in x)
+    return type(x) in (int, float) if kind is float else type(x) is int if kind is int else isinstance(x, kind)
+
+
 @dataclass(frozen=True)
-class Data:
+class Data(Checked):
     """Where examples come from."""
 
     source: Literal["digits", "idx", "cifar10", "imagenet32", "imagenet64", "folder", "array", "huggingface"] = "digits"
@@ -23,12 +49,17 @@ class Data:
     """The archive, folder or file, or the name of a Hugging Face data set."""
     size: int | None = None
     """Images of a folder or of Hugging Face are cropped and resized to this."""
-    channels: int = 3
-    """Of a folder of images: 3 for colour, 1 for grey."""
+    channels: int | None = None
+    """Of images: 3 for colour, 1 for grey, 4 or 2 for these with their opacity. Left out, colour for a folder, and as the
+    images are for Hugging Face."""
+    background: int | None = None
+    """A grey, 0 to 255, that images with transparent pixels are laid on; else these are refused."""
+    label: str | None = None
+    """The column of Hugging Face's data with the classes, where it is not "label"; empty for none."""
     layout: Literal["channels_first", "channels_last", "none"] | None = None
     """Of an array, where it cannot be guessed."""
     vocab_size: int = 256
-    """How many values an array of integers takes. An array of floats is real data, modelled by its density."""
+    """How many values an array of integers takes. Booleans take 2, and floats are real data, modelled by their density."""
     loc: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     """Real data are standardised to (x - loc) / scale, a number for each channel (or column of a table). Left out, the mean
@@ -40,7 +71,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Checked):
     """The network and the schedule."""
 
     network: Literal["vdm_unet", "unet", "mlp"] = "vdm_unet"
@@ -72,7 +103,8 @@ class Model:
     schedule: Literal["fixed_linear", "learned_linear", "monotone_mlp", "monotone_mlp_pinned", "constrained_monotone"] = (
         "learned_linear"
     )
-    gamma_min: float = -13.3
+    gamma_min: float | None = None
+    """Left out, the one that suits the number of levels of the data (-13.3 for 256, and for real data)."""
     gamma_max: float = 5.0
     variance: bool = False
     """Whether the schedule's interior follows the variance of the loss (App. I.2)."""
@@ -89,7 +121,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """A run."""
 
     data: Data = field(default_factory=Data)
@@ -105,6 +137,9 @@ class Config:
     out: Path = Path("runs/train")
     resume: bool = False
     """Go on from the latest checkpoint in out, bit for bit as if never stopped."""
+    extend: bool = False
+    """With resume: go on by the learning rate of these settings, where its steps, lr, warmup or decay are others than
+    before. A constant rate may go on for more steps without it."""
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 1000
@@ -121,6 +156,14 @@ class Config:
 
 # How the unet's feature maps become tokens, by the rank of an event: series, images, volumes.
 ADAPTERS = {2: "c l -> l c", 3: "c h w -> (h w) c", 4: "c d h w -> (d h w) c"}
+
+SCHEDULES = {
+    "fixed_linear": schedules.fixed_linear,
+    "learned_linear": schedules.learned_linear,
+    "monotone_mlp": schedules.monotone_mlp,
+    "monotone_mlp_pinned": partial(schedules.monotone_mlp, pin_endpoints=True),
+    "constrained_monotone": schedules.constrained_monotone,
+}
 
 # Those of the official configurations; what else they hold are the defaults above.
 _cifar10 = Config(
@@ -144,7 +187,7 @@ _aug = replace(
     eval_batch=1024,
 )
 _digits = Config(
-    model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_min=-8.0, gamma_max=4.0),
+    model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_max=4.0),
     optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
     batch=64,
     eval_every=275,
@@ -230,6 +273,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
 
 def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
     """The training and the test set; the key decides what is held out where the source has no test set."""
+    if data.source != "digits" and not data.path:
+        raise readers.DataError(f"data.path: expected where the data of data.source {data.source} are, got none")
     match data.source:
         case "idx":
             return readers.idx(data.path, "train"), readers.idx(data.path, "test")
@@ -241,11 +286,13 @@ def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
         case "digits":
             whole = readers.digits()
         case "folder":
-            whole = readers.image_folder(data.path, data.size, data.channels)
+            channels = 3 if data.channels is None else data.channels
+            whole = readers.image_folder(data.path, data.size, channels, data.background)
         case "array":
             whole = readers.array(data.path, data.layout, data.vocab_size)
         case "huggingface":
-            whole = readers.huggingface(data.path, size=data.size)
+            options = dict(label=data.label, size=data.size, channels=data.channels, background=data.background)
+            whole = readers.huggingface(data.path, **options)
     return split(whole, key, data.held_out)
 
 
@@ -288,7 +335,6 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
-    endpoints = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)
     shared = dict(
         outputs=2 if m.kind == "bfn_discretised" else None,
         fourier=m.fourier,
@@ -330,11 +376,8 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
         network = networks.mixed(network)
     if m.kind != "vdm":
         return bayesian(m, network, event_shape, decoder(config.data, event_shape, vocab_size))
-    match m.schedule:
-        case "monotone_mlp_pinned":
-            schedule = schedules.monotone_mlp(**endpoints, pin_endpoints=True)
-        case name:
-            schedule = getattr(schedules, name)(**endpoints)
+    # Without gamma_min, purevdm.vdm takes one for the data.
+    schedule = SCHEDULES[m.schedule](gamma_min=m.gamma_min, gamma_max=m.gamma_max)
     if m.importance:
         schedule = importance.warped(schedule)
     found = decoder(config.data, event_shape, vocab_size)
@@ -374,6 +417,11 @@ def as_json(config: Config) -> dict:
 def from_json(found: dict) -> Config:
     """A configuration from what :func:`as_json` made."""
     parts = dict(data=Data, model=Model)
+    data = found["data"]
+    if "label" not in data and (
+        data.get("channels") == 3 or data["source"] == "huggingface"
+    ):  # 3 stood for what None does now
+        found = found | {"data": data | {"channels": None}}
     tuples = {"multipliers", "attention", "fourier", "loc", "scale"}
     nested = {
         name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()
@@ -385,6 +433,11 @@ def keys(seed: int) -> dict[str, torch.Tensor]:
     """The keys of a run, one for each use."""
     names = ("split", "init", "order", "augment", "loss", "eval", "sample")
     return dict(zip(names, random.split(random.key(seed), len(names)), strict=True))
+
+
+def stream(program: str, seed: int, device: torch.device | str) -> torch.Tensor:
+    """The key of a program that uses a run: none of the run's own keys, whatever the seeds."""
+    return random.fold_in(random.key(seed, device=device), zlib.crc32(program.encode()) >> 1)
 
 
 def test_batches(config: Config, data: Dataset, n: int, device: torch.device):

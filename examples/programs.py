@@ -17,6 +17,7 @@ import torch
 from readers import DataError
 
 import purevdm
+from purevdm import _files
 from purevdm.training import NonFiniteLossError
 from purevdm.training.checkpoint import CheckpointError
 
@@ -91,14 +92,37 @@ def folder(path: Path, name: str = "out") -> Path:
     return path
 
 
+def fresh(path: Path, overwrite: bool, *names: str) -> Path:
+    """A folder to write these files into; one of another call is written over only if the user says so."""
+    for name in names:
+        if (path / name).exists() and not overwrite:
+            raise ValueError(f"out: expected a folder without {name}, got {path}; give another, or --overwrite")
+    return folder(path)
+
+
+def beside(run: Path, name: str) -> Path:
+    """The folder of this name in a run's folder; the run may be given by one of its files or checkpoints, too."""
+    run = run.parent if run.suffix == ".safetensors" else run
+    return (run.parent.parent if run.parent.name == "checkpoints" else run) / name
+
+
 def file(path: Path | None, name: str = "out") -> None:
     """Refuses a path where no file can be written, and makes its folder."""
     if path is not None:
         folder(path.parent, name)
-        if path.is_dir():
-            raise ValueError(f"{name}: expected a file to write, got the folder {path}")
+        if path.exists() and not path.is_file():
+            found = f"the folder {path}" if path.is_dir() else f"{path}, a pipe, a socket or a device"
+            raise ValueError(f"{name}: expected a file to write, got {found}")
         if path.exists() and not os.access(path, os.W_OK):
             raise ValueError(f"{name}: expected a file that can be written, got {path}")
+
+
+def other(path: Path, *read: Path | None, name: str = "out") -> None:
+    """Refuses to write over what is read: a file by any name, or what a run's folder holds of the run."""
+    for source in filter(None, read):
+        inside = path.suffix in (".json", ".jsonl", ".safetensors") and path.resolve().is_relative_to(source.resolve())
+        if path.exists() and source.exists() and (inside or path.samefile(source)):
+            raise ValueError(f"{name}: expected another path than what is read, got {path}")
 
 
 def device(name: str) -> str:
@@ -113,7 +137,7 @@ def device(name: str) -> str:
 def saved(path: Path) -> dict[str, Any]:
     """What a JSON file of an earlier call holds."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(_files.regular(path).read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError(f"a {type(found).__name__}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -131,12 +155,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming(path):
-            draft.write_text(text)
-            draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file, whole or not at all; a link is replaced, not what it leads to."""
+    with naming(path), _files.replaced(path) as draft:
+        draft.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -212,7 +212,7 @@ def main() -> None:
     if not found:
         parser.error(f"--plot: expected results in {path}, found none")
     x, test = data(random.split(random.key(0), 5)[0])
-    (args.out / "results.md").write_text(table(found))
+    programs.write(args.out / "results.md", table(found))
     plot(found, args.out)
     print(table(found))
     print(f"pixel histograms {histogram_bits(x, test).mean():.3f}, uniform {math.log2(LEVELS):.3f} bits/dim")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
+import optree
 import programs
 import tyro
 from presets import PRESETS, Config, as_json, build, datasets, from_json, keys
@@ -65,23 +66,36 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
             part, _, entry = name.partition(".")
             found[part][entry] = value
         config = replace(from_json(found), device=device)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         wanted = "expected a checkpoint of train.py, whose notes hold its configuration"
         raise checkpoint.CheckpointError(f"{path}: {wanted}, got none ({type(error).__name__}: {error})") from None
+    tensors = path / checkpoint.TENSORS if file is None else file
+    m = config.model  # a block of a U-Net has 16 leaves and more
+    least = {"mlp": 2 * m.layers, "unet": 16 * m.layers * len(m.multipliers)}.get(m.network, 16 * m.layers)
+    if tensors.is_file() and least > (most := leaves(tensors)):
+        raise checkpoint.CheckpointError(f"{tensors}: of another model: at most {most} leaves, not {least} and more")
     try:
         train, test = datasets(config.data, keys(config.seed)["split"])
     except DataError as error:
         if not (dataless and form):
             raise
         train, test = (absent(path / MODEL, form, split, error) for split in ("train", "test"))
-    model = build(config, train.event_shape, train.vocab_size, train.classes)
-    like = model.init(random.key(0, device=device))
-    if file is None:
-        return Run(config, train, test, model, checkpoint.load_params(path, like))
     try:
-        return Run(config, train, test, model, interop.load_params(file, like, device))
+        model = build(config, train.event_shape, train.vocab_size, train.classes)
+        like = model.init(random.key(0, device="meta"))  # in no memory, as its sizes are only what the file says
+    except (TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{error}, in the settings of {path}") from None
+    try:
+        params = checkpoint.load_params(path, like) if file is None else interop.load_params(file, like)
     except (FileNotFoundError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(str(error)) from None
+    return Run(config, train, test, model, optree.tree_map(lambda leaf: leaf.to(device), params))
+
+
+def leaves(file: Path) -> int:
+    """At most how many tensors a safetensors file holds, by the length of its header."""
+    with file.open("rb") as opened:
+        return min(int.from_bytes(opened.read(8), "little"), file.stat().st_size) // 48  # each takes more than so many bytes
 
 
 def absent(file: Path, form: dict[str, Any], split: str, error: DataError) -> Dataset:
@@ -122,12 +136,16 @@ class Arguments:
     """What the network computes in from now on; as in training where left out."""
     path: str | None = None
     """Where the data are, if not where they were in training."""
+    overwrite: bool = False
+    """Whether to write over a model in the folder."""
 
 
 @programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
+    programs.other(args.out / PARAMS, args.run, args.run / PARAMS)
     run = load(args.run, "cpu", **({} if args.path is None else {"data.path": args.path}))
+    programs.fresh(args.out, args.overwrite, PARAMS, MODEL)
     export(run, args.out, args.dtype)
     size = (args.out / PARAMS).stat().st_size
     print(f"{args.out}: {run.config.model.network} of {run.train.name.removesuffix(' train')}, {size / 1e6:.1f} MB")

@@ -3,8 +3,8 @@
     python examples/sample.py runs/digits_train --n 64 --steps 250
     python examples/sample.py runs/mine --label 3 --guidance 2.0
 
-Writes samples.png and samples.npy, (n, *event), into --out: uint8, or float32 where data are real, which make a picture if
-they are images. The same seed gives the same samples.
+Writes samples.png and samples.npy, (n, *event), into --out: uint8 (uint16 and int32 for more values), or float32 where data
+are real, which make a picture if they are images. The same seed gives the same samples.
 """
 
 import sys
@@ -17,18 +17,21 @@ import programs
 import torch
 import tyro
 from pictures import drawable, grid
-from presets import condition
+from presets import condition, stream
 from runs import load
 from tqdm import tqdm
 
-from purevdm import bfn, random, solvers
+from purevdm import _files, bfn, random, solvers
 
 
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A run's folder, or one of its checkpoints."""
-    out: Path = Path("runs/samples")
+    out: Path | None = None
+    """The folder to write into; left out, samples/ in the run's own."""
+    overwrite: bool = False
+    """Whether to write over what an earlier call left in --out."""
     n: int = 64
     batch: int = 64
     """How many at once."""
@@ -56,7 +59,9 @@ def main() -> None:
     programs.least(1, n=args.n, batch=args.batch, steps=args.steps)
     changes = {} if args.path is None else {"data.path": args.path}
     config, train, _, model, params = load(args.checkpoint, programs.device(args.device), dataless=True, **changes)
-    programs.folder(args.out)
+    out = args.out or programs.beside(args.checkpoint, "samples")
+    written = ["samples.png"] * drawable(train.event_shape, train.vocab_size) + ["samples.npy"]
+    programs.fresh(out, args.overwrite, *written)
     if args.label is not None and not (config.model.labels and 0 <= args.label < train.classes):
         sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")
     if args.clip and train.vocab_size is None:
@@ -80,7 +85,7 @@ def main() -> None:
             labels = labels if args.label is None else torch.full_like(labels, args.label)
             x = model.sample(
                 params,
-                random.fold_in(random.key(args.seed, device=args.device), j),
+                random.fold_in(stream("sample", args.seed, args.device), j),
                 size,
                 steps=args.steps,
                 cond=condition(config, torch.zeros(size, device=args.device), labels),
@@ -91,12 +96,14 @@ def main() -> None:
             )
             drawn.append(x.cpu())
     x = torch.cat(drawn)
-    np.save(args.out / "samples.npy", (x if train.vocab_size is None else x.to(torch.uint8)).numpy())
-    written = ["samples.npy"]
-    if drawable(train.event_shape, train.vocab_size):
-        grid(x, train.vocab_size, args.out / "samples.png")
-        written = ["samples.png", *written]
-    print(f"{len(x)} samples in {args.out}/{' and '.join(written)}")
+    if train.vocab_size is not None:
+        kinds = {torch.uint8: 2**8, torch.uint16: 2**16, torch.int32: 2**31}
+        x = x.to(next(dtype for dtype, most in kinds.items() if train.vocab_size <= most))
+    with _files.replaced(out / "samples.npy") as draft:
+        np.save(draft, x.numpy())
+    if "samples.png" in written:
+        grid(x, train.vocab_size, out / "samples.png")
+    print(f"{len(x)} samples in {out}/{' and '.join(written)}")
 
 
 if __name__ == "__main__":

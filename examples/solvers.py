@@ -19,6 +19,16 @@ Grids of steps are even in time under the cosine schedule (Nichol & Dhariwal 202
 
 Ancestral sampling and DDIM are of order 1. DPM-Solver++(2M) is of order 2 and wants its steps even in gamma: up to 50 steps,
 uneven ones cost it more than its order gains.
+
+Then it draws the second of two numbers with a correlation of 0.8, given that the first is 0.6: by replacement
+(``sampling.inpaint``), and with each step taken several times (``sampling.repaint``), in 100 steps, of 4000 examples.
+
+    repeats      mean   deviation
+    replacement  0.296  0.679
+    2            0.391  0.633
+    5            0.452  0.611
+    10           0.467  0.586
+    exact        0.480  0.600
 """
 
 import argparse
@@ -30,7 +40,8 @@ import programs
 import torch
 from torch import Tensor
 
-from purevdm import process, sampling, solvers
+import purevdm
+from purevdm import decoders, networks, process, random, sampling, schedules, solvers
 from purevdm.denoiser import Prediction
 
 MEAN, STD = 0.4, 0.2
@@ -83,14 +94,35 @@ def error(solver: str, steps: int, grid: str) -> float:
     return math.hypot(z[0] - true_mean, (z[1:] - z[0]).square().sum().sqrt() - true_std)
 
 
+def correlated(params: dict, z: Tensor, gamma: Tensor, cond: None = None, key: None = None) -> Tensor:
+    """E[x given z] of two numbers of variance 1 and correlation 0.8: their sum and difference are independent."""
+    alpha, noise = process.alpha(gamma)[:, None], process.sigma(gamma)[:, None] ** 2
+    plus, minus = (z[:, :1] + z[:, 1:]) / 2, (z[:, :1] - z[:, 1:]) / 2
+    plus, minus = (v * alpha / (alpha**2 * v + noise) * part for v, part in ((1.8, plus), (0.2, minus)))
+    return torch.cat([plus + minus, plus - minus], 1)
+
+
+def conditional(repeats: int, steps: int = 100, n: int = 4000) -> tuple[float, float]:
+    """The mean and the deviation of the second number as drawn given that the first is 0.6; 0 repeats for replacement."""
+    network = networks.Network.of(lambda key, shape: {}, correlated, predicts="x", batched=True)
+    schedule = schedules.fixed_linear(-10.0, 8.0)
+    model = purevdm.vdm(network, schedule, (2,), decoder=decoders.gaussian(), dtype=torch.float64)
+    x = torch.tensor([[0.6, 0.0]], dtype=torch.float64).expand(n, 2)
+    known = torch.tensor([True, False]).expand(n, 2)
+    how = dict(solver=sampling.repaint(x, known, repeats)) if repeats else dict(project=sampling.inpaint(x, known))
+    z = model.sample({"network": {}, "schedule": {}}, random.key(0), n, steps=steps, until=0.0, **how)
+    return z[:, 1].mean().item(), z[:, 1].std().item()
+
+
 @programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50, 100, 250, 1000])
+    parser.add_argument("--repeats", type=int, nargs="*", default=[0, 2, 5, 10], help="of a completion's steps; 0: none")
     parser.add_argument("--out", type=Path, help="a JSON file for the table")
     args = parser.parse_args()
-    if min(args.steps) < 1:
-        parser.error("--steps must be at least 1")
+    if min(args.steps) < 1 or min(args.repeats, default=0) < 0:
+        parser.error("--steps must be at least 1, --repeats at least 0")
     programs.file(args.out)
     columns = [(solver, grid) for grid in GRIDS for solver in SOLVERS]
     table = {steps: [error(solver, steps, grid) for solver, grid in columns] for steps in args.steps}
@@ -98,8 +130,13 @@ def main() -> None:
     print("|---|" + "---|" * len(columns))
     for steps, row in table.items():
         print(f"| {steps} | " + " | ".join(f"{value:.1e}" for value in row) + " |")
+    drawn = {repeats: conditional(repeats) for repeats in args.repeats}
+    print("\n| repeats | mean | deviation |\n|---|---|---|")
+    for repeats, (mean, std) in drawn.items():
+        print(f"| {repeats or 'replacement'} | {mean:.3f} | {std:.3f} |")
+    print("| exact | 0.480 | 0.600 |")
     if args.out:
-        args.out.write_text(json.dumps({"columns": columns, "errors": table}, indent=1))
+        programs.write(args.out, json.dumps({"columns": columns, "errors": table, "conditional": drawn}, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,14 @@ Writes into --out: config.json, metrics.jsonl, TensorBoard's files, checkpoints/
 (where data are real, their numbers as .npy) and the schedule's curve. --resume goes on from the latest checkpoint, bit for
 bit as if never stopped. Ctrl-C saves and stops.
 
+A run is extended by --resume with more --optimizer.steps. With a constant learning rate it becomes, bit for bit, the run
+that had so many steps from its start. A decaying rate has come down by then: --extend says that the steps left have the
+rate of the settings given now (--optimizer.steps, lr, warmup, decay), at their place in the whole run.
+
 Data (readers/): scikit-learn's digits; MNIST and its kin in IDX files; CIFAR-10 in its python or binary archive; ImageNet
 32 and 64 in their npz batches; a folder of images; a .npy or .npz array of integers or real numbers; Hugging Face (extra
-"huggingface"). A missing or damaged file is named, with where to get it. Images of more than 8 bits a channel and labels
-that are not integers are refused.
+"huggingface"). A missing or damaged file is named, with where to get it. Refused are images of more than 8 bits a channel,
+transparent pixels (unless --data.background or --data.channels says what becomes of them), labels that are not integers.
 
 Checkpoints (safetensors and JSON, the last few and the best) appear whole or not at all. The order of the data is a function
 of key and step. N processes compute what one computes with the whole batch, to rounding, and --accumulate pieces do the
@@ -28,7 +32,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +42,36 @@ import torch
 import tyro
 from pictures import curve, drawable, grid
 from PIL import Image
-from presets import PRESETS, Config, as_json, build, condition, datasets, from_json, keys, standardised, test_batches
+from presets import PRESETS, Config, Data, as_json, build, condition, datasets, from_json, keys, standardised, test_batches
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from purevdm import evaluation, random, training
+from purevdm import _files, evaluation, random, training
 from purevdm.training import checkpoint, parallel
 from purevdm.training.data import augment, batch, rows
 
 # What may differ between a run and its continuation.
-FREE = {"out", "resume", "log_every", "eval_every", "save_every", "keep", "eval_examples", "eval_batch", "eval_passes"}
+FREE = {
+    "out",
+    "resume",
+    "extend",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep",
+    "eval_examples",
+    "eval_batch",
+    "eval_passes",
+}
 FREE |= {"samples", "sample_steps", "device", "compile"}
+# The entries of data that a source goes by, besides the path and how images are augmented.
+TAKEN = {
+    "digits": {"held_out"},
+    "folder": {"held_out", "size", "channels", "background"},
+    "array": {"held_out", "layout", "vocab_size", "loc", "scale"},
+    "huggingface": {"held_out", "size", "channels", "background", "label"},
+}
+RATE = {f"optimizer.{name}" for name in ("steps", "lr", "warmup", "decay")}  # what may, by --extend
 
 
 def parse(arguments: list[str]) -> Config:
@@ -65,6 +88,12 @@ def check(config: Config) -> None:
     tests = dict(eval_examples=config.eval_examples, eval_batch=config.eval_batch, eval_passes=config.eval_passes)
     programs.least(1, **sizes, **every, **tests)
     programs.least(0, samples=config.samples)
+    if config.extend and not config.resume:
+        raise ValueError("extend: expected it with --resume, which it goes with, got it alone")
+    data, usual = asdict(config.data), asdict(Data())
+    for name in sorted(usual.keys() - TAKEN.get(config.data.source, set()) - {"source", "augment"}):
+        if data[name] != usual[name] and (name != "path" or config.data.source == "digits"):
+            raise ValueError(f"data.{name}: expected none with data.source {config.data.source}, got {data[name]!r}")
     training.learning_rate(config.optimizer, 0)  # refuses an optimiser's bad settings
     programs.device(config.device)
 
@@ -83,23 +112,37 @@ def prepare(config: Config) -> Path | None:
         tqdm.write(f"nothing to resume in {config.out}: starting anew")
         programs.write(saved, json.dumps(as_json(config), indent=1))
         return None
-    now = json.loads(json.dumps(as_json(config)))
-    for file, found in ((saved, as_saved(saved)), (latest, checkpoint.notes(latest)["extra"])):
+    now, notes, extended = settings(config), checkpoint.notes(latest), False
+    for file, found in ((saved, as_saved(saved)), (latest, notes["extra"])):
         try:  # read as a configuration, it has the defaults of what was added since
-            was = json.loads(json.dumps(as_json(from_json(found))))
+            was = settings(from_json(found))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             sys.exit(f"resume: {file} holds no configuration ({type(error).__name__}: {error})")
-        differing = [name for name in now if name not in FREE and was.get(name) != now[name]]
-        if differing:
-            changes = "; ".join(f"{name}: {was.get(name)} then, {now[name]} now" for name in differing)
-            sys.exit(f"resume: {file} is of other settings: {changes}")
+        differing = [name for name in now if was[name] != now[name]]
+        constant = config.optimizer.decay == "constant" and differing == ["optimizer.steps"]
+        if differing and not constant and not (config.extend and RATE.issuperset(differing)):
+            changes = "; ".join(f"{name}: {was[name]} then, {now[name]} now" for name in differing)
+            advice = "; --extend goes on by the new learning rate" * RATE.issuperset(differing)
+            sys.exit(f"resume: {file} is of other settings: {changes}{advice}")
+        extended = extended or bool(differing)
+    if config.optimizer.steps < notes["step"]:
+        sys.exit(f"optimizer.steps: expected at least the {notes['step']} of {latest}, got {config.optimizer.steps}")
+    if extended:
+        programs.write(saved, json.dumps(as_json(config), indent=1))
     return latest
+
+
+def settings(config: Config) -> dict:
+    """What may not differ between a run and its continuation: the configuration's entries by name."""
+    found = json.loads(json.dumps({name: part for name, part in as_json(config).items() if name not in FREE}))
+    parts = {name: part if isinstance(part, dict) else {"": part} for name, part in found.items()}
+    return {f"{name}.{entry}".rstrip("."): value for name, part in parts.items() for entry, value in part.items()}
 
 
 def as_saved(file: Path) -> dict:
     """What config.json says."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(_files.regular(file).read_text())
     except (OSError, ValueError, RecursionError) as error:
         sys.exit(f"resume: expected the run's settings in {file}, got {type(error).__name__}: {error}")
 
@@ -154,7 +197,7 @@ def logged(path: Path, step: int) -> list[str]:
         tqdm.write(f"{path}: not there; the run's log starts anew", file=sys.stderr)
         return []
     try:
-        whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+        whole = _files.regular(path).read_text(encoding="utf-8").split("\n")[:-1]
         lines = [line for line in whole if line]
         steps = [json.loads(line)["step"] for line in lines]
         if not all(type(at) is int for at in steps):
@@ -297,7 +340,8 @@ def assess(config, model, state, test, k, elbo, log, group) -> float:
             )
         name = f"samples_{step:08d}"
         if test.vocab_size is None:
-            np.save(pictures / f"{name}.npy", x.cpu().numpy())
+            with _files.replaced(pictures / f"{name}.npy") as draft:
+                np.save(draft, x.cpu().numpy())
         if drawable(test.event_shape, test.vocab_size):
             grid(x, test.vocab_size, pictures / f"{name}.png")
             log.picture("samples", pictures / f"{name}.png", step)

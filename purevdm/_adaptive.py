@@ -17,12 +17,14 @@ class Adaptive(NamedTuple):
         tableau: the pair; with the inner points of a quadrature behind its stages, if it has one.
         rtol, atol: the tolerances.
         limit: the most steps.
+        failures: "raise" for an error, in eager, where an example does not arrive; "nan" to leave it NaN.
     """
 
     tableau: _tableaus.Tableau
     rtol: float | Tensor
     atol: float | Tensor
     limit: int | Tensor
+    failures: str = "raise"
 
 
 def integrate(
@@ -34,13 +36,13 @@ def integrate(
     integral of a rate along the way, by the tableau's quadrature. The rate decides nothing but that it is finite.
     """
     dtype, device = start.dtype, start.device
-    stages, width = in_tensors(settings.tableau, start), len(state)
+    stages, width = in_tensors(settings.tableau, start, state), len(state)
     n, points = len(settings.tableau.weights), len(settings.tableau.nodes)
     if rated is not None:
-        state = *state, torch.zeros_like(start)
+        state = *state, torch.zeros_like(start, dtype=state[0].dtype)
     parts = len(state)
     # Copies: a loop may not be given one tensor twice.
-    rtol, atol = (torch.as_tensor(x, dtype=dtype, device=device).clone() for x in (settings.rtol, settings.atol))
+    rtol, atol = (torch.as_tensor(x, dtype=state[0].dtype, device=device).clone() for x in (settings.rtol, settings.atol))
     limit = torch.as_tensor(settings.limit, dtype=torch.int64, device=device)
     span = stop - start
     # Steps below this change nothing in the time.
@@ -67,7 +69,7 @@ def integrate(
         # At the first stage of all: the length of the first step.
         first, last = stage == 0, stage == points - 1
         start_size = 0.01 * _size(state, state, rtol, atol) / _size(tuple(k[0] for k in moves), state, rtol, atol)
-        start_size = torch.minimum(start_size.nan_to_num(0.0, 0.0, 0.0).clamp(min=1e-3 * whole), whole)
+        start_size = torch.minimum(start_size.to(dtype).nan_to_num(0.0, 0.0, 0.0).clamp(min=1e-3 * whole), whole)
 
         # At the last one: whether to take the step, and how long the next is.
         new = plus(state, total(stages.weights, moves, h))
@@ -79,7 +81,7 @@ def integrate(
         for one in sums:
             error = torch.where(one.detach().isfinite(), error, math.nan)
         taken_now = last & active & (error <= 1.0)  # not where it is NaN
-        factor = (0.9 * error ** (-1.0 / settings.tableau.order)).nan_to_num(0.2, 5.0, 0.2).clamp(0.2, 5.0)
+        factor = (0.9 * error.to(dtype) ** (-1.0 / settings.tableau.order)).nan_to_num(0.2, 5.0, 0.2).clamp(0.2, 5.0)
         factor = torch.where(taken_now, factor, factor.clamp(max=1.0))
         following = length * factor
         following = torch.where(taken_now | (following > least), following, 0.0)  # 0 gives up
@@ -100,7 +102,8 @@ def integrate(
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     begin = (zero, zero.clone(), span.clone(), span.abs(), torch.zeros_like(start, dtype=torch.int64))
     _, _, left, size, taken, *rest = loop(unfinished, evaluate, (*begin, *state, *slopes))
-    _refuse(left, size, taken, start, stop)
+    if settings.failures == "raise":
+        _refuse(left, size, taken, start, stop)
     ends = tuple(torch.where(along(left == 0, y), y, math.nan) for y in rest[:parts])
     return Solution(ends, 1 + (points - 1) * taken)
 
@@ -113,7 +116,7 @@ def _either(counts: Tensor, rated: Rated, field: Field, t: Tensor, state: State)
         return *(k.clone() for k in slopes), rate.clone()  # a branch may not give back what it was given
 
     def without(t: Tensor, *state: Tensor) -> State:
-        return *(k.clone() for k in field(t, state)), torch.zeros_like(t)
+        return *(k.clone() for k in field(t, state)), torch.zeros_like(t, dtype=state[0].dtype)
 
     if torch.compiler.is_compiling():
         return torch.cond(counts, with_rate, without, (t, *state))

@@ -170,7 +170,11 @@ def integer(name: str, x: object, low: int | None = None, high: int | None = Non
 def timesteps(x: object, dtype: torch.dtype) -> int:
     """A number of discrete steps, 0 for continuous time. Beyond some number a dtype does not tell one step's gamma from
     the next: the difference of two, near 18 / T, is rounded by about 18 times the dtype's epsilon."""
-    return integer("timesteps", x, 0, int(0.012 / torch.finfo(dtype).eps))
+    return integer("timesteps", x, 0, most_steps(dtype))
+
+
+def most_steps(dtype: torch.dtype) -> int:
+    return int(0.012 / torch.finfo(dtype).eps)
 
 
 def count(name: str, x: int | Tensor) -> int | Tensor:
@@ -359,7 +363,11 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
         known = {path for path, _, _ in wanted}
         surplus = next(path for path in leaves if path not in known)
         raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}")
-    return sound(name, leaves, next(iter(leaves.values())).device) if leaves else []
+    if not leaves:
+        return []
+    device = next(iter(leaves.values())).device
+    others = [leaf.device for leaf in leaves.values() if leaf.device != device]
+    return sound(name, leaves, others[0] if 2 * len(others) > len(leaves) else device)
 
 
 def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:

@@ -1,11 +1,12 @@
-"""Hints to the compiler. In eager none of them does anything."""
+"""Hints to the compiler, of which none does anything in eager, and the modes that a call runs under."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -34,9 +35,11 @@ def fixed(number: T) -> T:
     return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return, return-value]
 
 
-def untraced() -> AbstractContextManager[Any]:
-    """Within it, nothing goes into a program that ``torch.export`` is tracing."""
-    return _disable_current_modes()
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Within it, nothing goes into a program that ``torch.export`` is tracing, and no ``torch.func`` transform is on."""
+    with _disable_current_modes(), temporarily_clear_interpreter_stack():
+        yield
 
 
 def transformed() -> bool:
@@ -44,6 +47,13 @@ def transformed() -> bool:
     if OLD and torch.compiler.is_compiling():
         return False
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
+def exact(device: torch.device) -> AbstractContextManager[Any]:
+    """A block without the user's autocast, which is for what a network computes; all else keeps its dtype."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def materialize(x: Tensor) -> Tensor:

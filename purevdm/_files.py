@@ -1,7 +1,10 @@
-"""Tensors in safetensors files, for whoever writes them: written to the disk before the call returns, damage named."""
+"""Files written whole or not at all, and tensors in safetensors files: on the disk before a call returns, damage named."""
 
 import os
 import re
+import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["load", "naming", "plain", "save", "sync"]
+__all__ = ["drafted", "load", "naming", "plain", "regular", "remove", "replaced", "save", "stale", "sweep", "sync"]
 
 
 def _safetensors() -> ModuleType:
@@ -47,7 +50,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors, copied out of it, and its metadata.
+    """A file's tensors, copied out of it, and its metadata; on the meta device by its header alone.
 
     Raises:
         FileNotFoundError: no such file.
@@ -55,15 +58,126 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tens
     """
     safetensors = _safetensors()
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a safetensors file, found {'a folder' if path.is_dir() else 'no file'}")
+        found = "a folder" if path.is_dir() else "no regular file" if path.exists() else "no file"
+        raise FileNotFoundError(f"{path}: expected a safetensors file, found {found}")
     try:
-        with safetensors.safe_open(path, "pt", str(device)) as file:
+        meta = str(device) == "meta"
+        with safetensors.safe_open(path, "pt", "cpu" if meta else str(device)) as file:
             # On the CPU they are a memory map: who writes into the file later would change them, or end the process.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            return {name: x.to("meta") if meta else x.clone() for name, x in tensors}, file.metadata() or {}
     except OSError:
         raise
     except Exception as error:  # safetensors raises several kinds for what it does not know
         raise ValueError(f"{path}: damaged ({error or type(error).__name__})") from None
+
+
+def regular(path: Path) -> Path:
+    """Refuses what is there but is no regular file, such as a pipe, where opening waits for a writer.
+
+    Raises:
+        ValueError: it is named.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path}: expected a regular file, got a pipe, a socket or a device")
+    return path
+
+
+# Whole or not at all
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, and puts what was written there in the place of ``path`` once the disk has it.
+
+    Where ``path`` is a link, the link is replaced, not what it leads to. What killed writers of this file left is removed.
+
+    Raises:
+        IsADirectoryError, ValueError: ``path`` is a folder, or there but no regular file.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
+    sweep(path.parent, re.escape(regular(path).name))
+    with drafted(path) as folder:
+        draft = folder / path.name
+        yield draft
+        sync(draft)
+        draft.replace(path)
+    sync(path.parent)
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """A new folder beside a path, in which to write what shall be there. It is locked while it is written, and removed at
+    the end, unless it was renamed."""
+    while True:
+        folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        folder.mkdir()
+        lock = _lock(folder)
+        if lock != BUSY and folder.exists():  # else another process just took it for a killed one's
+            break
+        _unlock(lock)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        _unlock(lock)
+
+
+def sweep(folder: Path, names: str) -> None:
+    """Removes the drafts of killed writers, for paths in a folder whose names match a regular expression.
+
+    A living writer holds a lock. Where the file system has no locks, drafts are removed to which nothing happened for a day.
+    """
+    for draft in folder.glob(".*"):
+        if re.fullmatch(rf"\.({names})\.[0-9a-f]{{32}}", draft.name):
+            lock = _lock(draft)
+            if lock != BUSY and (lock is not None or stale(draft, 24)):
+                remove(draft)
+            _unlock(lock)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, or a link to one but not what it links to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+BUSY = -1
+
+
+def _lock(path: Path) -> int | None:
+    """A lock on a draft, for :func:`_unlock`: BUSY where another process holds it, None where there are no locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return BUSY
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        return BUSY if isinstance(error, BlockingIOError) else None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock not in (None, BUSY):
+        os.close(lock)
+
+
+def stale(path: Path, hours: int) -> bool:
+    """Whether nothing happened to a folder and what is in it for so long."""
+    try:
+        times = [max(s.st_mtime, s.st_ctime) for s in (p.lstat() for p in (path, *path.glob("*")))]
+        return max(times) < time.time() - 3600 * hours
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _tableaus
+from purevdm._compile import exact
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
@@ -17,7 +18,8 @@ class Solution(NamedTuple):
     """What an integrator gives.
 
     Attributes:
-        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph, and an error in eager.
+        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph and with
+            ``failures="nan"``, and an error in eager.
         evaluations: how often each example's field was evaluated while it was on its way, int64 (B,).
     """
 
@@ -35,15 +37,17 @@ class Stages(NamedTuple):
     quadrature: Tensor
 
 
-def in_tensors(tableau: _tableaus.Tableau, like: Tensor) -> Stages:
+def in_tensors(tableau: _tableaus.Tableau, start: Tensor, state: State) -> Stages:
+    """The nodes in the dtype of times, the rest in the state's."""
     n = len(tableau.nodes)
 
     def filled(row: tuple[float, ...]) -> list[float]:
         return [*row, *[0.0] * (n - len(row))]
 
     rows, errors = ([filled(row) for row in part] for part in (tableau.rows, tableau.errors))
-    parts = (tableau.nodes, rows, filled(tableau.weights), errors, filled(tableau.quadrature))
-    return Stages(*(torch.tensor(part, dtype=like.dtype, device=like.device) for part in parts))
+    parts = (rows, filled(tableau.weights), errors, filled(tableau.quadrature))
+    nodes = torch.tensor(tableau.nodes, dtype=start.dtype, device=start.device)
+    return Stages(nodes, *(torch.tensor(part, dtype=state[0].dtype, device=start.device) for part in parts))
 
 
 def along(h: Tensor, x: Tensor) -> Tensor:
@@ -53,7 +57,8 @@ def along(h: Tensor, x: Tensor) -> Tensor:
 
 def total(weights: Tensor, slopes: State, h: Tensor) -> State:
     """h times the weighted sum of the slopes, each (stages, B, ...)."""
-    return tuple(along(h, k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
+    with exact(h.device):
+        return tuple(along(h.to(k.dtype), k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
 
 
 def plus(a: State, b: State) -> State:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
+from purevdm._layout import laid_out
 from purevdm.decoders import Decoder
 from purevdm.networks import Network, _regions
 from purevdm.networks._explain import explained
@@ -23,7 +24,8 @@ T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
-    """What a network says of a latent, in both forms: z = alpha x + sigma eps."""
+    """What a network says of a latent, in both forms: z = alpha x + sigma eps. At a large gamma eps holds next to nothing of
+    x, which is then exact where the network predicts x or v."""
 
     eps: Tensor
     x: Tensor
@@ -66,6 +68,7 @@ def output(
         RuntimeError: what the network does and torch cannot do under these transforms; it says what to do instead.
     """
     axes = batch_axes(cond, z.shape[0])
+    params = laid_out(params)
     if network.dtype is not None:
         dtype = network.dtype
         params = optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
@@ -117,13 +120,29 @@ def eps_hat(
     Raises:
         ValueError: besides, a network with several outputs, which predicts a distribution and not the noise.
     """
+    found = _single(network, params, z, gamma, cond, key, x_hat)
+    return _to_eps(network, z, found, process.align(gamma, z))
+
+
+def _single(network: Network, *given: Any) -> Tensor:
+    """:func:`output` of a network that has one output for each number of the latent."""
     if network.outputs is not None:
         raise ValueError(f"network: expected one output for each number of the latent, got outputs={network.outputs}")
-    found = output(network, params, z, gamma, cond, key, x_hat)
+    return output(network, *given)
+
+
+def _to_eps(network: Network, z: Tensor, found: Tensor, gamma: Tensor) -> Tensor:
     if network.predicts == "eps":
         return found
-    to_eps = {"x": process.eps_from_x, "v": process.eps_from_v}[network.predicts]
-    return to_eps(z, found, process.align(gamma, z))
+    return {"x": process.eps_from_x, "v": process.eps_from_v}[network.predicts](z, found, gamma)
+
+
+def _to_x(network: Network, z: Tensor, found: Tensor, gamma: Tensor) -> Tensor:
+    """The data that an output says, from it directly: by way of eps they would be lost at a large gamma, where z holds next
+    to nothing of them."""
+    if network.predicts == "x":
+        return found
+    return {"eps": process.x_from_eps, "v": process.x_from_v}[network.predicts](z, found, gamma)
 
 
 def predict(
@@ -146,21 +165,21 @@ def predict(
             once, with the condition.
         bounds: what to clamp the data to, or None; the noise is then the one that goes with the clamped data.
     """
-    eps = eps_hat(network, params, z, gamma, cond, None, x_hat)
+    found = _single(network, params, z, gamma, cond, None, x_hat)
     if guidance is not None:
-        eps = guide(eps, eps_hat(network, params, z, gamma, None, None, x_hat), guidance)
+        found = guide(found, _single(network, params, z, gamma, None, None, x_hat), guidance)
     level = process.align(gamma, z)
-    x = process.x_from_eps(z, eps, level)
+    x = _to_x(network, z, found, level)
     if bounds is None:
-        return Prediction(eps, x)
+        return Prediction(_to_eps(network, z, found, level), x)
     x = torch.clamp(x, *bounds)
     return Prediction(process.eps_from_x(z, x, level), x)
 
 
 def guide(eps: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022): eps_free + guidance (eps - eps_free), with the noise seen under the
-    condition and without one. 1 gives the condition's own, 0 none of it, more than 1 exaggerates it. One weight for all,
-    or one for each example, (B,)."""
+    condition and without one; the data or v are guided alike. 1 gives the condition's own, 0 none of it, more than 1
+    exaggerates it. One weight for all, or one for each example, (B,)."""
     if isinstance(guidance, Tensor) and guidance.ndim:
         guidance = process.align(guidance, eps)
     return eps_free + guidance * (eps - eps_free)
@@ -188,8 +207,7 @@ def in_bound(
     k_first = k_second = k_coin = None
     if key is not None:
         k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
-    first = eps_hat(network, params, z, gamma, cond, k_first)
-    x_hat = process.x_from_eps(z, first, process.align(gamma, z))
+    x_hat = _to_x(network, z, _single(network, params, z, gamma, cond, k_first), process.align(gamma, z))
     bounds = decoder.bounds(z)
     x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
     x_hat = x_hat.detach() if detach else x_hat

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purevdm import _checks, denoiser, process, random, schedules
-from purevdm._compile import OLD, untraced
+from purevdm._compile import OLD, exact, untraced
 from purevdm.decoders import Decoder
 from purevdm.networks import Network
 from purevdm.schedules import Levels, Schedule
@@ -61,14 +61,16 @@ class Seeds(NamedTuple):
     Attributes:
         t: the times, (B,), in [0, 1); at T >= 1 steps, each one of 1/T, ..., 1.
         key: a key for each example, int32 (B, 2).
+        timesteps: T of the model that drew them, int32 (B,), or 0; another model refuses them. None if unknown.
     """
 
     t: Tensor
     key: Tensor
+    timesteps: Tensor | None = None
 
     def rows(self, index: slice | Tensor) -> "Seeds":
         """The seeds of some examples."""
-        return Seeds(self.t[index], self.key[index])
+        return Seeds(*(None if field is None else field[index] for field in self))  # type: ignore[arg-type]
 
 
 class Noise(NamedTuple):
@@ -118,29 +120,16 @@ def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.S
     with untraced():
         try:
             params = init(random.key(0, device="meta"))
-        except (NotImplementedError, RuntimeError):  # an init that reads its key or mixes devices
+        except (NotImplementedError, RuntimeError, OverflowError) as error:  # an init that reads its key or mixes devices
+            if isinstance(error, OverflowError) or "overflow" in str(error):  # and not one whose sizes no memory holds
+                raise ValueError(f"init: expected parameters that a memory holds, got: {error}") from None
             params = init(random.key(0, device="cpu"))
     leaves = _checks.structure(params)
     return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
 
 
-def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
-    """Refuses a decoder that gives an event another shape, or whose numbers the dtype does not hold."""
-    z = torch.zeros(event_shape, dtype=dtype, device="cpu")
-    try:
-        x = decoder.mode({}, z)
-        held = [decoder.encode({}, x, dtype=dtype), *(decoder.bounds(z) or ())]
-    except RuntimeError:  # torch's, of shapes that do not broadcast, or of numbers that overflow
-        x = None
-    if x is None or x.shape != z.shape:
-        got = "which these do not" if x is None else f"which these turn into events {tuple(x.shape)}"
-        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
-    if not (x.to(dtype).isfinite().all() and all(part.square().sum().isfinite() for part in held)):
-        raise ValueError(f"decoder: expected a loc and scale that {dtype} holds, got {decoder!r}")
-
-
 def checked(
-    model: Any, params: Params, x: Any = None, key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
+    model: Any, params: Params, x: Any = ..., key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
 ) -> int:
     """The door of a model's functions: holds its settings, its parameters and what else they are given against one another,
     and reads what values must be in one transfer from the device.
@@ -148,7 +137,7 @@ def checked(
     Args:
         model: a VDM or a BFN.
         params: parameters of the model's structure.
-        x: data, (B, *event_shape).
+        x: data, (B, *event_shape); left out by a function that takes none.
         key: a key, or the seeds or the noise of these examples.
         cond: a condition for each example.
         n: the number of examples, where there are no data that say it; 0 for any number.
@@ -163,8 +152,8 @@ def checked(
     names = [name for name in ("network", "schedule") if hasattr(model, name)]
     tracing = OLD and torch.compiler.is_compiling()  # it would trace init
     structure = () if tracing else model._structure()
-    facts = [] if x is None else _data(model, x)
-    n = n if x is None else x.shape[0]
+    facts = [] if x is ... else _data(model, x)
+    n = n if x is ... else x.shape[0]
     if not isinstance(params, dict) or any(name not in params for name in names):
         found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
         keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
@@ -179,10 +168,11 @@ def checked(
     trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
     device = device_of(params) or device_of({"x": x, **trees})
     if device is not None:
-        if x is not None:
+        if x is not ...:
             _checks.together("x", x, device)
         for name, tree in trees.items():
-            facts += _checks.sound(name, _checks.leaves(tree, name), device, model.network.dtype or model.dtype)
+            dtype = model.network.dtype if name == "cond" else None  # what a network in mixed precision casts it to
+            facts += _checks.sound(name, _checks.leaves(tree, name), device, dtype or model.dtype)
     if hasattr(model, "schedule") and not torch.compiler.is_compiling():
         like = torch.empty((), dtype=model.dtype, device=device or torch.device("cpu"))
         facts += schedules.increasing(model.schedule, params["schedule"], like, cond)
@@ -229,10 +219,11 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
     name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
     latent = model.flow.latent_shape(model.event_shape) if hasattr(model, "flow") else model.event_shape
     for field, value in noise._asdict().items():
-        if value is not None or isinstance(noise, Seeds) or field not in ("key", "sender"):
+        if value is not None or field not in ("timesteps" if name == "key" else "key", "sender"):
             count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()
-            shape = {"t": (n,), "key": (n, 2)}.get(field, (n, *count, *latent))
-            _checks.alike(f"{name}.{field}", value, shape, torch.int32 if field == "key" else model.dtype)
+            shape = {"t": (n,), "key": (n, 2), "timesteps": (n,)}.get(field, (n, *count, *latent))
+            dtype = torch.int32 if field in ("key", "timesteps") else model.dtype
+            _checks.alike(f"{name}.{field}", value, shape, dtype)
     if not _checks.readable(t):
         return []
     if steps == 0:
@@ -242,7 +233,12 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
         wanted = f"times of {steps} steps, each one of 1/{steps}, ..., 1"
         near = (i / steps - t).abs() <= torch.finfo(torch.float32).eps * t  # times that were float32's once
         holds = (i >= 1) & (i <= steps) & near
-    return [_checks.Fact(holds, lambda: _checks.outside(wanted, f"{name}.t", t))]
+    facts = [_checks.Fact(holds, lambda: _checks.outside(wanted, f"{name}.t", t))]
+    own = getattr(noise, "timesteps", None)
+    if own is not None:
+        of = f"{steps}, as the model's (0 is continuous time)"
+        facts.append(_checks.Fact(own == steps, lambda: _checks.outside(of, f"{name}.timesteps", own)))
+    return facts
 
 
 def seeds(model: Any, key: Any, n: int) -> Seeds:
@@ -327,7 +323,8 @@ def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, levels: Leve
     def one(x: Tensor, eps_0: Tensor, eps: Tensor, eps_hat: Tensor, levels: Levels) -> ELBO:
         return terms(model.decoder, x, eps_0, eps, eps_hat, levels)
 
-    return torch.func.vmap(one)(x, noise.eps_0, noise.eps, eps_hat, each)
+    with exact(z_t.device):
+        return torch.func.vmap(one)(x, noise.eps_0, noise.eps, eps_hat, each)
 
 
 # Noise from a key
@@ -376,7 +373,8 @@ def draw_seeds(
     """
     _checks.key("key", key)
     keys = random.split(key, _checks.integer("n", n, 1, 2**31 - 1) + 1)
-    return Seeds(draw_times(keys[0], n, antithetic=antithetic, timesteps=timesteps, dtype=dtype), keys[1:])
+    t = draw_times(keys[0], n, antithetic=antithetic, timesteps=timesteps, dtype=dtype)
+    return Seeds(t, keys[1:], torch.full((n,), timesteps, dtype=torch.int32, device=key.device))
 
 
 def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:

@@ -91,7 +91,7 @@ def combine(log_weights: Tensor, evaluations: Tensor) -> Estimate:
 
 
 def encode(model: VDM, params: Params, z_0: Tensor, cond: Any = None, *, integrator: Integrator | None = None) -> Tensor:
-    """z_1, where the flow takes z_0: both (B, *event_shape). ``integrator`` as in :func:`log_prob`."""
+    """z_1, where the flow takes z_0: both (B, *event_shape), at least one. ``integrator`` as in :func:`log_prob`."""
     return _along(model, params, z_0, cond, integrator, backward=False)
 
 
@@ -206,9 +206,15 @@ def log_weight(
     elbo.checked(model, params, x, cond=cond, eps=eps)
     _refuse_recording(params, (x, eps), cond)
     _fitting(model, dequantisation)
+    facts: list[_checks.Fact] = []
     gamma_0 = flow.ends(model, params, eps, cond).gamma_0
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
     f = model.decoder.encode({}, x, cond, eps.dtype)
+    if _checks.readable(eps) and dequantisation in ("truncated", "uniform"):
+        end = torch.ones_like(f) if dequantisation == "uniform" else _reach(model, f, gamma_0) * (1.0 + 1e-5)
+        wanted = f"noise within +-{'1' if dequantisation == 'uniform' else 'tau'} for {dequantisation!r}"
+        facts.append(_checks.Fact(eps.abs() <= end, lambda: _checks.outside(wanted, "eps", eps)))
+    _checks.verify(facts)
 
     def total(each: Tensor) -> Tensor:
         return each.expand_as(f).reshape(len(f), -1).sum(1)
@@ -352,7 +358,8 @@ def importance_bound(
     timesteps = model.timesteps if timesteps is None else timesteps
     if isinstance(timesteps, Tensor):
         _checks.count("timesteps", timesteps)
-    elif _checks.integer("timesteps", timesteps, 0) == 0:
+        _checks.within("timesteps", timesteps, 1, _checks.most_steps(model.dtype))
+    elif _checks.timesteps(timesteps, model.dtype) == 0:
         raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
     x, cond = _repeated(x, samples), _repeated(cond, samples)
     k_start, k_steps = torch.func.vmap(random.split)(_sample_keys(key, n, samples)).unbind(1)

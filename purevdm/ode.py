@@ -1,7 +1,8 @@
 """Ordinary differential equations for a batch: fixed grids of Runge-Kutta steps, and adaptive steps of orders 5 and 8.
 
 A state is a tuple of tensors with a leading axis B, one row an example, and ``field(t, state) -> slopes`` gives its
-derivative at the times t, (B,). An :class:`Integrator` takes the state from ``start`` to ``stop``, either direction. In
+derivative at the times t, (B,), of the dtype of the state or of ``start`` and ``stop``, whichever is wider. An
+:class:`Integrator` takes the state from ``start`` to ``stop``, either direction, and adds it up in float32 at least. In
 eager the loop is Python's. Under ``torch.compile`` it is one ``torch.while_loop``.
 
 >>> import torch
@@ -13,15 +14,16 @@ eager the loop is Python's. Under ``torch.compile`` it is one ``torch.while_loop
 True
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from purevdm import _adaptive, _checks, _tableaus
-from purevdm._runge_kutta import Field, Rated, Solution, State, finite, in_tensors, loop, plus, point, put, total
+from purevdm._runge_kutta import Field, Rated, Solution, State, along, finite, in_tensors, loop, plus, point, put, total
 
 __all__ = ["Integrator", "Solution", "dop853", "dopri5", "heun", "rk4"]
 
@@ -41,7 +43,9 @@ class Integrator(NamedTuple):
 
     def __call__(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         """Integrates. In eager, derivatives pass through the steps that were taken."""
-        return self.solve(field, state, *_times(state, start, stop))
+        way = _Way(state, start, stop)
+        done = self.solve(way.field(field), way.state, way.start, way.stop)
+        return Solution(way.narrow(done.state), done.evaluations)
 
     def along(self, field: Field, rated: Rated, state: State, start: Tensor, stop: Tensor) -> tuple[Solution, Tensor]:
         """Integrates, and beside it a rate along the way, which the field does not depend on.
@@ -53,53 +57,92 @@ class Integrator(NamedTuple):
         Returns:
             The solution, and the integral of the rate, (B,). Evaluations count those of either function.
         """
-        times = _times(state, start, stop)
+        way = _Way(state, start, stop)
 
         def together(t: Tensor, state: State) -> State:
-            slopes, rate = rated(t, state[:-1])
+            slopes, rate = rated(t, state)
             return *slopes, rate
 
+        extended = way.field(together)
         if self.quadrature is None:
-            done = self.solve(together, (*state, torch.zeros_like(times[0])), *times)
+            zero = torch.zeros_like(start, dtype=way.state[0].dtype)
+            done = self.solve(lambda t, state: extended(t, state[:-1]), (*way.state, zero), way.start, way.stop)
         else:
-            done = self.quadrature(field, state, *times, rated)
-        return Solution(done.state[:-1], done.evaluations), done.state[-1]
+
+            def split(t: Tensor, state: State) -> tuple[State, Tensor]:
+                *slopes, rate = extended(t, state)
+                return tuple(slopes), rate
+
+            done = self.quadrature(way.field(field), way.state, way.start, way.stop, split)
+        return Solution(way.narrow(done.state[:-1]), done.evaluations), done.state[-1].to(state[0].dtype)
 
 
-def _times(state: State, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of the way in the state's dtype, once all have the form they should."""
-    if not isinstance(state, tuple) or not state:
-        raise TypeError(f"state: expected a tuple of tensors, got {_checks.describe(state)}")
-    for name, time in (("start", start), ("stop", stop)):
-        _checks.shaped(name, _checks.floating(name, time), state[0].shape[:1])
-    return start.to(state[0].dtype), stop.to(state[0].dtype)
+class _Way:
+    """A state and its times as they are integrated, once all have the form they should: in float32 at least, and the times
+    as exactly as they are given. The field is given the state in its own dtype, and times in that of state and times."""
+
+    def __init__(self, state: State, start: Tensor, stop: Tensor) -> None:
+        if not isinstance(state, tuple) or not state:
+            raise TypeError(f"state: expected a tuple of tensors, got {_checks.describe(state)}")
+        for i, y in enumerate(state):
+            _checks.floating(f"state[{i}]", y)
+        for name, time in (("start", start), ("stop", stop)):
+            _checks.shaped(name, _checks.floating(name, time), state[0].shape[:1])
+        self.own = tuple(y.dtype for y in state)
+        self.wide = reduce(torch.promote_types, self.own, torch.float32)
+        self.time = reduce(torch.promote_types, (stop.dtype, *self.own), start.dtype)
+        self.state = tuple(y.to(self.wide) for y in state)
+        self.start, self.stop = (t.to(torch.promote_types(self.time, torch.float32)) for t in (start, stop))
+
+    def narrow(self, state: State) -> State:
+        return tuple(y.to(dtype) for y, dtype in zip(state, self.own, strict=True))
+
+    def field(self, field: Field) -> Field:
+        """The field between states as they are integrated."""
+        return lambda t, state: tuple(k.to(self.wide) for k in field(t.to(self.time), self.narrow(state)))
 
 
 # Fixed grids
 
 
-def heun(steps: int | Tensor) -> Integrator:
+def heun(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
     """Heun's method, of order 2, in even steps: two evaluations each.
 
     Args:
         steps: how many; in an integer tensor of shape (), one compiled graph serves every number.
+        failures: what becomes of an example whose state is not finite: "raise" for an error, in eager, "nan" to leave that
+            example NaN, as a compiled graph does, and the others as they are.
 
     Raises:
         TypeError, ValueError: steps below 1 or of the wrong form. From the integrator, in eager: a state that is not
             finite; the example and the step are named.
     """
-    return Integrator(partial(_fixed, _tableaus.HEUN, _checks.count("steps", steps)))
+    return _grid(_tableaus.HEUN, steps, failures)
 
 
-def rk4(steps: int | Tensor) -> Integrator:
+def rk4(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
     """The classical Runge-Kutta method, of order 4, in even steps: four evaluations each. Arguments as :func:`heun`."""
-    return Integrator(partial(_fixed, _tableaus.RK4, _checks.count("steps", steps)))
+    return _grid(_tableaus.RK4, steps, failures)
+
+
+FAILURES = ("raise", "nan")
+
+
+def _grid(tableau: _tableaus.Tableau, steps: int | Tensor, failures: str) -> Integrator:
+    failures = _checks.choice("failures", failures, FAILURES)
+    return Integrator(partial(_fixed, tableau, _checks.count("steps", steps), failures=failures))
 
 
 def _fixed(
-    tableau: _tableaus.Tableau, steps: int | Tensor, field: Field, state: State, start: Tensor, stop: Tensor
+    tableau: _tableaus.Tableau,
+    steps: int | Tensor,
+    field: Field,
+    state: State,
+    start: Tensor,
+    stop: Tensor,
+    failures: str = "raise",
 ) -> Solution:
-    stages, n, width = in_tensors(tableau, start), len(tableau.nodes), len(state)
+    stages, n, width = in_tensors(tableau, start, state), len(tableau.nodes), len(state)
     wanted = torch.as_tensor(steps, dtype=torch.int64, device=None if isinstance(steps, Tensor) else "cpu")
     count = wanted.to(start.device)
     h = (stop - start) / count
@@ -128,9 +171,10 @@ def _fixed(
         at = (_checks.plain(start) + _checks.plain(h) * step)[i]
         return ValueError(f"field: expected finite slopes, got NaN or infinity in example {i}, step {step}, from {at:.6g}")
 
-    if _checks.readable(broken):
+    if failures == "raise" and _checks.readable(broken):
         _checks.verify([_checks.Fact(broken < 0, error)])
-    return Solution(tuple(rest[:width]), (count * n).expand(len(start)).clone())
+    ends = tuple(torch.where(along(broken < 0, y), y, math.nan) for y in rest[:width])
+    return Solution(ends, (count * n).expand(len(start)).clone())
 
 
 # An adaptive pair
@@ -142,6 +186,7 @@ def dopri5(
     limit: int | Tensor = 10_000,
     *,
     quadrature: int | None = None,
+    failures: str = "raise",
 ) -> Integrator:
     """The pair of orders 5 and 4 of Dormand & Prince (1980), each example with steps of its own: six evaluations each.
 
@@ -158,6 +203,8 @@ def dopri5(
             are shared, so a step needs one rate fewer than points. That is cheaper where a rate costs more than the
             slopes. But the integral's error steers no step: it may be off by far more than the tolerances, most of all
             by 2 points at small tolerances, and where the rate changes and the state hardly does.
+        failures: what becomes of an example that does not arrive: "raise" for an error, in eager, "nan" to leave that
+            example NaN, as a compiled graph does, and the others as they are.
 
     Raises:
         TypeError, ValueError: tolerances or a limit out of range. From the integrator, in eager: an example that did not
@@ -165,17 +212,19 @@ def dopri5(
     """
     if quadrature is not None and _checks.integer("quadrature", quadrature, 1) not in _tableaus.LOBATTO:
         raise ValueError(f"quadrature: expected 2, 3 or 4 points a step, or None, got {quadrature}")
-    return _pair(_tableaus.DOPRI5, rtol, atol, limit, quadrature)
+    return _pair(_tableaus.DOPRI5, rtol, atol, limit, failures, quadrature)
 
 
-def dop853(rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int | Tensor = 10_000) -> Integrator:
+def dop853(
+    rtol: float | Tensor = 1e-5, atol: float | Tensor = 1e-5, limit: int | Tensor = 10_000, *, failures: str = "raise"
+) -> Integrator:
     """DOP853, the method of order 8 of Dormand & Prince (Hairer, Norsett & Wanner 1993, sec. II.10), each example with steps
     of its own: twelve evaluations each.
 
     The error e = e_5**2 / sqrt(e_5**2 + 0.01 e_3**2) is from estimates of orders 5 and 3. The next step is 0.9 e**(-1/8)
     times as long. The rest, and the arguments, as :func:`dopri5`.
     """
-    return _pair(_tableaus.DOP853, rtol, atol, limit)
+    return _pair(_tableaus.DOP853, rtol, atol, limit, failures)
 
 
 def _pair(
@@ -183,10 +232,12 @@ def _pair(
     rtol: float | Tensor,
     atol: float | Tensor,
     limit: int | Tensor,
+    failures: str,
     quadrature: int | None = None,
 ) -> Integrator:
+    failures = _checks.choice("failures", failures, FAILURES)
     tolerances = _tolerance("rtol", rtol), _tolerance("atol", atol)
-    settings = _adaptive.Adaptive(tableau, *tolerances, _checks.count("limit", limit))
+    settings = _adaptive.Adaptive(tableau, *tolerances, _checks.count("limit", limit), failures)
     if quadrature is None:
         return Integrator(partial(_adaptive.integrate, settings))
     beside = settings._replace(tableau=_tableaus.with_quadrature(tableau, quadrature))

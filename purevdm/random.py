@@ -229,7 +229,12 @@ def uniform(
         held = (high - low).isfinite()
         error = ValueError(f"minval, maxval: expected finite bounds whose distance {dtype} holds, got another")
         _checks.verify([_checks.Fact(held, lambda: error), *(_rising("minval", low, "maxval", high) if given else [])])
-    return torch.maximum(low, _float32.multiply_add(unit, high - low, low)).expand(shape)
+    return _stretched(unit, low, high).expand(shape)
+
+
+def _stretched(unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """From [0, 1) to [low, high), or to low alone where rounding leaves nothing between."""
+    return torch.maximum(low, _float32.multiply_add(unit, high - low, low))
 
 
 def _rising(low_name: str, low: Tensor, high_name: str, high: Tensor) -> list[_checks.Fact]:
@@ -318,7 +323,7 @@ def truncated_normal(
             _float32.erf(_float32.rounded(bound.double().clamp(-6.0, 6.0) * fixed(_float32.SQRT_HALF))).to(dtype)
             for bound in (low, high)
         ]
-    x = _float32.erfinv(uniform(key, out_shape, dtype, *bounds)) * root
+    x = _float32.erfinv(_stretched(_unit(key, out_shape, dtype), *bounds).expand(out_shape)) * root
     infinity = torch.full((), math.inf, dtype=dtype, device=key.device)
     return torch.minimum(torch.maximum(x, torch.nextafter(low, infinity)), torch.nextafter(high, -infinity))
 

@@ -2,10 +2,14 @@
 
 A :class:`Schedule` has two pure functions, ``init`` and ``gamma``. ``gamma(params, t)`` takes one time and is strictly
 increasing in it. It returns a number, or a tensor of the latent's shape for a schedule of its own in each dimension
-(multivariate noise). It is differentiable by ``torch.func.jvp``, as the continuous-time loss weighs with its derivative
-(eq. 17). The functions :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
+(multivariate noise). It is differentiable twice, as the continuous-time loss weighs with its derivative (eq. 17). The
+functions :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
 
-The default endpoints, -13.3 and 5, are the paper's for 8-bit images.
+The default endpoints, -13.3 and 5, are the paper's for 8-bit images. Where ``gamma_min`` is left out, a model takes one that
+suits the number of levels of its data (:func:`gamma_min_for`), and -13.3 for real data, whose fineness nobody knows.
+
+gamma may be from -40 to 40 in a float32 model, and from -300 to 300 in a float64 one. Other values are refused when a model
+is made, and in every call in eager.
 
 >>> import torch
 >>> from purevdm import random, schedules
@@ -24,8 +28,10 @@ A schedule of one's own, here a fixed one for each of three dimensions:
 tensor([-4., -3., -2.])
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import optree
@@ -33,7 +39,8 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
-from purevdm._compile import constant, fixed
+from purevdm._compile import constant, exact, fixed
+from purevdm._layout import laid_out
 from purevdm._values import Value
 from purevdm.types import Key, Params
 
@@ -44,6 +51,7 @@ __all__ = [
     "fixed_linear",
     "gamma",
     "gamma_and_slope",
+    "gamma_min_for",
     "learned_linear",
     "levels",
     "monotone_mlp",
@@ -75,6 +83,11 @@ class Schedule(Value):
         """gamma at one time t in [0, 1], shape (): of shape () or of one latent's, of t's dtype, strictly increasing in t.
         A contextual schedule is given one example's context, too."""
         raise NotImplementedError
+
+    def with_gamma_min(self, gamma_min: float) -> "Schedule":
+        """The schedule with this gamma_min, if it was made without one: :func:`purevdm.vdm` gives the one that suits the
+        data (:func:`gamma_min_for`). Others as they are."""
+        return self
 
     @staticmethod
     def of(
@@ -109,9 +122,10 @@ class Functions(Schedule):
 
 def _over_times(schedule: Schedule, params: Params, t: Tensor, context: Any) -> Tensor:
     """gamma at times (n,), each with its context."""
-    if schedule.contextual:
-        return torch.func.vmap(lambda t, c: schedule.gamma(params, t, c))(t, context)
-    return torch.func.vmap(lambda t: schedule.gamma(params, t))(t)
+    with exact(t.device):
+        if schedule.contextual:
+            return torch.func.vmap(lambda t, c: schedule.gamma(params, t, c))(t, context)
+        return torch.func.vmap(lambda t: schedule.gamma(params, t))(t)
 
 
 def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> Tensor:
@@ -130,25 +144,38 @@ def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) ->
     Raises:
         TypeError, ValueError: times that are not floating-point; no context for a contextual schedule.
     """
-    found = _over_times(schedule, params, _flat(schedule, t, context), context)
+    found = _over_times(schedule, laid_out(params), _flat(schedule, t, context), context)
     return found.reshape((*t.shape, *found.shape[1:]))
 
 
 def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-    """gamma(t) and its derivative gamma'(t), each as :func:`gamma` returns it, by forward-mode differentiation.
+    """gamma(t) and its derivative gamma'(t), each as :func:`gamma` returns it, by reverse-mode differentiation.
 
-    So that a further backward pass goes through both in one graph. Arguments and errors are those of :func:`gamma`.
+    So that a further backward pass goes through both in one graph, and finds right gradients: those of a forward-mode
+    derivative lack terms for the operations that :func:`purevdm.flow.divergence` names. They do, too, in an exported
+    program, which has forward mode as ``torch.export`` (2.13) cannot trace the other, and where gamma is of the event's
+    shape: write such operations out there, as a layer norm by means. :func:`purevdm.testing.check_schedule` finds the
+    second case. Arguments and errors are those of :func:`gamma`.
     """
-    # The parameters get zero tangents made here: those that PyTorch makes itself have no storage, and a compiled backward
-    # pass that multiplies them as matrices crashes (2.13). The derivative is taken outside of vmap, as under it a product
-    # of a tangent of shape () with a number is of float64. A copy, as times that were expanded take no tangents.
-    still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
-    flat = _flat(schedule, t, context).clone()
-    found, slope = torch.func.jvp(
-        lambda params, t: _over_times(schedule, params, t, context),  # type: ignore[misc]
-        (params, flat),
-        (still, torch.ones_like(flat)),
-    )
+    params = laid_out(params)
+    flat = _flat(schedule, t, context).clone()  # times that were expanded take no tangents
+
+    def of(params: Params, t: Tensor) -> Tensor:
+        return _over_times(schedule, params, t, context)
+
+    def backward(cotangent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """gamma, and the derivative of its product with a cotangent, or of its sum."""
+        found, pull = torch.func.vjp(partial(of, params), flat)  # type: ignore[misc]
+        return found, pull(torch.ones_like(found) if cotangent is None else cotangent)[0]
+
+    if torch.compiler.is_exporting():
+        # The parameters get zero tangents made here: those that PyTorch makes itself have no storage.
+        still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
+        found, slope = torch.func.jvp(of, (params, flat), (still, torch.ones_like(flat)))  # type: ignore[misc]
+    else:
+        found, slope = backward(None)
+        if found.ndim > 1:  # many numbers of one time: `backward` is linear in the cotangent, and its transpose is the slope
+            slope = torch.func.vjp(lambda c: backward(c)[1], torch.zeros_like(found))[1](torch.ones_like(flat))[0]  # type: ignore[misc]
     return found.reshape((*t.shape, *found.shape[1:])), slope.reshape((*t.shape, *slope.shape[1:]))
 
 
@@ -190,51 +217,126 @@ def levels(schedule: Schedule, params: Params, t: Tensor, timesteps: int = 0, co
     return Levels(gamma_0, gamma_1, gamma_t, timesteps * torch.expm1(gamma_t - gamma_s))
 
 
+LIMITS = {torch.float32: 40.0, torch.float64: 300.0}
+"""The greatest size of gamma by the model's dtype. Beyond, alpha and sigma, exp(-gamma), or expm1(gamma_1 - gamma_0) leave
+the dtype's range."""
+
+
+def limit(dtype: torch.dtype) -> float:
+    """The greatest size of gamma in a dtype."""
+    return LIMITS.get(dtype, LIMITS[torch.float32])
+
+
+def slack(dtype: torch.dtype) -> float:
+    """By how much gamma may seem to fall between two near times: what rounding makes of a rise."""
+    return 256.0 * torch.finfo(dtype).eps
+
+
 def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = None) -> list[_checks.Fact]:
-    """That gamma is finite and increases, at nine times, in the dtype and on the device of ``like``; in eager."""
+    """That gamma is finite, within its dtype's limit, and increases, in the dtype and on the device of ``like``; in eager.
+    At nine times; under a context at five, for every example."""
     if not _checks.readable(like):
         return []
     with torch.no_grad():
-        t = torch.linspace(0.0, 1.0, 9, dtype=like.dtype, device=like.device)
-        if schedule.contextual:  # the first example's
-            context = optree.tree_map(lambda leaf: leaf[:1].expand(9, *leaf.shape[1:]), context)  # type: ignore[arg-type]
-        found = gamma(schedule, params, t, context)
+        t = torch.linspace(0.0, 1.0, 5 if schedule.contextual else 9, dtype=like.dtype, device=like.device)
+        if schedule.contextual:
+            n = next((len(leaf) for leaf in _checks.leaves(context).values() if leaf.ndim), 1)
+            found = torch.stack([gamma(schedule, params, time.expand(n), context) for time in t])
+        else:
+            found = gamma(schedule, params, t)
+    most = limit(like.dtype)
 
     def error() -> Exception:
-        values = _checks.plain(found).double().cpu()
+        values, example = _checks.plain(found).double().cpu(), ""
+        if schedule.contextual and values.ndim == found.ndim:
+            bad = ~(values.isfinite() & (values.abs() <= most))
+            bad[1:] |= ~(values.diff(dim=0) > 0)
+            i = int(bad.transpose(0, 1).flatten(1).any(1).nonzero()[0])
+            values, example = values[:, i], f" in example {i}"
         values = values if values.ndim == 1 else values.flatten(1).mean(1)
         return ValueError(
-            "schedule: expected gamma(t) to be finite and strictly increasing, got "
-            + ", ".join(f"{value:.4g}" for value in values.tolist()[::2])
+            f"schedule: expected gamma(t) to be strictly increasing, from {-most:g} at least to {most:g} at most, got "
+            + ", ".join(f"{value:.4g}" for value in values[:: len(t) // 4].tolist())
             + " at t = 0, 1/4, 1/2, 3/4, 1"
-            + (" (means over dimensions)" if found.ndim > 1 else "")
+            + (" (means over dimensions)" if found.ndim > 1 + schedule.contextual else "")
+            + example
         )
 
-    return [_checks.Fact(found.isfinite().all() & (found.diff(dim=0) > 0).all(), error)]
+    return [_checks.Fact((found.abs() <= most).all() & (found.diff(dim=0) > 0).all(), error)]
+
+
+def rising(levels: Levels, timesteps: int = 0) -> list[_checks.Fact]:
+    """That gamma is finite and does not fall where a batch's bound looks at it, for every example; in eager."""
+    gamma_0, gamma_1, gamma_t, weight = levels
+    if not _checks.readable(gamma_t):
+        return []
+    few = slack(gamma_t.dtype)
+
+    def error() -> Exception:
+        low, high, least = (_checks.plain(v).double() for v in (gamma_t - gamma_0, gamma_1 - gamma_t, weight))
+        rise = "its derivative" if timesteps == 0 else f"{timesteps} expm1 of its rise"
+        return ValueError(
+            "schedule: expected gamma(t) to be finite and to increase at the times of every example, got "
+            f"gamma(t) - gamma(0) of {low.min():.4g} at least, gamma(1) - gamma(t) of {high.min():.4g}, "
+            f"and {rise} of {least.min():.4g}"
+        )
+
+    inside = (gamma_t - gamma_0 >= -few) & (gamma_1 - gamma_t >= -few)
+    return [_checks.Fact(inside & (weight >= -few * max(timesteps, 16)) & weight.isfinite(), error)]
 
 
 # Lines
 
 
+GAMMA_MIN = -13.3
+"""The paper's gamma_min, for 256 levels."""
+
+
+def gamma_min_for(spacing: float) -> float:
+    """Gives the gamma_min for data whose neighbouring values lie so far apart, -13.3 - 2 log((2 / 256) / spacing).
+
+    In units of the noise they are then as far apart as 256 levels at the paper's -13.3, and reconstruction costs 0.01
+    bits/dim (:func:`purevdm.decoders.reconstruction_bits`). For n levels over (-1, 1) the spacing is 2 / n.
+
+    >>> from purevdm import schedules
+    >>> [round(schedules.gamma_min_for(2 / n), 3) for n in (2, 17, 256, 65536)]
+    [-3.596, -7.876, -13.3, -24.39]
+    """
+    return GAMMA_MIN - 2.0 * math.log((2.0 / 256.0) / spacing)
+
+
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """A line between its endpoints, the settings of every schedule that starts from one."""
+    """A line between its endpoints, from which every schedule of this file starts. ``gamma_min`` is None where it was left
+    out, for :meth:`with_gamma_min`; outside of a model that is the paper's."""
 
-    gamma_min: float
+    gamma_min: float | None
     gamma_max: float
 
     @property
+    def low(self) -> float:
+        """gamma_min, or the paper's."""
+        return GAMMA_MIN if self.gamma_min is None else self.gamma_min
+
+    @property
     def endpoints(self) -> tuple[float, float]:  # type: ignore[override]
-        return self.gamma_min, self.gamma_max
+        return self.low, self.gamma_max
 
     @constant
     def ends(self) -> tuple[float, float]:
         """The endpoints, constants to a compiler."""
-        return self.gamma_min, self.gamma_max
+        return self.low, self.gamma_max
+
+    def with_gamma_min(self, gamma_min: float) -> Schedule:
+        return self._replace(gamma_min=gamma_min) if self.gamma_min is None else self
 
 
-def _line(gamma_min: float, gamma_max: float) -> tuple[float, float]:
-    return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+def _line(gamma_min: float | None, gamma_max: float) -> tuple[float | None, float]:
+    low, high = _checks.increasing("gamma_min", GAMMA_MIN if gamma_min is None else gamma_min, "gamma_max", gamma_max)
+    most = max(LIMITS.values())
+    if low < -most or high > most:
+        raise ValueError(f"gamma_min, gamma_max: expected numbers in [{-most:g}, {most:g}], got {low:g} and {high:g}")
+    return (None if gamma_min is None else low), high
 
 
 @dataclass(frozen=True)
@@ -250,7 +352,7 @@ class FixedLinear(Linear):
         return low + (high - low) * _checks.floating("t", t)
 
 
-def fixed_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
+def fixed_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Schedule:
     """gamma_min + (gamma_max - gamma_min) t, with nothing to learn.
 
     Raises:
@@ -265,14 +367,14 @@ class LearnedLinear(Linear):
 
     def init(self, key: Key) -> Params:
         device = _checks.key("key", key).device
-        rise = torch.tensor(self.gamma_max - self.gamma_min, device=device)
-        return {"w": rise, "b": torch.tensor(self.gamma_min, device=device)}
+        rise = torch.tensor(self.gamma_max - self.low, dtype=torch.float32, device=device)
+        return {"w": rise, "b": torch.tensor(self.low, dtype=torch.float32, device=device)}
 
     def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
         return params["b"] + params["w"].abs() * _checks.floating("t", t)
 
 
-def learned_linear(gamma_min: float = -13.3, gamma_max: float = 5.0) -> Schedule:
+def learned_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Schedule:
     """b + |w| t, learned, from b = gamma_min and b + w = gamma_max at the start. Parameters ``{"w": (), "b": ()}``.
 
     Raises:
@@ -294,9 +396,9 @@ class MonotoneMLP(Linear):
     def init(self, key: Key) -> Params:
         _checks.key("key", key)
         k2, k3 = random.split(key).unbind(0)
-        first = nn.dense_init(key, 1, 1, kernel_init=nn.constant(self.gamma_max - self.gamma_min))
+        first = nn.dense_init(key, 1, 1, kernel_init=nn.constant(self.gamma_max - self.low))
         return {
-            "l1": first | {"bias": torch.tensor([self.gamma_min], device=key.device)},
+            "l1": first | {"bias": torch.tensor([self.low], dtype=torch.float32, device=key.device)},
             "l2": nn.dense_init(k2, 1, self.hidden, kernel_init=nn.normal(1e-2)),
             "l3": nn.dense_init(k3, self.hidden, 1, bias=False, kernel_init=nn.normal(1e-2)),
         }
@@ -316,7 +418,7 @@ class MonotoneMLP(Linear):
 
 
 def monotone_mlp(
-    gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 1024, pin_endpoints: bool = False
+    gamma_min: float | None = None, gamma_max: float = 5.0, hidden: int = 1024, pin_endpoints: bool = False
 ) -> Schedule:
     """A learned monotone network (App. H): a line plus a hidden layer, with the absolute values of its kernels.
 
@@ -376,7 +478,7 @@ class ConstrainedMonotone(Linear):
 
 
 def constrained_monotone(
-    gamma_min: float = -13.3,
+    gamma_min: float | None = None,
     gamma_max: float = 5.0,
     hidden: Sequence[int] = (32, 32),
     activation: str = "elu",

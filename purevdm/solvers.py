@@ -92,7 +92,10 @@ class Ancestral(Solver):
             raise ValueError("solver: expected a deterministic one, such as purevdm.solvers.ddim(), got ancestral()")
         eps_hat, x_hat = denoise(z_t, gamma_t)
         eps = random.normal(key, z_t.shape, z_t.dtype)
-        return Step(ancestral_step(z_t, eps_hat, gamma_t, gamma_s, eps), x_hat)
+        # Where alpha_t is below exp(-5), z_t and eps_hat hold too little of an estimate x_hat that was predicted or clamped.
+        q = process.posterior(z_t, x_hat, gamma_t, gamma_s)
+        z_s = torch.where(gamma_t > 10.0, q.mean + q.std * eps, ancestral_step(z_t, eps_hat, gamma_t, gamma_s, eps))
+        return Step(z_s, x_hat)
 
 
 def ancestral() -> Solver:

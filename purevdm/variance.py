@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import elbo, process, schedules
+from purevdm._compile import exact
 from purevdm.elbo import ELBO, Model, Noise
 from purevdm.schedules import Levels, Schedule
 from purevdm.types import Params
@@ -73,7 +74,8 @@ def pull_back(schedule: Schedule, params: Params, t: Tensor, cotangent: Curve, c
         parts = zip(curve(schedule, params, t, context), held, strict=True)
         return sum(((part * weight).sum() for part, weight in parts), torch.zeros((), dtype=t.dtype, device=t.device))
 
-    return torch.func.grad(product)(params)
+    with exact(t.device):
+        return torch.func.grad(product)(params)
 
 
 def gradients(

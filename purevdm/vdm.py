@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
 from purevdm._compile import constant
-from purevdm.decoders import Decoder, discrete
+from purevdm.decoders import Decoder, discrete, fits, reconstruction_bits, spacing
 from purevdm.elbo import ELBO, Noise, Seeds
 from purevdm.networks import Network
+from purevdm.networks._network import same
 from purevdm.sampling import Sample
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver, ancestral
@@ -34,7 +36,9 @@ class VDM(NamedTuple):
     these examples where they are rows of a larger batch. ``train`` switches the network's dropout on.
 
     The losses, ``elbo`` and ``sample`` compile with ``fullgraph=True``, in every mode of ``torch.compile`` (tested on a CPU)
-    and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes.
+    and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes. Under
+    ``torch.autocast`` the network alone computes in the shorter dtype. Take backward passes outside of it, as PyTorch asks
+    for; ``training.gradients`` does.
 
     Attributes:
         network: predicts the noise in a latent.
@@ -47,9 +51,11 @@ class VDM(NamedTuple):
             dtype; ``init`` gives the same parameters. To compare dtypes, give both one noise (:func:`purevdm.elbo.bound`).
 
     Raises (every method):
-        TypeError, ValueError: bad arguments, named: parameters of another structure or not finite (the leaf is named),
-            a schedule that does not increase, data of another shape or outside of the decoder's support, an empty batch,
-            a key of the wrong form. Values in tensors are read in eager alone, in one transfer.
+        TypeError, ValueError: settings that do not fit together, those of ``_replace`` too; bad arguments, named: parameters
+            of another structure or not finite (the leaf is named), a schedule that does not increase, data of another shape
+            or outside of the decoder's support, an empty batch, a key of the wrong form, seeds or noise of another shape,
+            dtype or kind of time, tensors on several devices, numbers that the model's dtype does not hold. Values in
+            tensors are read in eager alone, in one transfer.
     """
 
     network: Network
@@ -121,11 +127,16 @@ class VDM(NamedTuple):
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
         noise = self._noise(params, x, key, cond, train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
+        _checks.verify(schedules.rising(variance.levels(curve)))
         loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t)
         return grads, (loss, stats) if has_aux else loss
 
     def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
-        """The bound's three terms for each example: each (B,), nats (of a density, where data are real)."""
+        """The bound's three terms for each example: each (B,), nats (of a density, where data are real).
+
+        To compare an example's bounds, as under each class in a classifier, give all the same key; see
+        :mod:`purevdm.evaluation`.
+        """
         return self._bound(params, x, key, cond, train)[0]
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
@@ -170,7 +181,7 @@ class VDM(NamedTuple):
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
-        """The predicted noise in latents z, (B, *event_shape), at gamma, (B,) or (B, *event_shape).
+        """The predicted noise in latents z, (B, *event_shape) of the model's dtype, at gamma, (B,) or (B, *event_shape).
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
@@ -280,6 +291,7 @@ class VDM(NamedTuple):
     ) -> tuple[ELBO, schedules.Levels, Tensor]:
         noise = self._noise(params, x, key, cond, train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
+        _checks.verify(schedules.rising(levels, self.timesteps))
         return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t
 
     def _summary(
@@ -306,8 +318,8 @@ def _structure(
         _checks.instance(kind.__name__.lower(), part.value, kind, f"a purevdm {kind.__name__}")
     if 0 in event_shape:
         raise ValueError(f"event_shape: expected sizes of at least 1, got {event_shape}")
-    elbo.fits(decoder.value, event_shape, dtype)
-    if _told(network.value, schedule.value).endpoints != network.value.endpoints:
+    fits(decoder.value, event_shape, dtype)
+    if _told(network.value, _ends(schedule.value, dtype)) != network.value:
         raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.vdm")
 
     def init(key: Key) -> Params:
@@ -329,9 +341,15 @@ def vdm(
 ) -> VDM:
     """A variational diffusion model of a network, a schedule and a decoder.
 
+    There are no masks of data. Every element of an event is noised, predicted and counted, so padded ones are data like the
+    rest: the same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that masked its attention. Compare
+    likelihoods at one size alone, or fit a model for each size.
+
     Args:
         network: predicts the noise, the data or v; see :mod:`purevdm.networks`.
-        schedule: gamma(t); see :mod:`purevdm.schedules`. A network that normalises gamma takes its endpoints.
+        schedule: gamma(t); see :mod:`purevdm.schedules`. A network that normalises gamma takes its endpoints. One made
+            without ``gamma_min`` gets the one that suits the number of levels of the data, -13.3 for 256. Another at which
+            reconstruction alone costs more than 0.02 bits/dim (:func:`purevdm.decoders.reconstruction_bits`) is warned of.
         event_shape: the shape of one example, of any rank: (3, 32, 32) for images, (2,) for points, (length,) for series.
         vocab_size: how many values the data take, 256 unless a decoder is given.
         decoder: another decoder than ``purevdm.decoders.discrete(vocab_size)``: ``decoders.gaussian()`` for real data.
@@ -345,7 +363,7 @@ def vdm(
 
     Raises:
         TypeError, ValueError: arguments out of range, a network made for other endpoints of gamma than the schedule's, or
-            a decoder whose loc and scale do not broadcast against the event.
+            a decoder whose loc and scale do not broadcast against the event, or from which data do not come back in dtype.
 
     >>> import torch, purevdm
     >>> from purevdm import random
@@ -365,23 +383,61 @@ def vdm(
         own = "takes real numbers" if decoder.vocab_size is None else f"has its own, {decoder.vocab_size}"
         raise ValueError(f"vocab_size: the decoder {own}; leave this one out")
     event_shape = _checks.shape("event_shape", event_shape)
+    _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
+    fits(_checks.instance("decoder", decoder, Decoder, "a purevdm Decoder"), event_shape, dtype)
+    step = spacing(decoder, event_shape)
+    schedule = _suited(schedule, step, network, dtype)
+    endpoints = _ends(schedule, dtype)
+    if step is not None and decoder.vocab_size is not None and endpoints is not None:
+        _warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
     timesteps = 0 if timesteps is None else timesteps
-    model = VDM(_told(network, schedule), schedule, decoder, event_shape, timesteps, antithetic, dtype)
+    model = VDM(_told(network, endpoints), schedule, decoder, event_shape, timesteps, antithetic, dtype)
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
 
 
-def _told(network: Network, schedule: Schedule) -> Network:
-    """The network with the schedule's endpoints, if it was given none."""
+RECONSTRUCTION = 0.02
+"""Bits per dimension of reconstruction from which a model warns that its gamma_0 is too large for its data."""
+
+
+def _suited(schedule: Schedule, step: float | None, network: Network, dtype: torch.dtype) -> Schedule:
+    """The schedule, with the gamma_min that suits data of this spacing where it was made without one, and so was the
+    network."""
+    gamma_min, high = schedules.GAMMA_MIN, math.inf if schedule.endpoints is None else schedule.endpoints[1]
+    if step is not None and network.endpoints is None:
+        suited = max(schedules.gamma_min_for(step), -schedules.limit(dtype))
+        gamma_min = suited if suited < high else gamma_min
+    return schedule.with_gamma_min(gamma_min)
+
+
+def _ends(schedule: Schedule, dtype: torch.dtype) -> tuple[float, float] | None:
+    """The schedule's endpoints, if they do not depend on a context. Those beyond the dtype's range are refused."""
     endpoints = schedule.endpoints
     if endpoints is None and not schedule.contextual:
-        ends = schedules.gamma(schedule, schedule.init(random.key(0, device="cpu")), torch.tensor([0.0, 1.0], device="cpu"))
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float32, device="cpu")
+        ends = schedules.gamma(schedule, schedule.init(random.key(0, device="cpu")), ends)
         endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
+    most = schedules.limit(dtype)
+    if endpoints is not None and not all(-most <= end <= most for end in endpoints):
+        raise ValueError(f"schedule: expected gamma in [{-most:g}, {most:g}], the range of {dtype}, got {endpoints}")
+    return endpoints
+
+
+def _warn_of_reconstruction(values: int, step: float, gamma_0: float) -> None:
+    """Warns where reconstruction alone costs much, which no training mends."""
+    bits = reconstruction_bits(values, gamma_0, 2.0 / (values * step))
+    if bits > RECONSTRUCTION:
+        enough = f"leave gamma_min out, or take {schedules.gamma_min_for(step):.4g} or less"
+        message = f"reconstruction alone costs {bits:.3g} bits/dim of data of {values} levels; {enough}"
+        warnings.warn(f"schedule: at gamma_0 = {gamma_0:.4g} {message}", stacklevel=3)
+
+
+def _told(network: Network, endpoints: tuple[float, float] | None) -> Network:
+    """The network with the schedule's endpoints, if it was given none."""
     if endpoints is None:
         return network
-    if network.endpoints is None:
-        return network.between(endpoints)
-    if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(network.endpoints, endpoints, strict=True)):
+    network = network.between(endpoints)
+    if network.endpoints is not None and not same(network.endpoints, endpoints):
         raise ValueError(
             f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
             f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out, and make "

@@ -16,7 +16,7 @@ from purevdm.elbo import Model
 from purevdm.solvers import Solver
 from purevdm.types import Key, Params
 
-__all__ = ["Walk", "guidance_weight", "level", "loop", "refuse_lost_gradients", "step_count", "times", "walk"]
+__all__ = ["Walk", "guidance_weight", "level", "loop", "refuse_lost_gradients", "step_count", "stepped", "times", "walk"]
 
 State: TypeAlias = tuple[Tensor, ...]
 
@@ -68,11 +68,10 @@ def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tens
         return ValueError(f"{wanted}, got {found[0]} and {found[1]}")
 
     a, b = time(low_name, low), time(high_name, high)
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        if _checks.readable(a, b):
-            _checks.verify([_checks.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
-    elif not 0.0 <= low < high <= 1.0:
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not 0.0 <= low < high <= 1.0:
         raise error()
+    if _checks.readable(a, b):  # rounded to the dtype, too
+        _checks.verify([_checks.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
     return a, b
 
 
@@ -169,6 +168,7 @@ def _walk(
 
     first, last = gamma(start), gamma(until)
     univariate = first[0].numel() == 1
+    watched, sense, falls = _checks.readable(z), torch.sign(start - until), [until.new_zeros(())]
 
     def after(i: Tensor) -> Tensor:
         """gamma after i steps."""
@@ -186,9 +186,11 @@ def _walk(
             options = dict(x_hat=x_last, guidance=weight, bounds=limits if how.clip else None)
             return denoiser.predict(network, params["network"], z, at, how.cond, **options)  # type: ignore[arg-type]
 
-        gamma_s = after(i + 1)
+        gamma_t, gamma_s = after(i), after(i + 1)
+        if watched:
+            falls[0] = torch.maximum(falls[0], (sense * (gamma_s - gamma_t)).detach().amax())
         key = None if k_steps is None else random.fold_in(k_steps, i)
-        z, x_hat, carry = solver.step(denoise, z, after(i), gamma_s, key, carry)
+        z, x_hat, carry = stepped(solver.step(denoise, z, gamma_t, gamma_s, key, carry), z)
         z = _moved(how, i, z, gamma_s, None if k_project is None else random.fold_in(k_project, i))
         # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
         return (z, x_hat.clone(), *carry) if network.self_condition else (z, *carry)
@@ -196,7 +198,28 @@ def _walk(
     estimate = (torch.zeros_like(z),) if network.self_condition else ()
     state = (z, *estimate, *solver.init(z, first))
     found = loop(step, state, steps, trajectory=how.trajectory, callback=how.callback, unroll=how.differentiable)
+    if watched:
+        _checks.verify([_checks.Fact(falls[0] <= schedules.slack(z.dtype), lambda: _falling(falls[0]))])
     return found[0], last
+
+
+def _falling(fall: Tensor) -> ValueError:
+    by = _checks.plain(fall).max().item()
+    wanted = "schedule: expected gamma(t) to be finite and to increase from each step's time to the next"
+    return ValueError(f"{wanted}, got one that falls by {by:.4g}")
+
+
+def stepped(done: Any, like: Tensor) -> tuple[Tensor, Tensor, State]:
+    """What a solver's step returned: latents and an estimate, both like the latents before, and what it carries.
+
+    Raises:
+        TypeError, ValueError: something else; a tensor of another shape would be broadcast.
+    """
+    if not isinstance(done, tuple) or len(done) != 3:
+        raise TypeError(f"solver: expected a Step from its step, got {_checks.describe(done)}")
+    for name, x in zip(("latents", "estimate"), done[:2], strict=True):
+        _checks.alike(f"solver: the {name} of its step", x, like.shape, like.dtype)
+    return done
 
 
 def guidance_weight(how: Walk, z: Tensor) -> float | Tensor | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import Noise, bfn, decoders, elbo, inversion, likelihood, networks, ode, random, schedules
+from purevdm import Noise, Seeds, bfn, decoders, elbo, inversion, likelihood, networks, ode, random, schedules, training
 from purevdm.bfn import bound
 from purevdm.bfn.flows import Normal
 
@@ -40,7 +40,9 @@ def of_noise(model, params, noise, x=X):
 def test_every_tensor_is_on_one_device(model):
     params, seeds, noise = model.init(KEY), model.seeds(KEY, 3), model.draw(KEY, 3)
     for path in optree.tree_paths(params):
-        with pytest.raises(ValueError, match=r"^params\.\w+\.\w+[.\w]*: expected a tensor on"):
+        with pytest.raises(
+            ValueError, match=f"^params.{'.'.join(path)}: expected a tensor on cpu, as the rest, got .* on meta"
+        ):
             model.loss_fn(moved(params, path, device="meta"), X, KEY, COND)
     for name in seeds._fields:
         with pytest.raises(ValueError, match=rf"^key\.{name}: expected a tensor on cpu.* on meta"):
@@ -89,6 +91,11 @@ def test_seeds_and_noise_are_those_of_the_model(model):
             own.draw(seeds._replace(t=torch.tensor(times)), 3)
     every = torch.arange(1, 11) / 10
     assert steps.draw(steps.seeds(KEY, 10)._replace(t=every), 10).t is every
+    inner = steps.seeds(KEY, 3)._replace(t=torch.tensor([0.1, 0.5, 0.9]))  # times of either kind
+    for own, drawn in ((model, inner), (model._replace(timesteps=20), inner), (steps, seeds._replace(t=inner.t))):
+        with pytest.raises(ValueError, match=rf"^key\.timesteps: expected {own.timesteps}, as the model's"):
+            own.elbo(params, X, drawn.rows(slice(0, 3)), COND)
+        assert own.elbo(params, X, Seeds(drawn.t, drawn.key), COND).total.shape == (3,)
     for harm, word in (
         (dict(eps=noise.eps[:, :1]), r"noise\.eps: expected shape"),
         (dict(eps=noise.eps[:2]), r"noise\.eps: expected shape"),
@@ -103,6 +110,13 @@ def test_seeds_and_noise_are_those_of_the_model(model):
         (elbo.bound if model is VDM else bound.bound)(
             model, params if model is VDM else params["network"], X + 9, noise, COND
         )
+
+
+@pytest.mark.parametrize("recon_std", [1e-30, -1.0])
+def test_a_reconstructions_deviation_is_held_by_the_models_dtype(recon_std):
+    model = bfn.continuous(NETWORK(), (2,), 0.1)
+    with pytest.raises(ValueError, match=r"^recon_std: expected"):
+        model._replace(output=model.output._replace(recon_std=recon_std)).init(KEY)
 
 
 def test_a_loss_in_steps_takes_the_senders_noise():
@@ -155,9 +169,9 @@ def test_real_data_are_numbers_that_the_model_holds():
     ids=repr,
 )
 def test_a_decoders_numbers_are_held_by_the_models_dtype(decoder):
-    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale that torch.float32 holds"):
+    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale from which data come back in torch.float32"):
         purevdm.vdm(NETWORK(), LINE, (2,), decoder=decoder)
-    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale that torch.float32 holds"):
+    with pytest.raises(ValueError, match=r"^decoder: expected a loc and scale from which data come back in torch.float32"):
         bfn.continuous(NETWORK(), (2,), 0.1, decoder=decoder)
 
 
@@ -188,6 +202,7 @@ OF_BFN = [
     (dict(flow=Normal(0.1)), "flow: expected a Categorical flow"),
     (dict(flow=FLOW.flow._replace(classes=4)), "flow, output: expected as many classes"),
     (dict(flow=FLOW.flow._replace(beta_1=-1.0)), "beta_1: expected a number above 0"),
+    (dict(flow=FLOW.flow._replace(beta_1=2e38)), "flow: expected one whose accuracy at t = 1 torch.float32 holds"),
 ]
 
 
@@ -248,6 +263,7 @@ def test_parameters_made_in_inference_mode_are_as_any_others():
         lambda params: model.loss_fn(params, X, KEY),
         lambda params: model.elbo(params, X, KEY).total,
         lambda params: torch.func.grad(model.loss_fn)(params, X, KEY),
+        lambda params: training.gradients(model, remat=True)(params, X, KEY)[0],
         lambda params: model.update(params, X, KEY),
         lambda params: model.sample(params, KEY, 2, steps=2),
         lambda params: model.eps_hat(params, Z, Z[:, 0]),
@@ -256,10 +272,10 @@ def test_parameters_made_in_inference_mode_are_as_any_others():
         lambda params: likelihood.importance_bound(model, params, X, KEY, timesteps=2).log_prob,
         lambda params: inversion.invert(model, params, X, steps=2),
     ):
-        with torch.inference_mode():
-            inside = call(made)
-        for found in (call(made), inside):
-            assert all(map(torch.equal, optree.tree_leaves(found), optree.tree_leaves(call(params))))
+        assert all(map(torch.equal, optree.tree_leaves(call(made)), optree.tree_leaves(call(params))))
+    with torch.inference_mode():
+        inside = likelihood.log_prob(model, made, X, KEY, integrator=integrator, probes=1).log_prob
+    assert torch.equal(inside, likelihood.log_prob(model, params, X, KEY, integrator=integrator, probes=1).log_prob)
 
 
 def test_batches_hold_at_least_one_example():

@@ -1,5 +1,6 @@
 """Official parameters to ours and back, and checkpoints as Flax writes them."""
 
+import importlib.util
 import math
 
 import msgpack
@@ -281,3 +282,22 @@ def test_two_names_of_one_leaf_are_refused(tmp_path):
     path.write_bytes(b"\x82" + 2 * (msgpack.packb("step") + msgpack.packb(1)))
     with pytest.raises(ValueError, match=r"twice\.flax: .*two entries are named 'step'"):
         interop.load_flax(path)
+
+
+def test_bfloat16_from_and_to_flax():
+    model = purevdm.vdm(networks.mlp(4, fourier=()), schedules.learned_linear(), (2,))
+    params = optree.tree_map(lambda leaf: leaf.bfloat16(), model.init(random.key(0)))
+    if importlib.util.find_spec("ml_dtypes") is None:
+        with pytest.raises(ImportError, match="ml_dtypes"):
+            interop.to_flax(params)
+        return
+    theirs = interop.to_flax(params)
+    assert theirs["score_net"]["dense1"]["kernel"].dtype.name == "bfloat16"
+    back = interop.from_flax(theirs)
+    assert all(map(torch.equal, optree.tree_leaves(back), optree.tree_leaves(params)))
+
+
+def test_arrays_of_no_dtype_of_torchs_are_named():
+    for array in (np.array(["a"]), np.zeros(2, ">f4")):
+        with pytest.raises(TypeError, match="score_net/dense1/bias: expected numbers of a dtype that torch has"):
+            interop.from_flax({"score_net": {"dense1": {"bias": array}}})

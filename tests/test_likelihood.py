@@ -296,3 +296,26 @@ def test_a_compiled_likelihood_loses_no_gradient_silently():
         compiled(params, x, random.key(2))
     with torch.no_grad():
         torch.testing.assert_close(compiled(params, x, random.key(2)), run(params, x, random.key(2)))
+
+
+@pytest.mark.parametrize(("dequantisation", "inside"), [("truncated", "tau"), ("uniform", "1")])
+def test_noise_beyond_its_range_is_refused(dequantisation, inside):
+    model, x, _ = pixels(gamma_0=-7.0)
+    options = dict(dequantisation=dequantisation, integrator=ode.rk4(2))
+    tau = math.exp(3.5) / 4 if dequantisation == "truncated" else 1.0  # half of a distance of 1/2 over sigma_0 / alpha_0
+    for part, holds in ((1.0, True), (-1.0, True), (1.01, False), (-30.0, False)):
+        eps = torch.full((40, 6), part * tau, dtype=torch.float64)
+        if holds:
+            likelihood.log_weight(model, NO_PARAMS, x, eps, **options)
+            continue
+        with pytest.raises(ValueError, match=rf"eps: expected noise within \+-{inside} for '{dequantisation}', got values"):
+            likelihood.log_weight(model, NO_PARAMS, x, eps, **options)
+
+
+@pytest.mark.parametrize("timesteps", [10**9, torch.tensor(10**9)])
+def test_more_steps_than_a_dtype_resolves_are_refused(timesteps):
+    model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(-5.0, 4.0), (2,), 16)
+    with pytest.raises(ValueError, match=r"timesteps: expected .*100663"):
+        likelihood.importance_bound(
+            model, model.init(random.key(0)), torch.zeros(1, 2, dtype=torch.int64), random.key(1), timesteps=timesteps
+        )

@@ -72,7 +72,7 @@ def test_trees_of_any_depth_and_dtype():
     ("tree", "error", "word"),
     [
         (torch.ones(2), TypeError, "params: expected a dict of tensors, got a float32 tensor"),
-        ({"a": {"b": [torch.ones(2)]}}, TypeError, r"params\.a\.b: expected a torch.Tensor, got \["),
+        ({"a": {"b": [torch.ones(2)]}}, TypeError, r"params\.a\.b: expected a torch.Tensor, got a list of"),
         ({"a": {"b": math.pi}}, TypeError, r"params\.a\.b: expected a torch.Tensor"),
         ({"a": {"": torch.ones(2)}}, ValueError, r"params\.a\.: expected a key .* got ''"),
         ({"a.b": torch.ones(2)}, ValueError, r"params\.a\.b: expected a key .* got 'a.b'"),

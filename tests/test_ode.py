@@ -283,3 +283,31 @@ def test_a_compiled_loop_refuses_derivatives():
     )
     with pytest.raises(Exception, match="a compiled loop passes no derivatives"):
         solve(torch.ones(4, 1, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ode.dopri5(), lambda: ode.dop853(), lambda: ode.dopri5(quadrature=3), lambda: ode.rk4(1000)]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_times_are_as_exact_as_they_are_given(make, dtype):
+    start, seen = torch.full((2,), 2.0**24, dtype=torch.float64), set()
+
+    def field(t, state):
+        seen.add((t.dtype, state[0].dtype))
+        return (-state[0],)
+
+    def rated(t, state):
+        return field(t, state), (t - 2**24).to(dtype)
+
+    done, integral = make().along(field, rated, (torch.ones(2, 1, dtype=dtype),), start, start + 1)
+    for got, want in ((done.state[0], math.exp(-1)), (integral, 0.5)):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, torch.full_like(got, want), rtol=max(torch.finfo(dtype).eps, 1e-5), atol=0)
+    assert seen == {(torch.float64, dtype)}
+
+
+def test_a_state_of_few_bits_is_added_up_in_float32():
+    """A thousandth of it is less than bfloat16 resolves."""
+    one = torch.ones(1, dtype=torch.bfloat16)
+    done = ode.heun(1000)(lambda t, state: (torch.ones_like(state[0]),), (one,), 0 * one, one)
+    assert done.state[0].item() == 2.0

@@ -3,7 +3,9 @@
 import errno
 import json
 import math
+import os
 import sys
+import time
 from pathlib import Path
 
 import optree
@@ -12,7 +14,7 @@ import safetensors.torch
 import torch
 
 import purevdm
-from purevdm import interop, networks, random, schedules
+from purevdm import _files, interop, networks, random, schedules
 from purevdm.interop.flax import DTYPES
 
 
@@ -101,6 +103,44 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert set(interop.load_params(tmp_path / "x")) == {"kept"}
 
 
+def test_a_link_is_replaced_and_its_target_left(tmp_path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "x").symlink_to("target")
+    interop.save_params(tmp_path / "x", {"new": torch.ones(1)})
+    assert (tmp_path / "target").read_text() == "mine"
+    assert not (tmp_path / "x").is_symlink()
+    assert set(interop.load_params(tmp_path / "x")) == {"new"}
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(ValueError, match="x: expected a regular file, got a pipe"):
+        interop.save_params(tmp_path / "x", {"new": torch.ones(1)})
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    with pytest.raises(FileNotFoundError, match="x: expected a safetensors file, found no regular file"):
+        interop.load_params(tmp_path / "x")
+
+
+def test_the_drafts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+    path, dead = tmp_path / "x", tmp_path / f".x.{'0' * 32}"
+    other = tmp_path / f".y.{'0' * 32}"
+    for draft in (dead, other):
+        draft.mkdir()
+        (draft / ".tmpAbC").write_bytes(b"half")
+    with _files.drafted(path) as living:
+        interop.save_params(path, {"new": torch.ones(1)})
+        assert set(tmp_path.iterdir()) == {path, living, other}
+        with monkeypatch.context() as patch:  # a file system without locks
+            patch.setitem(sys.modules, "fcntl", None)
+            dead.mkdir()
+            interop.save_params(path, {"new": torch.ones(1)})
+            assert set(tmp_path.iterdir()) == {path, living, other, dead}
+            later = time.time() + 25 * 3600
+            patch.setattr(time, "time", lambda: later)
+            interop.save_params(path, {"new": torch.ones(1)})
+    assert set(tmp_path.iterdir()) == {path, other}
+
+
 @pytest.mark.parametrize("harm", ["cut", "head", "data", "name", "none", "other"])
 def test_damage_is_named(tmp_path, harm):
     path = tmp_path / "params.safetensors"
@@ -150,6 +190,22 @@ def test_another_model_is_named(tmp_path):
     ):
         with pytest.raises(error, match=rf"x: of another model: .*{word}"):
             interop.load_params(path, other.init(random.key(0)))
+
+
+def test_the_shapes_are_compared_before_a_number_is_read(tmp_path, monkeypatch):
+    """With a model on the meta device, which need not fit into memory."""
+    path, load = tmp_path / "x", _files.load
+    params = model().init(random.key(0))
+    interop.save_params(path, params)
+    same(interop.load_params(path, model().init(random.key(0, device="meta"))), params)
+    monkeypatch.setattr(
+        _files, "load", lambda path, device="cpu": load(path, device) if device == "meta" else pytest.fail("read")
+    )
+    with pytest.raises(ValueError, match=r"x: of another model: params\.network\.dense1\.bias: expected shape"):
+        interop.load_params(
+            path,
+            purevdm.vdm(networks.mlp(2**26, fourier=(0,)), model().schedule, (2,), 16).init(random.key(0, device="meta")),
+        )
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

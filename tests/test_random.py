@@ -371,11 +371,27 @@ def test_bad_input_is_named(call, error, word):
         (lambda k: random.uniform(k, (), minval=-3e38, maxval=3e38), "minval, maxval: expected finite bounds"),
         (lambda k: random.uniform(k, (), maxval=torch.tensor(math.nan)), "minval, maxval: expected finite bounds"),
         (lambda k: random.uniform(k, (), torch.float16, 0.0, 1e5), "minval, maxval: expected finite bounds"),
+        (lambda k: random.uniform(k, (2,), maxval=torch.tensor([1.0, 0.0])), "minval, maxval: expected minval < maxval"),
+        (
+            lambda k: random.truncated_normal(k, torch.ones(2), torch.tensor([2.0, 1.0])),
+            "lower, upper: expected lower < upper",
+        ),
+        (lambda k: random.randint(k, (2,), torch.tensor([0, 5]), 5), "minval, maxval: expected minval < maxval"),
+        (lambda k: random.randint(k, (), 5, torch.tensor(1)), "minval, maxval: expected minval < maxval"),
+        (
+            lambda k: random.randint(k, (), 0, torch.tensor(2**63 + 5, dtype=torch.uint64), torch.int64),
+            "maxval: expected integers in",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_named(draw, words):
     with pytest.raises((TypeError, ValueError), match=words):
         draw(random.key(0))
+
+
+def test_a_truncated_normal_is_drawn_where_its_distribution_function_is_1():
+    for bounds in ((7.0, 8.0), (torch.tensor(7.0), torch.tensor(8.0))):
+        assert 7.0 < random.truncated_normal(random.key(0), *bounds) < 8.0
 
 
 def test_impossible_categories_are_never_drawn():

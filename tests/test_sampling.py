@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from versions import since_2_13
 
 import purevdm
-from purevdm import networks, process, random, sampling, schedules, solvers
+from purevdm import decoders, inversion, networks, process, random, sampling, schedules, solvers
 from purevdm._compile import OLD
 from purevdm.testing import sources
 
@@ -327,6 +327,59 @@ def test_inpainting_keeps_the_known_and_follows_it():
     assert (free == x)[:, 3].double().mean() < 0.65
 
 
+def correlated(params, z, gamma, cond=None, key=None):
+    """E[x given z] of two numbers of variance 1 and correlation 0.8: their sum and difference are independent."""
+    alpha, sigma = process.alpha(gamma)[:, None], process.sigma(gamma)[:, None]
+    plus, minus = (
+        v * alpha / (alpha**2 * v + sigma**2) * part
+        for v, part in ((1.8, (z[:, :1] + z[:, 1:]) / 2), (0.2, (z[:, :1] - z[:, 1:]) / 2))
+    )
+    return torch.cat([plus + minus, plus - minus], 1)
+
+
+def test_repeated_steps_bring_inpainting_near_to_the_conditional():
+    """Where the first is 0.6, the second is N(0.48, 0.6**2). Replacement is biased, as its docstring says."""
+    network = networks.Network.of(lambda key, shape: {}, correlated, predicts="x", batched=True)
+    options = dict(decoder=decoders.gaussian(), dtype=torch.float64)
+    model, n = purevdm.vdm(network, schedules.fixed_linear(-10.0, 8.0), (2,), **options), 2000
+    x = torch.tensor([[0.6, 0.0]], dtype=torch.float64).expand(n, 2)
+    known = torch.tensor([True, False]).expand(n, 2)
+
+    def moments(**options):
+        z = model.sample(NO_PARAMS, random.key(0), n, steps=60, until=0.0, **options)
+        return z[:, 1].mean().item(), z[:, 1].std().item()
+
+    error = 0.6 / math.sqrt(n)
+    mean, std = moments(project=sampling.inpaint(x, known))
+    assert mean < 0.48 - 10 * error
+    assert std > 0.64
+    mean, std = moments(solver=sampling.repaint(x, known, 10))
+    assert abs(mean - 0.48) < 0.02 + 4 * error
+    assert abs(std - 0.6) < 0.02 + 4 * error / math.sqrt(2)
+    once = moments(solver=sampling.repaint(x, known, 1))
+    assert all(abs(a - b) < 0.06 for a, b in zip(once, moments(project=sampling.inpaint(x, known)), strict=True))
+
+
+def test_repaint_is_a_value_of_its_parts_and_refuses_others():
+    x, known = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)
+    with pytest.raises(TypeError, match="solver: expected a Solver"):
+        sampling.repaint(x, known, solver="ddim")
+    with pytest.raises(ValueError, match="repeats: expected an integer at least 1"):
+        sampling.repaint(x, known, 0)
+    with pytest.raises(TypeError, match=r"known: expected torch\.bool"):
+        sampling.repaint(x, x)
+    model = purevdm.vdm(networks.mlp(8, fourier=()), schedules.learned_linear(), (3,))
+    params = model.init(random.key(0))
+    with pytest.raises(ValueError, match=r"x: expected shape \(4, 3\)"):
+        model.sample(params, random.key(0), 4, steps=3, solver=sampling.repaint(x, known))
+    with pytest.raises(ValueError, match="solver: expected a deterministic one"):
+        inversion.invert(model, params, x.long(), solver=sampling.repaint(x, known, solver=solvers.ddim()))
+    # nothing known: one repeat of a deterministic solver is that solver
+    plain = dict(z=torch.ones(2, 3), start=1.0, until=0.0, steps=3)
+    ways = (solvers.ddim(), sampling.repaint(x, known, 1, solvers.ddim()))
+    assert torch.equal(*(model.sample(params, random.key(0), 2, solver=way, **plain) for way in ways))
+
+
 # Derivatives
 
 
@@ -502,6 +555,7 @@ LEVELS["told"] = schedules.Schedule.of(lambda key: {}, told, contextual=True)
 WAYS = {
     # every value of every option, and each pair that meets in the code
     "ancestral": ("line", False, dict(steps=torch.tensor(3), decode="sample", clip=True)),
+    "repaint": ("line", False, dict(steps=torch.tensor(2), solver=sampling.repaint(*HOOK.args, 2))),
     "ddim": (
         "line",
         True,

@@ -1,14 +1,22 @@
 """Schedules: the official numbers, monotone for any parameters, ends that stay."""
 
+from collections import Counter
+
 import hypothesis.strategies as st
 import numpy as np
 import optree
 import pytest
 import torch
+from compare import close
 from goldens import CASES, case
 from hypothesis import given, settings
+from torch._dynamo.utils import counters
+from versions import since_2_13
 
-from purevdm import nn, random, schedules, testing
+import purevdm
+from purevdm import importance, inversion, networks, nn, random, schedules, testing
+from purevdm.schedules import Schedule
+from purevdm.testing import sources
 
 MAKERS = {
     "fixed_linear": schedules.fixed_linear,
@@ -155,3 +163,104 @@ def test_other_bad_input():
         schedules.fixed_linear().init(0)
     with pytest.raises(TypeError, match="t: expected"):
         schedules.learned_linear().gamma({"w": torch.ones(()), "b": torch.ones(())}, torch.tensor(1))
+
+
+# What a model makes of a schedule
+
+NO_PARAMS = {"network": {}, "schedule": {}}
+
+
+def of(gamma, event=(2,), **options):
+    """A model of this schedule, whose network is ideal for a Gaussian."""
+    schedule = schedules.Schedule.of(lambda key: {}, gamma, **options)
+    return purevdm.vdm(sources.gaussian(0.4), schedule, event, dtype=torch.float64)
+
+
+def dip(t):
+    """A line but for a fall from about 0.03 to 0.06, between eighths."""
+    return -10.0 + 14.0 * t - torch.exp(-(((t - 0.06) / 0.02) ** 2))
+
+
+def test_a_fall_between_eighths_is_refused_where_a_call_meets_it():
+    model, x = of(lambda params, t: dip(t)), torch.zeros(64, 2, dtype=torch.int64)
+    for call in (model.loss_fn, model.elbo, model.vlb_and_variance_grads):
+        with pytest.raises(ValueError, match=r"schedule: expected .*increase at the times of every example"):
+            call(NO_PARAMS, x, random.key(0))
+    with pytest.raises(ValueError, match=r"schedule: .*increase at the times of every example"):
+        model._replace(timesteps=500).elbo(NO_PARAMS, x.repeat(8, 1), random.key(0))
+    with pytest.raises(ValueError, match=r"schedule: expected .*increase from each step's time to the next.* falls by 0\.0"):
+        model.sample(NO_PARAMS, random.key(0), 2, steps=500)
+    with pytest.raises(ValueError, match=r"schedule: expected .*increase from each step's time"):
+        inversion.invert(model, NO_PARAMS, x[:2], steps=500)
+    model.sample(NO_PARAMS, random.key(0), 2, steps=500, grid="gamma")  # looks at its ends alone
+    with pytest.raises(testing.LawError, match="increase strictly"):
+        testing.check_schedule(model.schedule)
+    narrow = schedules.Schedule.of(
+        lambda key: {}, lambda params, t: 9.0 * t - 1e-3 * torch.exp(-(((t - 0.3001) / 2e-5) ** 2))
+    )
+    testing.check_schedule(schedules.fixed_linear(0.0, 9.0))
+    with pytest.raises(testing.LawError, match="increase strictly"):
+        testing.check_schedule(narrow)
+
+
+def test_a_contextual_schedule_is_looked_at_for_every_example():
+    model = of(lambda params, t, c: -10.0 + c * t, contextual=True)
+    x, cond = torch.zeros(3, 2, dtype=torch.int64), torch.tensor([14.0, 13.0, -2.0], dtype=torch.float64)
+    for call in (
+        lambda c: model.loss_fn(NO_PARAMS, x, random.key(0), c),
+        lambda c: model.sample(NO_PARAMS, random.key(0), 3, steps=2, cond=c),
+        lambda c: inversion.invert(model, NO_PARAMS, x, c, steps=2),
+    ):
+        with pytest.raises(ValueError, match=r"schedule: .*got -10, -10\.5, -11, -11\.5, -12 at .* in example 2"):
+            call(cond)
+        call(cond.abs() + 1.0)
+    bent = of(
+        lambda params, t, c: dip(t) if c is None else -10.0 + 14.0 * t + c * (dip(t) + 10.0 - 14.0 * t), contextual=True
+    )
+    flags = torch.zeros(64, dtype=torch.float64)
+    bent.loss_fn(NO_PARAMS, x[:1].expand(64, 2), random.key(0), flags)
+    with pytest.raises(ValueError, match=r"schedule: .*increase at the times of every example"):
+        bent.loss_fn(NO_PARAMS, x[:1].expand(64, 2), random.key(0), flags + 1.0)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 40.0), (torch.float64, 300.0)])
+def test_gamma_has_a_range_in_which_all_is_finite_and_none_beyond(dtype, most):
+    def model(low, high, schedule=schedules.learned_linear):
+        return purevdm.vdm(networks.mlp(8, fourier=()), schedule(low, high), (2,), 4096, dtype=dtype)
+
+    widest = model(-most, most)
+    params, x = widest.init(random.key(0)), random.randint(random.key(1), (8, 2), 0, 4096)
+    grads, loss = torch.func.grad_and_value(widest.loss_fn)(params, x, random.key(2))
+    assert loss.isfinite()
+    assert all(leaf.isfinite().all() for leaf in optree.tree_leaves(grads))
+    assert widest._replace(timesteps=1).elbo(params, x, random.key(2)).total.isfinite().all()
+    widest.sample(params, random.key(3), 2, steps=3)
+    for low, high in ((-most - 1, 5.0), (-5.0, most + 1)):
+        with pytest.raises(ValueError, match="gamma"):
+            model(low, high)
+    params["schedule"]["b"] -= 2.0
+    with pytest.raises(ValueError, match=f"schedule: expected gamma.*from -{most:g} at least to {most:g} at most"):
+        widest.loss_fn(params, x, random.key(2))
+    with pytest.raises(ValueError, match=r"gamma_min, gamma_max: expected numbers in \[-300, 300\]"):
+        schedules.constrained_monotone(-301.0, 5.0)
+
+
+ONE_GRAPH = MAKERS | {
+    "warped": lambda: importance.warped(schedules.constrained_monotone(), 8),
+    "each dimension": lambda: Schedule.of(lambda key: {"w": torch.ones(3)}, lambda params, t: 4.0 * t * params["w"] - 5.0),
+}
+
+
+@since_2_13
+@pytest.mark.parametrize("name", ONE_GRAPH)
+@pytest.mark.parametrize("method", ["loss_fn", pytest.param("vlb_and_variance_grads", marks=pytest.mark.slow)])
+def test_one_graph_serves_every_batch(name, method):
+    model = purevdm.vdm(networks.mlp(4, layers=1, fourier=()), ONE_GRAPH[name](), (3,), 16)
+    params, counters["stats"] = model.init(random.key(0)), Counter()
+    eager = model.vlb_and_variance_grads if method != "loss_fn" else torch.func.grad_and_value(model.loss_fn)
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    for n in (4, 7, 17):
+        x = random.randint(random.key(n), (n, 3), 0, 16)
+        torch._dynamo.mark_dynamic(x, 0)
+        close(compiled(params, x, random.key(1)), eager(params, x, random.key(1)), 1e-4)
+    assert counters["stats"]["unique_graphs"] == 1

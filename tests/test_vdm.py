@@ -5,6 +5,7 @@ import math
 import operator
 import pickle
 import resource
+import warnings
 
 import hypothesis.strategies as st
 import optree
@@ -18,7 +19,7 @@ from torch._dynamo.utils import counters
 from versions import since_2_13
 
 import purevdm
-from purevdm import decoders, elbo, networks, random, schedules
+from purevdm import decoders, elbo, importance, networks, random, schedules
 
 seeds = st.integers(0, 2**31)
 tree_map = optree.tree_map
@@ -175,7 +176,7 @@ def test_a_model_is_data():
     assert hash(again) == hash(model)
     assert model != model._replace(timesteps=5)
     assert model != purevdm.vdm(networks.vdm_unet(8, 2, groups=4, cond_dim=1), schedules.learned_linear(), (1, 4, 4), 16)
-    for word in ("UNet(embed=8", "Linear(gamma_min=-13.3", "Discrete(vocab_size=16", "event_shape=(1, 4, 4)"):
+    for word in ("UNet(embed=8", "Linear(gamma_min=-7.75", "Discrete(vocab_size=16", "event_shape=(1, 4, 4)"):
         assert word in repr(model)
     assert len(repr(model)) < 1000
     assert "0x" not in repr(model)
@@ -431,3 +432,52 @@ def test_data_of_unsigned_integers_beyond_the_vocabulary_are_named():
         x = torch.tensor([[1, 9]]).to(dtype)
         with pytest.raises(ValueError, match=r"x: expected integers in \[0, 7\], got values from 1"):
             model.elbo(params, x, random.key(1))
+
+
+def test_parameters_that_no_memory_holds_are_refused_before_any_is_made():
+    for hidden in (2**31, 2**40):
+        with pytest.raises(ValueError, match="init: expected parameters that a memory holds, got"):
+            purevdm.vdm(networks.mlp(hidden), schedules.learned_linear(), (2,), 8)
+
+
+def test_gamma_min_suits_the_number_of_levels_where_it_was_left_out():
+    def made(schedule, vocab_size=None, **options):
+        return purevdm.vdm(networks.mlp(8, fourier=()), schedule, (2,), vocab_size, **options).schedule
+
+    makers = (schedules.fixed_linear, schedules.learned_linear, schedules.monotone_mlp, schedules.constrained_monotone)
+    for make in makers:
+        assert made(make()) == make(-13.3, 5.0)  # the paper's for 256 levels, bit for bit
+        assert made(make(gamma_max=4.0), 256).endpoints == (-13.3, 4.0)
+        assert made(make(), decoder=decoders.gaussian()) == make(-13.3, 5.0)
+        assert made(make(-13.3), 16) == make(-13.3)
+        for levels in (2, 17, 1000, 2**16):
+            found = made(make(), levels)
+            assert found == make(-13.3 - 2.0 * math.log((2 / 256) / (2 / levels)), 5.0) == pickle.loads(pickle.dumps(found))
+            assert decoders.reconstruction_bits(levels, found.endpoints[0]) < 0.011
+    warped = importance.warped(schedules.learned_linear())
+    assert made(warped, 16) == importance.warped(schedules.learned_linear(schedules.gamma_min_for(2 / 16), 5.0))
+    # neighbours of narrow data lie closer, and one's own changes stay
+    assert made(schedules.fixed_linear(), decoder=decoders.discrete(256, scale=4.0)).endpoints[0] == -13.3 - 2 * math.log(4)
+    own = schedules.fixed_linear()._replace(gamma=lambda params, t: -9.0 + 12.0 * t)
+    assert made(own, 17) == own
+    params = purevdm.vdm(networks.mlp(8, fourier=()), schedules.learned_linear(), (2,), 2).init(random.key(0))
+    assert params["schedule"]["b"] == torch.tensor(schedules.gamma_min_for(1.0))
+
+
+@pytest.mark.parametrize(
+    ("gamma_0", "levels", "bits"), [(-8.0, 256, "3.25"), (-13.3, 2**16, "7.45"), (-12.0, 256, "0.417"), (-1.0, 2, "0.631")]
+)
+def test_a_costly_reconstruction_is_warned_of_with_its_number(gamma_0, levels, bits):
+    def made(gamma_0):
+        return purevdm.vdm(networks.mlp(8, fourier=()), schedules.fixed_linear(gamma_0, 5.0), (50,), levels)
+
+    with pytest.warns(UserWarning, match=rf"schedule: at gamma_0 = {gamma_0:g} reconstruction alone costs {bits} bits/dim"):
+        model = made(gamma_0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(schedules.gamma_min_for(2 / levels))
+    if levels <= 256:  # the closed form is what the bound says
+        x = random.randint(random.key(0), (400, 50), 0, levels)
+        found = model.elbo(model.init(random.key(1)), x, random.key(2)).recon / (50 * math.log(2))
+        error = found.std() / math.sqrt(len(x))
+        assert abs(found.mean() - decoders.reconstruction_bits(levels, gamma_0)) < 4 * error

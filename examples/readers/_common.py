@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,8 @@ def reading(file: object, wanted: str, advice: str = "") -> Iterator[None]:
     """Whatever damaged bytes make a library raise, as a DataError that names the file."""
     advice = advice and f"; {advice}"
     try:
+        if isinstance(file, Path) and file.exists() and not (file.is_file() or file.is_dir()):
+            raise DataError("expected a regular file, got a pipe, a socket or a device")  # opening one may wait
         yield
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or file}: no such file{advice}") from None
@@ -39,7 +42,10 @@ def pieces(file: BinaryIO, size: int) -> bytearray:
     return content
 
 
-def labels_of(labels: Any, n: int, low: int = 0, high: int | None = None) -> np.ndarray:
+LARGEST = 2**63 - 1  # of int64
+
+
+def labels_of(labels: Any, n: int, low: int = 0, high: int = LARGEST) -> np.ndarray:
     """The classes of n examples, int64 from 0, where the file counts them from low to high."""
     plain = isinstance(labels, list) and all(isinstance(label, int | float | np.number) for label in labels)
     if not (plain or isinstance(labels, np.ndarray)):  # NumPy would make an array of nested lists, however large
@@ -47,10 +53,18 @@ def labels_of(labels: Any, n: int, low: int = 0, high: int | None = None) -> np.
     y = np.asarray(labels)
     if y.dtype.kind not in "iu" or y.shape != (n,):
         raise DataError(f"expected {n} integer labels, found {y.dtype} of shape {y.shape}")
-    if y.min() < low or (high is not None and y.max() > high):
-        wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+    if y.min() < low or y.max() > high:
+        wanted = f"of at least {low}" if high == LARGEST and y.max() <= high else f"from {low} to {high}"
         raise DataError(f"expected labels {wanted}, found {y.min()} to {y.max()}")
     return y.astype(np.int64) - low
+
+
+def labels_or_none(labels: Any, n: int) -> np.ndarray | None:
+    """The same, or None for a split without labels, whose every label is -1 or None."""
+    each = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    if isinstance(each, list) and len(each) == n and all(y is None or (type(y) is int and y == -1) for y in each):
+        return None
+    return labels_of(labels, n)
 
 
 def images_of(x: Any, size: int) -> np.ndarray:
@@ -69,8 +83,11 @@ def names_of(split: str, train: list[str], test: list[str]) -> list[str]:
 
 
 def over(name: str, x: np.ndarray, vocab_size: int | None, labels: np.ndarray | None = None, classes: int = 0) -> Dataset:
-    """A data set over an array (n, *event_shape), in memory or mapped."""
-    return Dataset(name, len(x), x.shape[1:], vocab_size, lambda i: np.asarray(x[i]), labels, classes)
+    """A data set over an array (n, *event_shape), in memory or mapped. Its numbers come in this machine's byte order,
+    integers as uint8 or int64."""
+    integers = np.uint8 if x.dtype in (np.uint8, np.bool_) else np.int64
+    dtype = x.dtype.newbyteorder("=") if vocab_size is None else integers
+    return Dataset(name, len(x), x.shape[1:], vocab_size, lambda i: np.asarray(x[i], dtype), labels, classes)
 
 
 def classes_of(labels: np.ndarray | None) -> int:

@@ -3,6 +3,7 @@
 import gzip
 import math
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -22,25 +23,36 @@ def idx(path: str | os.PathLike, split: str = "train") -> Dataset:
 
     Args:
         path: the folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
-            ``t10k-labels-idx1-ubyte``, each plain or gzipped (``.gz``).
-        split: "train" or "test" (the files ``t10k-...``).
+            ``t10k-labels-idx1-ubyte``, each plain or gzipped (``.gz``). Their names may be those of Kaggle
+            (``train-images.idx3-ubyte``) or EMNIST (``emnist-letters-test-images-idx3-ubyte.gz``). Of a folder with
+            several sets, the path goes on with the name of one: ``gzip/emnist-letters``. EMNIST's images are stored
+            transposed, and stay so.
+        split: "train" or "test" (the files ``t10k-...`` or ``test-...``).
 
     Raises:
-        DataError: a file that is missing, damaged or of another form.
+        DataError: a file that is missing, damaged or of another form, or several sets.
     """
-    folder, (name,) = Path(path), names_of(split, ["train"], ["t10k"])
-    x = _array(_found(folder, f"{name}-images-idx3-ubyte"), 3)
-    file = _found(folder, f"{name}-labels-idx1-ubyte")
+    path, names = Path(path), names_of(split, ["train"], ["t10k", "test"])
+    x = _array(_found(path, names, "images", 3), 3)
+    file = _found(path, names, "labels", 1)
     found = _array(file, 1)
     with reading(file, "labels", ADVICE):
         labels = labels_of(found, len(x))
-    return over(f"{folder.resolve().name} {split}", x[:, None], 256, labels, int(labels.max()) + 1)
+    return over(f"{path.resolve().name} {split}", x[:, None], 256, labels, int(labels.max()) + 1)
 
 
-def _found(folder: Path, name: str) -> Path:
-    """The file, plain or gzipped."""
-    plain = folder / name
-    return plain if plain.exists() else folder / f"{name}.gz"
+def _found(path: Path, names: list[str], what: str, ndim: int) -> Path:
+    """The file of a split's images or labels, rather plain than gzipped."""
+    folder, chosen = (path, None) if path.is_dir() or not path.parent.is_dir() else (path.parent, path.name)
+    form = re.compile(rf"(?:(.+)[-_.])?(?:{'|'.join(names)})-{what}[-.]idx{ndim}-ubyte(?:\.gz)?")
+    sets: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if (named := form.fullmatch(file.name)) and file.is_file() and chosen in (None, named[1]):
+            sets.setdefault(named[1] or "", []).append(file)
+    if len(sets) > 1:
+        raise DataError(f"{folder}: expected one set, found {', '.join(sets)}; give the path of one, {folder / min(sets)}")
+    missing = f"{chosen}-" * bool(chosen) + f"{names[0]}-{what}-idx{ndim}-ubyte"
+    return min(next(iter(sets.values()), [folder / missing]), key=lambda file: file.suffix == ".gz")
 
 
 def _array(file: Path, ndim: int) -> np.ndarray:

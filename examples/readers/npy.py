@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from purevdm import _files
 from readers._common import DataError, pieces
 
 HEAD = 1 << 16  # a header is far shorter
@@ -50,7 +51,7 @@ def header(start: bytes) -> Header:
 
 def mapped(path: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped."""
-    with path.open("rb") as file:
+    with _files.regular(path).open("rb") as file:
         found = header(file.read(HEAD))
         size = file.seek(0, 2)
     if size != found.size:

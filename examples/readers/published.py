@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from purevdm import _files
 from purevdm.training.data import Dataset
 from readers import npy
 from readers._common import DataError, images_of, labels_of, names_of, over, pieces, reading
@@ -74,7 +75,7 @@ ARCHIVE = 1 << 29
 
 
 def _whole(file: Path) -> bytes:
-    with file.open("rb") as opened:
+    with _files.regular(file).open("rb") as opened:
         content = pieces(opened, BATCH)
     if len(content) > BATCH:
         raise DataError(f"damaged, not a batch of CIFAR-10 ({file.name} has more than {BATCH} bytes)")
@@ -154,16 +155,12 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
     shape = (sum(map(len, labels)), 3, size, size)
     cache = folder / f"imagenet{size}_{split}.npy"
     if not _current(cache, shape, files):
-        draft = cache.with_suffix(f".{os.getpid()}.npy")
-        try:
-            with draft.open("wb") as out:
-                np.lib.format.write_array_header_1_0(out, dict(descr="|u1", fortran_order=False, shape=shape))
-                for file in files:
-                    out.write(np.ascontiguousarray(entry(file, "data")))
-            draft.replace(cache)
-        finally:
-            draft.unlink(missing_ok=True)
-        _beside(cache).write_text(json.dumps(_written_from(cache, files)))
+        with _files.replaced(cache) as draft, draft.open("wb") as out:
+            np.lib.format.write_array_header_1_0(out, dict(descr="|u1", fortran_order=False, shape=shape))
+            for file in files:
+                out.write(np.ascontiguousarray(entry(file, "data")))
+        with _files.replaced(_beside(cache)) as draft:
+            draft.write_text(json.dumps(_written_from(cache, files)))
     return over(f"imagenet{size} {split}", npy.mapped(cache), 256, np.concatenate(labels), 1000)
 
 
@@ -183,7 +180,7 @@ def _written_from(cache: Path, files: list[Path]) -> list[list]:
 def _current(cache: Path, shape: tuple[int, ...], files: list[Path]) -> bool:
     """Whether a cache was written from just these batches, and nothing happened to either since."""
     try:
-        x, told = npy.mapped(cache), json.loads(_beside(cache).read_text())
+        x, told = npy.mapped(cache), json.loads(_files.regular(_beside(cache)).read_text())
         return (x.dtype, x.shape) == (np.uint8, shape) and told == _written_from(cache, files)
     except Exception:  # whatever is wrong with it, it is written again
         return False

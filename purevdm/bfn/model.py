@@ -19,7 +19,7 @@ from purevdm.bfn.flows import Categorical, Flow, Normal
 from purevdm.bfn.outputs import Classes, Normals, Output, Point
 from purevdm.bfn.process import latent
 from purevdm.bfn.solvers import Solver, bayesian
-from purevdm.decoders import Decoder, gaussian
+from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
 from purevdm.elbo import ELBO, Seeds
 from purevdm.networks import Network
@@ -219,7 +219,7 @@ def _structure(
     outputs = 2 if isinstance(output.value, Normals) else None
     if own.outputs != outputs:
         raise ValueError(f"network: expected one with outputs={outputs} for these data, got outputs={own.outputs}")
-    if _timed(own).endpoints != own.endpoints:
+    if _timed(own) != own:
         raise ValueError("network: expected one that knows that its levels are times; make the model by purevdm.bfn")
     kind = Categorical if isinstance(output.value, Classes) else Normal
     _checks.instance("flow", flow.value, kind, f"a {kind.__name__} flow for these data")
@@ -232,7 +232,13 @@ def _structure(
         _between("sigma_1", flow.value.sigma_1)
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
-    elbo.fits(output.value.decoder, event_shape, dtype)
+    fits(output.value.decoder, event_shape, dtype)
+    accuracy = flow.value.snr(torch.ones((), dtype=dtype, device="cpu"))
+    if not accuracy.isfinite():
+        raise ValueError(f"flow: expected one whose accuracy at t = 1 {dtype} holds, got {flow.value}")
+    std = _positive("recon_std", getattr(output.value, "recon_std", 1.0))
+    if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
+        raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")
     shape = flow.value.network_shape(event_shape)
     return elbo.structure_of(lambda key: {"network": own.init(key, shape)}, dtype)
 

@@ -72,7 +72,7 @@ def _sample(model: Model, params: Params, w: Tensor, how: Walk, k_steps: Key, k_
             return output.mean(out), lambda key: output.draw(key, out)
 
         s, t = time(i), time(i + 1)
-        w, h_hat, carry = solver.step(Path(flow, predict), w, s, t, random.fold_in(k_steps, i), carry)
+        w, h_hat, carry = walks.stepped(solver.step(Path(flow, predict), w, s, t, random.fold_in(k_steps, i), carry), w)
         # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
         return (w, bound.shown(model, h_hat).clone(), *carry) if model.network.self_condition else (w, *carry)
 

@@ -20,7 +20,7 @@ from purevdm.codec._arithmetic import DITHERS, Floats, Integers
 from purevdm.codec._container import Payload
 from purevdm.codec._errors import CodecError, UnboundedError
 from purevdm.codec._levels import Levels, levels
-from purevdm.codec._network import Denoiser
+from purevdm.codec._network import Denoiser, cast
 from purevdm.codec._stack import Stack
 from purevdm.codec._swap import Swap, UnderflowError
 
@@ -140,11 +140,7 @@ def part_of(cond: Any, at: int, size: int) -> Any:
 
 def _cast(chain: Chain, cond: Any) -> Any:
     """A condition in the dtype that the network computes in."""
-
-    def cast(leaf: Tensor) -> Tensor:
-        return leaf.to(chain.denoise.model.dtype) if leaf.is_floating_point() else leaf
-
-    return None if cond is None else optree.tree_map(cast, cond)
+    return cast(cond, chain.denoise.model.dtype)
 
 
 def words(seed: int, number: int, n: int) -> NDArray[np.uint32]:

@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from purevdm import _checks
+from purevdm import _checks, _files
 from purevdm.codec import _container
 from purevdm.codec._container import Block, Head
 from purevdm.codec._errors import CodecError
@@ -64,8 +64,9 @@ def info(file: str | os.PathLike | bytes) -> Info:
     Raises:
         CodecError: no file of this kind, a later format, or a damaged head.
         FileNotFoundError: no such file.
+        ValueError: no regular file.
     """
-    with io.BytesIO(file) if isinstance(file, bytes) else _checks.path("file", file).open("rb") as source:
+    with io.BytesIO(file) if isinstance(file, bytes) else _files.regular(_checks.path("file", file)).open("rb") as source:
         head, blocks, complete = opened(source)
         initial = stack = 0
         for block in blocks:

@@ -15,7 +15,7 @@ import torch
 from purevdm import schedules
 from purevdm.codec._arithmetic import Floats, Integers, exp, expm1, rounded, widest
 from purevdm.codec._lattice import NARROW, width_index
-from purevdm.codec._network import device_of
+from purevdm.codec._network import cast, device_of
 from purevdm.types import Params
 from purevdm.vdm import VDM
 
@@ -85,12 +85,13 @@ def levels(model: VDM, params: Params, steps: int, n: int, cond: Any = None, dit
     """
     device = device_of(params)
     t = torch.arange(steps + 1, dtype=torch.float64, device=device) / steps
+    own, cond = cast(params["schedule"], torch.float64), cast(cond, torch.float64)
     with torch.no_grad():
         if model.schedule.contextual:
-            each = [schedules.gamma(model.schedule, params["schedule"], time.expand(n), cond) for time in t]
+            each = [schedules.gamma(model.schedule, own, time.expand(n), cond) for time in t]
             found = torch.stack(each).reshape(steps + 1, n, -1)
         else:
-            found = schedules.gamma(model.schedule, params["schedule"], t).reshape(steps + 1, 1, -1)
+            found = schedules.gamma(model.schedule, own, t).reshape(steps + 1, 1, -1)
     gamma = found.double().cpu().numpy()
     if not (np.abs(gamma) <= _STEEPEST).all():
         raise ValueError(f"schedule: expected gamma(t) in [-60, 60], got values from {gamma.min()} to {gamma.max()}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from purevdm import denoiser, elbo
+from purevdm._compile import exact
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
 from purevdm.vdm import VDM
@@ -46,7 +47,7 @@ class Denoiser(NamedTuple):
         each = np.broadcast_to(gamma, (n, gamma.shape[1]))
         level = tensor(each, (n, *shape) if gamma.shape[1] > 1 else (n,))
         found = []
-        with torch.no_grad():
+        with torch.no_grad(), exact(device or torch.device("cpu")):  # a file is read under any autocast
             for i in range(0, n, self.piece):
                 rows = torch.arange(i, i + self.piece, device=device).clamp(max=n - 1)
                 rows = rows if self.pad else rows[: n - i]
@@ -60,10 +61,14 @@ def denoiser_of(model: VDM, params: Params, portable: bool, piece: int, compile:
     """A model as files need it."""
     if portable:
         model = model._replace(network=model.network.computing_in(None), dtype=torch.float64)
-        params = optree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
-
+        params = cast(params, torch.float64)
     run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict
     return Denoiser(model, params, partial(run, model), piece, compile)
+
+
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """A tree of tensors, or None, with its floating-point numbers in a dtype."""
+    return optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
 
 
 def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Tensor:

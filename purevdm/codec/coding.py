@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +19,7 @@ from purevdm.codec._errors import CodecError
 from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
-from purevdm.evaluation.bounds import _read as pairs
+from purevdm.evaluation.bounds import pairs
 from purevdm.types import Params
 from purevdm.vdm import VDM
 
@@ -111,12 +110,9 @@ def decode(
         head, blocks, complete = opened(file)
         if not complete:
             raise CodecError("damaged or cut short; read() finds what is intact")
-        conds = None
         if cond is not None:
             _one_each(cond, sum(block.examples for block in blocks))
-            starts = [sum(block.examples for block in blocks[:i]) for i in range(len(blocks))]
-            conds = [_chain.part_of(cond, at, block.examples) for at, block in zip(starts, blocks, strict=True)]
-        found = list(_read(file, head, blocks, model, params, conds, lanes, compile, None, None))
+        found = list(_read(file, head, blocks, blocks, model, params, None, cond, lanes, compile, None, None))
     return torch.cat(found) if found else torch.empty((0, *model.event_shape), dtype=head.dtype)
 
 
@@ -136,7 +132,7 @@ def write(
     seed: int = 0,
     callback: Callable[[int, int], None] | None = None,
 ) -> Info:
-    """Writes a file, whole or not at all: a file of that name is replaced at the end.
+    """Writes a file, whole or not at all: a file or a link of that name is replaced at the end.
 
     Each batch is a block, which decodes alone. Initial bits are paid for one example of each, some 6 bits per dimension of
     it at T = 250. So take blocks of many examples. Only one of them is in memory.
@@ -156,19 +152,9 @@ def write(
         OSError: a path that cannot be written, or a full disk; the file that was there stays.
     """
     path = _checks.path("path", path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
-    try:
-        with _files.naming(draft), draft.open("xb") as file:
-            _write(file, model, params, batches, **options)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _files.sync(path.parent)
+    with _files.replaced(path) as draft, _files.naming(draft), draft.open("xb") as file:
+        _write(file, model, params, batches, **options)  # type: ignore[arg-type]
     return info(path)
 
 
@@ -178,6 +164,7 @@ def read(
     params: Params,
     conds: Iterable[Any] | None = None,
     *,
+    cond: Any = None,
     blocks: Iterable[int] | None = None,
     lanes: int | None = None,
     compile: bool = False,
@@ -190,6 +177,8 @@ def read(
         path: the file.
         model, params: the model that wrote it.
         conds: the conditions of the blocks that are read, one after another.
+        cond: instead of them, the condition of all examples that were written, as :func:`decode` takes it, or of more behind
+            them. Where blocks are lost, those behind them find their part by the digest of it that they hold.
         blocks: the numbers of the blocks to read; all where left out.
         lanes: how many examples the network sees at once: those of a round where left out. A file for one machine takes its
             own number.
@@ -209,12 +198,16 @@ def read(
     wanted = None if blocks is None else _checks.integers("blocks", blocks, 0)
     if conds is not None and (isinstance(conds, (Tensor, str, bytes, dict)) or not isinstance(conds, Iterable)):
         raise TypeError(f"conds: expected the conditions of blocks, got {_checks.describe(conds)}")
+    if cond is not None:
+        if conds is not None:
+            raise ValueError("cond: expected None where conds are given")
+        _one_each(cond)
     for name, called in (("skip", skip), ("callback", callback)):
         if called is not None:
             _checks.function(name, called)
     if lanes is not None:
         _checks.integer("lanes", lanes, 1)
-    return _blocks(file, model, params, conds, wanted, lanes, _checks.boolean("compile", compile), skip, callback)
+    return _blocks(file, model, params, conds, cond, wanted, lanes, _checks.boolean("compile", compile), skip, callback)
 
 
 def _blocks(
@@ -222,18 +215,19 @@ def _blocks(
     model: VDM,
     params: Params,
     conds: Iterable[Any] | None,
+    cond: Any,
     wanted: Sequence[int] | None,
     lanes: int | None,
     compile: bool,
     skip: Callable[[int, CodecError], None] | None,
     callback: Callable[[int, int], None] | None,
 ) -> Iterator[Tensor]:
-    with path.open("rb") as file:
+    with _files.regular(path).open("rb") as file:
         head, found, complete = opened(file)
         named = {block.number: block for block in found}
         last = max(named, default=-1)
         chosen = [named.get(i, Block(i, 0, -1, 0)) for i in (range(last + 1) if wanted is None else wanted)]
-        yield from _read(file, head, tuple(chosen), model, params, conds, lanes, compile, skip, callback)
+        yield from _read(file, head, tuple(chosen), found, model, params, conds, cond, lanes, compile, skip, callback)
         if wanted is None and not complete:
             error = CodecError("cut short, or damaged in its index: what is missing at its end cannot be told")
             if skip is None:
@@ -304,9 +298,11 @@ def _read(
     file: BinaryIO,
     head: Head,
     blocks: tuple[Block, ...],
+    found: tuple[Block, ...],
     model: VDM,
     params: Params,
     conds: Iterable[Any] | None,
+    whole: Any,
     lanes: int | None,
     compile: bool,
     skip: Callable[[int, CodecError], None] | None,
@@ -322,6 +318,8 @@ def _read(
             if block.offset < 0:
                 raise CodecError("missing or damaged")
             payload = _container.read_payload(file, block, head)
+            if whole is not None:
+                cond = _part(whole, block, found, payload.cond)
             _fits(cond, head, block)
             rows = _chain.decode(chain, block.number, payload, cond, callback)
         except CodecError as error:
@@ -331,6 +329,17 @@ def _read(
             skip(block.number, named)
             continue
         yield torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
+
+
+def _part(whole: Any, block: Block, found: tuple[Block, ...], digest: bytes) -> Any:
+    """A block's part of the condition of all examples: behind those of the blocks before it, or, where some of these are
+    lost, at the first place from there whose digest is the block's."""
+    before = [other.examples for other in found if other.number < block.number]
+    at = sum(before)
+    last = at if len(before) == block.number else _rows(whole) - block.examples
+    parts = (_chain.part_of(whole, start, block.examples) for start in range(at, last + 1))
+    expected = _chain.part_of(whole, at, block.examples)
+    return next((part for part in parts if _chain.cond_digest(part) == digest), expected)
 
 
 def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: bool) -> Denoiser:
@@ -392,13 +401,20 @@ def _fits(cond: Any, head: Head, block: Block) -> None:
         _one_each(cond, block.examples)
 
 
-def _one_each(cond: Any, n: int) -> None:
+def _one_each(cond: Any, n: int | None = None) -> None:
     _checks.leaves(cond)  # none too deep
+    n = _rows(cond) if n is None else n
     for leaf in optree.tree_leaves(cond):
         if isinstance(leaf, Tensor) and (leaf.layout != torch.strided or leaf.is_meta):
             raise TypeError(f"cond: expected a dense tensor with values, got {_checks.describe(leaf)}")
         if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != n:
             raise CodecError(f"cond: expected one for each of {n} examples, got {_checks.describe(leaf)}")
+
+
+def _rows(cond: Any) -> int:
+    """How many examples a condition is for, by its first leaf."""
+    first = next(iter(optree.tree_leaves(cond)), None)
+    return len(first) if isinstance(first, Tensor) and first.ndim else 0
 
 
 def _digest(model: VDM, params: Params) -> bytes:

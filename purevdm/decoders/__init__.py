@@ -5,8 +5,8 @@ bounds are of a density, in nats an example. In both, a latent enters divided by
 ``z``), which is the data plus noise of scale exp(gamma_0 / 2).
 """
 
-from purevdm.decoders._decoder import Decoder
-from purevdm.decoders.discrete import Discrete, discrete
+from purevdm.decoders._decoder import Decoder, fits, spacing
+from purevdm.decoders.discrete import Discrete, discrete, reconstruction_bits
 from purevdm.decoders.gaussian import gaussian
 
-__all__ = ["Decoder", "Discrete", "discrete", "gaussian"]
+__all__ = ["Decoder", "Discrete", "discrete", "fits", "gaussian", "reconstruction_bits", "spacing"]

@@ -1,5 +1,6 @@
 """What a decoder is, and what the decoders share."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -142,3 +143,59 @@ def finite(z: Tensor) -> Tensor:
             [_checks.Fact(holds, lambda: ValueError("z: expected finite latents to decode, got NaN or infinity"))]
         )
     return holds
+
+
+def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
+    """Refuses a decoder that gives an event another shape, or from whose numbers in this dtype data do not come back:
+    integers exactly, real numbers to a hundredth of their scale."""
+    if not _plain(decoder, event_shape):
+        return
+    one = (1,) * len(event_shape)
+    if _shape(decoder, one, dtype) == one:  # the same for every element, and an event may be larger than the memory
+        event_shape = one
+    shape = _shape(decoder, event_shape, dtype)
+    if shape != event_shape:
+        got = "which these do not" if shape is None else f"which these turn into events {shape}"
+        raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
+    values = decoder.vocab_size
+    least, most, n = (-1.0, 1.0, 7) if values is None else (0, values - 1, min(values, 2 + 10**6 // math.prod(event_shape)))
+    each = torch.linspace(least, most, n, dtype=torch.float64, device="cpu").reshape(-1, *[1] * len(event_shape))
+    if values is None:
+        x = decoder.mode({}, each.to(dtype).expand(n, *event_shape))
+        f = decoder.encode({}, x, dtype=dtype)
+        back, wanted = f, each
+    else:
+        x = each.round().to(torch.int64).expand(n, *event_shape)
+        f = decoder.encode({}, x, dtype=dtype)
+        back, wanted = decoder.mode({}, f.nan_to_num()), x
+    held = f.isfinite() & ((back - wanted).abs() <= (0.01 if values is None else 0))
+    if not held.all():
+        of = "numbers" if values is None else f"{values} values"
+        raise ValueError(
+            f"decoder: expected a loc and scale from which data come back in {dtype}, got ones whose {of} come back as "
+            f"others, such as {wanted.expand_as(back)[~held][0]:g} as {back[~held][0]:g}"
+        )
+
+
+def _plain(decoder: Decoder, event_shape: Shape) -> bool:
+    """Whether a decoder has nothing to learn, and latents of its data's shape."""
+    return type(decoder).init is Decoder.init and decoder.latent_shape(event_shape) == tuple(event_shape)
+
+
+def _shape(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> tuple[int, ...] | None:
+    """The shape of decoded latents of this shape."""
+    try:
+        return tuple(decoder.mode({}, torch.zeros(event_shape, dtype=dtype, device="cpu")).shape)
+    except RuntimeError:  # torch's, of shapes that do not broadcast
+        return None
+
+
+def spacing(decoder: Decoder, event_shape: Shape) -> float | None:
+    """The least distance, over an event, of neighbouring values that are spaced evenly; None for real data."""
+    if decoder.vocab_size is None or not _plain(decoder, event_shape):
+        return None
+    one = (1,) * len(event_shape)
+    event_shape = one if _shape(decoder, one, torch.float64) == one else event_shape
+    ends = torch.tensor([0, decoder.vocab_size - 1], device="cpu").reshape(2, *[1] * len(event_shape))
+    f = decoder.encode({}, ends.expand(2, *event_shape), dtype=torch.float64)
+    return ((f[1] - f[0]) / (decoder.vocab_size - 1)).min().item()

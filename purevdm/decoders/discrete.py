@@ -10,6 +10,7 @@ exact in float32 over gamma in [-30, 30].
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +21,40 @@ from purevdm._compile import fixed, materialize
 from purevdm.decoders._decoder import FLOATS, Decoder, affine, checked_affine, finite, level
 from purevdm.types import Key, Params
 
-__all__ = ["discrete"]
+__all__ = ["discrete", "reconstruction_bits"]
+
+
+@lru_cache(maxsize=256)
+def reconstruction_bits(vocab_size: int, gamma_0: float, scale: float = 1.0) -> float:
+    """Gives what reconstruction costs at gamma_0, in bits per dimension: E[-log2 p(x given z_0)] over data x that take each
+    of their values alike, with z_0 a latent of x.
+
+    Let w = 2 exp(-gamma_0 / 2) / (vocab_size scale) be the distance of two values in units of the noise, and S(z) the sum
+    of exp(-(z - v w)**2 / 2) over the values v. The cost is (1 / 2 + the integral of S log S / (vocab_size sqrt(2 pi))) /
+    log 2, for small w about log2(4.13 / w).
+
+    >>> from purevdm import decoders
+    >>> [round(decoders.reconstruction_bits(*data), 3) for data in ((256, -13.3), (256, -8.0), (65536, -13.3))]
+    [0.01, 3.253, 7.452]
+    """
+    width, finest = 2.0 * math.exp(-0.5 * gamma_0) / (vocab_size * scale), 0.25
+    if width > 40.0:
+        return 0.0  # below 1e-80
+    # Values closer than that are as good as a continuum: fewer of them, and the bits between.
+    values = min(vocab_size, max(1, round(vocab_size * width / finest)))
+    width = max(width, finest)
+
+    def integral(n: int) -> float:
+        z = torch.arange(-10.0, width * (n - 1) + 10.0, 0.02, dtype=torch.float64, device="cpu")
+        at = width * torch.arange(n, dtype=torch.float64, device="cpu")
+        total = torch.exp(-0.5 * (z[:, None] - at).square()).sum(1)
+        return 0.02 * torch.special.xlogy(total, total).sum().item()
+
+    few = min(values, math.ceil(40.0 / width))
+    whole = integral(few)
+    if values > few:  # each further value adds the same
+        whole += (values - few) * (integral(few + 1) - whole)
+    return (0.5 + whole / (values * math.sqrt(2.0 * math.pi))) / math.log(2.0) + math.log2(vocab_size / values)
 
 
 def integers(x: Tensor) -> Tensor:

@@ -70,8 +70,13 @@ class Gaussian(Decoder):
             params, _checks.together("x", _checks.broadcasting("x", _numbers(x), z.shape), z.device), cond, z.dtype
         )
         if _checks.readable(x):
-            wanted = f"finite numbers, whose latents {z.dtype} holds"
-            _checks.verify([_checks.Fact(f.isfinite(), lambda: _checks.outside(wanted, "x", x))])
+            wanted = f"numbers whose latents {z.dtype} holds"
+            _checks.verify(
+                [
+                    _checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x)),
+                    _checks.Fact(f.isfinite(), lambda: _checks.outside(wanted, "x", x)),
+                ]
+            )
         return -self.reconstruction(params, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
 
     def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Each example's bound, over passes and processes."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -106,6 +107,17 @@ def numbers(name: str, terms: Tensor) -> Tensor:
     return terms
 
 
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Errors say where they arose."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        if type(error) not in (TypeError, ValueError, RuntimeError):  # whose arguments are not a message
+            raise
+        raise type(error)(f"{where}: {error}") from error
+
+
 def draws(
     terms: Callable[[Tensor, Any, Key], Tensor],
     batches: Iterable[Any],
@@ -127,10 +139,12 @@ def draws(
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     mine: list[Tensor] = []
     seen: list[tuple[int, int]] = []  # the lengths of batches, and the sums of their bytes, by which processes compare them
-    for j, (x, cond) in enumerate(_read(batches)):
+    for j, (x, cond) in enumerate(pairs(batches)):
         for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
             if (j * passes + p) % size == rank:
-                mine.append(terms(x, cond, k).double().flatten())
+                with within(f"batches[{j}]"):
+                    found = terms(x, cond, k).double()
+                mine += [found.new_tensor([found.shape[1]]), found.flatten()]  # k first, which may differ between calls
         seen.append((x.shape[0], 0 if group is None else int(x.flatten().view(torch.uint8).sum())))
         if callback is not None:
             callback(x.shape[0])
@@ -139,14 +153,20 @@ def draws(
     whole = torch.cat(mine) if mine else torch.empty(0, dtype=torch.float64)
     parts = [whole] if group is None else _shared(whole, torch.tensor(seen), group)
     lengths = torch.tensor(seen, device="cpu")[:, 0].repeat_interleave(passes)  # of each pass of each batch
-    width = sum(part.numel() for part in parts) // int(lengths.sum())
     pieces: list[Any] = [None] * len(lengths)
     for i, part in enumerate(parts):
-        pieces[i::size] = part.cpu().split((width * lengths[i::size]).tolist())
-    return torch.stack([torch.cat(pieces[p::passes]).reshape(-1, width) for p in range(passes)])
+        rest = part.cpu()
+        for turn in range(i, len(lengths), size):
+            n = int(lengths[turn]) * int(rest[0])
+            pieces[turn], rest = rest[1 : 1 + n].reshape(int(lengths[turn]), -1), rest[1 + n :]
+    for turn, piece in enumerate(pieces):
+        if piece.shape[1] != pieces[0].shape[1]:
+            wanted = f"as many numbers an example as in the first call, {pieces[0].shape[1]}"
+            raise ValueError(f"batches[{turn // passes}]: expected {wanted}, got {piece.shape[1]} in pass {turn % passes}")
+    return torch.stack([torch.cat(pieces[p::passes]) for p in range(passes)])
 
 
-def _read(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
     """The batches as pairs (x, cond)."""
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         found = _checks.describe(batches)

@@ -10,7 +10,7 @@ from torch import Tensor
 from purevdm import _checks
 from purevdm.bfn import BFN
 from purevdm.elbo import ELBO
-from purevdm.evaluation.bounds import bounds, draws, mean, numbers, stacked, stepped
+from purevdm.evaluation.bounds import bounds, draws, mean, numbers, stacked, stepped, within
 from purevdm.training.parallel import Group
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
@@ -202,10 +202,14 @@ def compare(
     both = [(params, stepped(model, timesteps, e, "elbos")[1]) for (model, params), e in zip((a, b), given, strict=True)]
 
     def terms(x: Tensor, cond: Any, key: Key) -> Tensor:
-        return torch.cat([stacked("elbos", elbo(params, x, key, cond), len(x)) for params, elbo in both], 1)
+        found = []
+        for name, (params, elbo) in zip("ab", both, strict=True):
+            with within(name):
+                found.append(stacked("elbos", elbo(params, x, key, cond), len(x)))
+        return torch.cat(found, 1)
 
-    found = numbers("elbos", mean(draws(terms, batches, key, passes, group, callback)))
-    of_a, of_b = (ELBO(*part.unbind(1)) for part in found.split(3, 1))
+    found = mean(draws(terms, batches, key, passes, group, callback)).split(3, 1)
+    of_a, of_b = (ELBO(*numbers(f"{name}: elbos", part).unbind(1)) for name, part in zip("ab", found, strict=True))
     difference = figure((of_a.total - of_b.total) / scale(a[0])[0])
     return Comparison(summary(a[0], of_a, passes), summary(b[0], of_b, passes), difference)
 

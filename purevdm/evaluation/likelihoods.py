@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, likelihood
+from purevdm import _checks, likelihood, ode
 from purevdm.elbo import ELBO
 from purevdm.evaluation.bounds import draws
 from purevdm.evaluation.figures import Figure, checked_model, checked_terms, figure, scale
@@ -30,8 +30,9 @@ class Measurement(NamedTuple):
             NaN for one sample, whose spread is unknown, and too small where a few weights dominate (see ``Estimate``).
         samples: K, how many weights each example has. With finite K the mean is on average too high.
         evaluations: how often the network was applied to an example, the mean.
-        examples: how many.
+        examples: how many the figures are of.
         unit: "bits/dim", or "nats" an example where data are real numbers and p is a density.
+        left_out: how many examples more failed, and are in none of the figures, which so hold for the others alone.
     """
 
     total: Figure
@@ -40,6 +41,7 @@ class Measurement(NamedTuple):
     evaluations: float
     examples: int
     unit: str
+    left_out: int = 0
 
 
 @torch.no_grad()
@@ -51,6 +53,7 @@ def likelihoods(
     *,
     passes: int = 1,
     estimate: Callable[..., Estimate] | None = None,
+    failures: str = "raise",
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Estimate:
@@ -68,6 +71,9 @@ def likelihoods(
             ``partial(likelihood.log_prob, model, dequantisation="truncated", samples=8)``, or
             ``partial(likelihood.importance_bound, model, timesteps=100, samples=8)``. Left out, it is
             ``likelihood.log_prob`` of the model, in eager.
+        failures: what becomes of an example whose integration fails: "raise" for an error, "nan" to keep NaN for it alone,
+            which ``found.log_prob.isnan()`` shows and :func:`measurement` counts. A method of one's own in eager then needs
+            an integrator that does not raise itself, as ``ode.dopri5(failures="nan")``.
         group, callback: as for :func:`bounds`.
 
     Raises:
@@ -90,7 +96,9 @@ def likelihoods(
     >>> gap = evaluation.difference(model, terms, found)  # how far the flow is below the bound, paired
     """
     _checks.instance("model", model, VDM, "a purevdm VDM")
-    call = partial(likelihood.log_prob, model) if estimate is None else _checks.function("estimate", estimate)
+    failures = _checks.choice("failures", failures, ode.FAILURES)
+    own = partial(likelihood.log_prob, model, integrator=ode.dopri5(failures=failures))
+    call = own if estimate is None else _checks.function("estimate", estimate)
 
     def terms(x: Tensor, cond: Any, key: Key) -> Tensor:
         found, n = call(params, x, key, cond), x.shape[0]
@@ -101,7 +109,8 @@ def likelihoods(
 
     found = draws(terms, batches, key, passes, group, callback)
     log_weights = found[..., :-1].transpose(1, 2).flatten(0, 1)
-    if (broken := ~(log_weights < math.inf)).any():  # after all have gathered, so that no process is left waiting
+    broken = log_weights == math.inf if failures == "nan" else ~(log_weights < math.inf)
+    if broken.any():  # after all have gathered, so that no process is left waiting
         i = int(broken.any(0).nonzero()[0])
         raise ValueError(f"estimate: expected weights, got {log_weights[broken[:, i], i][0]} for example {i} of the data")
     return likelihood.combine(log_weights, found[..., -1].sum(0).long())
@@ -117,14 +126,18 @@ def measurement(model: VDM, found: Estimate) -> Measurement:
         found: log p(x) of each example, nats.
 
     Raises:
-        TypeError, ValueError: no model, no estimate, or one of no example.
+        TypeError, ValueError: no model, no estimate, or one of no example, or of none that did not fail.
     """
     divisor, unit = scale(checked_model(model))
-    _nats("found", found, (Estimate,))
-    n = len(found.log_prob)
-    total = figure(-found.log_prob / divisor)
-    sampling = math.sqrt(found.error.square().sum().item()) / (n * divisor)
-    return Measurement(total, sampling, len(found.log_weights), found.evaluations.double().mean().item(), n, unit)
+    rows = ~_nats("found", found, (Estimate,)).isnan()
+    if not rows.any():
+        raise ValueError(f"found: expected log p of at least one example, got NaN for all {len(rows)}")
+    log_prob, error, log_weights, evaluations = (part[..., rows] for part in found)
+    n = len(log_prob)
+    total = figure(-log_prob / divisor)
+    sampling = math.sqrt(error.square().sum().item()) / (n * divisor)
+    mean = evaluations.double().mean().item()
+    return Measurement(total, sampling, len(log_weights), mean, n, unit, len(rows) - n)
 
 
 def difference(model: VDM, a: ELBO | Estimate, b: ELBO | Estimate) -> Figure:
@@ -138,12 +151,18 @@ def difference(model: VDM, a: ELBO | Estimate, b: ELBO | Estimate) -> Figure:
         a, b: what :func:`bounds` or :func:`likelihoods` return for the same batches.
 
     Raises:
-        TypeError, ValueError: something else, or different numbers of examples.
+        TypeError, ValueError: something else, different numbers of examples, or some whose likelihood is NaN: leave them out
+            of both first.
     """
     divisor, _ = scale(checked_model(model))
     of_a, of_b = (_nats(name, found, (ELBO, Estimate)) for name, found in (("a", a), ("b", b)))
     if of_a.shape != of_b.shape:
         raise ValueError(f"b: expected the examples of a, {len(of_a)}, got {len(of_b)}")
+    for name, each in (("a", of_a), ("b", of_b)):
+        if each.isnan().any():
+            i = int(each.isnan().nonzero()[0])
+            wanted = "expected the likelihood of every example"
+            raise ValueError(f"{name}: {wanted}, got NaN for example {i}; leave it out of both")
     return figure((of_a - of_b) / divisor)
 
 

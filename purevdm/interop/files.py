@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import uuid
+from pathlib import Path
 from typing import Any
 
 import optree
@@ -20,7 +20,7 @@ FORMAT = "parameters 1"
 
 
 def save_params(path: str | os.PathLike, params: Params) -> None:
-    """Writes parameters as one safetensors file, whole or not at all: a file of that name is replaced at the end.
+    """Writes parameters as one safetensors file, whole or not at all: a file or a link of that name is replaced at the end.
 
     Any program that reads safetensors finds each leaf by its path joined by dots, ``network.dense1.kernel``. The metadata
     hold what the leaves do not say: which dicts are empty, and a SHA-256 of names, dtypes, shapes and numbers.
@@ -43,8 +43,6 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
     {'network': {'w': tensor([1., 1.])}, 'schedule': {}}
     """
     path = _checks.path("path", path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
     named: dict[str, Tensor] = {}
     empty: list[str] = []
     if not isinstance(params, dict):
@@ -53,13 +51,8 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
     leaves = _files.plain(named)
     metadata = {"format": "pt", "purevdm": FORMAT, "empty": json.dumps(empty), "sha256": _digest(leaves, empty)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with _files.replaced(path) as draft:
         _files.save(draft, leaves, metadata)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _files.sync(path.parent)
 
 
 def _flatten(tree: Any, path: tuple[str, ...], leaves: dict[str, Tensor], empty: list[str]) -> None:
@@ -96,8 +89,9 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
 
     Args:
         path: the file.
-        like: parameters, or what ``model.init`` gives: the file must hold their leaves, shapes and dtypes. None takes what
-            there is, and leaves it to the model to hold parameters against itself.
+        like: parameters, or what ``model.init`` gives, on any device, meta included: the file must hold their leaves, shapes
+            and dtypes, which its header tells before anything is read. None takes what there is, and leaves it to the model
+            to hold parameters against itself.
         device: where to.
 
     Raises:
@@ -110,17 +104,34 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
     wanted = (
         None if like is None else _checks.structure(_checks.instance("like", like, dict, "nested dicts of tensors"), "like")
     )
-    leaves, metadata = _files.load(path)
+    shapes, metadata = _files.load(path, "meta")
     if metadata.get("purevdm") != FORMAT:
         raise ValueError(f"{path}: expected 'purevdm': {FORMAT!r} in its metadata, as save_params writes it, got {metadata}")
+    damaged = ValueError(f"{path}: damaged (its SHA-256 is not the one in its metadata)")
     try:
         empty = json.loads(metadata["empty"])
-        plain = isinstance(empty, list) and all(isinstance(name, str) for name in empty)
-        whole = plain and _digest(leaves, empty) == metadata["sha256"]
+        if not (isinstance(empty, list) and all(isinstance(name, str) for name in empty)):
+            raise damaged
     except (KeyError, ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path}: damaged (its SHA-256 is not the one in its metadata)")
+        raise damaged from None
+    if wanted is not None:  # before room is made for any number
+        try:
+            _checks.matches("params", _nested(path, shapes, empty), wanted)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: of another model: {error}") from None
+    leaves, again = _files.load(path)
+    if again != metadata:  # another process replaced the file
+        return load_params(path, like, device)
+    if _digest(leaves, empty) != metadata.get("sha256"):
+        raise damaged
+    leaves = {name: leaf.to(device) for name, leaf in leaves.items()}
+    if like is None:
+        return _nested(path, leaves, empty)
+    return optree.tree_map_with_path(lambda p, _: leaves[_checks.dotted(*p)], like)  # type: ignore[arg-type, return-value]
+
+
+def _nested(path: Path, leaves: dict[str, Tensor], empty: list[str]) -> Params:
+    """Leaves by their dotted paths as nested dicts."""
     params: Params = {}
     for name in sorted([*leaves, *filter(None, empty)]):
         *nodes, last = name.split(".")
@@ -129,14 +140,8 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
             raise ValueError(
                 f"{path}: expected one leaf at each path, of at most {_checks.DEEPEST} dicts, got {name[:80]!r}"
             )
-        node[last] = leaves[name].to(device) if name in leaves else {}
-    if wanted is None:
-        return params
-    try:
-        _checks.matches("params", params, wanted)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: of another model: {error}") from None
-    return optree.tree_map_with_path(lambda p, _: leaves[_checks.dotted(*p)].to(device), like)  # type: ignore[arg-type, return-value]
+        node[last] = leaves.get(name, {})
+    return params
 
 
 def _node(tree: Params, path: list[str]) -> Params | None:

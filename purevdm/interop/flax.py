@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _files
 from purevdm.types import Params
 
 __all__ = ["Checkpoint", "from_flax", "load_flax", "to_flax"]
@@ -125,7 +125,13 @@ def _tensor(name: str, leaf: Any) -> Tensor:
     if hasattr(leaf, "__array__"):
         import numpy  # whoever holds such a leaf has it
 
-        return torch.from_numpy(numpy.array(leaf))
+        array = numpy.array(leaf)
+        if array.dtype.name == "bfloat16":  # which NumPy has by ml_dtypes, and torch does not read
+            return torch.from_numpy(array.view(numpy.uint16)).view(torch.bfloat16)
+        try:
+            return torch.from_numpy(array)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}: expected numbers of a dtype that torch has, got {array.dtype}") from None
     raise TypeError(f"{name}: expected an array, got {_checks.describe(leaf)}")
 
 
@@ -175,6 +181,7 @@ def to_flax(params: Params) -> dict[str, Any]:
 
     Raises:
         TypeError, ValueError: a leaf that is not a tensor, or parameters that the official model does not have.
+        ImportError: bfloat16, without the package ml_dtypes.
     """
     leaves = list(_leaves("params", _checks.instance("params", params, dict, "nested dicts of tensors")))
     for path, leaf in leaves:
@@ -193,8 +200,19 @@ def to_flax(params: Params) -> dict[str, Any]:
             _checks.shaped(_checks.dotted("params", *path), leaf, ())
         value = leaf.reshape(1) if path in _SCALARS else leaf
         value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value
-        _put(tree, theirs, value.detach().cpu().contiguous().numpy(), f"params: {'/'.join(path)}")
+        _put(tree, theirs, _array_of(value.detach().cpu().contiguous()), f"params: {'/'.join(path)}")
     return tree
+
+
+def _array_of(value: Tensor) -> Any:
+    """A tensor as a NumPy array, without a copy."""
+    if value.dtype != torch.bfloat16:
+        return value.numpy()
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError("NumPy has bfloat16 by ml_dtypes, which JAX brings: pip install ml_dtypes") from error
+    return value.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
 
 
 def load_flax(path: str | Path) -> Checkpoint:
@@ -213,7 +231,7 @@ def load_flax(path: str | Path) -> Checkpoint:
         import msgpack
     except ImportError as error:
         raise ImportError("reading .flax files needs msgpack: pip install 'purevdm[flax]'") from error
-    data = _checks.path("path", path).read_bytes()
+    data = _files.regular(_checks.path("path", path)).read_bytes()
 
     def extension(code: int, payload: bytes) -> Any:
         # An array; a NumPy scalar, packed like one. Read later, when the leaf's name is known.

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from purevdm import _checks, nn, random
 from purevdm._compile import channels_last, materialize
 from purevdm.networks import _adapter
+from purevdm.networks._network import PAPER as PAPER
 from purevdm.types import Key, Params
 
 
@@ -88,9 +89,6 @@ def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., T
         return checkpoint(block, *inputs, use_reentrant=False)
 
     return again
-
-
-PAPER = (-13.3, 5.0)  # the endpoints of a network outside of a model
 
 
 def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, float] | None:

@@ -55,9 +55,9 @@ def init(kinds: Kinds, key: Key, width: int) -> Params:
     if kinds.classes:
         params["label"] = nn.embedding_init(key, kinds.classes + dropped, width)
     if kinds.cond_dim and dropped:
-        params["no_vector"] = torch.zeros(kinds.cond_dim, device=key.device)
+        params["no_vector"] = torch.zeros(kinds.cond_dim, dtype=torch.float32, device=key.device)
     if kinds.ctrl_dim and dropped:
-        params["no_ctrl"] = torch.zeros(kinds.ctrl_dim, device=key.device)
+        params["no_ctrl"] = torch.zeros(kinds.ctrl_dim, dtype=torch.float32, device=key.device)
     return {"cond": params} if params else {}
 
 

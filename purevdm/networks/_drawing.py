@@ -175,16 +175,26 @@ def _attention(
     logits = (query @ key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    none: Tensor | None = None  # rows that may attend to nothing, whose weights are 0, as torch's own
     if attn_mask is not None:
         logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+        none = (logits == -math.inf).all(-1, keepdim=True)
+        logits = logits.masked_fill(none, 0.0)
     weights = torch.softmax(logits, -1)
+    weights = weights if none is None else weights.masked_fill(none, 0.0)
     return (weights if off else _dropped(call, weights, dropout_p, weights.shape)) @ value
 
 
+def _check_key_padding_mask(mask: Tensor, length: int, n: int) -> None:
+    if mask.shape != (n, length):
+        raise ValueError(f"key_padding_mask: expected shape {(n, length)}, got {tuple(mask.shape)}")
+
+
 # torch's own function, but one that runs where it would hand itself to a block again. What it calls is seen by the block.
+# A compiler does not take torch's own check of the mask.
 _multi_head_attention_forward: Any = types.FunctionType(
     F.multi_head_attention_forward.__code__,
-    {**vars(F), "has_torch_function": lambda inputs: False},
+    {**vars(F), "has_torch_function": lambda inputs: False, "_check_key_padding_mask": _check_key_padding_mask},
     "multi_head_attention_forward",
     F.multi_head_attention_forward.__defaults__,
 )
@@ -193,6 +203,14 @@ _multi_head_attention_forward: Any = types.FunctionType(
 def _multi_head(call: Call, func: Any, *args: Any, **kwargs: Any) -> Any:
     with Keyed(call):
         return _multi_head_attention_forward(*args, **kwargs)
+
+
+def _glu(call: Call, func: Any, input: Tensor, dim: int = -1) -> Tensor:
+    """Written out under jvp: torch's own tangent has no derivative."""
+    if "Jvp" not in transformed():
+        return func(input, dim)  # type: ignore[no-any-return]
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
 
 
 def _recurrent(call: Call, func: Any, input: Tensor, *args: Any) -> Any:
@@ -244,6 +262,7 @@ _KEYED: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout"), _alpha_dropout),
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head,
+    "glu": _glu,
     **dict.fromkeys(("gru", "lstm", "rnn_tanh", "rnn_relu"), _recurrent),
     "tag_activation_checkpoint": _checkpoint,
 }

@@ -1,6 +1,7 @@
 """torch's own errors about what a network does, as errors that name the network and say what to do."""
 
 import re
+import traceback
 
 from purevdm.networks._network import Network
 
@@ -10,13 +11,18 @@ _REMATERIALISE = (
     "likelihoods and differentiable samples, switch them off"
 )
 
-# What torch's message holds, what happened in plain words, and what to do.
+# What torch's message holds, or the function that raised it (" in name"), what happened in plain words, and what to do.
 _KNOWN = (
     ("saved tensor hooks", "checkpoints its activations", _REMATERIALISE),
     (
         "setup_context",
         "runs an autograd.Function without setup_context, as reentrant checkpoints do",
         f"{_REMATERIALISE}. Give a function of your own a setup_context",
+    ),
+    (
+        "Expected more than 1 (value per channel.* in group_norm|spatial element)",
+        "normalises over a single value",
+        "A group norm needs more than one value in each group of an example, and an instance norm in each channel",
     ),
     (
         "Expected more than 1 value per channel",
@@ -40,6 +46,11 @@ _KNOWN = (
         "Take gradients of whole batches, or use another operation",
     ),
     (
+        "must only return Tensors",
+        "returns something else than a tensor",
+        "Return the tensor alone, such as the field of an object that holds it",
+    ),
+    (
         "forward AD|forward-mode",
         "calls an operation without a forward-mode derivative, which the divergence of a likelihood takes",
         "Use another operation (a GRU for an LSTM), write it out, or take one probe, whose product is a backward one",
@@ -59,8 +70,10 @@ _KNOWN = (
 
 def explained(network: Network, error: BaseException) -> RuntimeError | None:
     """The error to raise instead of torch's, or None for one that is not known: it passes as it is."""
+    trace = traceback.extract_tb(error.__traceback__)
+    text = " in ".join([str(error), *(frame.name for frame in reversed(trace) if not frame.name.startswith("_"))])
     for pattern, happened, remedy in _KNOWN:
-        if re.search(pattern, str(error)):
+        if re.search(pattern, text):
             return RuntimeError(f"network: {named(network)} {happened}. {remedy}.")
     return None
 

@@ -1,8 +1,12 @@
 """What a score network is."""
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +34,12 @@ class Network(Value):
         residual: whether z is added to what ``apply`` returns.
         outputs: how many numbers ``apply`` returns for each of z's, on a new last axis; None for one, of z's shape.
         dtype: what ``apply`` computes in: floating-point parameters are cast to it in each call. None leaves them.
-        endpoints: the values of gamma that ``apply`` normalises between; None where it does not. A model refuses a schedule
-            with a different pair, and gives its own to a network by :meth:`between`.
+        endpoints: the values of gamma that ``apply`` normalises between; None where it does not, and takes gamma as it is. A
+            model refuses a schedule with a different pair, and gives its own to a network by :meth:`between`.
         update: for networks whose parameters hold statistics of what they saw, such as batch norms' means:
             ``update(params, z, gamma, cond=None, key=None) -> params`` with those that a training pass leaves. None where
             there are none.
+        frozen: paths of leaves or branches of the parameters that training leaves as they are, as ``"params.encoder"``.
     """
 
     batched: bool = False
@@ -45,6 +50,7 @@ class Network(Value):
     dtype: torch.dtype | None = None
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
+    frozen: tuple[str, ...] = ()
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         """Fresh parameters for latents of this shape."""
@@ -65,8 +71,17 @@ class Network(Value):
         raise NotImplementedError
 
     def between(self, endpoints: tuple[float, float]) -> "Network":
-        """The network for a schedule between these endpoints: with them, if it has a field for them that is not filled."""
-        return self._replace(endpoints=endpoints) if self.endpoints is None and self._settable("endpoints") else self
+        """The network for a schedule between these endpoints: with them, if it has a field for them that is not filled.
+
+        Raises:
+            ValueError: its ``apply`` calls a library network that was given no endpoints, and would normalise gamma by the
+                paper's. Give that one its ``gamma_min`` and ``gamma_max``, or derive from :class:`Wrapped`.
+        """
+        if self.endpoints is None and self._settable("endpoints"):
+            return self._replace(endpoints=endpoints)
+        if self.endpoints is None:
+            _hold_inner(self.apply, endpoints)
+        return self
 
     def computing_in(self, dtype: torch.dtype | None) -> "Network":
         """The network that computes in another dtype; see :func:`purevdm.networks.mixed`."""
@@ -109,6 +124,7 @@ class Functions(Network):
     dtype: torch.dtype | None = None
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
+    frozen: tuple[str, ...] = ()
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return self.own_init(key, event_shape)
@@ -117,7 +133,9 @@ class Functions(Network):
         return self.own_apply(params, z, gamma, *args, **kwargs)
 
     def between(self, endpoints: tuple[float, float]) -> "Network":
-        return self  # its functions would not see them
+        if self.endpoints is None:  # its functions would not be told
+            _hold_inner(self.own_apply, endpoints)
+        return self
 
     @property
     def name(self) -> str:
@@ -148,10 +166,62 @@ def _of_own(name: str) -> Any:
     return property(lambda self: getattr(self.own, name))
 
 
-for _name in ("batched", "predicts", "self_condition", "residual", "outputs", "dtype", "endpoints", "update"):
+for _name in ("batched", "predicts", "self_condition", "residual", "outputs", "dtype", "endpoints", "update", "frozen"):
     setattr(Wrapped, _name, _of_own(_name))
 
 
 def checked_predicts(x: str) -> str:
     """A network's argument, checked."""
     return _checks.choice("predicts", x, ("eps", "x", "v"))
+
+
+PAPER = (-13.3, 5.0)  # the endpoints of a network outside of a model
+
+
+def _hold_inner(apply: Any, endpoints: tuple[float, float]) -> None:
+    """Refuses library networks without endpoints in a user's function, unless the paper's are the model's."""
+    if same(endpoints, PAPER):
+        return
+    for inner in _within(apply, set()):
+        if inner.endpoints is None and inner._settable("endpoints") and not isinstance(inner, Functions):
+            low, high = endpoints
+            raise ValueError(
+                f"network: its apply calls {inner!r}, which would normalise gamma between {PAPER[0]} and {PAPER[1]}, "
+                f"but the model's levels go from {low} to {high}; make that one with gamma_min={low}, gamma_max={high}"
+            )
+
+
+def same(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two pairs of endpoints are the same."""
+    return all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+def _within(value: Any, seen: set[int]) -> Iterator[Network]:
+    """The networks that a function of a user's holds: bound to it, in its closure, in its object, or as globals."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts: list[Any] = []
+    if isinstance(value, Network):
+        yield value
+        parts = [value.apply]
+    elif isinstance(value, partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, (tuple, list)):
+        parts = list(value)
+    elif isinstance(value, dict):
+        parts = list(value.values())
+    elif inspect.ismethod(value):
+        parts = [value.__func__, vars(value.__self__) if hasattr(value.__self__, "__dict__") else value.__self__]
+    elif inspect.isfunction(value) and value.__module__.partition(".")[0] not in ("purevdm", "torch"):
+        codes = [value.__code__]
+        for code in codes:  # and those of functions in it
+            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+        named = (value.__globals__.get(name) for code in codes for name in code.co_names)
+        near = (x for x in named if isinstance(x, Network) or getattr(x, "__module__", None) == value.__module__)
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        parts = [*cells, *(value.__defaults__ or ()), *near]
+    elif not isinstance(value, (type, torch.nn.Module)) and inspect.ismethod(getattr(value, "__call__", None)):  # noqa: B004
+        parts = [value.__call__]
+    for part in parts:
+        yield from _within(part, seen)

@@ -6,6 +6,7 @@ import types
 from collections import OrderedDict
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -45,6 +46,15 @@ def copied(module: Module, memo: dict[int, Any]) -> Module:
     return new
 
 
+def deep(module: Module) -> Module:
+    """``copy.deepcopy`` of a module, also of one with results of its last call among its attributes, as weight norm's."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        leaves: list[Any] = optree.tree_leaves(vars(part))  # type: ignore[arg-type]
+        memo |= {id(x): x.detach().clone() for x in leaves if isinstance(x, Tensor) and not x.is_leaf}
+    return copy.deepcopy(module, memo)
+
+
 def _deep(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
@@ -53,6 +63,51 @@ def _deep(value: Any, memo: dict[int, Any]) -> Any:
     memo[id(value)] = value.detach().clone()
     memo.get(LOOSE, []).append(memo[id(value)])
     return memo[id(value)]
+
+
+# Attributes, where a module runs as it is
+
+_OWN = frozenset(vars(Module())) | {"_purevdm"}  # names of what torch keeps in a module, and what this file does
+
+Attributes = list[tuple[Module, list[tuple[str, Any, Any]]]]
+
+
+def attributes(module: Module, copies: bool) -> Attributes:
+    """The attributes of a module's parts, with what is in them, for :func:`restore`. With ``copies``, the parts get copies
+    of unregistered tensors, which a call may write to; a compiled loop admits none."""
+    found = []
+    for part in module.modules():
+        if not type(part).__module__.startswith("torch.nn.modules.") or part._forward_pre_hooks:
+            kept = [(name, value, _content(value)) for name, value in part.__dict__.items() if name not in _OWN]
+            found.append((part, kept))
+            for name, value, _ in kept if copies else ():
+                if type(value) is Tensor:
+                    setattr(part, name, value.clone())
+    return found
+
+
+def _content(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else None
+
+
+def restore(before: Attributes) -> None:
+    """Gives the parts their attributes back, with what was in them, and takes away those that are new."""
+    for part, kept in before:
+        for name, value, content in kept:
+            if part.__dict__.get(name) is not value:
+                setattr(part, name, value)
+            if type(content) is list and not _alike(value, content):
+                value[:] = content
+            if type(content) is dict and not (value.keys() == content.keys() and _alike(value.values(), content.values())):
+                value.clear()
+                value.update(content)
+        names = [name for name, *_ in kept]
+        for name in [name for name in part.__dict__ if name not in names and name not in _OWN]:
+            delattr(part, name)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 # Parts that checkpoint, and parts that draw

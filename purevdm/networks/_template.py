@@ -1,6 +1,5 @@
 """A module held apart from its tensors: made once, drawn anew by key, and filled with given tensors for each call."""
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm import _checks, random
+from purevdm._compile import untraced
 from purevdm.networks import _parts
 from purevdm.networks._uses import Call
 from purevdm.types import Key, Params
@@ -24,16 +24,19 @@ class Source:
         kind, name: the module's class, and its name, for messages.
         leaves: the parameters (tied ones once) and the buffers that vary, by name, on the meta device, with their dtypes.
         constants: buffers that no float32 tells exactly, by name: complex, infinite, large integers.
-        templates: the module without its tensors, in evaluation and in training.
         checkpoints: whether a part's code speaks of checkpoints.
     """
 
-    def __init__(self, source: Module | Callable[[], Module]) -> None:
-        self.source = source
-        example = self._made(0)
+    def __init__(self, source: Module | Callable[[], Module], pretrained: bool = False) -> None:
+        self.source, self.pretrained = source, pretrained
+        with untraced(), torch.inference_mode(False):
+            self._read(self._made(0))
+
+    def _read(self, example: Module) -> None:
         self.kind = type(example)
         self.name = self.kind.__name__
         named, buffers = dict(example.named_parameters()), dict(example.named_buffers())
+        self.frozen = tuple(name for name, leaf in named.items() if not leaf.requires_grad)
         for name, leaf in (named | buffers).items():
             if torch.nn.parameter.is_lazy(leaf):
                 raise ValueError(f"module: expected a module of known shapes, got a lazy {name} in {self.name}; run it once")
@@ -44,20 +47,34 @@ class Source:
         kept = named | {name: b for name, b in buffers.items() if name not in self.constants}
         self.buffers = frozenset(kept) - frozenset(named)
         self.leaves = {name: torch.empty_like(leaf, device="meta") for name, leaf in kept.items()}
-        if isinstance(source, Module) and named and not self._redraw(example, 0):
+        # Where each tensor stands: once for a part under several names, and at each place for a tensor at several.
+        names = {id(leaf): name for name, leaf in (named | buffers).items()}
+        self._places = {
+            f"{path}.{name}" if path else name: names[id(leaf)]
+            for path, part in example.named_modules()
+            for name, leaf in (part._parameters | part._buffers).items()
+            if leaf is not None
+        }
+        if self._draws and named and not self._redraw(example, 0):
             raise ValueError(
                 f"module: expected one with layers to draw anew (with reset_parameters), got {self.name} with none; "
-                "give the class, or a function that makes the module"
+                "give the class, or a function that makes the module, or pretrained=True to start from the module's values"
             )
-        self.templates = tuple(self._template(example, train) for train in (False, True))
+        # The module without its tensors, in evaluation and in training.
+        self._templates = tuple(self._template(example, train) for train in (False, True))
         self.checkpoints = any(map(_parts.checkpoints, example.modules()))
-        self._placeholders = tuple(map(_tensors, self.templates))
+        self._placeholders = tuple(map(_tensors, self._templates))
+
+    @property
+    def _draws(self) -> bool:
+        """Whether parameters are drawn by the layers' ``reset_parameters``."""
+        return isinstance(self.source, Module) and not self.pretrained
 
     def __reduce__(self) -> Any:
-        return Source, (self.source,)
+        return Source, (self.source, self.pretrained)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Source) and _same(self.source, other.source)
+        return isinstance(other, Source) and self.pretrained == other.pretrained and _same(self.source, other.source)
 
     def __hash__(self) -> int:
         return hash((Source, self.name))
@@ -74,8 +91,8 @@ class Source:
     def _made(self, seed: int) -> Module:
         """A module on the CPU, made by the function under a seed, or a copy of the one given."""
         if isinstance(self.source, Module):
-            return copy.deepcopy(self.source).to("cpu")
-        with _seeded(seed), torch.device("cpu"):
+            return _parts.deep(self.source).to("cpu")
+        with _seeded(seed), torch.device("cpu"), untraced():
             module = self.source()
         if not isinstance(module, Module):
             raise TypeError(f"module: expected a torch.nn.Module of the function, got {_checks.describe(module)}")
@@ -105,7 +122,7 @@ class Source:
             return self.tree(self.leaves)
         seed = int(random.bits(key).to(torch.int64))  # torch's generator takes 32 bits: these are made of all the key's
         module = self._made(seed)
-        if isinstance(self.source, Module):
+        if self._draws:
             self._redraw(module, seed)
         return self.read(module, key.device)
 
@@ -113,10 +130,12 @@ class Source:
 
     def tree(self, leaves: Tensors) -> Params:
         """``{"params": ..., "buffers": ...}``, each of nested dicts by the modules' names, of floating-point leaves; without
-        the empty ones."""
+        the empty ones. Integers become float64 where all else is."""
         found: Params = {}
+        kinds = {leaf.dtype for leaf in leaves.values() if leaf.is_floating_point()}
+        wide = torch.float64 if kinds == {torch.float64} else torch.float32
         for name, leaf in leaves.items():
-            leaf = leaf if leaf.is_floating_point() else leaf.float()
+            leaf = leaf if leaf.is_floating_point() else leaf.to(wide)
             branch = found.setdefault("buffers" if name in self.buffers else "params", {})
             *path, last = name.split(".")
             for part in path:
@@ -143,9 +162,10 @@ class Source:
         return self.tree({name: held[name].detach().to(device, copy=True) for name in self.leaves})
 
     def values(self, params: Params, device: torch.device) -> Tensors:
-        """What a call gives the module: the parameters; the buffers in their own dtypes, without a gradient, and as copies,
-        as the module may write to them; the constants."""
+        """What a call gives the module: the parameters; the buffers in their own dtypes, and as copies, as the module may
+        write to them; the constants. Buffers and frozen parameters have no gradient."""
         found = self.flat(params)
+        found |= {name: found[name].detach() for name in self.frozen}
         for name in self.buffers:
             buffer, dtype = found[name].detach(), self.leaves[name].dtype
             found[name] = buffer.clone() if dtype.is_floating_point else buffer.round().to(dtype)
@@ -160,7 +180,7 @@ class Source:
 
     def _template(self, example: Module, train: bool) -> Module:
         """A copy of the module without its tensors, so that what is not given to a call fails, and does not pass unseen."""
-        module = copy.deepcopy(example).train(train)
+        module = _parts.deep(example).train(train)
         named = _tensors(module)
         memo: dict[int, Any] = {id(leaf): torch.empty_like(leaf, device="meta").detach() for leaf in named.values()}
         return _parts.keyed(_parts.copied(module, memo))
@@ -170,7 +190,22 @@ class Source:
         train, loose = int(call.keys is not None), list[Tensor]()
         memo: dict[int, Any] = {id(self._placeholders[train][name]): value for name, value in values.items()}
         memo |= {id(_parts.CALL): call, _parts.LOOSE: loose}
-        return _parts.copied(self.templates[train], memo), loose
+        return _parts.copied(self._templates[train], memo), loose
+
+    def functional(self, values: Tensors, train: bool) -> tuple[Callable[..., Tensor], Tensors]:
+        """The module as a function for a compiler, which holds these tensors; and its tensors, also after a call."""
+        placed = {place: values[name] for place, name in self._places.items()}
+        template = self._templates[train]
+
+        def module(*args: Any, **kwargs: Any) -> Tensor:
+            before = _parts.attributes(template, copies=train or torch.is_grad_enabled())
+            try:
+                # By default tensors are tied by name, which leaves those of a part under two names in the template.
+                return torch.func.functional_call(template, placed, args, kwargs, tie_weights=False)
+            finally:
+                _parts.restore(before)
+
+        return module, placed
 
 
 def _tensors(module: Module) -> Tensors:
@@ -179,17 +214,19 @@ def _tensors(module: Module) -> Tensors:
 
 
 class _seeded:  # noqa: N801 (reads as a function)
-    """A block in which torch's CPU generator draws by a seed; it is as before after it."""
+    """A block in which torch's CPU generator draws by a seed, in float32 by default; both are as before after it."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __enter__(self) -> None:
-        self.state = torch.default_generator.get_state()
+        self.state, self.dtype = torch.default_generator.get_state(), torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         torch.default_generator.manual_seed(self.seed)
 
     def __exit__(self, *error: Any) -> None:
         torch.default_generator.set_state(self.state)
+        torch.set_default_dtype(self.dtype)
 
 
 def _constant(x: Tensor) -> bool:

@@ -23,19 +23,24 @@ from purevdm.types import Key, Params, Shape
 __all__ = ["from_module", "load_module", "module_params"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModuleNetwork(Network):
     """The network of :func:`from_module`."""
 
     source: Source
     call: Callable[..., Tensor] | None
     predicts: str
+    time: Callable[[Tensor], Tensor] | None
     self_condition: bool
     residual: bool
     outputs: int | None
     autocast: torch.dtype | None = None
 
     batched = True
+
+    @property
+    def frozen(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"params.{name}" for name in self.source.frozen)
 
     @property
     def name(self) -> str:
@@ -74,17 +79,23 @@ def from_module(
     module: Module | Callable[[], Module],
     *,
     call: Callable[..., Tensor] | None = None,
+    time: Callable[[Tensor], Tensor] | None = None,
+    pretrained: bool = False,
     predicts: str = "eps",
     self_condition: bool = False,
     residual: bool = False,
     outputs: int | None = None,
 ) -> Network:
-    """Any ``torch.nn.Module`` as a network: its parameters and buffers in the tree, dropout by key, batched.
+    """Any ``torch.nn.Module`` as a network, given gamma = log(sigma**2 / alpha**2) as it is: normalise it, or give ``time``.
 
     The module is called with a batch as ``module(z, gamma)``, or ``module(z, gamma, cond)`` where a condition is given, in
     train mode where the network is given a key and in eval mode where it is not: latents (B, *event_shape), gamma as it is,
     (B,) (or (B, *event_shape) under a schedule of that shape), and the batch's condition. It returns (B, *event_shape), with
-    a last axis of ``outputs`` where it has several. What it is given is never changed.
+    a last axis of ``outputs`` where it has several. What it is given is never changed. Its parameters and buffers are in the
+    tree, and dropout is by key.
+
+    There are no masks of data: a mask that the module keeps to itself hides padding from its attention alone. The bound
+    counts padded elements as data (:func:`purevdm.vdm`).
 
     >>> import functools
     >>> import torch
@@ -120,11 +131,33 @@ def from_module(
     do those of layers without that method. So give the function where a module draws its parameters in its own way. The
     global generator is as before.
 
-    **A pretrained module's** own values are a tree, too, and a tree goes back into a module:
+    **A pretrained module** is drawn anew like any other, unless ``pretrained=True``: then ``init`` gives its own values for
+    every key. They are a tree by :func:`module_params`, too, and :func:`load_module` puts a tree back into a module:
 
     >>> pretrained = Net(16)
+    >>> start = networks.from_module(pretrained, pretrained=True).init(random.key(0), (2,))
     >>> params["network"] = networks.module_params(network, pretrained)
+    >>> bool((start["params"]["out"]["weight"] == params["network"]["params"]["out"]["weight"]).all())
+    True
     >>> pretrained = networks.load_module(network, params["network"], pretrained)
+
+    It also expects the levels of its own training, in its own time. ``time`` makes that of gamma. A DDPM's is the index of
+    its betas; between two indices it is interpolated:
+
+    >>> betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    >>> levels = torch.log(torch.expm1(-torch.log1p(-betas).cumsum(0))).float()  # gamma at the indices 0 to 999
+    >>> def index(gamma):
+    ...     above = torch.searchsorted(levels, gamma.detach().contiguous()).clamp(1, 999)
+    ...     low, high = levels[above - 1], levels[above]
+    ...     return above - 1 + (gamma - low) / (high - low)
+    >>> index(levels[[0, 10, 999]])
+    tensor([  0.,  10., 999.])
+    >>> ddpm = networks.from_module(Net(16), time=index, pretrained=True)
+    >>> ends = float(levels[0]), float(levels[-1])
+    >>> model_of_ddpm = purevdm.vdm(ddpm, schedules.fixed_linear(*ends), event_shape=(2,))
+
+    **There are no masks.** A padding mask inside the module keeps padded elements out of its attention, not out of the
+    bound: log p, the loss and bits per dimension count every element of ``event_shape``.
 
     **Dropout by key** is that of ``nn.Dropout`` and its kin, ``F.dropout``, ``F.scaled_dot_product_attention``,
     ``nn.MultiheadAttention``, the transformer's and the recurrent layers: the same masks in eager, compiled, and in a
@@ -142,6 +175,10 @@ def from_module(
     >>> state, grad_fn = training.init(model, random.key(0)), training.gradients(model)
     >>> state, _ = training.train_step(training.AdamW(), grad_fn, state, x, random.key(1), label, update=model.update)
 
+    **Freezing**: parameters that do not require gradients in the module get zero gradients, and
+    ``training.gradients`` gives None for them, so that a step leaves them as they are. ``training.gradients(model,
+    frozen=["network.params.body"])`` freezes by path.
+
     Before averaged parameters are evaluated, recompute their statistics on a few batches:
     ``model.update(state.ema_params, ...)``.
 
@@ -157,6 +194,9 @@ def from_module(
         call: ``call(module, z, gamma, cond) -> output``, for modules with another signature. ``module`` is then a function
             that runs the module, and ``x_hat`` a further keyword where the network is self-conditioned. A model pickles if
             this function does.
+        time: ``time(gamma) -> time``, of gamma's shape, elementwise: what the module is given in gamma's stead.
+        pretrained: whether ``init`` gives the values that the module has. (Where a function makes the module, they are
+            always the function's.)
         predicts: what the output is: "eps", "x" or "v".
         self_condition: whether the module takes an earlier estimate of the data, ``x_hat=`` (zeros for none).
         residual: whether z is added to the output.
@@ -167,16 +207,19 @@ def from_module(
 
     Raises:
         TypeError, ValueError: something that neither is a module nor makes one; a lazy module whose shapes are not known;
-            parameters that are not floating-point; a module in which no layer can be reinitialised.
+            parameters that are not floating-point; a module in which no layer can be reinitialised; from a model's
+            methods, a module that returns something else than a tensor, or a time of another shape than gamma's.
         RuntimeError: from a model's methods, what a module does and cannot do here; it names the module and the remedy.
     """
     if not isinstance(module, Module) and not callable(module):
         raise TypeError(f"module: expected a torch.nn.Module or a function that makes one, got {_checks.describe(module)}")
-    if call is not None and not callable(call):
-        raise TypeError(f"call: expected a function, got {_checks.describe(call)}")
+    for name, function in (("call", call), ("time", time)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: expected a function, got {_checks.describe(function)}")
     return ModuleNetwork(
-        source=Source(module),
+        source=Source(module, _checks.boolean("pretrained", pretrained)),
         call=call,
+        time=time,
         predicts=checked_predicts(predicts),
         self_condition=_checks.boolean("self_condition", self_condition),
         residual=_checks.boolean("residual", residual),
@@ -185,17 +228,21 @@ def from_module(
 
 
 def module_params(network: Network, module: Module) -> Params:
-    """A module's own parameters and buffers as the parameters of its network, ``params["network"]``: copies."""
+    """A module's own parameters and buffers as the parameters of its network, ``params["network"]``: copies.
+
+    They have the module's dtypes: a float64 model takes those of ``module.double()``.
+    """
     return _source(network).read(_checks.instance("module", module, Module, "a torch.nn.Module"))
 
 
 def load_module(network: Network, params: Params, module: Module) -> Module:
-    """A module with a network's parameters, ``params["network"]``, copied into it, in place; it is returned."""
+    """A module with a network's parameters, ``params["network"]``, copied into it, in place; it is returned.
+
+    They must have its dtypes: ``module.double()`` takes those of a float64 model.
+    """
     source = _source(network)
-    source.read(
-        _checks.instance("module", module, Module, "a torch.nn.Module")
-    )  # holds its names and shapes against the network's
-    _checks.verify(_checks.matches("params", params, _checks.structure(source.tree(source.leaves))))
+    own = source.read(_checks.instance("module", module, Module, "a torch.nn.Module"))
+    _checks.verify(_checks.matches("params", params, _checks.structure(own)))
     held = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
         for name, leaf in source.flat(params).items():
@@ -207,10 +254,20 @@ def _source(network: Network) -> Source:
     return _checks.instance("network", network, ModuleNetwork, "one of networks.from_module").source
 
 
-def _called(
-    network: ModuleNetwork, module: Callable[..., Tensor], z: Tensor, gamma: Tensor, cond: Any, x_hat: Any
-) -> Tensor:
+def _called(network: ModuleNetwork, module: Callable[..., Any], z: Tensor, gamma: Tensor, cond: Any, x_hat: Any) -> Tensor:
+    found = _returned(network, module, z, gamma, cond, x_hat)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"network: expected a tensor of {network.name}, got {_checks.describe(found)}; tell from_module how to "
+            "get one, such as call=lambda module, z, gamma, cond: module(z, gamma).sample"
+        )
+    return found
+
+
+def _returned(network: ModuleNetwork, module: Callable[..., Any], z: Tensor, gamma: Tensor, cond: Any, x_hat: Any) -> Any:
     extra = {}
+    if network.time is not None:
+        gamma = _checks.shaped("time", network.time(gamma), gamma.shape)
     if network.self_condition:
         extra["x_hat"] = torch.zeros_like(z) if x_hat is None else x_hat
     if network.call is not None:
@@ -240,9 +297,7 @@ def _run(
         with precision, _uses.counted(call):
             return _run_eager(network, call, values, z, gamma, cond, x_hat)
 
-    def module(*args: Any, **kwargs: Any) -> Tensor:
-        return torch.func.functional_call(source.templates[int(train)], values, args, kwargs)
-
+    module, values = source.functional(values, train)
     # A compiled loop, as sampling is, admits no such block; there, nothing is keyed or differentiated.
     block = Keyed(call) if train or torch.is_grad_enabled() else nullcontext()
     _uses.begin()

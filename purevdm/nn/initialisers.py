@@ -24,14 +24,14 @@ def lecun_normal(key: Key, shape: Shape, fan_in: int) -> Tensor:
 
 def zeros(key: Key, shape: Shape, fan_in: int) -> Tensor:
     """All zeros."""
-    return torch.zeros(tuple(shape), device=key.device)
+    return torch.zeros(tuple(shape), dtype=torch.float32, device=key.device)
 
 
 def constant(value: float) -> Initialiser:
     """An initialiser: everywhere this value."""
 
     def init(key: Key, shape: Shape, fan_in: int) -> Tensor:
-        return torch.full(tuple(shape), value, device=key.device)
+        return torch.full(tuple(shape), value, dtype=torch.float32, device=key.device)
 
     return init
 

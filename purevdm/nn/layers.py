@@ -44,7 +44,7 @@ def dense_init(key: Key, n_in: int, n_out: int, bias: bool = True, kernel_init: 
 
 
 def _with_bias(key: Key, kernel: Tensor, n_out: int, bias: bool) -> Params:
-    return {"kernel": kernel} | ({"bias": torch.zeros(n_out, device=key.device)} if bias else {})
+    return {"kernel": kernel} | ({"bias": torch.zeros(n_out, dtype=torch.float32, device=key.device)} if bias else {})
 
 
 def dense(params: Params, x: Tensor) -> Tensor:
@@ -109,8 +109,7 @@ def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
     A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
     """
     kernel = params["kernel"]
-    # In memory, so that its gradient has its strides, whatever the map's: fused optimisers go by memory order.
-    return convolve(x, materialize(kernel), params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
+    return convolve(x, kernel, params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
 
 
 def upsample(x: Tensor, space: Shape) -> Tensor:
@@ -137,7 +136,8 @@ def group_norm_init(key: Key, channels: int) -> Params:
     """
     _checks.key("key", key)
     channels = _checks.integer("channels", channels, 1)
-    return {"scale": torch.ones(channels, device=key.device), "bias": torch.zeros(channels, device=key.device)}
+    scale = torch.ones(channels, dtype=torch.float32, device=key.device)
+    return {"scale": scale, "bias": torch.zeros_like(scale)}
 
 
 def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -> Tensor:

@@ -68,3 +68,24 @@ def initialised(what: str, init: Callable[[Tensor], Any], key: Tensor) -> Any:
         found = "the same parameters for another key"
         require(not equal(params, other), f"{what}.init must use its key", found, f"{what}.init(random.key(1))")
     return params
+
+
+def slopes(f: Callable[[Any], Tensor], at: Any, along: Any) -> tuple[Tensor, Tensor]:
+    """The derivative of f, a number, at a tree of float64 tensors along another: by reverse mode, and by differences."""
+    grads, step = torch.func.grad(f)(at), 1e-5
+
+    def moved(by: float) -> Tensor:
+        return f(optree.tree_map(lambda x, v: x + by * v, at, along)).detach()
+
+    parts = optree.tree_leaves(optree.tree_map(lambda g, v: (g * v).sum(), grads, along))  # type: ignore[arg-type]
+    return torch.stack(parts).sum().detach(), (moved(step) - moved(-step)) / (2.0 * step)
+
+
+def wave(like: Tensor, phase: float) -> Tensor:
+    """Numbers in [-1, 1] that all differ, float64."""
+    return torch.sin(phase + 1.7 * torch.arange(like.numel(), dtype=torch.float64)).reshape(like.shape)
+
+
+def way(leaf: Tensor) -> Tensor:
+    """A direction in which a small step changes no sign, as kinks are often at 0."""
+    return wave(leaf, 0.9) * torch.where(leaf == 0.0, 1.0, leaf.abs())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from purevdm import random
+from purevdm import _checks, random
 from purevdm.decoders import Decoder
 from purevdm.testing._law import initialised, require, trying, wide
 from purevdm.types import Key, Params, Shape
@@ -34,11 +34,15 @@ def check_decoder(
 
     Raises:
         LawError: a law does not hold; the message says which, by how much, and how to see it.
+        TypeError, ValueError: another thing than a decoder, or no noise level.
 
     >>> from purevdm import decoders, testing
     >>> testing.check_decoder(decoders.discrete(17))
     >>> testing.check_decoder(decoders.gaussian(loc=3.0, scale=0.1))
     """
+    _checks.instance("decoder", decoder, Decoder, "a Decoder such as purevdm.decoders.discrete()")
+    if not gamma_0:
+        raise ValueError("gamma_0: expected at least one noise level, got none")
     key = random.key(0) if key is None else key
     event_shape = tuple(event_shape)
     params = wide(initialised("decoder", decoder.init, key))

@@ -7,7 +7,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import elbo, likelihood, ode, process, random
+from purevdm import _checks, elbo, likelihood, ode, process, random
 from purevdm.ode import Integrator
 from purevdm.testing._law import off, require, trying
 from purevdm.types import Key, Params
@@ -47,6 +47,8 @@ def check_model(
     Raises:
         LawError: a law does not hold; the message says which, by how much, and how to see it.
     """
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    passes = _checks.integer("passes", passes, 2)
     key = random.key(0) if key is None else key
     k_noise, k_times, k_sample = random.split(key, 3).unbind(0)
     see = "model.elbo(params, x, key, cond)"
@@ -143,6 +145,7 @@ def check_density(
     >>> model = purevdm.vdm(networks.mlp(16, fourier=()), schedule, event_shape=(1,), decoder=decoder)
     >>> testing.check_density(model, model.init(random.key(0)), points=101)
     """
+    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
     key = random.key(0) if key is None else key
     integrator = ode.dopri5(1e-4, 1e-4) if integrator is None else integrator
     dims = math.prod(model.event_shape)

@@ -7,9 +7,9 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import denoiser, random
+from purevdm import _checks, denoiser, random
 from purevdm.networks import Network
-from purevdm.testing._law import copied, equal, initialised, off, require, trying
+from purevdm.testing._law import copied, equal, initialised, off, require, slopes, trying, wave, way, wide
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["check_network"]
@@ -32,7 +32,9 @@ def check_network(
 
     ``init`` is a function of its key. ``apply`` gives finite numbers of the latent's shape. It is pure: it leaves parameters
     alone, draws nothing without a key, and gives the same for the same key. Each example's output depends on that example
-    and its condition alone, whether by ``vmap`` or batched. Its gradients are finite.
+    and its condition alone, whether by ``vmap`` or batched. Its gradients are finite, and have the strides of their
+    parameters. Its derivative in the latent, as the divergence of a likelihood takes it, and the derivative of that are
+    those of differences, where PyTorch has them.
 
     Args:
         network: the network.
@@ -50,6 +52,7 @@ def check_network(
     >>> from purevdm import networks, testing
     >>> testing.check_network(networks.mlp(16), (3,), stochastic=False)
     """
+    _checks.instance("network", network, Network, "a Network such as purevdm.networks.mlp()")
     key = random.key(0) if key is None else key
     k_init, k_move, k_z, k_network, k_other = random.split(key, 5).unbind(0)
     start = initialised("network", lambda k: network.init(k, tuple(event_shape)), k_init)
@@ -88,6 +91,7 @@ def check_network(
         require(differ == stochastic, law, told, see[:-1] + ", keys), under several sets of keys")
 
     _gradients(run, params)
+    _derivatives(network, params, z, levels, cond, see)
     if compile:
         compiled = torch.compile(run, fullgraph=True)
         missed = off(trying("apply must compile", see, compiled), found)
@@ -142,3 +146,43 @@ def _gradients(run: Any, params: Params) -> None:
         paths = optree.tree_paths(params)  # type: ignore[arg-type]
         bad = [".".join(map(str, paths[i])) for i, g in zip(floating, grads, strict=True) if not g.isfinite().all()]
         require(not bad, "gradients must be finite", f"NaN or infinity in {', '.join(bad[:3])}", see)
+        law = "gradients must lie in memory as their parameters do, as fused optimisers go by memory order"
+        bad = [
+            ".".join(map(str, paths[i])) for i, g in zip(floating, grads, strict=True) if g.stride() != leaves[i].stride()
+        ]
+        require(not bad, law, f"other strides in {', '.join(bad[:3])}", see)
+
+
+def _derivatives(network: Network, params: Params, z: Tensor, gamma: Tensor, cond: Any, see: str) -> None:
+    """The derivative of the output in the latent, and that of it in latent and parameters, against differences."""
+    leaves, spec = optree.tree_flatten(wide(params))  # type: ignore[arg-type, var-annotated]
+    floating = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
+    some = wide(cond) if cond is not None else None
+
+    def output(z: Tensor, moved: list[Tensor]) -> Tensor:
+        whole = list(leaves)
+        for i, leaf in zip(floating, moved, strict=True):
+            whole[i] = leaf
+        return denoiser.output(network, optree.tree_unflatten(spec, whole), z, gamma.double(), some)  # type: ignore[arg-type]
+
+    held, v = [leaves[i] for i in floating], wave(z, 0.3)
+
+    def product(at: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """A derivative of the output in the latent, as the divergence takes it."""
+        return (torch.func.vjp(partial(output, moved=at[1]), at[0])[1](v)[0] * v).sum()  # type: ignore[misc]
+
+    z = z.double()
+    ways = [("z", (wave(z, 0.9), [torch.zeros_like(leaf) for leaf in held]))]
+    ways.append(("params", (torch.zeros_like(z), [way(leaf) for leaf in held])))
+    try:
+        if (output(z + 1e-8, held) == output(z, held)).double().mean() > 0.5:
+            return  # a network that rounds has no differences
+        first = slopes(lambda z: (output(z, held) * v).sum(), z, v)
+        second = {name: slopes(product, (z, held), along) for name, along in ways}
+    except (RuntimeError, NotImplementedError, TypeError):  # an operation without a second derivative, or without float64
+        return
+    pairs = {"derivative in z": first} | {f"derivative of that in {name}": pair for name, pair in second.items()}
+    for what, (got, want) in pairs.items():
+        told = f"{got:.6g}, and {want:.6g} by differences"
+        law = f"the output's {what} must be that of differences"
+        require((got - want).abs() <= 1e-2 * want.abs() + 1e-4 * first[1].abs() + 1e-6, law, told, see)

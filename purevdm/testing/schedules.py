@@ -5,12 +5,14 @@ from typing import Any
 import optree
 import torch
 
-from purevdm import random
+from purevdm import _checks, random
 from purevdm.schedules import Schedule, gamma, gamma_and_slope
-from purevdm.testing._law import copied, equal, initialised, off, require, trying, wide
+from purevdm.testing._law import copied, equal, initialised, off, require, slopes, trying, way, wide
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["check_schedule"]
+
+TIMES = 4097  # at which gamma must rise
 
 
 def check_schedule(
@@ -24,9 +26,9 @@ def check_schedule(
 ) -> None:
     """Holds a schedule against the laws that the bound rests on.
 
-    ``init`` is a function of its key. gamma is pure, finite and strictly increasing in t, a number or of the event's shape,
-    in the dtype of t. Its derivative, which weighs the continuous-time loss (eq. 17), integrates to gamma(1) - gamma(0).
-    Endpoints that it declares are its own.
+    ``init`` is a function of its key. gamma is pure, finite and strictly increasing over 4097 times, a number or of the
+    event's shape, in the dtype of t. Its derivative, which weighs the continuous-time loss (eq. 17), integrates to
+    gamma(1) - gamma(0), and its gradient is that of differences. Endpoints that it declares are its own.
 
     Args:
         schedule: the schedule.
@@ -38,6 +40,7 @@ def check_schedule(
 
     Raises:
         LawError: a law does not hold; the message says which, by how much, and how to see it.
+        TypeError: another thing than a schedule.
 
     >>> import torch
     >>> from purevdm import schedules, testing
@@ -49,6 +52,7 @@ def check_schedule(
       found:     gamma(0) = 5, gamma(0.0078125) = 4.85703
       to see it: schedules.gamma(schedule, params, torch.tensor([0, 0.0078125], dtype=torch.float64))
     """
+    _checks.instance("schedule", schedule, Schedule, "a Schedule such as purevdm.schedules.learned_linear()")
     key = random.key(0) if key is None else key
     found = initialised("schedule", schedule.init, key)
     params = found if params is None else params
@@ -65,26 +69,23 @@ def check_schedule(
     require(narrow.dtype == torch.float32, "gamma must be of the dtype of t", f"{narrow.dtype} for float32", see + ".dtype")
     require(narrow.isfinite().all(), "gamma must be finite", f"{_bad(narrow)} of 129 values are not", see)
 
-    t = torch.linspace(0, 1, 129, dtype=torch.float64)
-    g = at(t, wide(params)).reshape(len(t), -1)
-    falls = (g.diff(dim=0) <= 0).any(1)
-    i = int(falls.nonzero()[0]) if falls.any() else 0
-    j = int((g[i + 1] - g[i]).argmin())
-    told = f"gamma({t[i]:g}) = {g[i, j]:g}, gamma({t[i + 1]:g}) = {g[i + 1, j]:g}"
-    told += f" in dimension {j}" if g.shape[1] > 1 else ""
-    times = f"torch.tensor([{t[i]:g}, {t[i + 1]:g}], dtype=torch.float64)"
-    law = "gamma must increase strictly in t"
-    require(not falls.any(), law, told, f"schedules.gamma(schedule, params, {times})")
+    for times in (129, TIMES):
+        g = _rising(at, wide(params), torch.linspace(0, 1, times, dtype=torch.float64))
 
-    middle = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
-    _, slope = gamma_and_slope(schedule, wide(params), middle, _repeated(context, 1024))
-    rise, integral = g[-1] - g[0], slope.reshape(1024, -1).mean(0)
+    middle = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
+    _, slope = gamma_and_slope(schedule, wide(params), middle, _repeated(context, TIMES))
+    slope = slope.reshape(TIMES, -1)
+    i = int(slope.amin(1).argmin())
+    see = f"schedules.gamma_and_slope(schedule, params, torch.tensor([{middle[i]:g}], dtype=torch.float64))"
+    require((slope >= 0).all(), "gamma must increase strictly in t", f"gamma'({middle[i]:g}) = {slope[i].min():g}", see)
+    rise, integral = g[-1] - g[0], slope.mean(0)
     worst = int((integral - rise).abs().argmax())
     told = f"{integral[worst]:.6g}, where gamma rises by {rise[worst]:.6g}"
     law = "gamma's derivative must integrate to gamma(1) - gamma(0), within a hundredth"
     see = "schedules.gamma_and_slope(schedule, params, torch.linspace(0, 1, 129))"
     require(((integral - rise).abs() <= 0.01 * rise).all(), law, told, see)
 
+    _slope_learns(schedule, wide(params), middle[::128], context, see)
     if schedule.endpoints is not None:
         start = at(torch.tensor([0.0, 1.0], dtype=torch.float64), wide(found)).reshape(2, -1)
         ends = torch.tensor(schedule.endpoints, dtype=torch.float64)
@@ -96,8 +97,45 @@ def check_schedule(
     require(equal(before, params), "gamma must leave its parameters alone", "other parameters after a call", see)
     if compile:
         compiled = torch.compile(lambda p, t: at(t, p), fullgraph=True)
-        missed = off(trying("gamma must compile", see, lambda: compiled(params, t.float())), narrow)
+        missed = off(trying("gamma must compile", see, lambda: compiled(params, torch.linspace(0, 1, 129))), narrow)
         require(missed <= 1e-5, "the compiled gamma must equal eager's", f"off by {missed:.2g} of its norm", see)
+
+
+def _rising(at: Any, params: Params, t: torch.Tensor) -> torch.Tensor:
+    """gamma at the times, (n, dimensions), which must rise from each to the next."""
+    g = at(t, params).reshape(len(t), -1)
+    falls = ~(g.diff(dim=0) > 0).all(1)
+    i = int(falls.nonzero()[0]) if falls.any() else 0
+    j = int((g[i + 1] - g[i]).argmin())
+    told = f"gamma({t[i]:g}) = {g[i, j]:g}, gamma({t[i + 1]:g}) = {g[i + 1, j]:g}"
+    told += f" in dimension {j}" if g.shape[1] > 1 else ""
+    times = f"torch.tensor([{t[i]:g}, {t[i + 1]:g}], dtype=torch.float64)"
+    law = "gamma must increase strictly in t"
+    require(not falls.any(), law, told, f"schedules.gamma(schedule, params, {times})")
+    return g
+
+
+def _slope_learns(schedule: Schedule, params: Params, t: torch.Tensor, context: Any, see: str) -> None:
+    """The gradient of gamma's derivative, along each leaf that gamma or its derivative passes a gradient to."""
+    paths, leaves, spec = optree.tree_flatten_with_path(params)  # type: ignore[arg-type, var-annotated]
+    weights = torch.cos(torch.arange(len(t), dtype=torch.float64))
+    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        if not leaf.is_floating_point() or not leaf.numel():
+            continue
+
+        def both(leaf: torch.Tensor, i: int = i) -> tuple[torch.Tensor, torch.Tensor]:
+            tree: Any = optree.tree_unflatten(spec, [*leaves[:i], leaf, *leaves[i + 1 :]])
+            found = gamma_and_slope(schedule, tree, t, _repeated(context, len(t)))
+            return tuple((part.reshape(len(t), -1).mean(1) * weights).sum() for part in found)  # type: ignore[return-value]
+
+        grads = [torch.func.grad(lambda leaf, j=j: both(leaf)[j])(leaf) for j in range(2)]  # type: ignore[misc]
+        if not any(grad.any() for grad in grads):
+            continue
+        got, want = slopes(lambda leaf: both(leaf)[1], leaf, way(leaf))
+        told = f"{got:.6g} along {'.'.join(map(str, path))}, and {want:.6g} by differences"
+        size = (grads[1] * way(leaf)).abs().sum() + want.abs()
+        law = "the gradient of gamma's derivative must be that of differences"
+        require((got - want).abs() <= 1e-3 * size + 1e-6, law, told, see)
 
 
 def _repeated(context: Any, n: int) -> Any:

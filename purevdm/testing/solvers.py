@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from purevdm import process, random
+from purevdm import _checks, decoders, process, random
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver
 from purevdm.testing import sources
@@ -33,6 +33,7 @@ def check_solver(solver: Solver, order: int | None = None, *, grid: str = "gamma
 
     Raises:
         LawError: a law does not hold; the message says which, by how much, and how to see it.
+        TypeError, ValueError: another thing than a solver, or an order below 1.
 
     >>> from purevdm import solvers, testing
     >>> testing.check_solver(solvers.dpmpp_2m(), order=2)
@@ -42,8 +43,11 @@ def check_solver(solver: Solver, order: int | None = None, *, grid: str = "gamma
       found:     order 0.99, from 80 steps to 160; errors of 0.0154 and 0.00775 of the norm
       to see it: model.sample(params, key, 4, steps=steps, solver=solver, trajectory=True), on testing.sources.gaussian(0.4)
     """
+    _checks.instance("solver", solver, Solver, "a Solver such as purevdm.solvers.ddim()")
+    order = order if order is None else _checks.integer("order", order, 1)
     key = random.key(0) if key is None else key
-    model = vdm(sources.gaussian(STD), Schedule.of(_no_params, _bent), (50,), dtype=torch.float64)
+    schedule, decoder = Schedule.of(_no_params, _bent), decoders.gaussian()
+    model = vdm(sources.gaussian(STD), schedule, (50,), decoder=decoder, dtype=torch.float64)
     params: dict = {"network": {}, "schedule": {}}
     ends = _bent({}, torch.tensor([0.0, 1.0], dtype=torch.float64))
     scales = torch.sqrt((process.alpha(ends) * STD) ** 2 + process.sigma(ends) ** 2)

@@ -8,7 +8,7 @@
 One key serves a whole training: each step draws from ``fold_in`` of it and the step's number. The order of the data is a
 function of a key and the step, too (:func:`purevdm.training.data.rows`). So a saved state is all that a run needs to go on
 as if it had never stopped. N processes compute what one computes with the whole batch, to rounding, and pieces of a batch
-(``accumulate``) do the same.
+(``accumulate``) do the same. ``gradients(model, frozen=["network.down"])`` freezes by path.
 
 :mod:`purevdm.training.data` (which needs NumPy) and :mod:`purevdm.training.checkpoint` (which needs safetensors) are
 imported by name: the extra ``train`` brings both.

@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -89,9 +87,8 @@ def save(
     leaves = _files.plain(_flat(state))
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"
-    draft = folder / f".{final.name}.{uuid.uuid4().hex}"
-    draft.mkdir()
-    try:
+    _files.sweep(folder, _NUMBER)
+    with _files.drafted(final) as draft:
         _files.save(draft / TENSORS, leaves)
         described["sha256"] = _digest(draft / TENSORS)
         described["notes_sha256"] = _notes_digest(described)
@@ -100,8 +97,6 @@ def save(
         for path in (draft / NOTES, draft):
             _files.sync(path)
         _replace(draft, final)
-    finally:
-        _remove(draft)
     _prune(folder, keep, final)
     return final
 
@@ -129,15 +124,7 @@ def _replace(draft: Path, final: Path) -> None:
             final.rename(final.with_name(f".{final.name}.{uuid.uuid4().hex}{ASIDE}"))
     _files.sync(final.parent)
     for aside in final.parent.glob(f".{final.name}.*{ASIDE}"):
-        _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder, or a link to one but not what it links to."""
-    if path.is_symlink() or path.is_file():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+        _files.remove(aside)
 
 
 def _digest(path: Path) -> str:
@@ -155,12 +142,17 @@ def _all(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by their steps, oldest first."""
     found: dict[int, Path] = {}
     for path in folder.glob("*"):
-        # Names as `save` writes them; isdigit() is true of other alphabets' digits too.
-        match = re.fullmatch(rf"({_NUMBER})|\.({_NUMBER})\.[0-9a-f]+{re.escape(ASIDE)}", path.name)
-        if match and path.is_dir():
-            step = int(match[1] or match[2])
-            found[step] = path if match[1] else found.get(step, path)
+        step = _step(path)
+        if step is not None and path.is_dir():
+            found[step] = found.get(step, path) if path.name.startswith(".") else path
     return dict(sorted(found.items()))
+
+
+def _step(path: Path) -> int | None:
+    """The step that a folder's name says, where it is one that `save` gives."""
+    # isdigit() is true of other alphabets' digits, too.
+    match = re.fullmatch(rf"({_NUMBER})|\.({_NUMBER})\.[0-9a-f]+{re.escape(ASIDE)}", path.name)
+    return int(match[1] or match[2]) if match else None
 
 
 def _prune(folder: Path, keep: int, new: Path) -> None:
@@ -178,19 +170,10 @@ def _prune(folder: Path, keep: int, new: Path) -> None:
             gone = folder / f".{step:08d}.{uuid.uuid4().hex}"
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 path.rename(gone)
-            _remove(gone)
+            _files.remove(gone)
     for path in folder.glob(".*"):
-        if re.fullmatch(rf"\.({_NUMBER})\.[0-9a-z.]+", path.name) and path not in found.values() and _stale(path):
-            _remove(path)
-
-
-def _stale(path: Path) -> bool:
-    """Whether nothing happened to a leftover for an hour. One that is younger may be another process's draft."""
-    try:
-        times = [max(s.st_mtime, s.st_ctime) for s in (p.lstat() for p in (path, *path.glob("*")))]
-        return max(times) < time.time() - 3600
-    except FileNotFoundError:
-        return False
+        if re.fullmatch(rf"\.({_NUMBER})\.[0-9a-z.]+", path.name) and path not in found.values() and _files.stale(path, 1):
+            _files.remove(path)
 
 
 def latest(folder: str | os.PathLike) -> Path | None:
@@ -229,11 +212,12 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
     """What ``state.json`` says.
 
     Raises:
-        CheckpointError: it is missing or damaged, or of a later format.
+        CheckpointError: it is missing or damaged, of a later format, or of another step than the folder's name says.
     """
-    file = _checks.path("path", path) / NOTES
+    path = _checks.path("path", path)
+    file = path / NOTES
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(_files.regular(file).read_text())
         if found["format"] in (1, FORMAT):
             _checks.integer("step", found["step"], 0)
             _metric(found["metric"])
@@ -241,7 +225,14 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
                 raise TypeError(f"sha256: expected text, got {_checks.describe(found['sha256'])}")
             if found.get("notes_sha256") != (None if found["format"] == 1 else _notes_digest(found)):
                 raise ValueError("its SHA-256 is not the one in it")
+            named = _step(path)
+            if named not in (None, found["step"]):
+                raise CheckpointError(
+                    f"{path}: expected the checkpoint of step {named}, got that of {found['step']}, renamed"
+                )
             return found
+    except CheckpointError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{file}: expected a checkpoint's notes, found no file") from None
     except (ValueError, KeyError, TypeError, RecursionError, MemoryError, IsADirectoryError) as error:
@@ -249,14 +240,19 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
     raise CheckpointError(f"{file}: expected format {FORMAT} or 1, got {found['format']}")
 
 
-def _tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
-    wanted = notes(path)["sha256"]
+def _tensors(path: Path, like: dict[str, Tensor], only: str = "") -> dict[str, Tensor]:
+    """The tensors of a checkpoint that are like these, on their device, or on the CPU where that is meta; those whose names
+    do not start with ``only`` may be there besides."""
+    sha256 = notes(path)["sha256"]
     file = path / TENSORS
     if not file.is_file():
-        raise CheckpointError(f"{file}: expected a checkpoint's tensors, found {'a folder' if file.exists() else 'no file'}")
-    if _digest(file) != wanted:
+        found = "a folder" if file.is_dir() else "no regular file" if file.exists() else "no file"
+        raise CheckpointError(f"{file}: expected a checkpoint's tensors, found {found}")
+    if _digest(file) != sha256:
         raise CheckpointError(f"{file}: damaged (its SHA-256 is not the one in {NOTES})")
+    device = next((leaf.device for leaf in like.values() if not leaf.is_meta), torch.device("cpu"))
     try:
+        _match(file, {name: leaf for name, leaf in _files.load(file, "meta")[0].items() if name.startswith(only)}, like)
         return _files.load(file, device)[0]
     except ValueError as error:
         raise CheckpointError(str(error)) from None
@@ -270,8 +266,7 @@ def load(path: str | os.PathLike, like: TrainState) -> TrainState:
     """
     path = _checks.path("path", path)
     wanted = _flat(_checks.instance("like", like, TrainState, "a TrainState"))
-    found = _tensors(path, next(iter(wanted.values())).device)
-    _match(path / TENSORS, found, wanted)
+    found = _tensors(path, wanted)
 
     def part(name: str, tree: Any) -> Any:
         return _tree(found, name, tree)
@@ -283,6 +278,8 @@ def load(path: str | os.PathLike, like: TrainState) -> TrainState:
 def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
     """The parameters of a checkpoint alone, by default their moving average, as a tree like ``like``.
 
+    They are on its device, or on the CPU where that is meta.
+
     Raises:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.
     """
@@ -290,10 +287,7 @@ def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
     path = _checks.path("path", path)
     _checks.structure(like, "like")
     wanted = _named({name: like})
-    device = next(iter(wanted.values())).device if wanted else torch.device("cpu")
-    found = {k: v for k, v in _tensors(path, device).items() if k.split(".")[0] == name}
-    _match(path / TENSORS, found, wanted)
-    return _tree(found, name, like)
+    return _tree(_tensors(path, wanted, f"{name}."), name, like)
 
 
 def _tree(found: dict[str, Tensor], name: str, like: Any) -> Any:

@@ -1,7 +1,7 @@
 """Data for training: integers or real numbers, in an order that is a pure function of a key and the step.
 
 A :class:`Dataset` gives any rows by index, from memory, a memory map, or files read when they are asked for;
-``examples/readers.py`` makes them of published and of your own data. Needs NumPy (extra ``train``).
+``examples/readers`` makes them of published and of your own data. Needs NumPy (extra ``train``).
 """
 
 import functools
@@ -26,7 +26,7 @@ class Dataset(NamedTuple):
         size: how many.
         event_shape: the shape of one, channels first.
         vocab_size: their values are integers in [0, vocab_size), or real numbers where it is None.
-        take: ``take(indices) -> x``: an int64 array of indices to (n, *event_shape), uint8, or for real numbers
+        take: ``take(indices) -> x``: an int64 array of indices to (n, *event_shape), uint8 or int64, or for real numbers
             float32 or float64.
         labels: the class of each, int64 (size,), or None.
         classes: how many classes, 0 without labels.
@@ -71,7 +71,8 @@ def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu"
     """Rows of a data set as tensors: x, (n, *event_shape) in the data's dtype, and the labels, int64 (n,), or None.
 
     Raises:
-        TypeError, ValueError: no data set, indices that are not an array of integers in [0, size), or no such device.
+        TypeError, ValueError: no data set, indices that are not an array of integers in [0, size), no such device, or data
+            or labels that are masked or of another form than the data set says.
     """
     _checks.instance("data", data, Dataset, "a purevdm.training.data.Dataset")
     device = _checks.device("device", device)
@@ -79,9 +80,20 @@ def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu"
         raise TypeError(f"indices: expected an array of integers, (n,), got {_checks.describe(indices)}")
     if indices.size and not (indices.min() >= 0 and indices.max() < data.size):
         raise ValueError(f"indices: expected them in [0, {data.size - 1}], got {indices.min()} to {indices.max()}")
-    x = torch.from_numpy(np.ascontiguousarray(data.take(indices))).to(device)
-    labels = None if data.labels is None else torch.from_numpy(data.labels[indices]).to(device)
-    return x, labels
+    x = _tensor("data.take", data.take(indices), (len(indices), *data.event_shape))
+    labels = None if data.labels is None else _tensor("data.labels", data.labels[indices], indices.shape)
+    if labels is not None and labels.dtype == torch.uint64:
+        raise TypeError("data.labels: expected int64, got uint64")
+    return x.to(device), None if labels is None else labels.to(device)
+
+
+def _tensor(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """An array as a tensor, if it is of this shape and nothing in it is masked."""
+    if np.ma.is_masked(x):
+        raise TypeError(f"{name}: expected a plain array, got a masked one; fill it, or leave out what is masked")
+    if np.shape(x) != shape:
+        raise ValueError(f"{name}: expected the shape {shape}, channels first, got {np.shape(x)}")
+    return torch.from_numpy(np.ascontiguousarray(x, x.dtype.newbyteorder("=")))
 
 
 def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +138,8 @@ def split(data: Dataset, key: Key, held_out: int) -> tuple[Dataset, Dataset]:
         ValueError: as many held out as there are, or more.
     """
     _checks.instance("data", data, Dataset, "a purevdm.training.data.Dataset")
-    held_out = _checks.integer("held_out", held_out, 1, data.size - 1)
+    if _checks.integer("held_out", held_out, 1) >= data.size:
+        raise ValueError(f"held_out: expected fewer than the {data.size} examples of {data.name}, got {held_out}")
     order = random.permutation(_checks.key("key", key), data.size).numpy()
 
     def part(name: str, chosen: np.ndarray) -> Dataset:
@@ -134,4 +147,4 @@ def split(data: Dataset, key: Key, held_out: int) -> tuple[Dataset, Dataset]:
         take = data.take
         return data._replace(name=name, size=len(chosen), take=lambda i: take(chosen[i]), labels=labels)
 
-    return part(f"{data.name}, train", order[held_out:]), part(f"{data.name}, test", order[:held_out])
+    return part(f"{data.name} train", order[held_out:]), part(f"{data.name} test", order[:held_out])

@@ -134,16 +134,18 @@ def _tree(spec: Any, leaves: Any) -> Params:
 
 
 def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
-    """One step of AdamW; ``step`` counts from 0."""
+    """One step of AdamW; ``step`` counts from 0. A leaf without a gradient (None) stays, and so do its moments."""
     lr = learning_rate(settings, step)
     _, spec = _flat(params)
     decays: Any = optree.tree_leaves(decayed(params))  # type: ignore[arg-type]
     # torch's kernels change what they are given: they get copies.
-    new, mu, nu = ([leaf.clone() for leaf in _flat(tree)[0]] for tree in (params, moments.mu, moments.nu))
-    grad = _flat(grads)[0]
+    new, mu, nu = ([leaf.detach().clone() for leaf in _flat(tree)[0]] for tree in (params, moments.mu, moments.nu))
+    grad: Any = optree.tree_leaves(grads, none_is_leaf=True)  # type: ignore[arg-type]
     paths = optree.tree_paths(params)  # type: ignore[arg-type]
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i, path in enumerate(paths):
+        if grad[i] is None:
+            continue
         kinds.setdefault((bool(decays[i]), path[0] == "schedule"), []).append(i)
     for (decay, of_schedule), rows in kinds.items():
         _adamw(
@@ -152,7 +154,7 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
             [mu[i] for i in rows],
             [nu[i] for i in rows],
             [],
-            [torch.tensor(float(step), device="cpu") for _ in rows],
+            [torch.tensor(float(step), dtype=torch.float32, device="cpu") for _ in rows],
             foreach=True,
             amsgrad=False,
             beta1=settings.b1,
@@ -168,5 +170,5 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
 def update_average(settings: AdamW, step: int, average: Params, params: Params) -> Params:
     """The exponential moving average of the parameters after a step: average + (1 - rate) (params - average)."""
     rate = min(settings.ema_rate, (1 + step) / (10 + step)) if settings.ema_warmup else settings.ema_rate
-    leaves, spec = _flat(average)
-    return _tree(spec, torch._foreach_lerp(leaves, _flat(params)[0], 1.0 - rate))
+    leaves, spec = _flat(optree.tree_map(torch.detach, average))  # type: ignore[arg-type]
+    return _tree(spec, torch._foreach_lerp(leaves, _flat(optree.tree_map(torch.detach, params))[0], 1.0 - rate))  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def leave() -> None:
 
 
 def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
-    """The mean of each tensor over the processes. Every process gives tensors of the same shapes.
+    """The mean of each tensor over the processes, with its strides. Every process gives tensors of the same shapes.
 
     They travel in flat buckets of about ``bucket`` numbers of one dtype: few large messages, not many small ones.
     """
@@ -79,7 +79,7 @@ def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
         for i, piece in zip(waiting, flat.split([tensors[i].numel() for i in waiting]), strict=True):
-            result[i] = piece.reshape(tensors[i].shape)
+            result[i] = torch.empty_like(tensors[i]).copy_(piece.view(tensors[i].shape))
         waiting.clear()
 
     for i, tensor in enumerate(tensors):

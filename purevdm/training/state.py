@@ -1,14 +1,17 @@
 """The training state, and the pure step from one to the next."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
+from torch._functorch import config
 
-from purevdm import _checks, random
-from purevdm._compile import OLD
+from purevdm import _checks, denoiser, random
+from purevdm._compile import OLD, exact
 from purevdm.bfn import BFN
 from purevdm.elbo import Seeds
 from purevdm.networks import _regions
@@ -48,11 +51,13 @@ def init(model: VDM | BFN, key: Key) -> TrainState:
     """
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
     params = model.init(key)
-    return TrainState(0, params, optree.tree_map(torch.clone, params), optimizer.init(params))  # type: ignore[arg-type]
+    copies = optree.tree_map(lambda leaf: leaf.detach().clone(), params)  # type: ignore[arg-type]
+    return TrainState(0, params, copies, optimizer.init(params))  # type: ignore[arg-type]
 
 
 GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Any]]]]
-"""``(params, x, key, cond) -> (grads, (loss, stats))``, the key a key or the batch's Seeds."""
+"""``(params, x, key, cond) -> (grads, (loss, stats))``, the key a key or the batch's Seeds; frozen leaves have the gradient
+None."""
 
 
 def gradients(
@@ -62,6 +67,7 @@ def gradients(
     compile: bool = False,
     remat: bool = False,
     accumulate: int = 1,
+    frozen: Sequence[str] = (),
     **options: Any,
 ) -> GradFn:
     """The function that gives a step its gradients: the bound's, or with the schedule's interior following the variance.
@@ -75,12 +81,16 @@ def gradients(
             and, compiled, networks made with ``remat=True``.
         accumulate: into how many pieces to cut each batch, one after the other; the result is that of the whole, with less
             memory. One graph serves all pieces.
+        frozen: paths of leaves or branches of the parameters, as ``"network.down"`` or ``"network.params.encoder"``, whose
+            gradients are None: a step leaves them as they are. So are those of ``model.network.frozen``, the parameters of a
+            module that do not require gradients.
         options: for ``torch.compile``.
 
     Raises:
         RuntimeError: remat and compile with a PyTorch older than 2.13, whose compiler fails on it.
         ValueError: remat with variance; variance for a BFN, which learns no schedule; a schedule of
-            :mod:`purevdm.importance` in T steps; from the function, a batch that does not divide into the pieces.
+            :mod:`purevdm.importance` in T steps; from the function, a batch that does not divide into the pieces, and frozen
+            paths that the parameters do not have.
     """
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
     for name, value in (("variance", variance), ("compile", compile), ("remat", remat)):
@@ -94,11 +104,20 @@ def gradients(
     if remat and compile and OLD:  # inductor forgets a buffer in the backward pass
         raise RuntimeError(f"remat: expected PyTorch 2.13 or newer, got {torch.__version__}")
     accumulate = _checks.integer("accumulate", accumulate, 1)
+    if isinstance(frozen, str) or not all(isinstance(path, str) for path in frozen):
+        raise TypeError(f"frozen: expected a sequence of paths such as 'network.down', got {_checks.describe(frozen)}")
+    frozen = (*frozen, *(f"network.{path}" for path in model.network.frozen))
 
     def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         if variance and isinstance(model, VDM):
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
-        return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
+        if not torch.is_autocast_enabled(x.device.type):
+            return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
+        # Autocast is for what a network computes, and not for backward passes, the schedule's among them.
+        found: Any = torch.func.vjp(lambda params: model.loss_and_stats(params, x, key, cond), params, has_aux=True)
+        loss, pull, stats = found
+        with exact(loss.device):
+            return pull(torch.ones_like(loss))[0], (loss, stats)
 
     # A backend "eager" does not differentiate regions.
     regions = compile and not variance and options.get("backend") != "eager" and _regions.known(model.network)
@@ -110,14 +129,21 @@ def gradients(
         whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss)
     elif compile:
         whole = torch.compile(whole, fullgraph=True, **options)
+    if frozen:
+        whole = _without(frozen, whole)
     if accumulate == 1:
         return whole
 
     def in_pieces(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
-        n = x.shape[0]
+        n = len(_checks.tensor("x", x)) if x.ndim else 0
+        if not n:
+            return whole(params, x, key, cond)  # which says what is wrong with it
         if n % accumulate:
             raise ValueError(f"accumulate: expected a divisor of the batch of {n}, got {accumulate}")
+        denoiser.batch_axes(cond, n)
         seeds = key if isinstance(key, Seeds) else model.seeds(key, n)
+        _checks.shaped("key.t", seeds.t, (n,))
+        _checks.shaped("key.key", seeds.key, (n, 2))
         total: Any = []
         spec: Any = None
         for start in range(0, n, n // accumulate):
@@ -131,16 +157,44 @@ def gradients(
     return in_pieces
 
 
+def _without(frozen: Sequence[str], grad_fn: GradFn) -> GradFn:
+    """Gradients with None for the leaves at these paths and below them."""
+
+    def some(params: Params, *args: Any) -> Any:
+        names = [_checks.dotted(*path) for path in optree.tree_paths(params)]  # type: ignore[arg-type]
+        stays = [[f"{name}.".startswith(f"{path}.") for name in names] for path in frozen]
+        for path, of_path in zip(frozen, stays, strict=True):
+            if not any(of_path):
+                raise ValueError(f"frozen: expected paths of parameters, such as {names[0]!r}, got {path!r}")
+        grads, rest = grad_fn(params, *args)
+        leaves: Any
+        leaves, spec = optree.tree_flatten(grads)  # type: ignore[arg-type]
+        kept = [None if any(of_leaf) else leaf for leaf, *of_leaf in zip(leaves, *stays, strict=True)]
+        return optree.tree_unflatten(spec, kept), rest
+
+    return some
+
+
+def _backward_exact(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which a compiler makes backward passes without the user's autocast."""
+    if not torch.is_autocast_enabled(device.type) or not hasattr(config, "backward_pass_autocast"):
+        return nullcontext()
+    return config.patch(backward_pass_autocast="off")  # type: ignore[no-any-return]
+
+
 def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) -> GradFn:
     """The gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
     def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         leaves: Any
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
-        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        # A copy of what was made in inference mode, as it takes no gradient.
+        leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
-        loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
-        loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
+        with _backward_exact(x.device):
+            loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
+        with exact(loss.device):
+            loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         return optree.tree_unflatten(spec, grads), (loss.detach(), optree.tree_map(torch.detach, stats))  # type: ignore[arg-type]
 
@@ -163,7 +217,8 @@ def train_step(
     Args:
         settings: of the optimiser.
         grad_fn: of :func:`gradients`.
-        state: the state.
+        state: the state. Where some of its parameters require gradients, those that do not are frozen, as those are of
+            which ``grad_fn`` gives the gradient None; both stay as they are.
         x: the batch, or the process's rows of it, data (B, *event_shape).
         key: the key of the training: the step draws from ``fold_in(key, state.step)``, so that one key serves the whole
             training, and a state says all that is needed to go on. For rows of a larger batch, their Seeds:
@@ -178,8 +233,8 @@ def train_step(
         histogram of a warped schedule is the one that ``grad_fn`` returns.
 
     Raises:
-        TypeError, ValueError: settings out of their range.
-        NonFiniteLossError: a loss or a gradient that is NaN or infinite.
+        TypeError, ValueError: settings out of their range; moments or averages that are not finite, the leaf is named.
+        NonFiniteLossError: a loss, a gradient, or what the step would leave that is NaN or infinite.
     """
     for name, value, kind in (("settings", settings, AdamW), ("state", state, TrainState)):
         if not isinstance(value, kind):
@@ -197,6 +252,8 @@ def train_step(
     _checks.tensor("x", x)
     _checks.leaves(cond)  # none too deep
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
+    given = state.params
+    state = state._replace(params=optree.tree_map(torch.detach, given))  # type: ignore[arg-type]
     out = grad_fn(state.params, x, key, cond)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], tuple)):
         raise TypeError("grad_fn: expected one that returns (grads, (loss, stats)), as training.gradients(model) does")
@@ -204,15 +261,14 @@ def train_step(
         leaves: Any
         leaves, spec = optree.tree_flatten(out)  # type: ignore[arg-type]
         out = optree.tree_unflatten(spec, average(list(leaves)))  # type: ignore[assignment]
-    grads, (loss, stats) = out
+    grads: Any
+    stats: Any
+    grads, (loss, stats) = optree.tree_map(torch.detach, out)  # type: ignore[arg-type, misc]
+    if any(leaf.requires_grad for leaf in _checks.leaves(given).values()):
+        grads = optree.tree_map(lambda leaf, grad: grad if leaf.requires_grad else None, given, grads)  # type: ignore[arg-type]
     kept = stats.get("schedule", {})  # what a warped schedule keeps of the losses
     stats = {name: value for name, value in stats.items() if name != "schedule"}
     values = {"loss": loss, **stats, "grad_norm": optimizer.global_norm(grads)}
-    metrics = dict(zip(values, torch.stack([v.detach().double() for v in values.values()]).tolist(), strict=True))
-    bad = [name for name, value in metrics.items() if value != value or abs(value) == float("inf")]
-    if bad:
-        parts_text = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-        raise NonFiniteLossError(f"step {state.step}: {', '.join(bad)} not finite ({parts_text})")
     if settings.clip_norm is not None:
         grads = {name: optimizer.clip(part, settings.clip_norm) for name, part in grads.items()}
     params = state.params if update is None else _updated(update, state.params, x, key, cond, average)
@@ -220,8 +276,35 @@ def train_step(
     if kept:
         params = params | {"schedule": params["schedule"] | kept}
     ema = optimizer.update_average(settings, state.step, state.ema_params, params)
+    # All is read in one transfer.
+    values |= {name: _largest(tree) for name, tree in (("params", params), ("nu", moments.nu), ("ema_params", ema))}
+    found = dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
+    metrics = {name: found[name] for name in ("loss", *stats, "grad_norm")}
+    bad = [name for name, value in found.items() if not math.isfinite(value)]
+    if bad:
+        if metrics.keys().isdisjoint(bad):
+            _finite_state(held)
+        parts_text = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+        raise NonFiniteLossError(f"step {state.step}: {', '.join(bad)} not finite ({parts_text})")
     metrics["lr"] = optimizer.learning_rate(settings, state.step)
+    params = optree.tree_map(lambda leaf, old: leaf.requires_grad_() if old.requires_grad else leaf, params, given)  # type: ignore[arg-type, assignment]
     return TrainState(state.step + 1, params, ema, moments), metrics
+
+
+def _largest(tree: Params) -> Tensor:
+    """The largest magnitude in a tree, NaN where it holds one; shape (), 0 for an empty tree."""
+    leaves: Any = optree.tree_leaves(tree)  # type: ignore[arg-type]
+    leaves = [leaf for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
+    return torch.stack([n.double() for n in torch._foreach_norm(leaves, math.inf)]).max() if leaves else torch.zeros(())
+
+
+def _finite_state(held: dict[str, Params]) -> None:
+    """Names the leaf of moments or averages that is not finite, or of squares that are negative."""
+    for name, tree in held.items():
+        wanted = "finite numbers of at least 0" if name == "moments.nu" else "finite numbers"
+        for path, leaf in _checks.leaves(tree, name).items():
+            if not leaf.isfinite().all() or (name == "moments.nu" and (leaf < 0).any()):
+                raise _checks.outside(wanted, _checks.dotted("state", name, *path), leaf)
 
 
 def _updated(

@@ -334,3 +334,13 @@ def loss(x, params=None, key=None):
 def sample(n=2, **options):
     model = discrete()
     return model.sample(started(model), random.key(0), n, **(dict(steps=2) | options))
+
+
+def test_ends_beyond_the_dtype_are_refused():
+    network = networks.mlp(8, fourier=())
+    for sigma_1, dtype in ((1e-10, torch.float32), (1e-100, torch.float64)):
+        with pytest.raises(ValueError, match="sigma_1: expected a signal-to-noise ratio of at most"):
+            bfn.continuous(network, event_shape=(2,), sigma_1=sigma_1, dtype=dtype)
+    with pytest.raises(ValueError, match="beta_1: expected a signal-to-noise ratio of at most"):
+        bfn.discrete(network, event_shape=(2,), classes=2, beta_1=1e25)
+    bfn.continuous(network, event_shape=(2,), sigma_1=1e-9)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from tiny_codec import images, model_and_params
 
 import purevdm
-from purevdm import codec, decoders, networks, random, schedules
+from purevdm import codec, decoders, importance, networks, nn, random, schedules
 from purevdm.codec import _chain, coding
 from purevdm.elbo import Seeds
 from purevdm.testing import sources
@@ -69,11 +69,12 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("portable", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_any_network(name):
+def test_any_network(name, portable):
     network, shape = NETWORKS[name]
     model, params = model_and_params(network, event_shape=shape)
-    there_and_back(model, params, images(model, 4), timesteps=2)
+    there_and_back(model, params, images(model, 4), timesteps=2, portable=portable, lanes=3)
 
 
 def own_line(params, t):
@@ -92,18 +93,32 @@ def empty(key):
     return {}
 
 
+def layer(key):
+    return nn.dense_init(key, 6, 1)
+
+
+def layered_told_line(params, t, context):
+    return -6.0 + torch.sigmoid(nn.dense(params, context))[0] + 10.0 * t
+
+
 SCHEDULES = {
-    "linear": schedules.fixed_linear(-13.3, 5.0),
+    "fixed": schedules.fixed_linear(-13.3, 5.0),
+    "learned": schedules.learned_linear(-7.0, 4.0),
     "monotone": schedules.monotone_mlp(-7.0, 4.0, hidden=8),
+    "pinned": schedules.monotone_mlp(-7.0, 4.0, hidden=8, pin_endpoints=True),
     "constrained": schedules.constrained_monotone(-7.0, 4.0, hidden=(8,)),
+    "warped": importance.warped(schedules.monotone_mlp(-7.0, 4.0, hidden=8)),
     "multivariate": schedules.Schedule.of(empty, own_line),
+    "contextual": schedules.Schedule.of(layer, layered_told_line, endpoints=(-6.0, 5.0), contextual=True),
 }
 
 
+@pytest.mark.parametrize("portable", [True, False])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_any_schedule(name):
+def test_any_schedule(name, portable):
     model, params = model_and_params(schedule=SCHEDULES[name])
-    there_and_back(model, params, images(model, 7), timesteps=6)
+    cond = random.normal(random.key(2), (7, 6)) if name == "contextual" else None
+    there_and_back(model, params, images(model, 7), cond, timesteps=6, portable=portable, lanes=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16])

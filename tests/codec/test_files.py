@@ -188,6 +188,30 @@ def test_damage_between_blocks_costs_no_other_block(held, written, tmp_path, par
     assert not codec.info(tmp_path / "damaged").complete
 
 
+def test_blocks_behind_a_lost_one_find_their_condition(tmp_path):
+    model, params = model_and_params(networks.mlp(8, fourier=(), classes=9), event_shape=(4,))
+    labels = random.randint(random.key(4), (40,), 0, 9)
+    sizes, path = [5, 8, 3, 7], tmp_path / "x"
+    batches = [(images(model, n, n), part) for n, part in zip(sizes, labels.split([*sizes, 17])[:4], strict=True)]
+    found, lost = codec.write(path, model, params, batches, timesteps=1), []
+    everything = torch.cat(list(codec.read(path, model, params, cond=labels)))
+    assert torch.equal(everything, torch.cat([x for x, _ in batches]))
+    data = bytearray(path.read_bytes())
+    data[found.blocks[1].offset + 5] ^= 1
+    path.write_bytes(data)
+    got = list(codec.read(path, model, params, cond=labels, skip=lambda number, error: lost.append(number)))
+    assert torch.equal(torch.cat(got), torch.cat([batches[i][0] for i in (0, 2, 3)]))
+    assert lost == [1, 4]
+    for other in (labels.flip(0), labels[:15]):
+        with pytest.raises(codec.CodecError, match="block 2: cond: expected"):
+            list(codec.read(path, model, params, cond=other, blocks=[2]))
+    for cond in (torch.tensor(1), {"a": labels, "b": labels[:3]}):
+        with pytest.raises(codec.CodecError, match="cond: expected one for each of"):
+            codec.read(path, model, params, cond=cond)
+    with pytest.raises(ValueError, match="cond: expected None where conds are given"):
+        codec.read(path, model, params, [labels], cond=labels)
+
+
 def test_a_truncated_file_gives_the_blocks_that_are_there(held, written, tmp_path):
     _, _, batches = held
     path, found = written
@@ -354,6 +378,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(held, tmp_path):
         process.wait()
         process.stdout.close()
         assert path.read_bytes() in wholes
+    codec.write(path, model, params, batches, timesteps=3, lanes=4)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_machine_of_a_file_is_json(held):
@@ -371,6 +397,14 @@ def test_bad_paths_and_arguments_are_named_at_once(held, tmp_path):
             codec.read(path, model, params)
     with pytest.raises(IsADirectoryError, match="path: expected a file"):
         codec.write(tmp_path, model, params, batches)
+    os.mkfifo(tmp_path / "pipe")
+    for use in (
+        lambda: codec.write(tmp_path / "pipe", model, params, batches),
+        lambda: list(codec.read(tmp_path / "pipe", model, params)),
+        lambda: codec.info(tmp_path / "pipe"),
+    ):
+        with pytest.raises(ValueError, match="pipe: expected a regular file"):
+            use()
     for options, error in (
         (dict(blocks=3), TypeError),
         (dict(blocks=[-1]), ValueError),

@@ -9,7 +9,8 @@ import torch
 from goldens import CASES, case
 from hypothesis import given, settings
 
-from purevdm import decoders, process, random, testing
+import purevdm
+from purevdm import bfn, decoders, networks, process, random, schedules, testing
 
 vocab = st.integers(2, 300)
 gammas = st.floats(-30, 30)
@@ -140,3 +141,34 @@ def test_standardised_values(seed):
 def test_bad_input_is_named(call, error, word):
     with pytest.raises(error, match=word):
         call()
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (lambda: decoders.discrete(256, loc=1e6), torch.float32),
+        (lambda: decoders.discrete(256, loc=[0.0, 1e5]), torch.float32),
+        (lambda: decoders.discrete(256, loc=1e15), torch.float64),
+        (lambda: decoders.discrete(256, scale=1e-50), torch.float32),
+        (lambda: decoders.discrete(256, scale=1e50), torch.float32),
+        (lambda: decoders.discrete(2**22, loc=2.0, scale=0.3), torch.float32),
+        (lambda: decoders.gaussian(loc=1e6), torch.float32),
+        (lambda: decoders.gaussian(loc=[0.0, 1e12], scale=[1.0, 1e3]), torch.float32),
+        (lambda: decoders.gaussian(loc=1e16), torch.float64),
+        (lambda: decoders.gaussian(scale=1e-50), torch.float32),
+        (lambda: decoders.gaussian(scale=1e40), torch.float32),
+    ],
+)
+def test_a_model_refuses_a_decoder_from_which_data_do_not_come_back(make, dtype):
+    network = networks.mlp(8, fourier=())
+    with pytest.raises(ValueError, match=f"decoder: expected a loc and scale from which data come back in {dtype}"):
+        purevdm.vdm(network, schedules.learned_linear(), (2,), decoder=make(), dtype=dtype)
+    with pytest.raises(ValueError, match="decoder: expected a loc and scale from which data come back"):
+        bfn.continuous(network, event_shape=(2,), sigma_1=0.1, decoder=make(), dtype=dtype)
+
+
+@pytest.mark.parametrize("decoder", [decoders.discrete(2**22), decoders.discrete(256, loc=100.0, scale=7e-3)])
+def test_decoders_from_which_every_value_comes_back_serve(decoder):
+    decoders.fits(decoder, (), torch.float32)
+    values = torch.arange(decoder.vocab_size)
+    assert torch.equal(decoder.mode({}, decoder.encode({}, values)), values)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import decoders, evaluation, likelihood, networks, ode, random, schedules
+from purevdm import decoders, evaluation, likelihood, networks, ode, process, random, schedules
 from purevdm.elbo import ELBO
 from purevdm.likelihood import Estimate
+from purevdm.networks import Network
 from purevdm.testing import sources
 
 PARAMS = {"network": {}, "schedule": {}}
@@ -95,7 +96,7 @@ def test_figures_of_known_weights():
     assert got.total == pytest.approx((bits.mean().item(), bits.std().item() / math.sqrt(3)))
     # weights 1, 3: a standard error of 1 at a mean of 2; 4, 8: of 2 at 6
     assert got.sampling == pytest.approx(math.hypot(1 / 2, 2 / 6) / 3 / (2 * math.log(2)))
-    assert got[2:] == (2, 30.0, 3, "bits/dim")
+    assert got[2:] == (2, 30.0, 3, "bits/dim", 0)
     alone = evaluation.measurement(model, likelihood.combine(weights[:1].log(), found.evaluations))
     assert math.isnan(alone.sampling)
     assert alone.samples == 1
@@ -176,3 +177,89 @@ def test_bad_input_is_named():
         evaluation.difference(model, one, other)
     with pytest.raises(TypeError, match="a: expected an ELBO or an Estimate, got a float32 tensor"):
         evaluation.difference(model, torch.zeros(2), one)
+
+
+def test_another_number_of_weights_is_refused_and_named():
+    """Two weights of one example, and one of four: as many numbers as three calls of the same kind."""
+    model, params, x = points()
+
+    def uneven(params, x, key, cond):
+        return likelihood.combine(torch.full((3 if len(x) == 2 else 1, len(x)), -1.0), torch.zeros(len(x)))
+
+    with pytest.raises(ValueError, match=r"batches\[1\]: expected as many numbers .* the first call, 4, got 2 in pass 0"):
+        evaluation.likelihoods(model, params, [x[:2], x[2:6]], random.key(0), estimate=uneven)
+
+
+def test_errors_say_in_which_batch_and_of_which_model():
+    model, params, x = points()
+    with pytest.raises(ValueError, match=r"batches\[1\]: x: expected integers in"):
+        evaluation.bounds(model, params, [x, x + 16], random.key(0))
+    broken = params | {"network": {}}
+    with pytest.raises(ValueError, match=r"batches\[0\]: b: params: expected a leaf"):
+        evaluation.compare((model, params), (model, broken), [x], random.key(0))
+
+
+def stiff(params, z, gamma, cond=None, key=None):
+    """A field that is not finite for the examples that are told so."""
+    return z + torch.where(cond > 0, torch.nan, 0.0)
+
+
+@pytest.mark.parametrize("integrator", [ode.dopri5, ode.dop853, partial(ode.rk4, 5), partial(ode.heun, 5)])
+def test_an_example_that_fails_is_marked_and_counted_and_the_others_are_as_without_it(integrator):
+    model = purevdm.vdm(Network.of(lambda key, shape: {}, stiff), schedules.fixed_linear(-4.0, 4.0), (2,), 16)
+    x, fails = random.randint(random.key(1), (4, 2), 0, 16), torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+    def told(cond, **options):
+        flow = partial(likelihood.log_prob, model, samples=2, integrator=integrator(**options))
+        return evaluation.likelihoods(model, PARAMS, [(x, cond)], random.key(2), estimate=flow, failures="nan")
+
+    found, want = told(fails, failures="nan"), told(0.0 * fails)
+    assert found.log_prob.isnan().tolist() == [False, True, False, False]
+    assert torch.equal(found.log_weights[:, fails == 0], want.log_weights[:, fails == 0])
+    measured = evaluation.measurement(model, found)
+    assert (measured.examples, measured.left_out, evaluation.measurement(model, want).left_out) == (3, 1, 0)
+    rest = Estimate(*(part[..., fails == 0] for part in want))
+    assert measured[:-1] == evaluation.measurement(model, rest)[:-1]
+    with pytest.raises(ValueError, match="a: expected the likelihood of every example, got NaN for example 1"):
+        evaluation.difference(model, found, want)
+    with pytest.raises(ValueError, match=r"batches\[0\]: field: "):
+        told(fails)
+    flow = partial(likelihood.log_prob, model, integrator=integrator(failures="nan"))
+    with pytest.raises(ValueError, match="estimate: expected weights, got nan for example 1"):
+        evaluation.likelihoods(model, PARAMS, [(x, fails)], random.key(2), estimate=flow)
+    with pytest.raises(ValueError, match="found: expected log p of at least one example, got NaN for all 4"):
+        evaluation.measurement(model, told(fails + 1.0, failures="nan"))
+
+
+def test_left_out_the_method_marks_failures_too():
+    model = purevdm.vdm(Network.of(lambda key, shape: {}, stiff), schedules.fixed_linear(-4.0, 4.0), (2,), 16)
+    batch = torch.zeros(2, 2, dtype=torch.int64), torch.tensor([0.0, 1.0])
+    found = evaluation.likelihoods(model, PARAMS, [batch], random.key(0), failures="nan")
+    assert found.log_prob.isnan().tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"batches\[0\]: field: example 1"):
+        evaluation.likelihoods(model, PARAMS, [batch], random.key(0))
+
+
+def test_one_key_for_all_classes_classifies_where_a_key_for_each_does_not():
+    """An ideal model of numbers around one of two means, told which: at one draw of times and noise."""
+
+    def apply(params, z, gamma, cond=None, key=None):
+        alpha, noise = process.alpha(gamma), process.sigma(gamma) ** 2
+        spread = 0.3**2
+        x = cond + spread * alpha * (z - alpha * cond) / (alpha**2 * spread + noise)
+        return process.eps_from_x(z, x, gamma)
+
+    model = purevdm.vdm(
+        Network.of(lambda key, shape: {}, apply), schedules.fixed_linear(-8.0, 8.0), (2,), decoder=decoders.gaussian()
+    )
+    truth = torch.arange(400) % 2
+    means = torch.tensor([-0.3, 0.3])
+    x = means[truth][:, None] + 0.3 * random.normal(random.key(0), (400, 2))
+
+    def right(keys):
+        of = [evaluation.bounds(model, PARAMS, [(x, m.expand(400))], k).total for m, k in zip(means, keys, strict=True)]
+        return (torch.stack(of).argmin(0) == truth).float().mean()
+
+    best = ((x.sum(1) > 0).long() == truth).float().mean()  # by the exact likelihood
+    assert right([random.key(1)] * 2) > best - 0.12
+    assert right(random.split(random.key(1))) < best - 0.25

@@ -1,6 +1,8 @@
 """The program that compresses: there and back, its table, damage, other formats."""
 
+import os
 import re
+from dataclasses import replace
 
 import compress
 import numpy as np
@@ -10,7 +12,7 @@ import readers
 from runs import Run
 from tiny_codec import quick
 
-from purevdm import random, vdm
+from purevdm import networks, random, vdm
 from purevdm.schedules import fixed_linear
 
 
@@ -64,6 +66,50 @@ def test_damage_is_named_and_the_rest_saved(run, monkeypatch, capsys, tmp_path):
     assert "8 examples intact" in capsys.readouterr().out
     program(monkeypatch, capsys, "decode", "run", file, out, "--salvage")
     assert np.array_equal(np.load(out), np.delete(run, slice(4, 8), 0))
+
+
+def test_intact_blocks_behind_a_lost_head_keep_their_classes(run, monkeypatch, capsys, tmp_path):
+    found = compress.load("run", "cpu")
+    config = replace(found.config, model=replace(found.config.model, labels=True))
+    model = vdm(networks.mlp(8, fourier=(), classes=10), fixed_linear(-8.0, 4.0), (1, 8, 8), 17)
+    labelled = found._replace(config=config, model=model, params=model.init(random.key(0)))
+    monkeypatch.setattr(compress, "load", lambda path, device, **changes: labelled)
+    file, out = tmp_path / "x.pvdm", tmp_path / "x.npy"
+    program(monkeypatch, capsys, "encode", "run", file, "--timesteps", 1, "--block", 5, "--no-peers", "--passes", 1)
+    data = bytearray(file.read_bytes())
+    data[compress.codec.info(file).blocks[0].offset + 5] ^= 1
+    file.write_bytes(data)
+    program(monkeypatch, capsys, "decode", "run", file, out, "--salvage")
+    assert np.array_equal(np.load(out), run[5:])
+
+
+def test_nothing_that_is_read_or_linked_to_is_written_over(run, monkeypatch, capsys, tmp_path):
+    file, mine, model = tmp_path / "x.pvdm", tmp_path / "mine.npy", tmp_path / "model" / "params.safetensors"
+    np.save(mine, run)
+    model.parent.mkdir()
+    model.write_bytes(b"parameters")
+    few = ("--timesteps", 1, "--no-peers", "--passes", 1)
+    program(monkeypatch, capsys, "encode", model.parent, file, *few)
+    (tmp_path / "link").symlink_to(file)
+    os.mkfifo(tmp_path / "pipe")
+    before = {path: path.read_bytes() for path in (file, mine, model)}
+    for command in (
+        ("decode", model.parent, file, file),
+        ("decode", model.parent, file, tmp_path / "link"),
+        ("decode", model.parent, file, model),
+        ("decode", model.parent, file, tmp_path / "x.npy", "--labels", tmp_path / "pipe"),
+        ("decode", model.parent, file, tmp_path / "pipe"),
+        ("decode", model.parent, tmp_path / "pipe", tmp_path / "x.npy"),
+        ("encode", model.parent, mine, "--data", mine, *few),
+        ("encode", model.parent, model, *few),
+        ("encode", model.parent, file, "--data", tmp_path / "pipe", *few),
+    ):
+        with pytest.raises(SystemExit, match=r"expected another path than what is read|a pipe, a socket or a device"):
+            program(monkeypatch, capsys, *command)
+    (tmp_path / "out.npy").symlink_to(mine)
+    program(monkeypatch, capsys, "decode", model.parent, file, tmp_path / "out.npy")
+    assert not (tmp_path / "out.npy").is_symlink()
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_arrays_of_ones_own(run, monkeypatch, capsys, tmp_path):

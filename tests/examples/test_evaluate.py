@@ -71,7 +71,7 @@ def test_methods_stand_beside_each_other(here, tmp_path):
     # evaluations: of three passes, sixteen of the four steps, and those of the trajectories
     assert [line.split()[-3] for line in lines[2:]] == ["3", "16", "32", "16", "32", "5", "10"]
     # what the library says of the same
-    data, key = evaluate.labelled(run.test, 6, 4, torch.device("cpu")), random.key(0)
+    data, key = evaluate.labelled(run.test, 6, 4, torch.device("cpu")), presets.stream("evaluate", 0, "cpu")
     call = partial(likelihood.log_prob, run.model, dequantisation="uniform", samples=2, integrator=ode.rk4(4), probes=1)
 
     def told(params, x, key, labels):
@@ -172,3 +172,13 @@ def test_several_processes_print_the_same_table(tmp_path):
         outputs.append([row.split()[:-2] for row in run.stdout.splitlines()])  # less the last two columns, of time
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) == 5
+
+
+def test_programs_share_no_key_with_training():
+    """Of one seed: the noise of a run's training and of programs that use the run."""
+    own = [*presets.keys(0).values(), random.key(0), *random.split(random.key(0), 64), *random.split(random.key(0), 5)]
+    other = [presets.stream(program, 0, "cpu") for program in ("evaluate", "sample")]
+    own = {tuple(random.fold_in(key, i).tolist()) for key in own for i in range(40)} | {tuple(key.tolist()) for key in own}
+    used = {tuple(random.fold_in(key, i).tolist()) for key in other for i in range(40)} | {tuple(k.tolist()) for k in other}
+    assert len(used) == 82
+    assert not own & used

@@ -38,8 +38,8 @@ def needs(loop):
     return pytest.mark.skipif(missing, reason=f"{loop} is not installed (extra loops)")
 
 
-def launched(loop, processes, out):
-    arguments = [str(SCRIPT), loop, "--steps", str(STEPS), "--batch", str(BATCH), "--out", str(out)]
+def launched(loop, processes, out, *more):
+    arguments = [str(SCRIPT), loop, "--steps", str(STEPS), "--batch", str(BATCH), "--out", str(out), *more]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     env = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, *launcher, *arguments], env=env, capture_output=True, text=True)
@@ -53,6 +53,19 @@ def launched(loop, processes, out):
 def test_two_processes_are_the_whole_batch(loop, tmp_path, by_hand):
     start, params = by_hand
     moved_alike(launched(loop, 2, tmp_path / "params.pt"), params, start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", [pytest.param(loop, marks=needs(loop)) for loop in ("accelerate", "lightning")])
+def test_two_processes_in_pieces_are_the_whole_batch(loop, tmp_path, by_hand):
+    start, params = by_hand
+    moved_alike(launched(loop, 2, tmp_path / "params.pt", "--accumulate", "5"), params, start)
+
+
+@pytest.mark.parametrize("loop", [pytest.param(loop, marks=needs(loop)) for loop in loops.LOOPS if loop != "accelerate"])
+def test_pieces_are_the_whole_batch(loop, tmp_path, by_hand):
+    start, params = by_hand
+    moved_alike(launched(loop, 1, tmp_path / "params.pt", "--accumulate", "5"), params, start)
 
 
 @pytest.mark.slow

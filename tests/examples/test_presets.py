@@ -8,6 +8,7 @@ import optree
 import presets
 import pytest
 import torch
+from PIL import Image
 from presets import PRESETS, Config, Data, build
 from readers import DataError
 
@@ -78,6 +79,31 @@ def test_what_networks_predict_and_times_by_importance(network, predicts):
     loss, stats = model.loss_and_stats(params, torch.zeros(2, 1, 4, 4, dtype=torch.int64), random.key(1))
     assert loss.isfinite()
     assert stats["schedule"]["warp"]["visits"].sum() > 0
+
+
+def test_settings_of_images_reach_their_readers(tmp_path):
+    hugging_face = pytest.importorskip("datasets")
+    picture = Image.new("RGBA", (2, 2), (9, 9, 9, 0))
+    (tmp_path / "folder").mkdir()
+    for i in range(2):
+        picture.save(tmp_path / "folder" / f"{i}.png")
+    features = hugging_face.Features({"img": hugging_face.Image(), "label": hugging_face.Value("int64")})
+    rows = {"img": [picture] * 2, "label": [0, 1]}
+    table = hugging_face.DatasetDict({"train": hugging_face.Dataset.from_dict(rows, features=features)})
+    table.save_to_disk(str(tmp_path / "huggingface"))
+    for source in ("folder", "huggingface"):
+        data = Data(source=source, path=str(tmp_path / source), held_out=1, channels=1, background=7, label="")
+        train, _ = presets.datasets(data, random.key(0))
+        assert (train.take(np.array([0])) == np.full((1, 1, 2, 2), 7)).all()
+        assert train.labels is None
+
+
+def test_configurations_of_before_have_the_usual_channels():
+    for source, channels, want in (("huggingface", 1, None), ("folder", 3, None), ("folder", 1, 1), ("digits", 3, None)):
+        told = presets.as_json(Config(data=Data(source=source, channels=channels)))
+        assert presets.from_json(told).data.channels == channels
+        del told["data"]["label"], told["data"]["background"]
+        assert presets.from_json(told).data.channels == want
 
 
 def test_configurations_of_before_predict_the_noise_at_uniform_times():

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -117,8 +118,15 @@ SIZES = [
     ("train", (*TRAIN, "--optimizer.steps", "0"), "steps"),
     ("train", (*TRAIN, "--optimizer.lr", "nan"), "lr"),
     ("train", (*TRAIN, "--data.held-out", "0"), "held_out"),
+    ("train", (*TRAIN, "--data.held-out", "1797"), "held_out"),
+    ("train", (*TRAIN, "--data.path", "x.npy"), "data.path"),
+    ("train", (*TRAIN, "--data.channels", "1"), "data.channels"),
+    ("train", (*TRAIN, "--data.source", "array"), "data.path"),
+    ("train", (*TRAIN, "--data.source", "array", "--data.path", "OUT", "--data.size", "8"), "data.size"),
     ("train", (*TRAIN, "--model.embed", "0"), "hidden"),
     ("train", (*TRAIN, "--device", "nonsense"), "device"),
+    ("train", (*TRAIN, "--device", "meta"), "device"),
+    ("train", (*TRAIN, "--extend"), "extend"),
     ("sample", ("RUN", "--n", "0"), "n"),
     ("sample", ("RUN", "--steps", "-3"), "steps"),
     ("sample", ("RUN", "--device", "meta"), "device"),
@@ -138,6 +146,7 @@ SIZES = [
     ("compress", ("decode", "RUN", "RUN/x.pvdm", "OUT/x.npy", "--lanes", "0"), "lanes"),
     ("digits", ("--lr", "nan"), "lr"),
     ("digits", ("--device", "nonsense"), "device"),
+    ("digits", ("--device", "meta"), "device"),
     ("bfn", ("--lr", "inf"), "lr"),
     ("density", ("--tolerance", "nan"), "tolerance"),
     ("swirl", ("--lr", "0"), "lr"),
@@ -194,6 +203,53 @@ def test_what_cannot_be_written_is_refused_at_the_start(refused, run, tmp_path, 
     assert (tmp_path / "a file").read_text() == "in the way"
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "file"),
+    [
+        ("sample", ("RUN",), "samples.npy"),
+        ("sample", ("RUN",), "samples.png"),
+        ("edit", ("RUN",), "edit.png"),
+        ("outliers", ("RUN",), "outliers.png"),
+        ("digits", (), "params.safetensors"),
+        ("bfn", (), "params.safetensors"),
+        ("runs", ("RUN",), "params.safetensors"),
+        ("runs", ("RUN",), "model.json"),
+    ],
+)
+def test_what_is_there_is_not_written_over(refused, run, tmp_path, name, arguments, file):
+    (tmp_path / file).write_bytes(b"of before")
+    out = (tmp_path,) if name == "runs" else ("--out", tmp_path)
+    told = refused(name, *(run if a == "RUN" else a for a in arguments), *out)
+    assert told == f"out: expected a folder without {file}, got {tmp_path}; give another, or --overwrite"
+    assert (tmp_path / file).read_bytes() == b"of before"
+
+
+def test_samples_go_into_their_run_s_folder(run, tmp_path, capsys, monkeypatch):
+    """However it is named; and over those of before where the user says so."""
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    for path, more in ((out, []), (out / "checkpoints" / "00000002", ["--overwrite"])):
+        monkeypatch.setattr("sys.argv", ["sample.py", str(path), "--n", "2", "--steps", "1", *more])
+        importlib.import_module("sample").main()
+        assert np.load(out / "samples" / "samples.npy").shape == (2, 1, 8, 8)
+    assert programs.beside(out / "params.safetensors", "samples") == out / "samples"
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["samples.npy", "samples.png"]
+
+
+def test_samples_of_many_values_are_not_cut(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "x.npy", np.arange(60, dtype=np.uint16).reshape(20, 3) * 1000)
+    out = tmp_path / "run"
+    data = presets.Data(source="array", path=str(tmp_path / "x.npy"), vocab_size=60_000, held_out=4)
+    config = replace(CONFIG, out=out, data=data)
+    state = training.init(presets.build(config, (3,), 60_000), random.key(0))
+    checkpoint.save(out / "checkpoints", state, metric=5.0, extra=presets.as_json(config))
+    monkeypatch.setattr("sys.argv", ["sample.py", str(out), "--n", "9", "--steps", "2"])
+    importlib.import_module("sample").main()
+    x = np.load(out / "samples" / "samples.npy")
+    assert x.dtype == np.uint16
+    assert x.max() > 256
+
+
 def test_a_damaged_log_is_named_before_a_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     good = b'{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n'
@@ -226,6 +282,26 @@ def test_a_damaged_archive_or_label_file_is_named(refused, run, tmp_path):
     assert "labels.npy: expected the classes of examples, integers, found float64" in told
     (tmp_path / "results.json").write_text("[")
     assert "results.json: expected what an earlier call wrote" in refused("results", "--plot", "--out", tmp_path)
+
+
+def test_pipes_are_no_files_of_a_run(tmp_path):
+    for name, call in (
+        ("model.json", programs.saved),
+        ("config.json", train.as_saved),
+        ("metrics.jsonl", lambda path: train.logged(path, 2)),
+        ("out.json", programs.file),
+    ):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises((DataError, SystemExit, ValueError), match=rf"{name}.*a pipe, a socket or a device"):
+            call(tmp_path / name)
+
+
+def test_a_link_is_replaced_and_its_target_left(tmp_path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to("target")
+    programs.write(tmp_path / "link", "new")
+    assert [(tmp_path / name).read_text() for name in ("target", "link")] == ["mine", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
 
 
 def full(*args, **options):

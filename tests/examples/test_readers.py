@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import readers
+import torch
 from PIL import Image
 from readers import DataError
 
@@ -213,11 +214,11 @@ def test_folders_of_images(tmp_path):
     assert (data.take(np.array([2, 0])) == x[[0, 1]].transpose(0, 3, 1, 2)).all()
     assert readers.image_folder(tmp_path, size=2, channels=1).take(np.array([1])).shape == (1, 1, 2, 2)
     Image.fromarray(x[0][:3]).save(tmp_path / "b" / "9.png")
-    with pytest.raises(DataError, match=r"9\.png: expected \(3, 6, 5\).*give size"):
-        readers.image_folder(tmp_path).take(np.array([4]))
+    with pytest.raises(DataError, match=r"9\.png: expected \(3, 6, 5\).*give size"):  # before any is taken
+        readers.image_folder(tmp_path)
     (tmp_path / "b" / "9.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"9\.png: damaged"):
-        readers.image_folder(tmp_path).take(np.array([4]))
+        readers.image_folder(tmp_path)
     with pytest.raises(DataError, match="expected a folder of images"):
         readers.image_folder(tmp_path / "none")
 
@@ -244,15 +245,107 @@ def test_images_of_more_than_eight_bits_are_refused(tmp_path, kind):
         readers.image_folder(tmp_path)
 
 
+def ppm(kind, largest):
+    """A PPM of 2x2 pixels."""
+    values = (np.arange(12) * largest // 11).astype(int)
+    plain = " ".join(map(str, values)).encode()
+    return b"P%d # a comment\n2 2\n%d\n" % (kind, largest) + (
+        plain if kind == 3 else values.astype("u1" if largest < 256 else ">u2").tobytes()
+    )
+
+
+def sgi(largest):
+    x = np.linspace(0, largest, 12)
+    head = struct.pack(">hBBHHHH", 474, 0, 1 if largest < 256 else 2, 3, 2, 2, 3) + bytes(500)
+    return head + x.astype("u1" if largest < 256 else ">u2").tobytes()
+
+
+def packed(kind, bits):
+    """Grey ramps by imagecodecs, in so many bits."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    x = (np.arange(3 * 64 * 64).reshape(64, 64, 3) * (2**bits - 1) // (3 * 64 * 64)).astype("u1" if bits == 8 else "u2")
+    if kind == "avif":
+        return imagecodecs.avif_encode(x, bitspersample=bits)
+    return imagecodecs.jpeg2k_encode(x, bitspersample=bits, codecformat=kind)
+
+
+DEPTHS = {
+    ("ppm", 6): lambda deep: ppm(6, 1023 if deep else 255),
+    ("ppm", 3): lambda deep: ppm(3, 65535 if deep else 200),
+    ("sgi", 2): lambda deep: sgi(65535 if deep else 255),
+    ("jp2", 16): lambda deep: packed("jp2", 16 if deep else 8),
+    ("jp2", 12): lambda deep: packed("jp2", 12 if deep else 8),
+    ("j2k", 10): lambda deep: packed("j2k", 10 if deep else 8),
+    ("avif", 10): lambda deep: packed("avif", 10 if deep else 8),
+    ("avif", 12): lambda deep: packed("avif", 12 if deep else 8),
+}
+
+
+@pytest.mark.parametrize("kind", DEPTHS)
+def test_formats_that_pillow_cuts_to_eight_bits(tmp_path, kind):
+    """Its modes do not tell; the files' own headers do."""
+    file = tmp_path / f"x.{kind[0]}"
+    file.write_bytes(DEPTHS[kind](False))
+    with Image.open(file) as image:
+        want = np.asarray(image).transpose(2, 0, 1)
+    assert (readers.image_folder(tmp_path).take(np.array([0]))[0] == want).all()
+    file.write_bytes(DEPTHS[kind](True))
+    with Image.open(file) as image:
+        assert image.mode == "RGB"
+    with pytest.raises(DataError, match=r"x\.\w+: expected 8 bits a channel, found more \(mode RGB"):
+        readers.image_folder(tmp_path)
+
+
+def test_pictures_of_a_format_without_a_known_depth_are_refused(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png", "DDS")
+    with pytest.raises(DataError, match=r"x\.png: expected a format whose depth is known, found DDS"):
+        readers.image_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "tags", "words"), [("RGBX", {}, "3 channels, found 4"), ("L", {339: 2}, "unsigned integers")]
+)
+def test_what_pillow_leaves_out_of_a_tiff_is_refused(tmp_path, mode, tags, words):
+    """A fourth channel that is no opacity; signs."""
+    Image.new(mode, (2, 2)).save(tmp_path / "x.tif", tiffinfo=tags)
+    with pytest.raises(DataError, match=rf"x\.tif: expected {words}"):
+        readers.image_folder(tmp_path, channels=3)
+
+
+def test_transparent_pixels_are_refused_kept_or_filled(tmp_path):
+    opaque, hidden = (np.full((2, 2, 4), value, np.uint8) for value in (255, 40))
+    hidden[0, 0, 3] = 0
+    Image.fromarray(opaque).save(tmp_path / "0.png")
+    assert (readers.image_folder(tmp_path).take(np.array([0])) == 255).all()
+    Image.fromarray(hidden).save(tmp_path / "1.png")
+    palette = Image.fromarray(np.zeros((2, 2), np.uint8)).convert("P")
+    palette.save(tmp_path / "2.png", transparency=0)
+    with pytest.raises(DataError, match=r"1\.png: expected an opaque picture.*give a background .* or 2 or 4 channels"):
+        readers.image_folder(tmp_path)
+    data = readers.image_folder(tmp_path, channels=4)
+    assert (data.take(np.array([1]))[0] == hidden.transpose(2, 0, 1)).all()
+    assert readers.image_folder(tmp_path, channels=2, size=1).event_shape == (2, 1, 1)
+    for channels in (1, 3):
+        x = readers.image_folder(tmp_path, channels=channels, background=200).take(np.array([0, 1, 2]))
+        assert (x[:, 0, 0, 0] == [255, 200, 200]).all()
+        assert x[1, 0, 1, 1] == round(200 + (40 - 200) * 40 / 255)
+    for options in (dict(background=256), dict(channels=5), dict(background=1.0)):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+            readers.image_folder(tmp_path, **options)
+
+
 def test_images_are_shown_as_their_orientation_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a camera turned by 90 degrees
     image = Image.fromarray(RNG.integers(0, 256, (2, 3, 3), np.uint8))
     image.save(tmp_path / "1.png", exif=exif)
     (tmp_path / "._1.png").write_bytes(b"what a Mac leaves")
+    Image.fromarray(np.rot90(np.asarray(image), -1).copy()).save(tmp_path / "2.png")
+    exif[0x0112] = 8
+    Image.fromarray(np.asarray(image)[::-1, ::-1].copy()).save(tmp_path / "3.tif", exif=exif)
     data = readers.image_folder(tmp_path)
-    assert data.size == 1
-    assert (data.take(np.array([0]))[0] == np.rot90(np.asarray(image), -1).transpose(2, 0, 1)).all()
+    assert data.size == 3
+    assert (data.take(np.arange(3)) == np.rot90(np.asarray(image), -1).transpose(2, 0, 1)).all()
 
 
 @pytest.mark.parametrize(
@@ -264,6 +357,9 @@ def test_images_are_shown_as_their_orientation_says(tmp_path):
         ((5, 8, 9), None, (1, 8, 9)),
         ((5, 7), None, (7,)),
         ((5, 2, 3, 4, 5), None, (2, 3, 4, 5)),
+        ((5, 6, 7, 8, 1), None, (1, 6, 7, 8)),
+        ((5, 6, 7, 8), "none", (1, 6, 7, 8)),
+        ((5, 3, 7, 8), "none", (1, 3, 7, 8)),
     ],
 )
 def test_arrays(tmp_path, shape, layout, event):
@@ -288,6 +384,30 @@ def test_arrays_of_real_numbers_keep_their_dtype(tmp_path, dtype):
     assert (found.numpy() == x[[3, 1]].transpose(0, 3, 1, 2)).all()
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8", ">u2", "<u4", "int64", ">i8", ">f4", ">f8"])
+def test_arrays_of_every_dtype_and_byte_order(tmp_path, dtype):
+    x = (np.arange(12).reshape(4, 3) % (2 if dtype == "bool" else 12)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x, labels=np.array([2, 0, 1, 1], ">u8"))
+    for name, labels in (("x.npy", None), ("x.npz", [0, 1])):
+        data = readers.array(tmp_path / name, vocab_size=256)
+        found, classes = batch(data, np.array([1, 3]))
+        assert found.tolist() == x[[1, 3]].tolist()
+        assert found.dtype == {"b": torch.uint8, "f": torch.from_numpy(x.astype(dtype.lstrip(">"))).dtype}.get(
+            x.dtype.kind, torch.int64
+        )
+        assert data.vocab_size == {"b": 2, "f": None}.get(x.dtype.kind, 256)
+        assert (classes if labels is None else classes.tolist()) == labels
+    if x.dtype.kind in "iu":
+        assert readers.array(tmp_path / "x.npy", vocab_size=12).vocab_size == 12
+
+
+def test_labels_that_are_all_minus_one_stand_for_none(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 2), np.uint8), labels=[-1, -1])
+    data = readers.array(tmp_path / "x.npz")
+    assert (data.labels, data.classes) == (None, 0)
+
+
 def test_bad_arrays_are_named(tmp_path):
     def saved(x, name="x.npy"):
         np.save(tmp_path / name, x)
@@ -296,10 +416,13 @@ def test_bad_arrays_are_named(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         readers.array(tmp_path / "none.npy")
     for x, word in [
-        (np.zeros((5, 3), np.float16), "expected uint8, float32 or float64"),
-        (np.zeros((5, 3), ">f8"), "expected uint8, float32 or float64"),
-        (np.zeros((5, 3), np.int64), "expected uint8, float32 or float64"),
-        (np.zeros((0, 3), np.uint8), "expected uint8"),
+        (np.zeros((5, 3), np.float16), "expected integers, float32 or float64"),
+        (np.zeros((5, 3), np.complex64), "expected integers, float32 or float64"),
+        (np.zeros((0, 3), np.uint8), "expected integers"),
+        (np.full((5, 3), 256, np.uint16), r"expected values in \[0, 255\], found 256; vocab_size says"),
+        (np.full((5, 3), -1, np.int64), r"expected values in \[0, 255\], found -1"),
+        (np.full((5, 3), 2**64 - 1, np.uint64), r"expected values in \[0, 255\], found 18446744073709551615"),
+        (np.zeros((5, 8, 8, 8), np.uint8), "give the layout .'none' for data without channels"),
         (np.array([[1.0, np.nan]]), "expected finite numbers, found NaN"),
         (np.array([[1.0, np.inf]], np.float32), "expected finite numbers, found an infinity"),
         (np.zeros((5, 3, 8, 3), np.uint8), "channels_first or channels_last"),
@@ -308,8 +431,12 @@ def test_bad_arrays_are_named(tmp_path):
             readers.array(saved(x))
     with pytest.raises(DataError, match=r"expected values in \[0, 15\], found 16"):
         readers.array(saved(np.full((5, 3), 16, np.uint8)), vocab_size=16)
-    with pytest.raises(DataError, match="expected uint8 for a vocab_size of 16, found float64"):
-        readers.array(saved(np.zeros((5, 3))), vocab_size=16)
+    for dtype in ("float64", "bool"):
+        with pytest.raises(DataError, match=f"expected integers for a vocab_size of 16, found {dtype}"):
+            readers.array(saved(np.zeros((5, 3), dtype)), vocab_size=16)
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(DataError, match=r"pipe\.npy: expected a regular file, got a pipe"):
+        readers.array(tmp_path / "pipe.npy")
     path = saved(np.zeros((500, 30), np.uint8))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match="damaged"):
@@ -320,10 +447,13 @@ def test_bad_arrays_are_named(tmp_path):
     assert readers.array(tmp_path / "two.npz", key="b").size == 2
     with pytest.raises(DataError, match="expected one array or a key"):
         readers.array(tmp_path / "two.npz", key="c")
-    for labels in ([0.5, 1.0], [0], [-1, 2]):
+    for labels in ([0.5, 1.0], [0], [-1, 2], np.array([2**63, 1], np.uint64)):
         np.savez(tmp_path / "labels.npz", x=np.zeros((2, 2), np.uint8), labels=labels)
         with pytest.raises(DataError, match=r"labels\.npz: expected .*labels"):
             readers.array(tmp_path / "labels.npz")
+    (tmp_path / "x.csv").write_text("1,2\n")
+    with pytest.raises(DataError, match=r"x\.csv: expected a \.npy or \.npz file, which numpy\.save writes"):
+        readers.array(tmp_path / "x.csv")
 
 
 def test_hugging_face_from_disk(tmp_path):
@@ -358,13 +488,45 @@ def test_hugging_face_of_another_form(tmp_path):
     assert readers.huggingface(saved(colour, label=(classes, 1))).classes == 3
     with pytest.raises(DataError, match="column 'label': expected 1 integer labels, found float64"):
         readers.huggingface(saved(colour, label=(datasets.Value("float64"), 0.5)))
-    with pytest.raises(DataError, match="expected labels of at least 0, found -1"):
-        readers.huggingface(saved(colour, label=(classes, -1)))
     with pytest.raises(DataError, match="image 0: expected 8 bits a channel, found more"):
         readers.huggingface(saved(Image.fromarray(np.full((2, 2), 300, np.uint16))))
     for image in ({"bytes": b"nothing of the kind", "path": None}, None):
         with pytest.raises(DataError, match="image 0: damaged, not an image"):
             readers.huggingface(saved(image))
+
+
+def test_hugging_face_as_its_columns_are_declared(tmp_path):
+    """Formats, modes and labels of a saved set."""
+    datasets = pytest.importorskip("datasets")
+    grey, colour = (Image.fromarray(RNG.integers(0, 256, shape, np.uint8)) for shape in ((2, 2), (2, 2, 3)))
+
+    def saved(mode=None, labels=(1, 0), form=None, images=(grey, colour)):
+        features = datasets.Features({"img": datasets.Image(mode=mode), "label": datasets.Value("int64")})
+        table = datasets.Dataset.from_dict({"img": list(images), "label": list(labels)}, features=features)
+        path = str(tmp_path / f"{len(list(tmp_path.iterdir()))}")
+        table.with_format(form, columns=["label"] if form else None).save_to_disk(path)
+        return path
+
+    for form in (None, "torch", "numpy"):
+        data = readers.huggingface(saved("RGB", form=form))
+        x, labels = batch(data, np.array([0, 1]))
+        assert (x.numpy() == [np.asarray(i.convert("RGB")).transpose(2, 0, 1) for i in (grey, colour)]).all()
+        assert labels.tolist() == [1, 0]
+    data = readers.huggingface(saved("L"))
+    assert (data.take(np.array([1]))[0, 0] == np.asarray(colour.convert("L"))).all()
+    assert readers.huggingface(saved("L"), channels=3).event_shape == (3, 2, 2)
+    assert readers.huggingface(saved("RGBA")).event_shape == (4, 2, 2)
+    with pytest.raises(DataError, match=r"image 1: expected \(1, 2, 2\) as the first image, found \(3, 2, 2\)"):
+        readers.huggingface(saved())
+    with pytest.raises(DataError, match="found 'CMYK'; give the channels"):
+        readers.huggingface(saved("CMYK"))
+    for labels in ((-1, -1), (None, None)):
+        data = readers.huggingface(saved("L", labels))
+        assert (data.labels, data.classes) == (None, 0)
+    path = saved("L", (-1, 2))
+    with pytest.raises(DataError, match="expected labels of at least 0, found -1"):
+        readers.huggingface(path)
+    assert readers.huggingface(path, label="").labels is None
 
 
 def test_digits():
@@ -398,6 +560,35 @@ def test_idx(tmp_path, packed, split):
     assert (data.labels.tolist(), data.classes) == ([0, 1, 2, 3, 4], 5)
     x = np.random.default_rng(len(split)).integers(0, 256, (5, 6, 4), np.uint8)
     assert (data.take(np.array([4, 0])) == x[[4, 0], None]).all()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "test", "dot"), [("", "t10k", "."), ("emnist-letters-", "test", "-"), ("emnist-mnist-", "test", "-")]
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_under_other_names(tmp_path, prefix, test, dot, packed):
+    """Kaggle's, with folders named like the files of MNIST; EMNIST's, several sets in a folder."""
+    folder = write_idx(tmp_path / "gzip", packed)
+    for file in list(folder.iterdir()):
+        name = file.name.replace("t10k", test).replace("-idx", f"{dot}idx")
+        for each in {prefix, prefix and "emnist-byclass-"}:
+            shutil.copy(file, folder / (each + name))
+        file.unlink()
+        file.mkdir()
+    path = folder / prefix[:-1] if prefix else folder
+    for split in ("train", "test"):
+        data = readers.idx(path, split)
+        assert (data.name, data.size, data.classes) == (f"{path.name} {split}", 5, 5)
+        assert (
+            data.take(np.arange(5))[:, 0] == np.random.default_rng(len(split)).integers(0, 256, (5, 6, 4), np.uint8)
+        ).all()
+    if prefix:
+        with pytest.raises(
+            DataError, match=f"gzip: expected one set, found emnist-byclass, {prefix[:-1]}; give the path of one"
+        ):
+            readers.idx(folder)
+        with pytest.raises(DataError, match="gzip/emnist-digits-train-images-idx3-ubyte: no such file"):
+            readers.idx(folder / "emnist-digits")
 
 
 IMAGES_HEADER = struct.pack(">HBBIII", 0, 8, 3, 5, 6, 4)
@@ -437,3 +628,24 @@ def test_idx_damaged(tmp_path):
             readers.idx(folder)
     with pytest.raises(ValueError, match="split"):
         readers.idx(folder, "validation")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("x.npy", lambda path: readers.array(path)),
+        ("x.npz", lambda path: readers.array(path)),
+        ("cifar-10-python.tar.gz", lambda path: readers.cifar10(path.parent)),
+        ("cifar-10-batches-py/data_batch_1", lambda path: readers.cifar10(path.parent.parent)),
+        ("train_data_batch_1.npz", lambda path: readers.imagenet(path.parent, 32)),
+        ("train-images-idx3-ubyte", lambda path: readers.idx(path.parent)),
+        ("train-images-idx3-ubyte.gz", lambda path: readers.idx(path.parent)),
+        ("x.png", lambda path: readers.image_folder(path.parent)),
+    ],
+)
+def test_pipes_are_refused(tmp_path, name, read):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="expected a regular file"):
+        read(path)

@@ -12,7 +12,8 @@ import torch
 from presets import Config, Data, Model, build
 from readers import DataError
 
-from purevdm import random
+from purevdm import random, training
+from purevdm.training import checkpoint
 from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import Dataset
 
@@ -62,6 +63,18 @@ def test_an_exported_model_finds_its_data_elsewhere(tmp_path):
         (("config",), [], CheckpointError),
         (("config", "model"), None, CheckpointError),
         (("config", "model", "embed"), 16, CheckpointError),
+        (("config", "model", "embed"), "16", CheckpointError),
+        (("config", "model", "embed"), 2**26, CheckpointError),
+        (("config", "model", "embed"), 2**40, CheckpointError),
+        (("config", "model", "layers"), 10**9, CheckpointError),
+        (("config", "model", "network"), "_apply", CheckpointError),
+        (("config", "model", "schedule"), "gamma", CheckpointError),
+        (("config", "model", "kind"), "bfn", CheckpointError),
+        (("config", "model", "fourier"), [0.5], CheckpointError),
+        (("config", "data", "source"), "nowhere", CheckpointError),
+        (("config", "seed"), None, CheckpointError),
+        (("data", "event_shape"), [2**40, 2**40], CheckpointError),
+        (("data", "event_shape"), [2**16, 2**17], CheckpointError),
         (("data", "event_shape"), 4, DataError),
         (("data", "event_shape"), [1, 0, 3], DataError),
         (("data", "event_shape"), [1, 4, 2], CheckpointError),
@@ -85,3 +98,27 @@ def test_a_damaged_description_is_named(tmp_path, part, value, error):
     file.write_text("{")
     with pytest.raises(DataError, match=r"model\.json"):
         runs.load(tmp_path / "out", "cpu", dataless=True)
+
+
+def test_a_checkpoint_whose_settings_lie_is_named(tmp_path):
+    run = written(tmp_path)
+    state = training.init(run.model, random.key(0))
+    for change in (dict(embed=2**26), dict(layers=10**9), dict(network="gamma")):
+        extra = runs.as_json(replace(run.config, data=Data()))
+        extra["model"] |= dict(network="mlp") | change
+        path = checkpoint.save(tmp_path / "checkpoints", state, extra=extra)
+        with pytest.raises(
+            CheckpointError, match=r"of another model|expected one of 'vdm_unet', 'unet', 'mlp', got 'gamma'"
+        ):
+            runs.load(path, "cpu")
+
+
+def test_a_model_is_not_exported_over_itself(tmp_path, monkeypatch):
+    written(tmp_path)
+    before = [file.read_bytes() for file in sorted((tmp_path / "out").iterdir())]
+    (tmp_path / "again").symlink_to("out")
+    for out in ("out", "again"):
+        monkeypatch.setattr("sys.argv", ["runs.py", str(tmp_path / "out"), str(tmp_path / out)])
+        with pytest.raises(SystemExit, match="out: expected another path than what is read"):
+            runs.main()
+    assert [file.read_bytes() for file in sorted((tmp_path / "out").iterdir())] == before

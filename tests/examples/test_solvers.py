@@ -25,8 +25,10 @@ def test_the_best_noise_estimate_is_the_conditional_mean():
 
 
 def test_the_program_prints_its_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["solvers.py", "--steps", "2", "5", "--out", str(tmp_path / "t.json")])
+    monkeypatch.setattr(
+        "sys.argv", ["solvers.py", "--steps", "2", "5", "--repeats", "0", "1", "--out", str(tmp_path / "t.json")]
+    )
     solvers.main()
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 10
     table = json.loads((tmp_path / "t.json").read_text())
     assert table["errors"]["5"][table["columns"].index(["dpmpp_2m", "gamma"])] < 0.01

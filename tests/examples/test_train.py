@@ -18,7 +18,7 @@ from PIL import Image
 from processes import ENV, call, command, here
 from test_interop import pack
 
-from purevdm import evaluation, networks, random
+from purevdm import evaluation, networks, random, training
 from purevdm.training import checkpoint
 
 TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --model.labels --model.predicts v --model.importance
@@ -142,6 +142,43 @@ def test_settings_that_cannot_be_read_or_differ_are_named(whole, tmp_path):
     (latest / "state.json").write_text(json.dumps(notes))
     with pytest.raises(SystemExit, match=f"resume: {latest} is of other settings: batch"):
         train.prepare(config)
+
+
+def extended(out, steps, *more):
+    """A run of so many steps, or what it became of one before."""
+    few = ("--optimizer.steps", steps, "--eval-every", 100, "--samples", 0, "--keep", 9)
+    return here("train.py", *TINY, *few, *more, "--out", out)
+
+
+def test_a_run_at_a_constant_rate_is_extended_to_the_bit(tmp_path):
+    constant = ("--optimizer.decay", "constant")
+    for steps, more in ((8, ()), (12, ("--resume",))):
+        run = extended(tmp_path / "twice", steps, *constant, *more)
+        assert run.returncode == 0, run.stderr
+    assert extended(tmp_path / "once", 12, *constant).returncode == 0
+    a, b = ((tmp_path / name / "checkpoints" / "00000012" / "state.safetensors").read_bytes() for name in ("once", "twice"))
+    assert a == b
+    run = extended(tmp_path / "twice", 11, *constant, "--resume")
+    assert "optimizer.steps: expected at least the 12 of" in run.stderr
+
+
+def test_a_decaying_rate_is_extended_if_the_user_says_so(tmp_path):
+    """Each further step has the rate of the new settings; what it was extended to is gone on with as any run."""
+    assert extended(tmp_path, 8).returncode == 0
+    run = extended(tmp_path, 16, "--resume")
+    told = "config.json is of other settings: optimizer.steps: 8 then, 16 now; --extend goes on by the new learning rate"
+    assert told in run.stderr
+    assert "weight_decay" not in run.stderr
+    assert "batch: 16 then, 8 now" in extended(tmp_path, 16, "--resume", "--extend", "--batch", 8).stderr
+    assert extended(tmp_path, 16, "--resume", "--extend").returncode == 0
+    optimizer = train.parse([*TINY, "--optimizer.steps", "16"]).optimizer
+    rates = [line["lr"] for line in log(tmp_path) if "lr" in line]
+    assert rates == [training.learning_rate(optimizer._replace(steps=8 if i < 8 else 16), i) for i in range(16)]
+    last = tmp_path / "checkpoints" / "00000016"
+    want = (last / "state.safetensors").read_bytes()
+    shutil.rmtree(last)
+    assert extended(tmp_path, 16, "--resume").returncode == 0
+    assert (last / "state.safetensors").read_bytes() == want
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

@@ -1,5 +1,6 @@
 """The network of the 2D example: its layers by hand, any event."""
 
+import functools
 import math
 
 import hypothesis.strategies as st
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 
-from purevdm import networks, random
+import purevdm
+from purevdm import bfn, networks, random, schedules
 
 
 @given(st.integers(0, 2**31), st.floats(-13.3, 5.0))
@@ -50,3 +52,71 @@ def test_any_event(shape, cond_dim, layers):
 def test_bad_input_is_named(call, error, word):
     with pytest.raises(error, match=word):
         call()
+
+
+INNER = networks.mlp(8)
+
+
+def _outer(params, z, gamma, cond=None, key=None):
+    return INNER.apply(params, z, gamma, cond, key)
+
+
+class Outer:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, params, z, gamma, cond=None, key=None):
+        return self.inner.apply(params, z, gamma, cond, key)
+
+    def method(self, *args, **kwargs):
+        return self(*args, **kwargs)
+
+
+def bound_by_name(params, z, gamma, cond=None, key=None, *, inner):
+    return inner.apply(params, z, gamma, cond, key)
+
+
+def bound(inner, params, z, gamma, cond=None, key=None):
+    return inner.apply(params, z, gamma, cond, key)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda inner: lambda params, z, gamma, cond=None, key=None: inner.apply(params, z, gamma, cond, key),
+        lambda inner: functools.partial(bound_by_name, inner=inner),
+        lambda inner: Outer(inner),
+        lambda inner: Outer(inner).method,
+        lambda inner: lambda *args, **kwargs: bound(inner, *args, **kwargs),
+    ],
+)
+def test_a_network_in_anothers_apply_needs_its_endpoints(wrapped):
+    """The model does not reach it, so it would normalise gamma by the paper's."""
+    schedule = schedules.fixed_linear(-8.0, 4.0)
+    told = networks.mlp(8, gamma_min=-8.0, gamma_max=4.0)
+    outer, plain = (networks.Network.of(told.init, apply) for apply in (wrapped(told), told.apply))
+    one, other = (purevdm.vdm(network, schedule, (2,), 16) for network in (outer, plain))
+    params, x = one.init(random.key(0)), torch.tensor([[1, 2]])
+    assert torch.equal(one.loss_fn(params, x, random.key(1)), other.loss_fn(params, x, random.key(1)))
+    none = networks.Network.of(INNER.init, wrapped(INNER))
+    with pytest.raises(ValueError, match=r"network: its apply calls .*gamma_min=-8\.0, gamma_max=4\.0"):
+        purevdm.vdm(none, schedule, (2,), 16)
+    with pytest.raises(ValueError, match=r"network: its apply calls .*gamma_min=0\.0, gamma_max=1\.0"):
+        bfn.continuous(none, (2,), 0.1)
+    purevdm.vdm(none, schedules.fixed_linear(), (2,), 16)  # the paper's
+
+
+def test_a_network_among_the_globals_needs_its_endpoints():
+    with pytest.raises(ValueError, match="network: its apply calls"):
+        purevdm.vdm(networks.Network.of(INNER.init, _outer), schedules.fixed_linear(-8.0, 4.0), (2,), 16)
+
+
+def test_a_network_bound_to_anothers_apply_is_told():
+    schedule, x = schedules.fixed_linear(-8.0, 4.0), torch.tensor([[1, 2]])
+    outer = networks.Network.of(INNER.init, functools.partial(bound, INNER))
+    one, other = (purevdm.vdm(network, schedule, (2,), 16) for network in (outer, INNER))
+    params = one.init(random.key(0))
+    assert torch.equal(one.loss_fn(params, x, random.key(1)), other.loss_fn(params, x, random.key(1)))
+    assert one.network.endpoints == (-8.0, 4.0)
+    short = one._replace(network=networks.mixed(one.network))
+    assert not torch.equal(short.loss_fn(params, x, random.key(1)), one.loss_fn(params, x, random.key(1)))

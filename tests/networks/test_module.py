@@ -15,6 +15,7 @@ from versions import since_2_13
 
 import purevdm
 from purevdm import denoiser, networks, random, schedules, training
+from purevdm.module import Module
 
 partial = functools.partial
 
@@ -64,6 +65,44 @@ def test_tied_weights_are_one_leaf():
     assert grads["a"]["weight"].norm() > 0
 
 
+class Repeated(modules.Base):
+    """A block under two names, a layer twice in a row, tied weights, statistics, and attributes that a call writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, layer = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), nn.Linear(8, 8)
+        self.again, self.row, self.tied = self.block, nn.Sequential(layer, nn.Tanh(), layer), nn.Linear(8, 8)
+        self.tied.weight = layer.weight
+        self.calls, self.last, self.all, self.sum = 0, None, [], torch.zeros(8)
+
+    def body(self, h):
+        self.calls, self.last, self.new = self.calls + 1, h, h
+        self.all.append(h)
+        return self.calls * self.tied(self.again(torch.tanh(self.row(self.block(h))))) + self.sum
+
+
+def test_no_call_leaves_a_trace():
+    """In any way: what a call computes depends on its arguments alone, whatever came before."""
+    model, params, x = made(Repeated)
+    other = model.init(random.key(9))
+    wanted = [model.elbo(p, x, KEY, train=train).total for p in (params, other) for train in (False, True)]
+    moved = torch.func.grad(model.loss_fn)(other, x, KEY)
+    assert moved["network"]["params"]["block"]["0"]["weight"].norm() > 0
+    program = Module(model.loss_fn, params)
+    compiled = torch.compile(model.elbo, fullgraph=True, backend="eager")
+    for way in (
+        lambda: torch.compile(torch.func.grad(model.loss_fn), fullgraph=True, backend="eager")(params, x, KEY),
+        lambda: torch.no_grad()(compiled)(params, x, KEY),
+        lambda: torch.export.export(program, (x, KEY)),
+        lambda: model.update(params, x, KEY),
+    ):
+        way()
+        found = [model.elbo(p, x, KEY, train=train).total for p in (params, other) for train in (False, True)]
+        assert equal(found, wanted)
+        assert equal(torch.func.grad(model.loss_fn)(other, x, KEY), moved)
+    close(torch.no_grad()(compiled)(other, x, KEY).total, wanted[2], 1e-5)
+
+
 def test_a_pretrained_module_and_back():
     model, params, _ = made(modules.DiT)
     module = modules.DiT().eval()
@@ -77,6 +116,74 @@ def test_a_pretrained_module_and_back():
         networks.module_params(model.network, modules.DiT(width=4))
     with pytest.raises(TypeError, match=r"network: expected one of networks\.from_module"):
         networks.module_params(networks.mlp(4), module)
+
+
+def test_a_pretrained_module_is_where_training_starts():
+    module = modules.DiT()
+    network = networks.from_module(module, pretrained=True)
+    for seed in (0, 1):
+        assert equal(network.init(random.key(seed), (2,)), networks.module_params(network, module))
+    assert not equal(networks.from_module(module).init(random.key(0), (2,)), networks.module_params(network, module))
+    assert pickle.loads(pickle.dumps(network)) == network != networks.from_module(module)
+    networks.from_module(nn.ParameterList([torch.randn(3)]), pretrained=True)  # nothing that could be drawn
+
+
+class Counted(modules.Base):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.tensor([3]))
+
+
+def test_trees_of_a_float64_model_and_its_module_are_one():
+    network = networks.from_module(Counted)
+    model = purevdm.vdm(network, schedules.fixed_linear(), (2,), 16, dtype=torch.float64)
+    params, module = model.init(random.key(0)), Counted().double()
+    networks.load_module(network, params["network"], module)
+    own = networks.module_params(network, module)
+    assert equal(own, params["network"])
+    assert {leaf.dtype for leaf in optree.tree_leaves(own)} == {torch.float64}
+    assert module.count.dtype == torch.int64
+    assert model.loss_fn({**params, "network": own}, torch.zeros(3, 2, dtype=torch.int64), KEY).isfinite()
+    with pytest.raises(TypeError, match=r"params\..*: expected torch.float32, got a float64"):
+        networks.load_module(network, params["network"], Counted())
+
+
+class Normed(modules.Base):
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.utils.weight_norm(self.out)
+
+
+class Frozen(modules.Base):
+    def __init__(self):
+        super().__init__()
+        self.into.requires_grad_(False)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_old_weight_norm():
+    for source in (Normed, Normed()):
+        model, params, x = made(source)
+        module = networks.load_module(model.network, params["network"], Normed()).eval()
+        z, gamma = random.normal(random.key(3), (5, 2)), torch.linspace(-3, 3, 5)
+        assert torch.equal(denoiser.output(model.network, params["network"], z, gamma), module(z, gamma))
+        wanted = torch.func.grad(model.loss_fn)(params, x, KEY)
+        compiled = torch.compile(torch.func.grad(model.loss_fn), fullgraph=True, backend="eager")
+        close(compiled(params, x, KEY), wanted, 1e-5)
+        assert equal(torch.func.grad(model.loss_fn)(params, x, KEY), wanted)
+    assert wanted["network"]["params"]["out"]["weight_g"].norm() > 0
+
+
+def test_modules_are_made_within_transforms_and_inference_mode():
+    model, params, x = made(Frozen)
+    wanted, sent = torch.func.grad(model.loss_fn)(params, x, KEY), pickle.dumps(model)
+    assert equal(torch.func.grad(pickle.loads(sent).loss_fn)(params, x, KEY), wanted)
+    assert equal(torch.func.grad(lambda p: pickle.loads(sent).loss_fn(p, x, KEY))(params), wanted)
+    with torch.inference_mode():
+        same, other = pickle.loads(sent), model.init(random.key(0))
+    assert equal(torch.func.grad(same.loss_fn)(params, x, KEY), wanted)
+    assert torch.equal(model.elbo(other, x, KEY).total, model.elbo(params, x, KEY).total)
+    assert torch.equal(model.loss_fn(other, x, KEY), model.loss_fn(params, x, KEY))
 
 
 def test_networks_pickle_and_compare_by_content():
@@ -287,6 +394,31 @@ def test_another_signature_and_self_conditioning():
     assert pickle.loads(pickle.dumps(network)) == network
     z = random.normal(random.key(3), (5, 2))
     assert denoiser.output(network, network.init(KEY, (2,)), z, torch.zeros(5)).shape == (5, 2, 2)
+
+
+def test_a_module_in_a_time_of_its_own():
+    """A DDPM's: with the index of its betas for gamma, a module that predicts by it exactly is exact."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    levels = torch.log(torch.expm1(-torch.log1p(-betas).cumsum(0))).float()
+
+    def index(gamma):
+        above = torch.searchsorted(levels, gamma.detach().contiguous()).clamp(1, 999)
+        return above - 1 + (gamma - levels[above - 1]) / (levels[above] - levels[above - 1])
+
+    class Table(nn.Module):
+        def forward(self, z, time):
+            return time[:, None].expand_as(z)
+
+    network = networks.from_module(Table, time=index)
+    at = torch.tensor([0, 1, 500, 999])
+    found = denoiser.output(network, {}, torch.zeros(4, 2), levels[at])
+    assert torch.equal(found, at[:, None].float().expand(4, 2))
+    compiled = torch.compile(denoiser.output, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(network, {}, torch.zeros(4, 2), levels[at]), found)
+    with pytest.raises(ValueError, match=r"time: expected shape \(4,\)"):
+        denoiser.output(networks.from_module(Table, time=torch.sum), {}, torch.zeros(4, 2), levels[at])
+    with pytest.raises(TypeError, match="time: expected a function"):
+        networks.from_module(Table, time=1000)
 
 
 @pytest.mark.parametrize("name", ["batch norm", "dropout", "attention with dropout", "GRU with dropout", "DiT"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from compare import close
 from modules import KEY, KINDS, made
 from torch import nn
 
@@ -87,3 +88,51 @@ def test_attention_with_dropout_is_attention_on_average():
         out = network.apply({}, torch.zeros(3, 40), torch.zeros(3), key=random.split(KEY, 3))
         wanted = F.scaled_dot_product_attention(q, keys, keys, **options)
         torch.testing.assert_close(out.reshape(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize("kind", [bool, float])
+def test_a_row_that_attends_to_nothing_is_zero(kind):
+    """As torch's own, with finite gradients."""
+    q = random.normal(random.key(3), (3, 2, 4, 2))
+    mask = torch.ones(3, 1, 4, 4, dtype=torch.bool).tril()
+    mask[0, 0, 1] = False
+    mask[2] = False
+    mask = mask if kind is bool else torch.where(mask, 0.0, -torch.inf)
+
+    def call(module, z, gamma, cond):
+        q = z.reshape(3, 2, 4, 2)
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=mask, dropout_p=1e-9).reshape(z.shape)
+
+    network = networks.from_module(nn.Identity(), call=call)
+
+    def keyed(q):
+        return network.apply({}, q.reshape(3, 16), torch.zeros(3), key=random.split(KEY, 3)).reshape(q.shape)
+
+    def own(q):
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+    assert (keyed(q)[2] == 0).all()
+    torch.testing.assert_close(keyed(q), own(q))
+    grad, wanted = (torch.func.grad(lambda q, f=f: f(q).square().sum())(q) for f in (keyed, own))
+    assert wanted.isfinite().all()
+    torch.testing.assert_close(grad, wanted)
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(2, 4), nn.Linear(4, 1)
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 1)
+
+    def forward(self, z, gamma, mask):
+        h = self.into(torch.stack([z, gamma[:, None].expand_as(z)], -1))
+        return self.out(self.layers(h, src_key_padding_mask=mask))[..., 0]
+
+
+def test_a_transformer_with_a_padding_mask_compiles_in_training():
+    model, params, x = made(Padded)
+    mask = torch.tensor([[False, True]] * 5)
+    grad_fn = torch.func.grad_and_value(model.loss_fn)
+    close(torch.compile(grad_fn, fullgraph=True, backend="eager")(params, x, KEY, mask), grad_fn(params, x, KEY, mask), 1e-5)
+    with pytest.raises(ValueError, match=r"key_padding_mask: expected shape \(5, 2\), got \(5, 1\)"):
+        model.loss_fn(params, x, KEY, mask[:, :1])

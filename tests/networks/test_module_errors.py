@@ -3,6 +3,7 @@
 from functools import partial
 
 import modules
+import optree
 import pytest
 import torch
 import torch.nn.functional as F
@@ -145,12 +146,6 @@ def test_a_condition_too_few_or_too_many_is_named():
         model.loss_fn(model.init(KEY), x, KEY, label)
 
 
-def test_a_batch_norm_wants_a_batch():
-    model = purevdm.vdm(networks.from_module(partial(WithGamma, nn.BatchNorm1d(2))), schedules.fixed_linear(), (2,))
-    with pytest.raises(RuntimeError, match="A batch norm needs a batch of at least 2 in training"):
-        model.loss_fn(model.init(KEY), torch.zeros(1, 2, dtype=torch.int64), KEY)
-
-
 class WithGamma(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -158,6 +153,42 @@ class WithGamma(nn.Module):
 
     def forward(self, z, gamma):
         return self.inner(z)
+
+
+def test_a_batch_norm_wants_a_batch():
+    model = purevdm.vdm(networks.from_module(partial(WithGamma, nn.BatchNorm1d(2))), schedules.fixed_linear(), (2,))
+    with pytest.raises(RuntimeError, match="A batch norm needs a batch of at least 2 in training"):
+        model.loss_fn(model.init(KEY), torch.zeros(1, 2, dtype=torch.int64), KEY)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [(nn.GroupNorm(2, 2), "A group norm needs"), (nn.InstanceNorm1d(2), "instance")])
+def test_norms_of_one_value_are_told_so(norm, kind):
+    layers = nn.Sequential(nn.Unflatten(1, (2, 1)), norm, nn.Flatten())
+    model, params, x = made(partial(WithGamma, layers))
+    with pytest.raises(RuntimeError, match=rf"WithGamma normalises over a single value\. .*{kind}"):
+        model.loss_fn(params, x[:1], KEY)
+
+
+class Answer:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+class Answering(WithGamma):
+    def forward(self, z, gamma):
+        return Answer(super().forward(z, gamma))
+
+
+def test_a_module_that_returns_an_object_is_told_of_call():
+    model, params, x = made(partial(Answering, nn.Linear(2, 2)))
+    for use in (lambda: model.loss_fn(params, x, KEY), lambda: model.sample(params, KEY, 2, steps=2)):
+        with pytest.raises(TypeError, match=r"network: expected a tensor of Answering, got .*call=lambda"):
+            use()
+    model, params, x = made(partial(Answering, nn.Linear(2, 2)), call=lambda module, z, gamma, cond: module(z, gamma).sample)
+    assert model.loss_fn(params, x, KEY).isfinite()
+    network = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: Answer(z))
+    with pytest.raises(RuntimeError, match="returns something else than a tensor"):
+        purevdm.vdm(network, schedules.fixed_linear(), (2,)).loss_fn({"network": {}, "schedule": {}}, x, KEY)
 
 
 class Attending(nn.Module):
@@ -193,3 +224,21 @@ def test_likelihoods_take_forward_derivatives_of_attention_and_say_what_has_none
     with pytest.raises(RuntimeError, match="Recurrent calls an operation without a forward-mode derivative"):
         log_p(Recurrent, None)
     assert log_p(Recurrent, probes).isfinite().all()  # one probe's product goes backward
+
+
+def test_gradients_of_likelihoods_of_gated_linear_units():
+    """torch's own tangent of one has no derivative; against differences."""
+    model, params, _ = made(lambda: WithGamma(nn.Sequential(nn.Linear(2, 4), nn.GLU())))
+    params = optree.tree_map(torch.Tensor.double, params)
+    z = random.normal(KEY, (2, 2)).double()
+    model = model._replace(dtype=torch.float64)
+
+    def log_p(bias):
+        layer = params["network"]["params"]["inner"]["0"] | {"bias": bias}
+        tree = params | {"network": {"params": {"inner": {"0": layer}}}}
+        return likelihood.log_prob_latent(model, tree, z, integrator=ode.rk4(2))[0].sum()
+
+    bias = params["network"]["params"]["inner"]["0"]["bias"]
+    step = 1e-5 * torch.eye(4, dtype=torch.float64)
+    wanted = torch.stack([(log_p(bias + d) - log_p(bias - d)) / 2e-5 for d in step])
+    torch.testing.assert_close(torch.func.grad(log_p)(bias), wanted, rtol=1e-4, atol=1e-6)

@@ -34,6 +34,10 @@ def nothing(key):
     return {}
 
 
+def test_a_layer_norm_of_times_passes():
+    testing.check_schedule(Schedule.of(normed_init, normed))
+
+
 def test_schedules_of_the_events_shape_and_of_a_context():
     testing.check_schedule(Schedule.of(nothing, per_dimension), event_shape=(3,))
     schedule = Schedule.of(nothing, by_context, contextual=True)
@@ -173,6 +177,46 @@ def unconditional(params, z, gamma, cond=None, key=None):
     return dense_apply(params, z, gamma)
 
 
+class Cube(torch.autograd.Function):
+    """Its second derivative is lost."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 3 * ctx.saved_tensors[0].detach() ** 2
+
+
+def cubed(params, z, gamma, cond=None, key=None):
+    return Cube.apply(dense_apply(params, z, gamma))
+
+
+def features(params, t):
+    return torch.nn.functional.layer_norm(torch.tanh(3.0 * params["w"] * t + params["b"]), (8,), eps=1e-2)
+
+
+def normed_init(key):
+    return dict(zip("wb", random.normal(key, (2, 8)), strict=True))
+
+
+def normed(params, t):
+    """A schedule with a layer norm of its features of time."""
+    return -5.0 + 10.0 * t + 0.1 * features(params, t) @ torch.linspace(0.1, 1.0, 8, dtype=t.dtype)
+
+
+def normed_each(params, t):
+    """Of each dimension, where PyTorch's derivative of a layer norm's derivative is wrong in any mode."""
+    return -5.0 + 10.0 * t + 0.1 * features(params, t)[:3]
+
+
 def infinite(params, z, gamma, cond=None, key=None):
     return dense_apply(params, z, gamma) / (gamma + 13.3)
 
@@ -199,7 +243,7 @@ def shifted(decoder, part):
     """Its positions off by a part of a step."""
     step = 2.0 / decoder.vocab_size
     return changed(
-        decoder, encode=lambda p, x, cond=None, dtype=torch.float32: decoder.encode(p, x, cond, dtype) + part * step
+        decoder, encode=lambda p, x, cond=None, dtype=torch.float32: decoder.encode({}, p, x, cond, dtype) + part * step
     )
 
 
@@ -245,6 +289,11 @@ FAULTS = {
         "gamma must be of the dtype of t\n.*float64 for float32",
     ),
     "a schedule of another shape": (schedule_of(lambda p, t: t * torch.ones(2)), "gamma must return a number"),
+    "a slope with another gradient": (
+        lambda: testing.check_schedule(Schedule.of(normed_init, normed_each), event_shape=(3,)),
+        r"gradient of gamma's derivative.*\n.*along b.*by differences",
+    ),
+    "a lost second derivative": (network_of(cubed), r"derivative of that in z must be.*\n.*found: +0, and"),
     "other endpoints": (schedule_of(lambda p, t: 9.0 * t, endpoints=(0.0, 5.0)), r"endpoints must be.*\n.*gamma\(1\) = 9"),
     "an init that forgets its key": (network_of(dense_apply, init=forgetful_init), "network.init must use its key"),
     "a network that draws from torch": (
@@ -335,3 +384,24 @@ def test_a_log_density_that_is_off_is_caught(monkeypatch):
 def test_compiled_parts():
     testing.check_schedule(schedules.learned_linear(), compile=True)
     testing.check_network(networks.mlp(8, fourier=()), (2,), compile=True)
+
+
+def test_only_a_part_can_be_held_against_its_laws():
+    """Nothing passes for the default, or because nothing was looked at."""
+    checks = {
+        "schedule": testing.check_schedule,
+        "network": lambda part: testing.check_network(part, (2,)),
+        "decoder": testing.check_decoder,
+        "solver": testing.check_solver,
+        "model": lambda part: testing.check_model(part, {}, X),
+    }
+    for name, check in checks.items():
+        for part in (None, 3, checks):
+            with pytest.raises(TypeError, match=f"{name}: expected a"):
+                check(part)
+    with pytest.raises(TypeError, match="model: expected a"):
+        testing.check_density(None, {})
+    with pytest.raises(ValueError, match="order: expected an integer at least 1"):
+        testing.check_solver(solvers.ddim(), 0)
+    with pytest.raises(ValueError, match="gamma_0: expected at least one"):
+        testing.check_decoder(decoders.discrete(8), gamma_0=())

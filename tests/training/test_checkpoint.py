@@ -13,7 +13,7 @@ import tiny
 import torch
 from optree import tree_leaves, tree_map
 
-from purevdm import random, training
+from purevdm import _files, random, training
 from purevdm.training import checkpoint
 from purevdm.training.checkpoint import CheckpointError
 
@@ -144,7 +144,7 @@ def test_links_are_followed_and_their_targets_left(tmp_path):
         checkpoint.save(here, tiny.state()._replace(step=1 + again), keep=1)
         assert [p.name for p in here.iterdir()] == [f"0000000{1 + again}"]
         assert not (here / f"0000000{1 + again}").is_symlink()
-        checkpoint._remove(here / "00000001")
+        _files.remove(here / "00000001")
     assert same(checkpoint.load(there, tiny.state()), trained(1))
 
 
@@ -159,6 +159,15 @@ def test_leftovers_go_when_no_process_can_be_writing_them(tmp_path, monkeypatch)
     monkeypatch.setattr(time, "time", lambda: later)
     checkpoint.save(tmp_path, tiny.state())
     assert [p.name for p in tmp_path.iterdir()] == ["00000000"]
+
+
+def test_drafts_of_killed_processes_go_at_once_and_those_of_living_ones_stay(tmp_path):
+    dead = tmp_path / f".00000007.{'0' * 32}"
+    dead.mkdir()
+    with _files.drafted(tmp_path / "00000006") as living:
+        checkpoint.save(tmp_path, tiny.state())
+        assert sorted(tmp_path.iterdir()) == sorted([living, tmp_path / "00000000"])
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000"]
 
 
 def test_a_step_saved_again_is_never_away(tmp_path, monkeypatch):
@@ -235,6 +244,45 @@ def as_format_1(path, **fields):
 
 def change(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize("name", ["00000007", ".00000007.0123abcd.old"])
+def test_a_renamed_checkpoint_is_named(tmp_path, name):
+    path = checkpoint.save(tmp_path, trained(1), metric=1.0)
+    kept = path.rename(tmp_path / "kept")
+    assert same(checkpoint.load(kept, tiny.state()), trained(1))
+    other = kept.rename(tmp_path / name)
+    assert checkpoint.latest(tmp_path) == other
+    for read in (
+        lambda: checkpoint.load(other, tiny.state()),
+        lambda: checkpoint.load_params(other, tiny.state().params),
+        lambda: checkpoint.best(tmp_path),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name}: expected the checkpoint of step 7, got that of 1, renamed"):
+            read()
+    checkpoint.save(tmp_path, tiny.state()._replace(step=9), keep=1)
+    assert other.is_dir()
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_pipe_is_refused(tmp_path, name):
+    path = checkpoint.save(tmp_path, tiny.state())
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: .*regular file"):
+        checkpoint.load(path, tiny.state())
+
+
+def test_the_shapes_are_compared_before_a_number_is_read(tmp_path, monkeypatch):
+    """With a model on the meta device, of which none need fit into memory."""
+    state, load = trained(1), _files.load
+    path = checkpoint.save(tmp_path, state)
+    like = tree_map(lambda leaf: leaf.to("meta"), state.ema_params)
+    assert same(checkpoint.load_params(path, like), state.ema_params)
+    wide = tree_map(lambda leaf: torch.empty((2**20, *leaf.shape), dtype=leaf.dtype, device="meta"), state.params)
+    monkeypatch.setattr(_files, "load", lambda path, device: load(path, device) if device == "meta" else pytest.fail("read"))
+    with pytest.raises(CheckpointError, match="of another model: expected ema_params"):
+        checkpoint.load_params(path, wide)
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,14 @@ def test_alone_nothing_is_sent():
     parallel.leave()
     with pytest.raises(ValueError, match="bucket"):
         parallel.average(tensors, 0)
+
+
+def test_means_keep_their_strides(monkeypatch):
+    """As if two processes had the same tensors."""
+    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda flat: flat.mul_(2))
+    tensors = [torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), torch.randn(3, 2).T, torch.ones(())]
+    for mean, tensor in zip(parallel.average(tensors), tensors, strict=True):
+        assert torch.equal(mean, tensor)
+        assert mean.stride() == tensor.stride()

@@ -8,7 +8,8 @@ import torch
 from compare import close, moved_alike
 from optree import tree_leaves, tree_map
 
-from purevdm import random, training
+import purevdm
+from purevdm import networks, random, schedules, training
 from purevdm.networks import Condition
 
 
@@ -129,3 +130,118 @@ def test_a_state_of_other_parameters_is_refused():
     ):
         with pytest.raises(ValueError, match=f"^{word}: expected"):
             training.train_step(tiny.SETTINGS, grad_fn, state._replace(**change), tiny.data(), random.key(0))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_seeds_and_conditions_of_another_batch_are_refused(accumulate):
+    model, x = tiny.model(classes=3), tiny.data(4)
+    params, grad_fn = model.init(random.key(0)), training.gradients(model, accumulate=accumulate)
+    labels, seeds = Condition(label=torch.arange(4) % 3), model.seeds(random.key(1), 4)
+    for key, cond, word in (
+        (model.seeds(random.key(1), 8), labels, "key.t"),
+        (seeds._replace(key=torch.cat([seeds.key, seeds.key])), labels, "key.key"),
+        (seeds, Condition(label=torch.arange(8) % 3), "cond"),
+    ):
+        with pytest.raises(ValueError, match=f"^{word}: expected"):
+            grad_fn(params, x, key, cond)
+    for bad in (x[:0], x[0, 0]):
+        with pytest.raises(ValueError, match=r"^x: expected"):
+            grad_fn(params, bad, random.key(1), labels)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "word"),
+    [
+        ("mu", math.nan, "state.moments.mu.network.dense1.kernel: expected finite numbers, got NaN"),
+        ("nu", math.inf, "state.moments.nu.network.dense1.kernel: expected finite numbers of at least 0"),
+        ("nu", -1.0, "state.moments.nu.network.dense1.kernel: expected finite numbers of at least 0"),
+        ("ema", math.nan, "state.ema_params.network.dense1.kernel: expected finite numbers, got NaN"),
+    ],
+)
+@pytest.mark.parametrize("lr", [0.0, 1e-2])
+def test_a_state_that_is_not_finite_is_refused(place, value, word, lr):
+    state = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tiny.state())
+    tree = {"mu": state.moments.mu, "nu": state.moments.nu, "ema": state.ema_params}[place]
+    tree["network"]["dense1"]["kernel"][0, 0] = value
+    settings = tiny.SETTINGS._replace(warmup=0, lr=lr)
+    with pytest.raises(ValueError, match=f"^{word}"):
+        training.train_step(settings, training.gradients(tiny.model()), state, tiny.data(), random.key(3))
+
+
+def test_what_a_step_leaves_is_finite():
+    settings = tiny.SETTINGS._replace(warmup=0, lr=3.4e38, b1=0.0, weight_decay=1.0)
+    with pytest.raises(training.NonFiniteLossError, match=r"step 0: params, ema_params not finite \(loss"):
+        training.train_step(settings, training.gradients(tiny.model()), tiny.state(), tiny.data(), random.key(3))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_parameters_that_require_gradients_leave_no_graph(remat):
+    grad_fn, states = training.gradients(tiny.model(), remat=remat), []
+    for asks in (False, True):
+        state = tiny.state()
+        state = state._replace(params=tree_map(lambda leaf, asks=asks: leaf.requires_grad_(asks), state.params))
+        for i in range(3):
+            state, _ = training.train_step(tiny.SETTINGS, grad_fn, state, tiny.data(seed=i), random.key(3))
+        assert all(leaf.is_leaf and leaf.requires_grad == asks for leaf in tree_leaves(state.params))
+        assert not any(leaf.requires_grad for leaf in tree_leaves((state.ema_params, state.moments)))
+        states.append(state)
+    for a, b in zip(tree_leaves(states[0]), tree_leaves(states[1]), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+class Partly(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kept, self.out = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+        self.kept.requires_grad_(False)
+
+    def forward(self, z, gamma):
+        return self.out(torch.tanh(self.kept(torch.cat([z, gamma[:, None] / 8.0], 1))))
+
+
+def asking(state):
+    """The state with parameters that require gradients, but for one layer's."""
+    layer = state.params["network"]["dense1"]
+    params = tree_map(lambda leaf: leaf.requires_grad_(all(leaf is not kept for kept in layer.values())), state.params)
+    return state._replace(params=params)
+
+
+FROZEN = {
+    "a module's": (networks.from_module(Partly), {}, "network.params.kept", None),
+    "by path": (networks.mlp(8, fourier=(0,)), dict(frozen=["network.dense1", "schedule.w"]), "network.dense1", None),
+    "in pieces": (networks.mlp(8, fourier=(0,)), dict(frozen=("network.dense1",), accumulate=2), "network.dense1", None),
+    "a network's": (networks.mlp(8, fourier=(0,))._replace(frozen=("dense1",)), dict(remat=True), "network.dense1", None),
+    "by flags": (networks.mlp(8, fourier=(0,)), {}, "network.dense1", asking),
+    "compiled": (networks.from_module(Partly), dict(compile=True, backend="eager"), "network.params.kept", None),
+}
+
+
+@pytest.mark.parametrize("way", FROZEN)
+def test_frozen_parameters_stay_and_all_others_move(way):
+    network, options, path, change = FROZEN[way]
+    model = purevdm.vdm(network, schedules.learned_linear(-5.0, 3.0), (2,), 16)
+    start = training.init(model, random.key(0))
+    state, grad_fn = start if change is None else change(start), training.gradients(model, **options)
+    for i in range(3):
+        settings = tiny.SETTINGS._replace(warmup=0)
+        state, metrics = training.train_step(settings, grad_fn, state, tiny.data(seed=i), random.key(3))
+        assert metrics["grad_norm"] > 0
+    before, after = purevdm._checks.leaves(start.params), purevdm._checks.leaves(state.params)
+    paths = [path, *options.get("frozen", ())]
+    for name, leaf in after.items():
+        stays = any(f"{purevdm._checks.dotted(*name)}.".startswith(f"{p}.") for p in paths)
+        assert torch.equal(leaf, before[name]) == stays, name
+
+
+def test_frozen_paths_are_held_against_the_parameters():
+    with pytest.raises(ValueError, match=r"^frozen: expected paths of parameters, such as '.*', got 'dense1'"):
+        training.gradients(tiny.model(), frozen=["dense1"])(tiny.state().params, tiny.data(), random.key(0))
+    with pytest.raises(TypeError, match=r"^frozen: expected a sequence of paths"):
+        training.gradients(tiny.model(), frozen="network.dense1")
+
+
+def test_a_frozen_layer_stays_in_loops_of_ones_own():
+    model = purevdm.vdm(networks.from_module(Partly), schedules.learned_linear(-5.0, 3.0), (2,), 16)
+    owner = purevdm.module.Module(model.loss_fn, model.init(random.key(0)))
+    owner(tiny.data(), random.key(1)).backward()
+    assert all((p.grad is None) == ("kept" in name) for name, p in owner.named_parameters())

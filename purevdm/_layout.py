@@ -1,0 +1,43 @@
+"""Gradients that lie in memory as their parameters do.
+
+Fused optimisers go by memory order, and ``torch.func.grad`` returns what the last operation of a backward pass leaves: the
+gradient of a convolution's kernel may follow its map's layout, that of a sum is one number expanded.
+"""
+
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm.types import Params
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    y, shape, strides = x.view_as(x), x.shape, x.stride()
+
+    def restored(grad: Tensor) -> Tensor:
+        return grad if grad.stride() == strides else grad.new_empty_strided(shape, strides).copy_(grad)
+
+    if y.requires_grad and not any(n > 1 and step == 0 for n, step in zip(shape, strides, strict=True)):
+        y.register_hook(restored)
+    return y
+
+
+def _laid_out_batch(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+    return _LAID_OUT(x), in_dims[0]
+
+
+# An operator, as a compiler follows no hook: it keeps this one whole, and compiles what the backward pass does.
+_library = torch.library.Library("purevdm", "FRAGMENT")
+_library.define("laid_out(Tensor(a) x) -> Tensor(a)")
+_library.impl("laid_out", _laid_out, "CompositeImplicitAutograd")
+torch.library.register_vmap("purevdm::laid_out", _laid_out_batch, lib=_library)
+_LAID_OUT = torch.ops.purevdm.laid_out.default
+
+
+def laid_out(params: Params) -> Params:
+    """The parameters as they are; their gradients get their strides, however they are differentiated."""
+    if not torch.is_grad_enabled():
+        return params
+    return optree.tree_map(lambda leaf: _LAID_OUT(leaf) if leaf.ndim and leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
