@@ -315,7 +315,7 @@ def test_noise_beyond_its_range_is_refused(dequantisation, inside):
 @pytest.mark.parametrize("timesteps", [10**9, torch.tensor(10**9)])
 def test_more_steps_than_a_dtype_resolves_are_refused(timesteps):
     model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(-5.0, 4.0), (2,), 16)
-    with pytest.raises(ValueError, match="timesteps: expected .*100663"):
+    with pytest.raises(ValueError, match=r"timesteps: expected .*100663"):
         likelihood.importance_bound(
             model, model.init(random.key(0)), torch.zeros(1, 2, dtype=torch.int64), random.key(1), timesteps=timesteps
         )
