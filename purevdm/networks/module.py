@@ -48,8 +48,8 @@ def from_module(
     (B,) (or (B, *event_shape) under a schedule of that shape), and the batch's condition. It returns (B, *event_shape), with
     a last axis of ``outputs`` where it has several. What it is given is never changed.
 
-    There are no masks of data: a mask that the module keeps to itself hides padding from its attention alone. The bound counts
-    padded elements as data (:func:`purevdm.vdm`).
+    There are no masks of data: a mask that the module keeps to itself hides padding from its attention alone. The bound
+    counts padded elements as data (:func:`purevdm.vdm`).
 
     >>> import functools
     >>> import torch
