@@ -141,7 +141,9 @@ def doors(folder: Path) -> dict[str, Door]:
         ),
         "networks.vdm_unet": _of(networks.vdm_unet, embed=8, layers=1, attention=False, fourier=(), dropout=0.0, groups=4),
         "networks.mixed": _of(networks.mixed, network=NETWORK, dtype=torch.bfloat16),
-        "networks.from_module": _of(networks.from_module, module=Net, call=None, predicts="eps"),
+        "networks.from_module": _of(
+            networks.from_module, module=Net, call=None, time=None, predicts="eps", pretrained=False
+        ),
         "networks.module_params": _of(networks.module_params, network=MODULE, module=Net()),
         "networks.load_module": _of(networks.load_module, network=MODULE, params=MODULE.init(KEY, (2,)), module=Net()),
         "decoders.discrete": _of(decoders.discrete, vocab_size=8, loc=0.0, scale=1.0),
