@@ -17,7 +17,7 @@ True
 import math
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,11 +69,11 @@ class Integrator(NamedTuple):
             done = self.solve(lambda t, state: extended(t, state[:-1]), (*way.state, zero), way.start, way.stop)
         else:
 
-            def split(t: Tensor, state: State) -> tuple[State, Tensor]:
-                *slopes, rate = extended(t, state)
-                return tuple(slopes), rate
+            def apart(t: Tensor, state: State) -> Any:
+                found = extended(t, state)
+                return found[:-1], found[-1]
 
-            done = self.quadrature(way.field(field), way.state, way.start, way.stop, split)
+            done = self.quadrature(way.field(field), way.state, way.start, way.stop, apart)
         return Solution(way.narrow(done.state[:-1]), done.evaluations), done.state[-1].to(state[0].dtype)
 
 

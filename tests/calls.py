@@ -141,10 +141,14 @@ def doors(folder: Path) -> dict[str, Door]:
         ),
         "networks.vdm_unet": _of(networks.vdm_unet, embed=8, layers=1, attention=False, fourier=(), dropout=0.0, groups=4),
         "networks.mixed": _of(networks.mixed, network=NETWORK, dtype=torch.bfloat16),
-        "networks.from_module": _of(networks.from_module, module=Net, call=None, predicts="eps"),
+        "networks.from_module": _of(
+            networks.from_module, module=Net, call=None, time=None, predicts="eps", pretrained=False
+        ),
         "networks.module_params": _of(networks.module_params, network=MODULE, module=Net()),
         "networks.load_module": _of(networks.load_module, network=MODULE, params=MODULE.init(KEY, (2,)), module=Net()),
         "decoders.discrete": _of(decoders.discrete, vocab_size=8, loc=0.0, scale=1.0),
+        "decoders.reconstruction_bits": _of(decoders.reconstruction_bits, vocab_size=8, gamma_0=-5.0, scale=1.0),
+        "schedules.gamma_min_for": _of(schedules.gamma_min_for, spacing=0.1),
         "decoders.gaussian": _of(decoders.gaussian, loc=0.0, scale=1.0),
         "vdm": _of(
             purevdm.vdm,
@@ -182,6 +186,7 @@ def doors(folder: Path) -> dict[str, Door]:
             differentiable=False,
         ),
         "sampling.inpaint": _of(sampling.inpaint, x=Z, known=Z > 0),
+        "sampling.repaint": _of(sampling.repaint, x=Z, known=Z > 0, repeats=2, solver=None),
         "inversion.invert": _of(inversion.invert, model=MODEL, params=PARAMS, x=X, cond=COND, start=0.0, until=1.0, steps=2),
         "inversion.interpolate": _of(inversion.interpolate, z_a=Z[0], z_b=Z[1], weights=torch.linspace(0, 1, 3)),
         "ode.heun": _of(ode.heun, steps=2),

@@ -458,7 +458,7 @@ def test_gamma_min_suits_the_number_of_levels_where_it_was_left_out():
     assert made(warped, 16) == importance.warped(schedules.learned_linear(schedules.gamma_min_for(2 / 16), 5.0))
     # neighbours of narrow data lie closer, and one's own changes stay
     assert made(schedules.fixed_linear(), decoder=decoders.discrete(256, scale=4.0)).endpoints[0] == -13.3 - 2 * math.log(4)
-    own = schedules.fixed_linear()._replace(gamma=lambda params, t: -9.0 + 12.0 * t)
+    own = schedules.Schedule.of(lambda key: {}, lambda params, t: -9.0 + 12.0 * t)
     assert made(own, 17) == own
     params = purevdm.vdm(networks.mlp(8, fourier=()), schedules.learned_linear(), (2,), 2).init(random.key(0))
     assert params["schedule"]["b"] == torch.tensor(schedules.gamma_min_for(1.0))

@@ -24,7 +24,6 @@ from purevdm.types import Key, Params
 __all__ = ["discrete", "reconstruction_bits"]
 
 
-@lru_cache(maxsize=256)
 def reconstruction_bits(vocab_size: int, gamma_0: float, scale: float = 1.0) -> float:
     """Gives what reconstruction costs at gamma_0, in bits per dimension: E[-log2 p(x given z_0)] over data x that take each
     of their values alike, with z_0 a latent of x.
@@ -33,10 +32,22 @@ def reconstruction_bits(vocab_size: int, gamma_0: float, scale: float = 1.0) -> 
     of exp(-(z - v w)**2 / 2) over the values v. The cost is (1 / 2 + the integral of S log S / (vocab_size sqrt(2 pi))) /
     log 2, for small w about log2(4.13 / w).
 
+    Raises:
+        TypeError, ValueError: numbers out of range.
+
     >>> from purevdm import decoders
     >>> [round(decoders.reconstruction_bits(*data), 3) for data in ((256, -13.3), (256, -8.0), (65536, -13.3))]
     [0.01, 3.253, 7.452]
     """
+    vocab_size = _checks.integer("vocab_size", vocab_size, 2, 2**22)
+    gamma_0, scale = _checks.real("gamma_0", gamma_0), _checks.real("scale", scale)
+    if scale <= 0.0 or abs(gamma_0) > 1000.0:
+        raise ValueError(f"gamma_0, scale: expected a size of at most 1000 and a number above 0, got {gamma_0} and {scale}")
+    return _reconstruction_bits(vocab_size, gamma_0, scale)
+
+
+@lru_cache(maxsize=256)
+def _reconstruction_bits(vocab_size: int, gamma_0: float, scale: float) -> float:
     width, finest = 2.0 * math.exp(-0.5 * gamma_0) / (vocab_size * scale), 0.25
     if width > 40.0:
         return 0.0  # below 1e-80

@@ -52,8 +52,8 @@ _KNOWN = (
     ),
     (
         "forward AD|forward-mode",
-        "calls an operation without a forward-mode derivative, which the divergence of a likelihood takes",
-        "Use another operation (a GRU for an LSTM), write it out, or take one probe, whose product is a backward one",
+        "calls an operation without a forward-mode derivative",
+        "Use reverse mode, or another operation (a GRU for an LSTM), or write it out",
     ),
     (
         "randomness error mode|randomness='error'",

@@ -212,7 +212,8 @@ def _within(value: Any, seen: set[int]) -> Iterator[Network]:
     elif isinstance(value, dict):
         parts = list(value.values())
     elif inspect.ismethod(value):
-        parts = [value.__func__, vars(value.__self__) if hasattr(value.__self__, "__dict__") else value.__self__]
+        own = value.__self__
+        parts = [own] if isinstance(own, Network) else [value.__func__, vars(own) if hasattr(own, "__dict__") else own]
     elif inspect.isfunction(value) and value.__module__.partition(".")[0] not in ("purevdm", "torch"):
         codes = [value.__code__]
         for code in codes:  # and those of functions in it

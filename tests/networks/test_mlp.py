@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import pytest
@@ -103,7 +104,7 @@ def test_a_network_in_anothers_apply_needs_its_endpoints(wrapped):
         purevdm.vdm(none, schedule, (2,), 16)
     with pytest.raises(ValueError, match=r"network: its apply calls .*gamma_min=0\.0, gamma_max=1\.0"):
         bfn.continuous(none, (2,), 0.1)
-    purevdm.vdm(none, schedules.fixed_linear(), (2,), 16)  # the paper's
+    purevdm.vdm(none, schedules.fixed_linear(), (2,))  # the paper's, of 256 levels
 
 
 def test_a_network_among_the_globals_needs_its_endpoints():
@@ -111,11 +112,18 @@ def test_a_network_among_the_globals_needs_its_endpoints():
         purevdm.vdm(networks.Network.of(INNER.init, _outer), schedules.fixed_linear(-8.0, 4.0), (2,), 16)
 
 
-def test_a_network_bound_to_anothers_apply_is_told():
+@dataclass(frozen=True)
+class Twice(networks.Wrapped):
+    def apply(self, params, z, gamma, *args, **kwargs):
+        return 2.0 * self.own.apply(params, z, gamma, *args, **kwargs)
+
+
+def test_a_network_within_a_wrapped_one_is_told():
     schedule, x = schedules.fixed_linear(-8.0, 4.0), torch.tensor([[1, 2]])
-    outer = networks.Network.of(INNER.init, functools.partial(bound, INNER))
-    one, other = (purevdm.vdm(network, schedule, (2,), 16) for network in (outer, INNER))
+    one = purevdm.vdm(Twice(INNER), schedule, (2,), 16)
+    other = purevdm.vdm(Twice(networks.mlp(8, gamma_min=-8.0, gamma_max=4.0)), schedule, (2,), 16)
     params = one.init(random.key(0))
+    assert one == other
     assert torch.equal(one.loss_fn(params, x, random.key(1)), other.loss_fn(params, x, random.key(1)))
     assert one.network.endpoints == (-8.0, 4.0)
     short = one._replace(network=networks.mixed(one.network))

@@ -243,7 +243,7 @@ def shifted(decoder, part):
     """Its positions off by a part of a step."""
     step = 2.0 / decoder.vocab_size
     return changed(
-        decoder, encode=lambda p, x, cond=None, dtype=torch.float32: decoder.encode({}, p, x, cond, dtype) + part * step
+        decoder, encode=lambda p, x, cond=None, dtype=torch.float32: decoder.encode(p, x, cond, dtype) + part * step
     )
 
 
