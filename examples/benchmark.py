@@ -342,7 +342,7 @@ def main() -> None:
         for name, f in {
             "random": normal,
             "reconstruction": reconstruction,
-            "evaluation": model.elbo,
+            "evaluation": model.nll_bound,
             "step": loss_and_grad,
             "sample": model.sample,
             "velocity": velocity,
@@ -380,7 +380,7 @@ def main() -> None:
         },
     }
     flops = {
-        "evaluation": lambda: model.elbo(params, x, key),
+        "evaluation": lambda: model.nll_bound(params, x, key),
         "step": lambda: loss_and_grad(params, x, key),
         "sample": lambda: model.sample(params, key, args.samples, steps=1),
     }

@@ -34,8 +34,9 @@ from readers import DataError, npy
 from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import Seeds, codec, elbo, random
+from purevdm import Seeds, codec, random
 from purevdm.networks import Wrapped
+from purevdm.noise import discretise
 from purevdm.training.data import batch
 
 Positional = tyro.conf.Positional
@@ -221,9 +222,9 @@ def bounds(run: Run, x: torch.Tensor, labels: torch.Tensor | None, timesteps: in
         key = random.fold_in(random.key(args.seed, device=args.device), j)
         start, total = random.uniform(key, (len(part),), model.dtype), 0.0
         for i in range(args.passes):
-            t = elbo.discretise((start + i) / args.passes, timesteps)
+            t = discretise((start + i) / args.passes, timesteps)
             keys = model.seeds(random.fold_in(key, i), len(part)).key
-            total = total + model.elbo(run.params, part, Seeds(t, keys), cond).total.double()
+            total = total + model.nll_bound(run.params, part, Seeds(t, keys), cond).total.double()
         found.append(total.cpu().numpy() / args.passes)
         bar.update(len(part))
     return np.concatenate(found)

@@ -30,7 +30,7 @@ from swirl import scatter, spiral
 from tqdm import tqdm
 
 import purevdm
-from purevdm import elbo, evaluation, likelihood, ode, random
+from purevdm import bound, evaluation, likelihood, ode, random
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -68,7 +68,7 @@ def log_density(model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, 
     for i, part in enumerate(tqdm(x.split(size), desc=f"density, {noises} noises", leave=False)):
         noise = even_noise(random.fold_in(key, i), noises)
         noise = purevdm.Noise(*(field.repeat_interleave(len(part), 0) for field in noise[:3]))
-        total = elbo.bound(model, params, part.repeat(noises, 1), noise).total
+        total = bound.bound(model, params, part.repeat(noises, 1), noise).total
         found.append(-total.unflatten(0, (noises, len(part))).double().mean(0))
     return torch.cat(found)
 

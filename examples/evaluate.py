@@ -32,7 +32,7 @@ from readers import DataError
 from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import ELBO, evaluation, interop
+from purevdm import NLLBound, evaluation, interop
 from purevdm.training import parallel
 from purevdm.training.data import Dataset, batch
 
@@ -191,9 +191,9 @@ def restored(path: Path, args: Arguments, device: torch.device) -> Run:
     return load(path, str(device), **changes)
 
 
-def bound_of(run: Run, compile: bool) -> Callable[..., ELBO]:
+def bound_of(run: Run, compile: bool) -> Callable[..., NLLBound]:
     """A model's bound on images as they are, with their classes."""
-    return told_by(run.config, torch.compile(run.model.elbo, fullgraph=True) if compile else run.model.elbo)
+    return told_by(run.config, torch.compile(run.model.nll_bound, fullgraph=True) if compile else run.model.nll_bound)
 
 
 def told_by(config: Config, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from purevdm import ELBO, VDM, evaluation, likelihood, ode
+from purevdm import VDM, NLLBound, evaluation, likelihood, ode
 from purevdm.likelihood import Estimate
 
 Told = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -52,7 +52,7 @@ class Measured(NamedTuple):
     """What a method found: of each example, and in how many seconds."""
 
     method: Method
-    found: ELBO | Estimate
+    found: NLLBound | Estimate
     evaluations: float
     seconds: float
 
@@ -99,7 +99,7 @@ def measure(
     ``options`` are those of :func:`purevdm.evaluation.bounds`. Seconds include compilation."""
     started = time.perf_counter()
     if method.kind == "elbo":
-        call: Callable[..., Any] = model.elbo
+        call: Callable[..., Any] = model.nll_bound
     elif method.kind == "flow":
         call = partial(
             likelihood.log_prob,
@@ -143,7 +143,7 @@ def table(model: VDM, measured: list[Measured]) -> str:
     rows: list[tuple[str, ...]] = []
     for row in measured:
         method, found = row.method, row.found
-        if isinstance(found, ELBO):
+        if isinstance(found, NLLBound):
             summary = evaluation.summary(model, found)
             total, unit, sampling, failed = summary.total, summary.unit, math.nan, 0
         else:
@@ -152,7 +152,7 @@ def table(model: VDM, measured: list[Measured]) -> str:
         first = measured[0].found
         both = ~(log_p(found).isnan() | log_p(first).isnan())
         gap = "" if row is measured[0] else str(evaluation.difference(model, kept(found, both), kept(first, both)))
-        n = len(found.total if isinstance(found, ELBO) else found.log_prob)
+        n = len(found.total if isinstance(found, NLLBound) else found.log_prob)
         rows.append(
             (
                 method.kind,
@@ -175,11 +175,11 @@ def table(model: VDM, measured: list[Measured]) -> str:
     return "\n".join(lines)
 
 
-def log_p(found: ELBO | Estimate) -> torch.Tensor:
-    return -found.total if isinstance(found, ELBO) else found.log_prob
+def log_p(found: NLLBound | Estimate) -> torch.Tensor:
+    return -found.total if isinstance(found, NLLBound) else found.log_prob
 
 
-def kept(found: ELBO | Estimate, rows: torch.Tensor) -> ELBO | Estimate:
+def kept(found: NLLBound | Estimate, rows: torch.Tensor) -> NLLBound | Estimate:
     """What was found of some examples."""
     return type(found)(*(part[..., rows] for part in found))
 

@@ -60,8 +60,10 @@ def assess(model, params, x, key, passes) -> dict[str, float]:
     bound = evaluation.evaluate(model, params, [x], k_bound, passes=passes).total
     bits = 1.0 / (math.prod(SHAPE) * math.log(2.0))
     alone = model._replace(antithetic=False)
-    single = [alone.elbo(params, x, k).diffusion.double() * bits for k in random.split(k_single, passes)]
-    batch = [model.elbo(params, x[:BATCH], k).diffusion.double().mean() * bits for k in random.split(k_batch, 5 * passes)]
+    single = [alone.nll_bound(params, x, k).diffusion.double() * bits for k in random.split(k_single, passes)]
+    batch = [
+        model.nll_bound(params, x[:BATCH], k).diffusion.double().mean() * bits for k in random.split(k_batch, 5 * passes)
+    ]
     return {
         "bits": bound.mean,
         "error": bound.error,

@@ -89,10 +89,10 @@ def evaluate(model, params, x, key, passes) -> dict:
     """The bound of each image over evenly spread times; the variance of its diffusion loss at independent ones."""
     k_bound, k_times = random.split(key)
     bits = 1.0 / (math.prod(SHAPE) * math.log(2.0))
-    bound = torch.stack([model.elbo(params, x, k).total for k in random.split(k_bound, passes)]).double() * bits
+    bound = torch.stack([model.nll_bound(params, x, k).total for k in random.split(k_bound, passes)]).double() * bits
     single = []
     for k in random.split(k_times, passes):
-        single.append(model._replace(antithetic=False).elbo(params, x, k).diffusion.double() * bits)
+        single.append(model._replace(antithetic=False).nll_bound(params, x, k).diffusion.double() * bits)
     # within images, over time and noise
     variance = torch.stack(single).var(0).mean()
     t = torch.linspace(0, 1, TIMES)
@@ -112,7 +112,7 @@ def evaluate(model, params, x, key, passes) -> dict:
 def time_loss(model, params, x, key, t):
     """The mean diffusion loss of some images at one time, nats."""
     seeds = purevdm.Seeds(t.expand(len(x)), random.split(key, len(x)))
-    return model.elbo(params, x, seeds).diffusion.mean()
+    return model.nll_bound(params, x, seeds).diffusion.mean()
 
 
 def run(found: dict, args) -> None:

@@ -79,7 +79,7 @@ def whitened(rows: Rows) -> tuple[Rows, float]:
 def log_density(model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, passes: int) -> torch.Tensor:
     """The bound on log p of each example, the mean over passes. One batch holds them all, so that its times, which are even
     over the batch, are even over each example's copies."""
-    total = model.elbo(params, torch.cat([x] * passes), key).total
+    total = model.nll_bound(params, torch.cat([x] * passes), key).total
     return -total.unflatten(0, (passes, len(x))).double().mean(0)
 
 

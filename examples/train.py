@@ -243,7 +243,7 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
     m = config.model
     options = dict(variance=m.variance, compile=config.compile, remat=m.remat, accumulate=config.accumulate)
     grad_fn = training.gradients(model, **options)
-    elbo = torch.compile(model.elbo, fullgraph=True) if config.compile else None
+    elbo = torch.compile(model.nll_bound, fullgraph=True) if config.compile else None
     log = Log(config.out, state.step) if first else None
     checkpoints = config.out / "checkpoints"
 

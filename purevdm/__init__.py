@@ -7,18 +7,20 @@ decoder (:mod:`purevdm.decoders`) into a :class:`VDM`.
 
 from purevdm import (
     bfn,
+    bound,
     decoders,
     denoiser,
-    elbo,
     evaluation,
     flow,
     importance,
     interop,
     inversion,
     likelihood,
+    model,
     module,
     networks,
     nn,
+    noise,
     ode,
     process,
     random,
@@ -30,28 +32,31 @@ from purevdm import (
     variance,
     walks,
 )
-from purevdm.elbo import ELBO, Noise, Seeds
+from purevdm.bound import NLLBound
+from purevdm.noise import Noise, Seeds
 from purevdm.vdm import VDM, Sample, vdm
 
 __all__ = [
-    "ELBO",
     "VDM",
+    "NLLBound",
     "Noise",
     "Sample",
     "Seeds",
     "bfn",
+    "bound",
     "decoders",
     "denoiser",
-    "elbo",
     "evaluation",
     "flow",
     "importance",
     "interop",
     "inversion",
     "likelihood",
+    "model",
     "module",
     "networks",
     "nn",
+    "noise",
     "ode",
     "process",
     "random",

@@ -11,14 +11,15 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, random
+from purevdm import process, random
 from purevdm._layout import laid_out
 from purevdm.decoders import Decoder
+from purevdm.model import batch_axes
 from purevdm.networks import Network, _regions
 from purevdm.networks._explain import explained
 from purevdm.types import Params
 
-__all__ = ["Prediction", "batch_axes", "eps_hat", "guide", "in_bound", "output", "predict", "update"]
+__all__ = ["Prediction", "eps_hat", "guide", "in_bound", "output", "predict", "update"]
 
 T = TypeVar("T")
 
@@ -29,26 +30,6 @@ class Prediction(NamedTuple):
 
     eps: Tensor
     x: Tensor
-
-
-def batch_axes(cond: Any, n: int) -> Any:
-    """The batch axes of a condition for vmap's ``in_dims``: the first of every tensor in it, n long.
-
-    Raises:
-        TypeError, ValueError: something that is not a tensor, or a tensor of another length.
-    """
-    if cond is None:
-        return None
-    _checks.leaves(cond)  # none too deep
-
-    def axis(leaf: Any) -> int | None:
-        if leaf is None:
-            return None
-        if _checks.tensor("cond", leaf).ndim == 0 or leaf.shape[0] != n:
-            raise ValueError(f"cond: expected a condition for each of the {n} examples, got {_checks.describe(leaf)}")
-        return 0
-
-    return optree.tree_map(axis, cond, none_is_leaf=True)
 
 
 def output(

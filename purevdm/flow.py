@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, denoiser, process, random, schedules
-from purevdm.elbo import Model
+from purevdm.model import Model, batch_axes
 from purevdm.ode import Integrator
 from purevdm.types import Params, Shape
 
@@ -135,7 +135,7 @@ class Ends(NamedTuple):
 def ends(model: Model, params: Params, z: Tensor, cond: Any = None) -> Ends:
     """The ends of the flow for latents z, (B, *event_shape)."""
     if model.schedule.contextual:
-        denoiser.batch_axes(cond, len(z))
+        batch_axes(cond, len(z))
 
     def gamma(t: float) -> Tensor:
         times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)

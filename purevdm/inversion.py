@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, elbo, process, walks
+from purevdm import _checks, process, walks
+from purevdm.model import checked, latents
 from purevdm.sampling import Sample
 from purevdm.solvers import Solver, dpmpp_2m
 from purevdm.types import Params
@@ -75,11 +76,11 @@ def invert(
     if x is not None:
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
-        elbo.checked(model, params, x, cond=cond)
+        checked(model, params, x, cond=cond)
         at = model.decoder.encode({}, x, cond, model.dtype)
     else:
-        at = elbo.latents("z", z, model)
-        elbo.checked(model, params, cond=cond, n=len(at), z=at)
+        at = latents("z", z, model)
+        checked(model, params, cond=cond, n=len(at), z=at)
     begin, end = walks.times("start", start, "until", until, at)
     how = Walk(
         steps,
@@ -94,9 +95,9 @@ def invert(
     walks.checked(how)
     if x is not None:
         at = process.alpha(walks.level(model, params, begin, len(at), cond)) * at
-    latents, _ = walks.walk(model, params, at, begin, end, how)
-    _checks.verify(_checks.finite("latents", {(): latents}))
-    return Sample(None, latents) if trajectory else latents
+    found, _ = walks.walk(model, params, at, begin, end, how)
+    _checks.verify(_checks.finite("latents", {(): found}))
+    return Sample(None, found) if trajectory else found
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, weights: Tensor) -> Tensor:

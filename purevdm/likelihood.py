@@ -1,4 +1,4 @@
-"""The likelihood of data: exactly by the probability flow, and bounds tighter than the ELBO by importance weights.
+"""The likelihood of data: exactly by the probability flow, and bounds tighter than the NLLBound by importance weights.
 
 The flow gives log p(z_0) of a latent exactly: log p(z_0) = log N(z_1; 0, I) + the integral of the divergence on the way.
 Data are not latents, so a distribution q(z_0 given x) stands between, with weights w whose mean is p(x) or less:
@@ -23,7 +23,8 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, elbo, flow, ode, process, random, sampling, schedules
+from purevdm import _checks, denoiser, flow, ode, process, random, sampling, schedules
+from purevdm.model import checked, latents
 from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
@@ -103,8 +104,8 @@ def decode(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integra
 def _along(model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool) -> Tensor:
     name = "z_1" if backward else "z_0"
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    n = len(elbo.latents(name, z, model))
-    elbo.checked(model, params, cond=cond, n=n, **{name: z})
+    n = len(latents(name, z, model))
+    checked(model, params, cond=cond, n=n, **{name: z})
     return flow.integrate(model, params, z, _integrator(integrator), cond, backward=backward)[0]
 
 
@@ -159,11 +160,11 @@ def log_prob(
         chunk: how many products of the divergence to compute at once; fewer need less memory.
 
     Raises:
-        TypeError, ValueError: bad input, as for ``model.elbo``; a dequantisation that does not fit the data; samples,
+        TypeError, ValueError: bad input, as for ``model.nll_bound``; a dequantisation that does not fit the data; samples,
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    n = elbo.checked(model, params, x, _checks.key("key", key), cond)
+    n = checked(model, params, x, _checks.key("key", key), cond)
     samples = _checks.integer("samples", samples, 1)
     if dequantisation is None:
         dequantisation = "none" if model.decoder.log_probs is None else "variational"
@@ -203,7 +204,7 @@ def log_weight(
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
     _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *model.event_shape), model.dtype)
-    elbo.checked(model, params, x, cond=cond, eps=eps)
+    checked(model, params, x, cond=cond, eps=eps)
     _refuse_recording(params, (x, eps), cond)
     _fitting(model, dequantisation)
     facts: list[_checks.Fact] = []
@@ -255,13 +256,13 @@ def log_prob_latent(
         model, params, cond, integrator, probes, chunk: as in :func:`log_weight`.
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    n = len(elbo.latents("z_0", z_0, model))
+    n = len(latents("z_0", z_0, model))
     _refuse_recording(params, z_0, cond)
     if probes is not None:
         _checks.alike("probes", probes, (*_checks.tensor("probes", probes).shape[:1], *z_0.shape), model.dtype)
         if len(probes) == 0:
             raise ValueError(f"probes: expected at least one, got {_checks.describe(probes)}")
-    elbo.checked(model, params, cond=cond, n=n, z_0=z_0, probes=probes)
+    checked(model, params, cond=cond, n=n, z_0=z_0, probes=probes)
     divergence_of = partial(flow.divergence, probes=probes, chunk=chunk)
     integrator = _integrator(integrator)
     z_1, change, evaluations = flow.integrate(model, params, z_0, integrator, cond, divergence_of=divergence_of)
@@ -350,10 +351,10 @@ def importance_bound(
         samples: K. All K B trajectories run at once.
 
     Raises:
-        TypeError, ValueError: bad input, as ``model.elbo`` says it; no number of steps; samples below 1.
+        TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
-    n = elbo.checked(model, params, x, _checks.key("key", key), cond)
+    n = checked(model, params, x, _checks.key("key", key), cond)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
     if isinstance(timesteps, Tensor):

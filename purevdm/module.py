@@ -3,11 +3,11 @@
 ``DistributedDataParallel``, Hugging Face Accelerate, Lightning, ``torch.optim.swa_utils`` and ``torch.export`` take modules.
 ``examples/loops.py`` trains in the first three.
 
-``torch.export``, strict or not, takes a module of ``loss_fn``, ``elbo``, ``eps_hat`` or ``sample``. The batch may be
+``torch.export``, strict or not, takes a module of ``loss_fn``, ``nll_bound``, ``eps_hat`` or ``sample``. The batch may be
 dynamic; where noise is drawn it needs a bound, ``Dim("B", max=1024)``. A sampler's steps are a Python integer, and are
 unrolled. The program of a loss is differentiated like any module; ``torch.func.grad`` around a ``vmap`` does not export.
 With PyTorch 2.13 or newer a program can be saved, if it returns tensors or a tuple of them and no NamedTuple, as
-``tuple(model.elbo(...))``. A process that loads it must import purevdm first.
+``tuple(model.nll_bound(...))``. A process that loads it must import purevdm first.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
-from purevdm.elbo import Model
+from purevdm.model import Model
 from purevdm.solvers import Solver, Step, ancestral
 from purevdm.types import Key, Params
 from purevdm.walks import Walk, checked, loop, times, walk

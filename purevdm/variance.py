@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import elbo, process, schedules
+from purevdm import bound, process, schedules
 from purevdm._compile import exact
-from purevdm.elbo import ELBO, Model, Noise
+from purevdm.bound import NLLBound
+from purevdm.model import Model
+from purevdm.noise import Noise
 from purevdm.schedules import Levels, Schedule
 from purevdm.types import Params
 
@@ -80,7 +82,7 @@ def pull_back(schedule: Schedule, params: Params, t: Tensor, cotangent: Curve, c
 
 def gradients(
     model: Model, params: Params, x: Tensor, noise: Noise, scale: float, cond: Any = None
-) -> tuple[Params, ELBO, Curve]:
+) -> tuple[Params, NLLBound, Curve]:
     """The gradient of the mean bound times ``scale``, but for the schedule's interior that of the mean squared diffusion
     loss (its losses times ``scale``), in one pass.
 
@@ -89,8 +91,8 @@ def gradients(
     """
     at = curve(model.schedule, params["schedule"], noise.t, cond)
 
-    def mean(params: Params, curve: Curve) -> tuple[Tensor, ELBO]:
-        terms = elbo.bound_at(model, params, x, noise, levels(curve), cond)
+    def mean(params: Params, curve: Curve) -> tuple[Tensor, NLLBound]:
+        terms = bound.bound_at(model, params, x, noise, levels(curve), cond)
         return terms.total.mean() * scale, terms
 
     (network, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(params["network"], at)

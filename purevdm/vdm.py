@@ -10,12 +10,14 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser, elbo, process, random, sampling, schedules, variance
+from purevdm import _checks, _values, bound, denoiser, process, random, sampling, schedules, variance
 from purevdm._compile import constant
+from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, discrete, fits, reconstruction_bits, spacing
-from purevdm.elbo import ELBO, Noise, Seeds
+from purevdm.model import checked, latents, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.networks._network import same
+from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
 from purevdm.sampling import Sample
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver, ancestral
@@ -35,8 +37,8 @@ class VDM(NamedTuple):
     ``cond`` is a condition for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of
     these examples where they are rows of a larger batch. ``train`` switches the network's dropout on.
 
-    The losses, ``elbo`` and ``sample`` compile with ``fullgraph=True``, in every mode of ``torch.compile`` (tested on a CPU)
-    and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes. Under
+    The losses, ``nll_bound`` and ``sample`` compile with ``fullgraph=True``, in every mode of ``torch.compile`` (tested on a
+    CPU) and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes. Under
     ``torch.autocast`` the network alone computes in the shorter dtype. Take backward passes outside of it, as PyTorch asks
     for; ``training.gradients`` does.
 
@@ -48,7 +50,7 @@ class VDM(NamedTuple):
         timesteps: T, the number of steps of the discrete-time bound, or 0 for continuous time.
         antithetic: whether a batch's times are spread evenly.
         dtype: of parameters, latents and losses. Times and noise are drawn in it, and a key gives other numbers in another
-            dtype; ``init`` gives the same parameters. To compare dtypes, give both one noise (:func:`purevdm.elbo.bound`).
+            dtype; ``init`` gives the same parameters. To compare dtypes, give both one noise (:func:`purevdm.bound.bound`).
 
     Raises (every method):
         TypeError, ValueError: settings that do not fit together, those of ``_replace`` too; bad arguments, named: parameters
@@ -77,11 +79,11 @@ class VDM(NamedTuple):
 
     def seeds(self, key: Key, n: int) -> Seeds:
         """The seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
-        return elbo.draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
+        return draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        return elbo.draw_noise(elbo.seeds(self, key, n), self.event_shape, _checks.boolean("train", train))
+        return draw_noise(seeds_of(self, key, n), self.event_shape, _checks.boolean("train", train))
 
     # The bound
 
@@ -131,7 +133,7 @@ class VDM(NamedTuple):
         loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t)
         return grads, (loss, stats) if has_aux else loss
 
-    def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
+    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> NLLBound:
         """The bound's three terms for each example: each (B,), nats (of a density, where data are real).
 
         To compare an example's bounds, as under each class in a classifier, give all the same key; see
@@ -154,7 +156,7 @@ class VDM(NamedTuple):
         z_t = process.diffuse(self.decoder.encode({}, x, cond, self.dtype), process.align(gamma_t, x), noise.eps)
         return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
 
-    def elbo_core(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> ELBO:
+    def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
         """The bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
         _checks.instance("noise", noise, Noise, "a purevdm.Noise")
         _checks.shaped("x", x, self.event_shape)
@@ -168,8 +170,8 @@ class VDM(NamedTuple):
         _checks.leaves(cond)  # none too deep
 
         cond = None if cond is None else optree.tree_map(batch, cond, none_is_leaf=True)
-        terms = elbo.bound(self, params, x[None], Noise(*map(batch, noise)), cond)  # type: ignore[arg-type]
-        return ELBO(*(term[0] for term in terms))
+        terms = bound.bound(self, params, x[None], Noise(*map(batch, noise)), cond)  # type: ignore[arg-type]
+        return NLLBound(*(term[0] for term in terms))
 
     # Prediction and samples
 
@@ -177,7 +179,7 @@ class VDM(NamedTuple):
         """The schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
         if _checks.floating("t", t).numel() == 0:
             raise ValueError(f"t: expected at least one time, got {_checks.describe(t)}")
-        elbo.checked(self, params, cond=cond, t=t)
+        checked(self, params, cond=cond, t=t)
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
@@ -185,12 +187,12 @@ class VDM(NamedTuple):
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
-        n = len(elbo.latents("z", z, self))
+        n = len(latents("z", z, self))
         if _checks.floating("gamma", gamma).shape != z.shape:
             _checks.shaped("gamma", gamma, (n,))
         if x_hat is not None:
             _checks.alike("x_hat", x_hat, z.shape, z.dtype)
-        elbo.checked(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat)
+        checked(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat)
         if x_hat is None:
             return denoiser.in_bound(self.network, self.decoder, params["network"], z, gamma, cond)
         return denoiser.eps_hat(self.network, params["network"], z, gamma, cond, None, x_hat)
@@ -259,7 +261,7 @@ class VDM(NamedTuple):
         >>> torch.func.grad(energy)(random.normal(random.key(3), (3, 2))).shape
         torch.Size([3, 2])
         """
-        elbo.checked(self, params, key=_checks.key("key", key), cond=cond)
+        checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = ancestral() if solver is None else solver
         how = Walk(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable)
         return sampling.sample(self, params, key, n, how, z=z, start=start, until=until, decode=decode)
@@ -282,20 +284,20 @@ class VDM(NamedTuple):
 
     def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
         """The noise of a batch, behind the door."""
-        n = elbo.checked(self, params, x, key, cond)
+        n = checked(self, params, x, key, cond)
         seeds = key if isinstance(key, Seeds) else self.seeds(key, n)
-        return elbo.draw_noise(seeds, self.event_shape, _checks.boolean("train", train))
+        return draw_noise(seeds, self.event_shape, _checks.boolean("train", train))
 
     def _bound(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool
-    ) -> tuple[ELBO, schedules.Levels, Tensor]:
+    ) -> tuple[NLLBound, schedules.Levels, Tensor]:
         noise = self._noise(params, x, key, cond, train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
-        return elbo.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t
+        return bound.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t
 
     def _summary(
-        self, params: Params, terms: ELBO, gamma_0: Tensor, gamma_1: Tensor, t: Tensor
+        self, params: Params, terms: NLLBound, gamma_0: Tensor, gamma_1: Tensor, t: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
         stats: dict[str, Any] = {name: term.mean() * self._bits_per_nat for name, term in terms._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
@@ -325,7 +327,7 @@ def _structure(
     def init(key: Key) -> Params:
         return {"network": network.value.init(key, event_shape), "schedule": schedule.value.init(key)}
 
-    return elbo.structure_of(init, dtype)
+    return structure_of(init, dtype)
 
 
 def vdm(

@@ -12,7 +12,7 @@ from torch import Tensor
 from purevdm import _checks, denoiser, random, schedules
 from purevdm._compile import fixed, transformed
 from purevdm.denoiser import Prediction
-from purevdm.elbo import Model
+from purevdm.model import Model, batch_axes
 from purevdm.solvers import Solver
 from purevdm.types import Key, Params
 
@@ -78,7 +78,7 @@ def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tens
 def level(model: Model, params: Params, t: Tensor, n: int, cond: Any = None) -> Tensor:
     """gamma of n latents at one time t, (), as it broadcasts against them: (n, 1, ..., 1) or (n, *event_shape)."""
     if model.schedule.contextual:
-        denoiser.batch_axes(cond, n)
+        batch_axes(cond, n)
         found = schedules.gamma(model.schedule, params["schedule"], t.expand(n), cond)
     else:
         found = schedules.gamma(model.schedule, params["schedule"], t)

@@ -164,7 +164,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "seeds": _of(MODEL.seeds, key=KEY, n=3),
         "loss_fn": _of(MODEL.loss_fn, params=PARAMS, x=X, key=KEY, cond=COND, train=True),
         "loss_and_stats": _of(MODEL.loss_and_stats, params=PARAMS, x=X, key=KEY, cond=COND, train=True),
-        "elbo": _of(MODEL.elbo, params=PARAMS, x=X, key=KEY, cond=COND),
+        "elbo": _of(MODEL.nll_bound, params=PARAMS, x=X, key=KEY, cond=COND),
         "vlb_and_variance_grads": _of(MODEL.vlb_and_variance_grads, params=PARAMS, x=X, key=KEY, cond=COND),
         "sample": _of(
             MODEL.sample,
@@ -211,7 +211,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "bfn.discrete": _of(bfn.discrete, network=NETWORK, event_shape=(2,), classes=3, beta_1=1.0, classes_last=False),
         "bfn.init": _of(FLOW.init, key=KEY),
         "bfn.loss_fn": _of(FLOW.loss_fn, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND),
-        "bfn.elbo": _of(FLOW.elbo, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "bfn.nll_bound": _of(FLOW.nll_bound, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND),
         "bfn.sample": _of(
             FLOW.sample,
             params=FLOW_PARAMS,
@@ -303,7 +303,7 @@ def doors(folder: Path) -> dict[str, Door]:
     real = dict(model=REAL, params=REAL_PARAMS, key=KEY)
     made |= {
         "real.loss_fn": _of(REAL.loss_fn, params=REAL_PARAMS, x=Z, key=KEY),
-        "real.elbo": _of(REAL.elbo, params=REAL_PARAMS, x=Z, key=KEY),
+        "real.nll_bound": _of(REAL.nll_bound, params=REAL_PARAMS, x=Z, key=KEY),
         "real.log_prob": _of(likelihood.log_prob, **real, x=Z, dequantisation="variational", samples=2, integrator=EULER),
         "real.evaluate": _of(evaluation.evaluate, **real, batches=[Z]),
     }
@@ -330,8 +330,8 @@ def _more(folder: Path, saved: Path) -> dict[str, Door]:
         "update": _of(MODEL.update, params=PARAMS, x=X, key=KEY, cond=COND),
         "gamma": _of(MODEL.gamma, params=PARAMS, t=torch.tensor([0.0, 0.5]), cond=None),
         "eps_hat": _of(MODEL.eps_hat, params=PARAMS, z=Z, gamma=GAMMA, cond=COND, x_hat=None),
-        "elbo_core": _of(
-            MODEL.elbo_core,
+        "nll_bound_of_one": _of(
+            MODEL.nll_bound_of_one,
             params=PARAMS,
             x=X[0],
             noise=optree.tree_map(lambda leaf: None if leaf is None else leaf[0], noise, none_is_leaf=True),

@@ -271,7 +271,7 @@ def _flax() -> Format:
     def read(at: Path) -> Any:
         found = interop.load_flax(at / "checkpoint.flax")
         for params in (found.params, found.ema_params):
-            MODEL.elbo(params, torch.zeros(1, 2, dtype=torch.int64), random.key(0))
+            MODEL.nll_bound(params, torch.zeros(1, 2, dtype=torch.int64), random.key(0))
         return found
 
     deep: Any = packed((1,), "float32", bytes(4))

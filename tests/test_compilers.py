@@ -11,7 +11,7 @@ from torch.export import Dim
 from versions import since_2_13
 
 import purevdm
-from purevdm import elbo, networks, random, schedules, solvers
+from purevdm import bound, networks, random, schedules, solvers
 from purevdm.module import Module
 from purevdm.vdm import _structure
 
@@ -35,9 +35,9 @@ def test_a_compiled_module_trains():
     noise = MODEL.draw(KEY, len(X))
 
     def loss_fn(params):
-        return elbo.bound(MODEL, params, X, noise).total.mean()
+        return bound.bound(MODEL, params, X, noise).total.mean()
 
-    module = Module(functools.partial(elbo.bound, MODEL), PARAMS)
+    module = Module(functools.partial(bound.bound, MODEL), PARAMS)
     loss = torch.compile(module, fullgraph=True, mode="reduce-overhead")(X, noise).total.mean()
     loss.backward()
     grads, value = torch.func.grad_and_value(loss_fn)(PARAMS)
@@ -51,7 +51,7 @@ def test_functions_in_every_mode(mode):
     """On a CPU, where there are no CUDA graphs. tests/test_vdm.py and tests/test_sampling.py have the default mode."""
 
     def losses(params, x, key):
-        return torch.func.grad_and_value(MODEL.loss_fn)(params, x, key), MODEL.elbo(params, x, key)
+        return torch.func.grad_and_value(MODEL.loss_fn)(params, x, key), MODEL.nll_bound(params, x, key)
 
     close(torch.compile(losses, fullgraph=True, mode=mode)(PARAMS, X, KEY), losses(PARAMS, X, KEY), 1e-4)
     sample = torch.compile(MODEL.sample, fullgraph=True, mode=mode)
@@ -62,7 +62,9 @@ def test_functions_in_every_mode(mode):
 @slow
 def test_losses_with_every_number_symbolic():
     """tests/test_vdm.py has the gradients and the samples."""
-    close(torch.compile(MODEL.elbo, fullgraph=True, dynamic=True)(PARAMS, X, KEY), MODEL.elbo(PARAMS, X, KEY), 1e-5)
+    close(
+        torch.compile(MODEL.nll_bound, fullgraph=True, dynamic=True)(PARAMS, X, KEY), MODEL.nll_bound(PARAMS, X, KEY), 1e-5
+    )
 
 
 def reloaded(program):
@@ -90,12 +92,12 @@ def test_an_exported_loss_serves_batches_and_trains(strict):
 
 @since_2_13
 def test_an_exported_bound_is_saved_as_a_tuple():
-    program = torch.export.export(Module(MODEL.elbo, PARAMS), (X, KEY))
-    want = MODEL.elbo(PARAMS, X, KEY)
+    program = torch.export.export(Module(MODEL.nll_bound, PARAMS), (X, KEY))
+    want = MODEL.nll_bound(PARAMS, X, KEY)
     close(program.module()(X, KEY), want, 1e-6)
-    with pytest.raises(NotImplementedError, match=r"namedtuple class .*ELBO"):
+    with pytest.raises(NotImplementedError, match=r"namedtuple class .*NLLBound"):
         torch.export.save(program, io.BytesIO())
-    plain = torch.export.export(Module(lambda *args: tuple(MODEL.elbo(*args)), PARAMS), (X, KEY))
+    plain = torch.export.export(Module(lambda *args: tuple(MODEL.nll_bound(*args)), PARAMS), (X, KEY))
     close(reloaded(plain)(X, KEY), tuple(want), 1e-6)
 
 

@@ -22,7 +22,7 @@ from compare import close, decoded_alike, moved_alike
 from goldens import CASES, case, flow_case, nchw
 
 import purevdm
-from purevdm import bfn, elbo, flow, likelihood, networks, ode, random, schedules, solvers, training
+from purevdm import bfn, bound, flow, likelihood, networks, ode, random, schedules, solvers, training
 from purevdm.evaluation import evaluate
 
 DEVICE = os.environ.get("PUREVDM_TEST_DEVICE", "cuda")
@@ -121,7 +121,7 @@ def test_the_official_bound_and_its_gradients(name):
     c = case(name, torch.float64)
 
     def loss(params, x, noise, cond):
-        return elbo.bound(c.model, params, x, noise, cond).total.mean()
+        return bound.bound(c.model, params, x, noise, cond).total.mean()
 
     arguments = c.params, c.x, c.noise, c.cond
     grads, got = torch.func.grad_and_value(loss)(*there(arguments))
@@ -161,7 +161,7 @@ def test_half_precision_is_close():
     model, params, x, cond = images()
     mixed = model._replace(network=networks.mixed(model.network, torch.bfloat16))
     arguments = there((params, x, random.key(3), cond))
-    half, whole = mixed.elbo(*arguments).total, model.elbo(*arguments).total
+    half, whole = mixed.nll_bound(*arguments).total, model.nll_bound(*arguments).total
     assert half.dtype == torch.float32
     assert ((half / whole - 1).abs() < 0.02).all()
 

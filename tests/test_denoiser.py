@@ -46,7 +46,7 @@ def test_self_conditioning_runs_through_loss_and_bound():
     model, params = self_conditioned()
     x = random.randint(random.key(1), (4, 2), 0, 16)
     assert not torch.equal(model.loss_fn(params, x, random.key(2)), model.loss_fn(params, x, random.key(2), train=False))
-    assert model.elbo(params, x, random.key(2)).total.isfinite().all()
+    assert model.nll_bound(params, x, random.key(2)).total.isfinite().all()
 
 
 def linear(predicts="eps", batched=False):
@@ -74,7 +74,7 @@ def test_a_batched_network_is_the_mapped_one():
         close(*pair, 1e-4)
     noise = mapped.draw(random.key(3), 1)
     one = type(noise)(*(field[0] for field in noise))
-    close(*(m.elbo_core(params, x[0], one) for m in (mapped, whole)), 1e-5)
+    close(*(m.nll_bound_of_one(params, x[0], one) for m in (mapped, whole)), 1e-5)
     decoded_alike(*(m.sample(params, random.key(4), 3, steps=5) for m in (mapped, whole)))
 
 
@@ -91,7 +91,7 @@ def test_every_prediction_is_converted():
 
         network = networks.Network.of(lambda key, shape: {}, apply, predicts=predicts)
         model = purevdm.vdm(network, schedules.fixed_linear(-9.0, 9.0), (3,), dtype=torch.float64)
-        bounds.append(model.elbo(params, x, random.key(2)).total)
+        bounds.append(model.nll_bound(params, x, random.key(2)).total)
         assert model.sample(params, random.key(3), 2, steps=4).shape == (2, 3)
     torch.testing.assert_close(bounds[1], bounds[0], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(bounds[2], bounds[0], rtol=1e-10, atol=1e-10)
@@ -132,7 +132,7 @@ def test_every_network_predicts_v(make):
     v_hat = denoiser.output(model.network, params["network"], z, gamma)
     v = process.alpha(level) * noise.eps - process.sigma(level) * f
     want = 0.5 * slope * (process.alpha(level) * (v - v_hat)).square().sum((1, 2, 3))
-    torch.testing.assert_close(model.elbo(params, x, random.key(3)).diffusion, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.nll_bound(params, x, random.key(3)).diffusion, want, rtol=1e-4, atol=1e-4)
     grads = torch.func.grad(model.loss_fn)(params, x, random.key(3))
     assert sum(leaf.abs().sum() for leaf in optree.tree_leaves(grads["network"])) > 0
     assert model.sample(params, random.key(4), 2, steps=2).shape == (2, 1, 4, 4)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import Noise, Seeds, bfn, decoders, elbo, inversion, likelihood, networks, ode, random, schedules, training
+from purevdm import Noise, Seeds, bfn, decoders, inversion, likelihood, networks, ode, random, schedules, training
+from purevdm import bound as diffusion_bound
 from purevdm.bfn import bound
 from purevdm.bfn.flows import Normal
 
@@ -32,7 +33,7 @@ def moved(tree, path, **to):
 def of_noise(model, params, noise, x=X):
     """The bound of explicit noise."""
     if model is VDM:
-        return elbo.bound(model, params, x, noise, COND)
+        return diffusion_bound.bound(model, params, x, noise, COND)
     return bound.bound(model, params["network"], x, noise, COND)
 
 
@@ -46,15 +47,15 @@ def test_every_tensor_is_on_one_device(model):
             model.loss_fn(moved(params, path, device="meta"), X, KEY, COND)
     for name in seeds._fields:
         with pytest.raises(ValueError, match=rf"^key\.{name}: expected a tensor on cpu.* on meta"):
-            model.elbo(params, X, seeds._replace(**{name: getattr(seeds, name).to("meta")}), COND)
+            model.nll_bound(params, X, seeds._replace(**{name: getattr(seeds, name).to("meta")}), COND)
     for name in ("t", "eps", "key"):
         with pytest.raises(ValueError, match=rf"^noise\.{name}: expected a tensor on cpu"):
             of_noise(model, params, noise._replace(**{name: getattr(noise, name).to("meta")}))
     for x, cond, name in ((X.to("meta"), COND, "x"), (X, COND.to("meta"), "cond")):
         with pytest.raises(ValueError, match=f"^{name}: expected a tensor on cpu"):
-            model.elbo(params, x, KEY, cond)
+            model.nll_bound(params, x, KEY, cond)
     away = optree.tree_map(lambda leaf: leaf.to("meta"), (params, X, seeds, COND))
-    assert model.elbo(*away).total.is_meta
+    assert model.nll_bound(*away).total.is_meta
 
 
 def test_likelihoods_tensors_are_on_one_device():
@@ -84,7 +85,7 @@ def test_seeds_and_noise_are_those_of_the_model(model):
         (steps, [0.0, 0.5, 1.0], "times of 10 steps"),
         (steps, [1.1, 0.5, 1.0], "times of 10 steps"),
     ):
-        for call in (own.elbo, own.loss_fn, own.update):
+        for call in (own.nll_bound, own.loss_fn, own.update):
             with pytest.raises(ValueError, match=f"^key.t: expected {wanted}"):
                 call(params, X, seeds._replace(t=torch.tensor(times)), COND)
         with pytest.raises(ValueError, match=f"^key.t: expected {wanted}"):
@@ -94,8 +95,8 @@ def test_seeds_and_noise_are_those_of_the_model(model):
     inner = steps.seeds(KEY, 3)._replace(t=torch.tensor([0.1, 0.5, 0.9]))  # times of either kind
     for own, drawn in ((model, inner), (model._replace(timesteps=20), inner), (steps, seeds._replace(t=inner.t))):
         with pytest.raises(ValueError, match=rf"^key\.timesteps: expected {own.timesteps}, as the model's"):
-            own.elbo(params, X, drawn.rows(slice(0, 3)), COND)
-        assert own.elbo(params, X, Seeds(drawn.t, drawn.key), COND).total.shape == (3,)
+            own.nll_bound(params, X, drawn.rows(slice(0, 3)), COND)
+        assert own.nll_bound(params, X, Seeds(drawn.t, drawn.key), COND).total.shape == (3,)
     for harm, word in (
         (dict(eps=noise.eps[:, :1]), r"noise\.eps: expected shape"),
         (dict(eps=noise.eps[:2]), r"noise\.eps: expected shape"),
@@ -107,7 +108,7 @@ def test_seeds_and_noise_are_those_of_the_model(model):
         with pytest.raises((TypeError, ValueError), match=f"^{word}"):
             of_noise(model, params, noise._replace(**harm))
     with pytest.raises(ValueError, match=r"^x: expected integers"):
-        (elbo.bound if model is VDM else bound.bound)(
+        (diffusion_bound.bound if model is VDM else bound.bound)(
             model, params if model is VDM else params["network"], X + 9, noise, COND
         )
 
@@ -129,30 +130,30 @@ def test_a_loss_in_steps_takes_the_senders_noise():
 
 def test_explicit_noise_of_one_example_is_the_models():
     params, noise = VDM.init(KEY), Noise(torch.tensor(0.3), Z[0], Z[1])
-    assert torch.isfinite(VDM.elbo_core(params, X[0], noise, COND[0]).total)
+    assert torch.isfinite(VDM.nll_bound_of_one(params, X[0], noise, COND[0]).total)
     for harm in (dict(t=torch.tensor(2.0)), dict(eps=Z[0].double()), dict(eps_0=Z[0] * math.inf)):
         with pytest.raises((TypeError, ValueError), match=rf"^noise\.{next(iter(harm))}: expected"):
-            VDM.elbo_core(params, X[0], noise._replace(**harm), COND[0])
+            VDM.nll_bound_of_one(params, X[0], noise._replace(**harm), COND[0])
 
 
 @MODELS
 def test_conditions_are_numbers_that_the_model_holds(model):
     params = model.init(KEY)
     with pytest.raises(ValueError, match=r"^cond: expected finite numbers, got one that torch.float32 does not hold"):
-        model.elbo(params, X, KEY, COND.double() * 1e300)
+        model.nll_bound(params, X, KEY, COND.double() * 1e300)
     with pytest.raises(TypeError, match=r"^cond: expected real numbers, got a complex64 tensor"):
-        model.elbo(params, X, KEY, COND * 1j)
-    assert torch.equal(model.elbo(params, X, KEY, COND.double()).total, model.elbo(params, X, KEY, COND).total)
+        model.nll_bound(params, X, KEY, COND * 1j)
+    assert torch.equal(model.nll_bound(params, X, KEY, COND.double()).total, model.nll_bound(params, X, KEY, COND).total)
 
 
 def test_real_data_are_numbers_that_the_model_holds():
     params, far = REAL.init(KEY), 1e300 * (1.0 + Z.double())
     for x in (far, torch.full((3, 2), 1e20)):  # whose square float32 does not hold
         with pytest.raises(ValueError, match=r"^x: expected numbers whose latents torch.float32 holds, got values from"):
-            REAL.elbo(params, x, KEY)
+            REAL.nll_bound(params, x, KEY)
     wide = REAL._replace(decoder=decoders.gaussian(loc=1e300, scale=1e300), dtype=torch.float64)
     double = optree.tree_map(torch.Tensor.double, params)
-    near, own = wide.elbo(double, far, KEY), REAL._replace(dtype=torch.float64).elbo(double, Z.double(), KEY)
+    near, own = wide.nll_bound(double, far, KEY), REAL._replace(dtype=torch.float64).nll_bound(double, Z.double(), KEY)
     torch.testing.assert_close(near.diffusion, own.diffusion, rtol=1e-10, atol=0)
 
 
@@ -215,7 +216,7 @@ def test_replaced_settings_are_held_against_one_another(model, changes, word):
     params, seeds, other = model.init(KEY), model.seeds(KEY, 3), model._replace(**changes)
     for call in (
         lambda: other.init(KEY),
-        lambda: other.elbo(params, X, seeds, COND),
+        lambda: other.nll_bound(params, X, seeds, COND),
         lambda: other.loss_fn(params, X, seeds, COND),
         lambda: other.sample(params, KEY, 3, steps=2, cond=COND),
     ):
@@ -231,7 +232,7 @@ def test_an_event_without_axes_is_one_of_one_number(x, options):
     flat, one = (purevdm.vdm(NETWORK(), LINE, shape, **options) for shape in ((), (1,)))
     params, exact = flat.init(KEY), dict(integrator=ode.heun(4))
     for call in (
-        lambda model, x, z: model.elbo(params, x, KEY).total,
+        lambda model, x, z: model.nll_bound(params, x, KEY).total,
         lambda model, x, z: likelihood.log_prob(model, params, x, KEY, **exact).log_prob,
         lambda model, x, z: likelihood.log_prob(model, params, x, KEY, probes=1, **exact).log_prob,
         lambda model, x, z: likelihood.log_prob(model, params, x, KEY, probes=2, **exact).log_prob,
@@ -261,7 +262,7 @@ def test_parameters_made_in_inference_mode_are_as_any_others():
         made = model.init(KEY)
     for call in (
         lambda params: model.loss_fn(params, X, KEY),
-        lambda params: model.elbo(params, X, KEY).total,
+        lambda params: model.nll_bound(params, X, KEY).total,
         lambda params: torch.func.grad(model.loss_fn)(params, X, KEY),
         lambda params: training.gradients(model, remat=True)(params, X, KEY)[0],
         lambda params: model.update(params, X, KEY),
@@ -287,7 +288,7 @@ def test_batches_hold_at_least_one_example():
         (lambda: VDM.eps_hat(params, none, none[:, 0], COND[:0]), "z"),
         (lambda: inversion.invert(VDM, params, cond=COND[:0], z=none), "z"),
         (lambda: VDM.draw(seeds.rows(slice(0, 0)), 0), "n"),
-        (lambda: elbo.bound(VDM, params, X[:0], VDM.draw(KEY, 3), COND), "x"),
+        (lambda: diffusion_bound.bound(VDM, params, X[:0], VDM.draw(KEY, 3), COND), "x"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: expected .*at least"):
             call()
@@ -298,9 +299,9 @@ def test_conditions_and_data_of_another_form_are_named():
     params, x = model.init(KEY), random.randint(KEY, (2, 3, 4, 4), 0, 8)
     told = r"got a dict of y: a float32 tensor of shape \(2,\)$"
     with pytest.raises(TypeError, match=rf"^cond: expected a Condition with vector \(cond_dim=2\), {told}"):
-        model.elbo(params, x, KEY, {"y": torch.ones(2, 2)})
+        model.nll_bound(params, x, KEY, {"y": torch.ones(2, 2)})
     with pytest.raises(ValueError, match=r"^x: expected shape \(B, 3, 4, 4\), got .* \(2, 4, 4, 3\); channels come first"):
-        model.elbo(params, x.movedim(1, -1), KEY, torch.ones(2, 2))
+        model.nll_bound(params, x.movedim(1, -1), KEY, torch.ones(2, 2))
 
 
 def test_the_default_device_is_not_that_of_a_model():
@@ -309,7 +310,7 @@ def test_the_default_device_is_not_that_of_a_model():
     for call in (
         lambda: VDM.init(KEY),
         lambda: VDM.loss_fn(params, X, KEY, COND),
-        lambda: elbo.bound(VDM, params, X, noise, COND),
+        lambda: diffusion_bound.bound(VDM, params, X, noise, COND),
         lambda: VDM.sample(params, KEY, 3, steps=2, cond=COND),
         lambda: likelihood.log_prob(VDM, params, X, KEY, COND, integrator=ode.heun(2)).log_prob,
         lambda: likelihood.log_prob(VDM, params, X, KEY, COND, integrator=ode.dopri5()).log_prob,

@@ -60,18 +60,18 @@ def test_one_batch_by_hand_with_conditions_and_a_smaller_one():
     batches = [(x[rows], rows_of(cond, rows)) for rows in (slice(3), slice(3, None))]
     shapes = []
 
-    def elbo(params, x, key, cond):
+    def nll_bound(params, x, key, cond):
         shapes.append(tuple(x.shape))
-        return model.elbo(params, x, key, cond)
+        return model.nll_bound(params, x, key, cond)
 
-    found = evaluation.evaluate(model, params, batches, random.key(2), passes=2, elbo=elbo)
+    found = evaluation.evaluate(model, params, batches, random.key(2), passes=2, elbo=nll_bound)
     assert shapes == [(3, 2)] * 2 + [(2, 2)] * 2
     each = evaluation.bounds(model, params, batches, random.key(2), passes=2)
     assert all(term.dtype == torch.float64 and term.shape == (5,) for term in each)
     want = []
     for j, (batch, given) in enumerate(batches):
         keys = random.split(random.fold_in(random.key(2), j), 2)
-        terms = [torch.stack(list(model.elbo(params, batch, k, given)), 1).double() for k in keys]
+        terms = [torch.stack(list(model.nll_bound(params, batch, k, given)), 1).double() for k in keys]
         want.append((terms[0] + terms[1]) / 2)
     assert torch.equal(torch.stack(list(each), 1), torch.cat(want))
     assert evaluation.summary(model, each, 2) == found
@@ -174,7 +174,7 @@ def test_bad_input_is_named():
         (dict(passes=0), ValueError, "passes"),
         (dict(key=0), TypeError, "key"),
         (dict(timesteps=-1), ValueError, "timesteps"),
-        (dict(timesteps=5, elbo=model.elbo), ValueError, "elbo: expected None with timesteps=5"),
+        (dict(timesteps=5, elbo=model.nll_bound), ValueError, "elbo: expected None with timesteps=5"),
         (dict(group=purevdm.training.parallel.Group(0, 2, torch.device("cpu"))), ValueError, "group: expected"),
     ):
         given = dict(key=random.key(0)) | options
@@ -213,10 +213,10 @@ def test_models_of_other_kinds_are_compared():
     labels = torch.arange(50) % 3
 
     def alone(params, x, key, cond):
-        return a.elbo(params, x, key)
+        return a.nll_bound(params, x, key)
 
     pairs = [(x, labels)]
-    found = evaluation.compare((a, of_a), (b, of_b), pairs, random.key(3), elbos=(alone, b.elbo))
+    found = evaluation.compare((a, of_a), (b, of_b), pairs, random.key(3), elbos=(alone, b.nll_bound))
     assert found.a == evaluation.evaluate(a, of_a, [x], random.key(3))
     assert found.b == evaluation.evaluate(b, of_b, pairs, random.key(3))
     stepped = evaluation.compare((a, of_a), (a._replace(timesteps=5), of_a), [x], random.key(3), timesteps=8)
@@ -238,7 +238,7 @@ def test_what_cannot_be_compared_is_named():
     with pytest.raises(TypeError, match=r"b: expected a pair \(model, params\), got VDM"):
         evaluation.compare(pair, model, [x], key)
     with pytest.raises(ValueError, match="elbos: expected None with timesteps=3"):
-        evaluation.compare(pair, pair, [x], key, timesteps=3, elbos=(model.elbo, model.elbo))
+        evaluation.compare(pair, pair, [x], key, timesteps=3, elbos=(model.nll_bound, model.nll_bound))
 
 
 # The loss over noise levels
@@ -334,14 +334,14 @@ def test_bounds_that_are_no_numbers_are_named():
     model, params, x = points()
 
     def told(value, n):
-        return lambda *_: purevdm.ELBO(*[torch.full((n,), value)] * 3)
+        return lambda *_: purevdm.NLLBound(*[torch.full((n,), value)] * 3)
 
     for elbo, error, word in (
         (told(math.nan, 50), ValueError, "elbo: expected bounds that are numbers, got NaN for example 0"),
         (told(1.0, 3), ValueError, r"elbo's recon: expected shape \(50,\)"),
-        (lambda *_: "bound", TypeError, "elbo: expected it to return a purevdm.ELBO"),
+        (lambda *_: "bound", TypeError, "elbo: expected it to return a purevdm.NLLBound"),
     ):
         with pytest.raises(error, match=word):
             evaluation.bounds(model, params, [x], random.key(0), elbo=elbo)
         with pytest.raises(error, match=word.replace("elbo", "elbos", 1)):
-            evaluation.compare((model, params), (model, params), [x], random.key(0), elbos=(elbo, model.elbo))
+            evaluation.compare((model, params), (model, params), [x], random.key(0), elbos=(elbo, model.nll_bound))

@@ -107,7 +107,7 @@ def test_the_variance_falls_as_predicted():
     fourth, squares = (DIMS**2 + 2 * DIMS) / 4, integral(lambda t: slope(t) ** 2, grid(8))
     variances = []
     for way, held, density in ((base, {"network": {}, "schedule": {}}, torch.ones(8)), (model, params, p)):
-        losses = way.elbo(held, x, random.key(1)).diffusion
+        losses = way.nll_bound(held, x, random.key(1)).diffusion
         off = (losses - losses.mean()).square()
         want = fourth * (squares / density).sum() - (RISE * DIMS / 2) ** 2
         assert abs(off.mean() - want) < 4.5 * off.std() / math.sqrt(n)
@@ -138,7 +138,7 @@ def test_the_bound_is_the_same_within_its_error():
         x = random.randint(random.key(2), (8, 2), 0, 16).repeat(500, 1)
         gaps = []
         for i in range(20):
-            a, b = (m.elbo(p, x, random.key(i)) for m, p in ((model, own), (plain, params)))
+            a, b = (m.nll_bound(p, x, random.key(i)) for m, p in ((model, own), (plain, params)))
             torch.testing.assert_close(a.recon, b.recon)
             torch.testing.assert_close(a.prior, b.prior)
             assert not torch.allclose(a.diffusion, b.diffusion)
@@ -172,8 +172,8 @@ def test_reparameterised_the_loss_is_the_base_s_at_the_warped_time_over_the_dens
     x, seeds = torch.zeros(32, 2, dtype=torch.int64), model.seeds(random.key(1), 32)
     p = importance.density(model.schedule, own["schedule"])
     t = importance.warp(importance.edges(p), seeds.t)
-    want = plain.elbo(params, x, seeds._replace(t=t)).diffusion / p[(t * 6).long()]
-    torch.testing.assert_close(model.elbo(own, x, seeds).diffusion, want)
+    want = plain.nll_bound(params, x, seeds._replace(t=t)).diffusion / p[(t * 6).long()]
+    torch.testing.assert_close(model.nll_bound(own, x, seeds).diffusion, want)
 
 
 # The warp
@@ -219,7 +219,7 @@ def test_a_new_histogram_leaves_times_as_they_are():
 def test_even_times_fall_into_bins_by_their_mass(seed):
     """With antithetic times each bin has its share of a batch, but for one example."""
     edges = importance.edges(importance.optimal(histogram(seed, 6)["square"] + 1e-3, 0.1))
-    u = purevdm.elbo.draw_times(random.key(seed), 64, dtype=torch.float64)
+    u = purevdm.noise.draw_times(random.key(seed), 64, dtype=torch.float64)
     hits = torch.histc(importance.warp(edges, u), 6, 0, 1)
     assert (hits - 64 * edges.diff()).abs().max() <= 1.0
 
@@ -348,7 +348,7 @@ def test_variance_gradients_are_those_of_a_schedule():
     assert not any(leaf.any() for leaf in tree_leaves(grads["schedule"]["warp"]))
 
     def squared(params):
-        return (model.elbo(params, x, random.key(1), train=True).diffusion / (2 * math.log(2))).square().mean()
+        return (model.nll_bound(params, x, random.key(1), train=True).diffusion / (2 * math.log(2))).square().mean()
 
     close(grads["schedule"]["base"]["layers"], torch.func.grad(squared)(params)["schedule"]["base"]["layers"], 1e-9)
 

@@ -50,7 +50,7 @@ def by(**options):
 
 WAYS = {
     "func": lambda model, params, x, key: torch.func.grad_and_value(model.loss_fn)(params, x, key)[0],
-    "elbo": lambda model, *args: torch.func.grad(lambda *args: model.elbo(*args).total.sum())(*args),
+    "elbo": lambda model, *args: torch.func.grad(lambda *args: model.nll_bound(*args).total.sum())(*args),
     "module": by_module,
     "gradients": by(),
     "accumulate": by(accumulate=2),

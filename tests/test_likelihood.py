@@ -68,7 +68,7 @@ def test_discrete_pixels_lie_below_the_truth_and_rise_to_it(dequantisation):
 def test_the_flow_is_between_the_bound_and_the_truth():
     model, x, true = pixels(gamma_0=-5.0)
     flow = likelihood.log_prob(model, NO_PARAMS, x, random.key(1), samples=4, integrator=ode.rk4(60)).log_prob
-    bound = -torch.stack([model.elbo(NO_PARAMS, x, k).total for k in random.split(random.key(2), 50)]).mean(0)
+    bound = -torch.stack([model.nll_bound(NO_PARAMS, x, k).total for k in random.split(random.key(2), 50)]).mean(0)
     assert (flow - true).mean() < 1e-3
     assert bound.mean() < flow.mean()
 
@@ -80,7 +80,7 @@ def test_importance_weighted_trajectories_rise_from_the_bound_to_the_truth():
     means = [(estimate.log_prob - true).mean() for estimate in found]
     assert means[0] < means[1] < means[2] < 0.05
     # one trajectory is the discrete-time bound: both means over many draws
-    bound = -torch.stack([model.elbo(NO_PARAMS, x, k).total for k in random.split(random.key(2), 64)])
+    bound = -torch.stack([model.nll_bound(NO_PARAMS, x, k).total for k in random.split(random.key(2), 64)])
     gap = found[2].log_weights.mean(0) - bound.mean(0)
     error = (found[2].log_weights.var(0) / 64 + bound.var(0) / 64).sum().sqrt() / len(x)
     assert abs(gap.mean()) < 4 * error

@@ -60,7 +60,7 @@ def of_schedule(name):
     model = purevdm.vdm(networks.Network.of(init, apply), SCHEDULES[name](), (3,), decoder=decoders.gaussian(loc=0.3))
     params, x, key = model.init(random.key(0)), random.normal(random.key(1), (5, 3)), random.key(2)
     state = training.init(model, random.key(0))._replace(step=1001)
-    yield params, model.elbo(params, x, key), model._replace(timesteps=10).elbo(params, x, key)
+    yield params, model.nll_bound(params, x, key), model._replace(timesteps=10).nll_bound(params, x, key)
     for solver in (solvers.ancestral(), solvers.ddim()):
         yield model.sample(params, key, 4, steps=3, solver=solver)
     if name != "warped":  # whose gradients by variance are none
@@ -73,7 +73,7 @@ def of_schedule(name):
 def of_bfn():
     model = bfn.discrete(networks.Network.of(init, apply), (3,), 3, 1.0)
     params, x, key = model.init(random.key(0)), random.randint(random.key(1), (5, 3), 0, 3), random.key(2)
-    yield model.elbo(params, x, key), model._replace(timesteps=10).elbo(params, x, key)
+    yield model.nll_bound(params, x, key), model._replace(timesteps=10).nll_bound(params, x, key)
     yield model.sample(params, key, 4, steps=3, trajectory=True).theta
     yield training.gradients(model)(params, x, key)
 
@@ -104,10 +104,10 @@ def test_numbers_are_the_models_alone(what):
 def test_a_network_follows_autocast_and_a_compiled_loss_does_too():
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.monotone_mlp(hidden=8), (2,), 16)
     params, x = model.init(random.key(0)), random.randint(random.key(1), (4, 2), 0, 16)
-    compiled = torch.compile(model.elbo, fullgraph=True, backend="eager")
+    compiled = torch.compile(model.nll_bound, fullgraph=True, backend="eager")
     with torch.autocast("cpu", torch.bfloat16):
-        found, eager = compiled(params, x, random.key(2)), model.elbo(params, x, random.key(2))
-    want = model.elbo(params, x, random.key(2))
+        found, eager = compiled(params, x, random.key(2)), model.nll_bound(params, x, random.key(2))
+    want = model.nll_bound(params, x, random.key(2))
     assert torch.equal(eager.prior, want.prior)
     assert torch.equal(found.diffusion, eager.diffusion)
     assert found.diffusion.dtype == torch.float32

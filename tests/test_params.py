@@ -40,7 +40,7 @@ def test_a_models_parameters_come_back(tmp_path, schedule):
     interop.save_params(path, params)
     same(interop.load_params(path), params)
     same(interop.load_params(str(path), made.init(random.key(1)), device="cpu"), params)
-    made.elbo(interop.load_params(path), torch.zeros(1, 2, dtype=torch.int64), random.key(2))
+    made.nll_bound(interop.load_params(path), torch.zeros(1, 2, dtype=torch.int64), random.key(2))
 
 
 def test_every_leaf_as_it_is(tmp_path):
@@ -254,4 +254,4 @@ def test_trees_without_end_are_refused(tmp_path):
     made = model()
     for params in (deep, deep | {"network": {}, "schedule": {}}):
         with pytest.raises(ValueError, match="params: expected a"):
-            made.elbo(params, torch.zeros(1, 2, dtype=torch.int64), random.key(0))
+            made.nll_bound(params, torch.zeros(1, 2, dtype=torch.int64), random.key(0))

@@ -54,7 +54,7 @@ def batches(model, source, key, n=20_000):
     for k in random.split(key, 16):
         k_x, k_loss = random.split(k)
         x = source.sample(k_x, n)
-        means.append(model.elbo(NO_PARAMS, x, k_loss).total.mean())
+        means.append(model.nll_bound(NO_PARAMS, x, k_loss).total.mean())
         log_p.append(source.log_prob(x).mean())
     return torch.stack(means), torch.stack(log_p)
 
@@ -99,7 +99,7 @@ def test_evaluation_is_in_nats():
     entropy = 0.5 * torch.logdet(2 * math.pi * math.e * CORRELATED.covariances[0])
     assert abs(found.total.mean - entropy) < 4 * found.total.error
     # the loss is the same in bits per dimension
-    loss, terms = (f(NO_PARAMS, x, random.key(2)) for f in (ideal(CORRELATED).loss_fn, ideal(CORRELATED).elbo))
+    loss, terms = (f(NO_PARAMS, x, random.key(2)) for f in (ideal(CORRELATED).loss_fn, ideal(CORRELATED).nll_bound))
     torch.testing.assert_close(loss, terms.total.mean() / (2 * math.log(2)))
 
 
@@ -107,9 +107,9 @@ def test_the_bound_of_moved_and_stretched_data_changes_by_the_log_of_the_scale()
     """The same noise: term by term."""
     loc, scale = (100.0, -7.0), (20.0, 0.01)
     x = MIXTURE.sample(random.key(0), 50)
-    plain = ideal(MIXTURE).elbo(NO_PARAMS, x, random.key(1))
+    plain = ideal(MIXTURE).nll_bound(NO_PARAMS, x, random.key(1))
     moved = ideal(MIXTURE, decoder=decoders.gaussian(loc=loc, scale=scale))
-    got = moved.elbo(NO_PARAMS, x * float64(scale) + float64(loc), random.key(1))
+    got = moved.nll_bound(NO_PARAMS, x * float64(scale) + float64(loc), random.key(1))
     torch.testing.assert_close(got.recon, plain.recon + math.log(20.0 * 0.01), rtol=1e-12, atol=1e-12)
     # f comes back to 1e-14, and meets the noise at time 0 at a size of exp(-6.5)
     torch.testing.assert_close(got.prior, plain.prior, rtol=1e-9, atol=1e-15)
@@ -119,7 +119,7 @@ def test_the_bound_of_moved_and_stretched_data_changes_by_the_log_of_the_scale()
 def test_gradients_reach_the_data():
     """As a score would use them: exact for a Gaussian, whose -log p has the gradient S^-1 (x - m)."""
     model, x = ideal(CORRELATED), CORRELATED.sample(random.key(0), 1).expand(4000, 2)
-    slopes = torch.func.grad(lambda x: model.elbo(NO_PARAMS, x, random.key(1)).total.sum())(x)
+    slopes = torch.func.grad(lambda x: model.nll_bound(NO_PARAMS, x, random.key(1)).total.sum())(x)
     want = torch.linalg.solve(CORRELATED.covariances[0], x[0] - CORRELATED.means[0])
     assert ((slopes.mean(0) - want).abs() < 5 * slopes.std(0) / math.sqrt(4000)).all()
 
@@ -195,7 +195,7 @@ def test_data_of_either_precision_go_with_models_of_either(dtype):
 )
 def test_bad_data_are_named(x, error, word):
     model, params = small()
-    for call in (model.loss_fn, model.elbo, model.vlb_and_variance_grads):
+    for call in (model.loss_fn, model.nll_bound, model.vlb_and_variance_grads):
         with pytest.raises(error, match=word):
             call(params, x, random.key(0))
 

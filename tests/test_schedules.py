@@ -183,11 +183,11 @@ def dip(t):
 
 def test_a_fall_between_eighths_is_refused_where_a_call_meets_it():
     model, x = of(lambda params, t: dip(t)), torch.zeros(64, 2, dtype=torch.int64)
-    for call in (model.loss_fn, model.elbo, model.vlb_and_variance_grads):
+    for call in (model.loss_fn, model.nll_bound, model.vlb_and_variance_grads):
         with pytest.raises(ValueError, match=r"schedule: expected .*increase at the times of every example"):
             call(NO_PARAMS, x, random.key(0))
     with pytest.raises(ValueError, match=r"schedule: .*increase at the times of every example"):
-        model._replace(timesteps=500).elbo(NO_PARAMS, x.repeat(8, 1), random.key(0))
+        model._replace(timesteps=500).nll_bound(NO_PARAMS, x.repeat(8, 1), random.key(0))
     with pytest.raises(ValueError, match=r"schedule: expected .*increase from each step's time to the next.* falls by 0\.0"):
         model.sample(NO_PARAMS, random.key(0), 2, steps=500)
     with pytest.raises(ValueError, match=r"schedule: expected .*increase from each step's time"):
@@ -233,7 +233,7 @@ def test_gamma_has_a_range_in_which_all_is_finite_and_none_beyond(dtype, most):
     grads, loss = torch.func.grad_and_value(widest.loss_fn)(params, x, random.key(2))
     assert loss.isfinite()
     assert all(leaf.isfinite().all() for leaf in optree.tree_leaves(grads))
-    assert widest._replace(timesteps=1).elbo(params, x, random.key(2)).total.isfinite().all()
+    assert widest._replace(timesteps=1).nll_bound(params, x, random.key(2)).total.isfinite().all()
     widest.sample(params, random.key(3), 2, steps=3)
     for low, high in ((-most - 1, 5.0), (-5.0, most + 1)):
         with pytest.raises(ValueError, match="gamma"):

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from versions import since_2_13
 
 import purevdm
-from purevdm import decoders, elbo, importance, networks, random, schedules
+from purevdm import bound, decoders, importance, networks, random, schedules
 
 seeds = st.integers(0, 2**31)
 tree_map = optree.tree_map
@@ -45,7 +45,7 @@ def test_the_loss_is_the_mean_bound_in_bits(seed, n):
     model = points()
     params, x = perturbed(model), random.randint(random.key(seed), (n, 2), 0, 256)
     loss, stats = model.loss_and_stats(params, x, random.key(seed))
-    terms = model.elbo(params, x, random.key(seed))
+    terms = model.nll_bound(params, x, random.key(seed))
     torch.testing.assert_close(loss, terms.total.mean() / (2 * math.log(2)))
     torch.testing.assert_close(loss, stats["recon"] + stats["prior"] + stats["diffusion"])
     assert torch.equal(loss, model.loss_fn(params, x, random.key(seed)))
@@ -62,9 +62,9 @@ def test_batch_is_a_loop_over_examples(make):
     x = random.randint(random.key(1), (n, *model.event_shape), 0, model.decoder.vocab_size)
     cond = torch.tensor([0.0, 1.0, 2.0]) if make is images else None
     noise = model.draw(random.key(2), n)
-    batch = model.elbo(params, x, random.key(2), cond, train=True)
+    batch = model.nll_bound(params, x, random.key(2), cond, train=True)
     for i in range(n):
-        one = model.elbo_core(params, x[i], type(noise)(*(f[i] for f in noise)), None if cond is None else cond[i])
+        one = model.nll_bound_of_one(params, x[i], type(noise)(*(f[i] for f in noise)), None if cond is None else cond[i])
         close(one, tree_map(lambda term, i=i: term[i], batch), 1e-4)
 
 
@@ -74,7 +74,7 @@ def test_per_example_gradients_sum_to_the_batch_gradient():
     x, noise = random.randint(random.key(1), (n, 2), 0, 256), model.draw(random.key(2), n)
 
     def one(params, x, noise):
-        return model.elbo_core(params, x, noise).total
+        return model.nll_bound_of_one(params, x, noise).total
 
     each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))(params, x, noise)
     whole = torch.func.grad(lambda p: torch.func.vmap(one, in_dims=(None, 0, 0))(p, x, noise).sum())(params)
@@ -122,8 +122,8 @@ def test_compiled_evaluation_in_discrete_time(backend):
     model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.monotone_mlp(hidden=8), (2,), timesteps=10)
     params = perturbed(model)
     x = random.randint(random.key(0), (3, 2), 0, 256)
-    compiled = torch.compile(model.elbo, fullgraph=True, backend=backend)
-    close(compiled(params, x, random.key(1)), model.elbo(params, x, random.key(1)), 1e-5)
+    compiled = torch.compile(model.nll_bound, fullgraph=True, backend=backend)
+    close(compiled(params, x, random.key(1)), model.nll_bound(params, x, random.key(1)), 1e-5)
 
 
 def test_compiled_reconstruction_never_holds_the_vocabulary():
@@ -195,8 +195,8 @@ def test_seeds_stand_for_a_key():
     params, x, key = perturbed(model), random.randint(random.key(1), (6, 2), 0, 256), random.key(2)
     seeds = model.seeds(key, 6)
     assert torch.equal(model.loss_fn(params, x, seeds), model.loss_fn(params, x, key))
-    rows = torch.cat([model.elbo(params, x[i : i + 2], seeds.rows(slice(i, i + 2))).total for i in (0, 2, 4)])
-    close(rows, model.elbo(params, x, key).total, 1e-5)
+    rows = torch.cat([model.nll_bound(params, x[i : i + 2], seeds.rows(slice(i, i + 2))).total for i in (0, 2, 4)])
+    close(rows, model.nll_bound(params, x, key).total, 1e-5)
     with pytest.raises(ValueError, match=r"key.t: expected shape \(6,\)"):
         model.loss_fn(params, x, seeds.rows(slice(0, 2)))
     with pytest.raises(TypeError, match=r"key.t: expected torch.float32"):
@@ -212,7 +212,7 @@ def test_noise_depends_on_the_dtype_and_parameters_do_not():
     assert all((a - b).abs().mean() > 0.1 for a, b in zip(noise[1:3], other[1:3], strict=True))
     x = random.randint(random.key(1), (20, 2), 0, 256)
     same = noise._replace(t=noise.t.double(), eps_0=noise.eps_0.double(), eps=noise.eps.double())
-    close(elbo.bound(single, params, x, noise), elbo.bound(double, exact, x, same), 1e-4)
+    close(bound.bound(single, params, x, noise), bound.bound(double, exact, x, same), 1e-4)
 
 
 def test_endpoints_are_told_once():
@@ -246,7 +246,7 @@ def test_schedules_that_do_not_increase_are_refused(gamma):
     params = {"network": {}, "schedule": {}}
     for call in (
         lambda: model.loss_fn(params, X, KEY),
-        lambda: model.elbo_core(params, X[0], purevdm.Noise(*(field[0] for field in model.draw(KEY, 1)))),
+        lambda: model.nll_bound_of_one(params, X[0], purevdm.Noise(*(field[0] for field in model.draw(KEY, 1)))),
         lambda: model.sample(params, KEY, 2, steps=2),
     ):
         with pytest.raises(ValueError, match="schedule: expected gamma"):
@@ -361,8 +361,8 @@ def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
         (lambda: MODEL.draw(KEY, 0), ValueError, "n: expected"),
         (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 4), torch.zeros(3)), ValueError, "z: expected shape"),
         (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 2), torch.zeros(())), ValueError, "gamma: expected shape"),
-        (lambda: MODEL.elbo_core(PARAMS, X, MODEL.draw(KEY, 3)), ValueError, "x: expected shape"),
-        (lambda: MODEL.elbo_core(PARAMS, X[0], MODEL.draw(KEY, 3)), ValueError, r"noise\.t"),
+        (lambda: MODEL.nll_bound_of_one(PARAMS, X, MODEL.draw(KEY, 3)), ValueError, "x: expected shape"),
+        (lambda: MODEL.nll_bound_of_one(PARAMS, X[0], MODEL.draw(KEY, 3)), ValueError, r"noise\.t"),
         (
             lambda: purevdm.vdm(
                 networks.Network.of(lambda k, s: {}, lambda *a, **k: torch.zeros(7)), schedules.fixed_linear(), (2,)
@@ -403,7 +403,7 @@ def test_more_steps_than_a_dtype_resolves_are_refused(dtype, most):
 def test_the_bound_in_the_most_steps_is_that_of_continuous_time():
     model = purevdm.vdm(networks.mlp(8, fourier=()), schedules.fixed_linear(), event_shape=(2,))
     params, x = model.init(random.key(0)), random.randint(random.key(1), (512, 2), 0, 256)
-    many, endless = (model._replace(timesteps=t).elbo(params, x, random.key(2)).total.mean() for t in (100_663, 0))
+    many, endless = (model._replace(timesteps=t).nll_bound(params, x, random.key(2)).total.mean() for t in (100_663, 0))
     assert abs(many - endless) <= 0.01 * endless
 
 
@@ -413,8 +413,8 @@ def test_tensors_on_another_device_are_named():
     away = random.key(1, device="meta")
     z = torch.zeros(2, 2, device="meta")
     for call, word in (
-        (lambda: model.elbo(params, x.to("meta"), key), "x"),
-        (lambda: model.elbo(params, x, away), "key"),
+        (lambda: model.nll_bound(params, x.to("meta"), key), "x"),
+        (lambda: model.nll_bound(params, x, away), "key"),
         (lambda: model.loss_fn(params, x, model.seeds(away, 2)), "key.t"),
         (lambda: model.sample(params, away, 2, steps=2), "key"),
         (lambda: model.sample(params, key, 2, steps=2, z=z), "z"),
@@ -431,7 +431,7 @@ def test_data_of_unsigned_integers_beyond_the_vocabulary_are_named():
     for dtype in (torch.uint16, torch.uint32, torch.uint64):
         x = torch.tensor([[1, 9]]).to(dtype)
         with pytest.raises(ValueError, match=r"x: expected integers in \[0, 7\], got values from 1"):
-            model.elbo(params, x, random.key(1))
+            model.nll_bound(params, x, random.key(1))
 
 
 def test_parameters_that_no_memory_holds_are_refused_before_any_is_made():
@@ -478,6 +478,6 @@ def test_a_costly_reconstruction_is_warned_of_with_its_number(gamma_0, levels, b
         made(schedules.gamma_min_for(2 / levels))
     if levels <= 256:  # the closed form is what the bound says
         x = random.randint(random.key(0), (400, 50), 0, levels)
-        found = model.elbo(model.init(random.key(1)), x, random.key(2)).recon / (50 * math.log(2))
+        found = model.nll_bound(model.init(random.key(1)), x, random.key(2)).recon / (50 * math.log(2))
         error = found.std() / math.sqrt(len(x))
         assert abs(found.mean() - decoders.reconstruction_bits(levels, gamma_0)) < 4 * error

@@ -20,7 +20,7 @@ Three kinds of data, and one model for all, :class:`BFN`, with a VDM's methods:
 >>> params = model.init(random.key(0))
 >>> x = random.randint(random.key(1), (16, 8), 0, 4)
 >>> grads, loss = torch.func.grad_and_value(model.loss_fn)(params, x, random.key(2))
->>> terms = model.elbo(params, x, random.key(3))  # recon, diffusion (the messages), each (16,), nats
+>>> terms = model.nll_bound(params, x, random.key(3))  # recon, diffusion (the messages), each (16,), nats
 >>> model.sample(params, random.key(4), 5, steps=20).shape
 torch.Size([5, 8])
 >>> fast = model.sample(params, random.key(4), 5, steps=10, solver=bfn.solvers.ode_2())

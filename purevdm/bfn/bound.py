@@ -10,13 +10,16 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, elbo, process, random
+from purevdm import _checks, denoiser, process, random
+from purevdm import noise as noises
 from purevdm._compile import fixed
 from purevdm.bfn.flows import Flow
 from purevdm.bfn.outputs import Out, Output
 from purevdm.bfn.process import continuous_loss, latent
-from purevdm.elbo import ELBO, Seeds
+from purevdm.bound import NLLBound
+from purevdm.model import checked
 from purevdm.networks import Network
+from purevdm.noise import Seeds
 from purevdm.types import Params, Shape
 
 __all__ = ["Model", "Noise", "bound", "draw_noise", "in_bound", "outputs", "read", "seen", "shown", "step_of"]
@@ -65,7 +68,7 @@ def draw_noise(seeds: Seeds, latent_shape: Shape, draws: int = 0, train: bool = 
     To first order in a step's accuracy the loss is linear in the sender's noise. That part, whose variance would grow with
     the number of steps, cancels in a pair.
     """
-    noise = elbo.draw_noise(seeds, latent_shape, train)
+    noise = noises.draw_noise(seeds, latent_shape, train)
     sender = None
     if draws:
         shape, dtype = (draws, *latent_shape), seeds.t.dtype
@@ -143,7 +146,9 @@ def in_bound(model: Model, params: Params, w: Tensor, t: Tensor, cond: Any = Non
     return read(model, _apply(model, params, w, t, cond, k_second, x_hat), w, t)
 
 
-def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool = True) -> ELBO:
+def bound(
+    model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool = True
+) -> NLLBound:
     """The bound's terms for a batch, a deterministic function of its noise: ``diffusion`` holds L(x), ``prior`` is 0.
 
     Args:
@@ -158,16 +163,16 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
         Each term (B,), nats.
 
     Raises:
-        TypeError, ValueError: bad arguments, as for :func:`purevdm.elbo.bound`.
+        TypeError, ValueError: bad arguments, as for :func:`purevdm.bound.bound`.
     """
     _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise")
-    elbo.checked(model, {"network": params}, x, noise, cond)
+    checked(model, {"network": params}, x, noise, cond)
     if noise.sender is None and model.timesteps and model.output.mixture:
         raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
     return bound_at(model, params, x, noise, cond, reconstruction=reconstruction)
 
 
-def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool) -> ELBO:
+def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool) -> NLLBound:
     """:func:`bound`, behind the door."""
     flow, output, n = model.flow, model.output, fixed(model.timesteps)
     t, end = step_of(noise.t, n) if n else (noise.t, noise.t)
@@ -191,7 +196,7 @@ def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = 
     recon = torch.zeros_like(diffusion)
     if reconstruction:
         recon = torch.func.vmap(output.reconstruction)(tuple(part[len(x) :] for part in out), x)
-    return ELBO(recon, torch.zeros_like(diffusion), diffusion)
+    return NLLBound(recon, torch.zeros_like(diffusion), diffusion)
 
 
 def _doubled(tree: Any) -> Any:

@@ -28,7 +28,7 @@ a BFN, with its parameters.
 >>> noise = model.draw(random.key(3), 5, train=False)
 >>> ours = bfn.bound.bound(model, params["network"], xs, noise).diffusion
 >>> mirrored = purevdm.Noise(1 - noise.t, noise.eps_1, noise.eps)
->>> theirs = purevdm.elbo.bound(diffusion, params | {"schedule": {}}, xs, mirrored).diffusion
+>>> theirs = purevdm.bound.bound(diffusion, params | {"schedule": {}}, xs, mirrored).diffusion
 >>> bool(torch.allclose(ours, theirs, rtol=1e-10))
 True
 

@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser, elbo
+from purevdm import _checks, _values, denoiser
 from purevdm._compile import constant, fixed
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
@@ -19,10 +19,12 @@ from purevdm.bfn.flows import Categorical, Flow, Normal
 from purevdm.bfn.outputs import Classes, Normals, Output, Point
 from purevdm.bfn.process import latent
 from purevdm.bfn.solvers import Solver, bayesian
+from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
-from purevdm.elbo import ELBO, Seeds
+from purevdm.model import checked, seeds_of, structure_of
 from purevdm.networks import Network
+from purevdm.noise import Seeds, draw_seeds
 from purevdm.process import align
 from purevdm.types import Key, Params, Shape
 from purevdm.walks import Walk
@@ -41,7 +43,7 @@ class BFN(NamedTuple):
     shapes and dtypes that ``init`` gives. x holds data, (B, *event_shape), which the decoder checks. ``cond`` is a condition
     for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of these examples where they
     are rows of a larger batch. ``train`` switches the network's dropout on. :mod:`purevdm.training` and
-    :func:`purevdm.evaluation.evaluate` take a BFN as they take a VDM. The losses, ``elbo`` and ``sample`` compile with
+    :func:`purevdm.evaluation.evaluate` take a BFN as they take a VDM. The losses, ``nll_bound`` and ``sample`` compile with
     ``fullgraph=True``.
 
     Attributes:
@@ -52,7 +54,7 @@ class BFN(NamedTuple):
         timesteps: n, the number of steps of the loss, or 0 for continuous time.
         draws: how many pairs of draws of the sender's noise estimate each n-step loss of discretised and discrete data.
         reconstruction: whether ``loss_fn`` holds the reconstruction loss too, and so bounds -log p(x). It applies the
-            network to a second batch. The official code trains without it; ``elbo`` always holds it.
+            network to a second batch. The official code trains without it; ``nll_bound`` always holds it.
         antithetic: whether a batch's times are spread evenly.
         dtype: of parameters, latents and losses.
 
@@ -85,11 +87,11 @@ class BFN(NamedTuple):
 
     def seeds(self, key: Key, n: int) -> Seeds:
         """The seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
-        return elbo.draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
+        return draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        return self._drawn(elbo.seeds(self, key, n), train)
+        return self._drawn(seeds_of(self, key, n), train)
 
     # The bound
 
@@ -107,7 +109,7 @@ class BFN(NamedTuple):
         stats = {"recon": terms.recon.mean() * scale, "diffusion": terms.diffusion.mean() * scale}
         return stats["recon"] + stats["diffusion"], stats
 
-    def elbo(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> ELBO:
+    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> NLLBound:
         """The bound's terms for each example: each (B,), nats (of a density, where data are real). ``diffusion`` is the loss
         of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior itself."""
         return self._bound(params, x, key, cond, train, True)
@@ -170,7 +172,7 @@ class BFN(NamedTuple):
         >>> found.x.shape, found.theta.shape
         (torch.Size([3, 2]), torch.Size([11, 3, 2, 5]))
         """
-        elbo.checked(self, params, key=_checks.key("key", key), cond=cond)
+        checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
         if differentiable is True and trajectory is False and self.decoder.vocab_size is not None:
             raise ValueError("differentiable: data that are integers have no gradient; ask for theta, by trajectory")
@@ -193,7 +195,7 @@ class BFN(NamedTuple):
 
     def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
         """The noise of a batch, behind the door."""
-        n = elbo.checked(self, params, x, key, cond)
+        n = checked(self, params, x, key, cond)
         return self._drawn(key if isinstance(key, Seeds) else self.seeds(key, n), train)
 
     def _drawn(self, seeds: Seeds, train: bool) -> Noise:
@@ -201,7 +203,7 @@ class BFN(NamedTuple):
         shape = self.flow.latent_shape(self.event_shape)
         return bound.draw_noise(seeds, shape, draws, _checks.boolean("train", train))
 
-    def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> ELBO:
+    def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> NLLBound:
         noise = self._noise(params, x, key, cond, train)
         return bound.bound_at(self, params["network"], x, noise, cond, reconstruction=reconstruction)
 
@@ -240,7 +242,7 @@ def _structure(
     if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
         raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")
     shape = flow.value.network_shape(event_shape)
-    return elbo.structure_of(lambda key: {"network": own.init(key, shape)}, dtype)
+    return structure_of(lambda key: {"network": own.init(key, shape)}, dtype)
 
 
 # The three kinds
@@ -280,7 +282,7 @@ def continuous(
     >>> model = bfn.continuous(networks.mlp(32, predicts="v"), event_shape=(2,), sigma_1=0.02)
     >>> x = random.normal(random.key(0), (16, 2))
     >>> params = model.init(random.key(1))
-    >>> model.elbo(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
+    >>> model.nll_bound(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
     torch.Size([16])
     """
     decoder = gaussian() if decoder is None else decoder

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from purevdm import denoiser, elbo
+from purevdm import denoiser
 from purevdm._compile import exact
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
@@ -76,7 +76,7 @@ def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) ->
 
 
 def device_of(params: Params) -> torch.device:
-    return elbo.device_of(params) or torch.device("cpu")
+    return device_of(params) or torch.device("cpu")
 
 
 def machine(denoise: Denoiser) -> str:

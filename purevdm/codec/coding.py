@@ -11,7 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files, elbo
+from purevdm import _checks, _files
 from purevdm.codec import _chain, _container
 from purevdm.codec._chain import Chain
 from purevdm.codec._container import Block, Head
@@ -20,6 +20,7 @@ from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
 from purevdm.evaluation.bounds import pairs
+from purevdm.model import checked
 from purevdm.types import Params
 from purevdm.vdm import VDM
 
@@ -264,7 +265,7 @@ def _write(
     chain: Chain | None = None
     offsets: list[int] = []
     for number, (x, cond) in enumerate(pairs(batches)):
-        elbo.checked(model, params, x, cond=cond)
+        checked(model, params, x, cond=cond)
         if chain is None:
             denoise = denoiser_of(model, params, portable, lanes, compile)
             chain = _chain_of(denoise, steps, seed, None)
@@ -358,7 +359,7 @@ def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: 
             f"{form[0]} of {form[1]}"
         )
     if not model.schedule.contextual:
-        elbo.checked(model, params)
+        checked(model, params)
     if _digest(model, params) != head.model:
         raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
     if lanes is not None:

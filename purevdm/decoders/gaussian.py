@@ -114,7 +114,7 @@ def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] =
     >>> model = purevdm.vdm(networks.mlp(32), schedules.fixed_linear(-8.0, 5.0), event_shape=(2,), decoder=decoder)
     >>> x = random.normal(random.key(0), (16, 2)) + torch.tensor([10.0, 0.0])
     >>> params = model.init(random.key(1))
-    >>> model.elbo(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
+    >>> model.nll_bound(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
     torch.Size([16])
     >>> model.sample(params, random.key(3), 5, steps=10).dtype
     torch.float32

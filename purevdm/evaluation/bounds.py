@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm.bfn import BFN
-from purevdm.elbo import ELBO
+from purevdm.bound import NLLBound
 from purevdm.training import parallel
 from purevdm.training.parallel import Group
 from purevdm.types import Key, Params
@@ -29,10 +29,10 @@ def bounds(
     *,
     passes: int = 1,
     timesteps: int | None = None,
-    elbo: Callable[..., ELBO] | None = None,
+    elbo: Callable[..., NLLBound] | None = None,
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
-) -> ELBO:
+) -> NLLBound:
     """The bound's three terms for each example of a data set, in the order of the data: each (N,), nats, float64, on the
     CPU. ``.total`` is their sum.
 
@@ -43,7 +43,7 @@ def bounds(
         key: a key.
         passes: how often each example is bounded, at fresh times and noise; the mean counts.
         timesteps: in how many steps, 0 for continuous time, whatever the model's own number.
-        elbo: ``model.elbo`` compiled, or left out to run it in eager. Not with ``timesteps``: compile that of
+        elbo: ``model.nll_bound`` compiled, or left out to run it in eager. Not with ``timesteps``: compile that of
             ``model._replace(timesteps=...)``.
         group: the processes that share the work, of :func:`purevdm.training.parallel.join`. Each goes through the same
             batches, takes its turns (each pass of a batch is one), and returns the terms of all, those that one process
@@ -51,7 +51,7 @@ def bounds(
         callback: called with the number of examples done, for a progress bar.
 
     Raises:
-        TypeError, ValueError: bad input, as ``model.elbo`` says it, an item of another form, no batch, passes < 1, elbo
+        TypeError, ValueError: bad input, as ``model.nll_bound`` says it, an item of another form, no batch, passes < 1, elbo
             together with timesteps, processes that see different data.
 
     >>> import purevdm
@@ -67,30 +67,32 @@ def bounds(
     def terms(x: Tensor, cond: Any, key: Key) -> Tensor:
         return stacked("elbo", elbo(params, x, key, cond), len(x))
 
-    return ELBO(*numbers("elbo", mean(draws(terms, batches, key, passes, group, callback))).unbind(1))
+    return NLLBound(*numbers("elbo", mean(draws(terms, batches, key, passes, group, callback))).unbind(1))
 
 
 # What all evaluations share
 
 
 def stepped(
-    model: M, timesteps: int | None, elbo: Callable[..., ELBO] | None, name: str = "elbo"
-) -> tuple[M, Callable[..., ELBO]]:
+    model: M, timesteps: int | None, elbo: Callable[..., NLLBound] | None, name: str = "elbo"
+) -> tuple[M, Callable[..., NLLBound]]:
     """The model in another number of steps, and its bound."""
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
     if elbo is not None:
         _checks.function(name, elbo)
     if timesteps is not None:
         if elbo is not None:
-            raise ValueError(f"{name}: expected None with timesteps={timesteps}; compile model._replace(timesteps=...).elbo")
+            raise ValueError(
+                f"{name}: expected None with timesteps={timesteps}; compile model._replace(timesteps=...).nll_bound"
+            )
         model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))  # type: ignore[assignment]
-    return model, model.elbo if elbo is None else elbo
+    return model, model.nll_bound if elbo is None else elbo
 
 
 def stacked(name: str, found: Any, n: int) -> Tensor:
     """The terms of n examples, (n, 3)."""
-    if not isinstance(found, ELBO):
-        raise TypeError(f"{name}: expected it to return a purevdm.ELBO, got {_checks.describe(found)}")
+    if not isinstance(found, NLLBound):
+        raise TypeError(f"{name}: expected it to return a purevdm.NLLBound, got {_checks.describe(found)}")
     return torch.stack([_checks.shaped(f"{name}'s {field}", term, (n,)) for field, term in found._asdict().items()], 1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks
 from purevdm.bfn import BFN
-from purevdm.elbo import ELBO
+from purevdm.bound import NLLBound
 from purevdm.evaluation.bounds import bounds, draws, mean, numbers, stacked, stepped, within
 from purevdm.training.parallel import Group
 from purevdm.types import Key, Params
@@ -81,9 +81,9 @@ def checked_model(model: Any) -> VDM | BFN:
     return _checks.instance("model", model, kinds, "a purevdm VDM or BFN")
 
 
-def checked_terms(name: str, terms: Any) -> ELBO:
+def checked_terms(name: str, terms: Any) -> NLLBound:
     """The bound's terms of at least one example."""
-    terms = _checks.instance(name, terms, ELBO, "a purevdm.ELBO, as evaluation.bounds returns")
+    terms = _checks.instance(name, terms, NLLBound, "a purevdm.NLLBound, as evaluation.bounds returns")
     shape = _checks.floating(f"{name}.recon", terms.recon).shape[:1]
     for field, term in terms._asdict().items():
         _checks.shaped(f"{name}.{field}", _checks.floating(f"{name}.{field}", term), shape or (1,))
@@ -103,7 +103,7 @@ def figure(x: Tensor) -> Figure:
     return Figure(x.mean().item(), x.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan)
 
 
-def summary(model: VDM | BFN, terms: ELBO, passes: int = 1) -> Evaluation:
+def summary(model: VDM | BFN, terms: NLLBound, passes: int = 1) -> Evaluation:
     """The figures of what :func:`bounds` returns for a model: means over examples, with standard errors, in
     the unit of its data.
 
@@ -131,7 +131,7 @@ def evaluate(
     *,
     passes: int = 1,
     timesteps: int | None = None,
-    elbo: Callable[..., ELBO] | None = None,
+    elbo: Callable[..., NLLBound] | None = None,
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -162,7 +162,7 @@ def compare(
     *,
     passes: int = 1,
     timesteps: int | None = None,
-    elbos: tuple[Callable[..., ELBO], Callable[..., ELBO]] | None = None,
+    elbos: tuple[Callable[..., NLLBound], Callable[..., NLLBound]] | None = None,
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Comparison:
@@ -209,7 +209,7 @@ def compare(
         return torch.cat(found, 1)
 
     found = mean(draws(terms, batches, key, passes, group, callback)).split(3, 1)
-    of_a, of_b = (ELBO(*numbers(f"{name}: elbos", part).unbind(1)) for name, part in zip("ab", found, strict=True))
+    of_a, of_b = (NLLBound(*numbers(f"{name}: elbos", part).unbind(1)) for name, part in zip("ab", found, strict=True))
     difference = figure((of_a.total - of_b.total) / scale(a[0])[0])
     return Comparison(summary(a[0], of_a, passes), summary(b[0], of_b, passes), difference)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, likelihood, ode
-from purevdm.elbo import ELBO
+from purevdm.bound import NLLBound
 from purevdm.evaluation.bounds import draws
 from purevdm.evaluation.figures import Figure, checked_model, checked_terms, figure, scale
 from purevdm.likelihood import Estimate
@@ -140,7 +140,7 @@ def measurement(model: VDM, found: Estimate) -> Measurement:
     return Measurement(total, sampling, len(log_weights), mean, n, unit, len(rows) - n)
 
 
-def difference(model: VDM, a: ELBO | Estimate, b: ELBO | Estimate) -> Figure:
+def difference(model: VDM, a: NLLBound | Estimate, b: NLLBound | Estimate) -> Figure:
     """-log p(x) by method a less that by method b, on the same examples: the mean and its standard error, paired, in the
     unit of the model's data.
 
@@ -155,7 +155,7 @@ def difference(model: VDM, a: ELBO | Estimate, b: ELBO | Estimate) -> Figure:
             of both first.
     """
     divisor, _ = scale(checked_model(model))
-    of_a, of_b = (_nats(name, found, (ELBO, Estimate)) for name, found in (("a", a), ("b", b)))
+    of_a, of_b = (_nats(name, found, (NLLBound, Estimate)) for name, found in (("a", a), ("b", b)))
     if of_a.shape != of_b.shape:
         raise ValueError(f"b: expected the examples of a, {len(of_a)}, got {len(of_b)}")
     for name, each in (("a", of_a), ("b", of_b)):
@@ -166,10 +166,10 @@ def difference(model: VDM, a: ELBO | Estimate, b: ELBO | Estimate) -> Figure:
     return figure((of_a - of_b) / divisor)
 
 
-def _nats(name: str, found: ELBO | Estimate, kinds: tuple[type, ...]) -> Tensor:
+def _nats(name: str, found: NLLBound | Estimate, kinds: tuple[type, ...]) -> Tensor:
     """-log p(x) of each example, or the bound on it."""
     _checks.instance(name, found, kinds, " or ".join(f"an {kind.__name__}" for kind in kinds))
-    if isinstance(found, ELBO):
+    if isinstance(found, NLLBound):
         return checked_terms(name, found).total
     log_p = _checks.floating(f"{name}.log_prob", found.log_prob)
     if log_p.ndim != 1 or len(log_p) == 0:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, schedules
-from purevdm.elbo import ELBO, Seeds, discretise
+from purevdm.bound import NLLBound
 from purevdm.evaluation.bounds import draws, mean, stepped
 from purevdm.evaluation.figures import Figure, figure, scale
+from purevdm.noise import Seeds, discretise
 from purevdm.training.parallel import Group
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
@@ -69,7 +70,7 @@ def profile(
     bins: int = 20,
     passes: int = 1,
     timesteps: int | None = None,
-    elbo: Callable[..., ELBO] | None = None,
+    elbo: Callable[..., NLLBound] | None = None,
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Profile:

@@ -7,7 +7,8 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, elbo, likelihood, ode, process, random
+from purevdm import _checks, bound, likelihood, ode, process, random
+from purevdm.noise import Noise, draw_noise, draw_seeds
 from purevdm.ode import Integrator
 from purevdm.testing._law import off, require, trying
 from purevdm.types import Key, Params
@@ -51,8 +52,8 @@ def check_model(
     passes = _checks.integer("passes", passes, 2)
     key = random.key(0) if key is None else key
     k_noise, k_times, k_sample = random.split(key, 3).unbind(0)
-    see = "model.elbo(params, x, key, cond)"
-    terms = trying("the bound must run", see, lambda: model.elbo(params, x, k_noise, cond))
+    see = "model.nll_bound(params, x, key, cond)"
+    terms = trying("the bound must run", see, lambda: model.nll_bound(params, x, k_noise, cond))
     least = 0.0 if model.decoder.log_probs is not None else -math.inf
     for name, term, low in (("recon", terms.recon, least), ("prior", terms.prior, 0.0), ("diffusion", terms.diffusion, 0.0)):
         told = f"{int((~term.isfinite()).sum())} of {len(x)} are not finite, the least is {term.min():.4g}"
@@ -64,16 +65,18 @@ def check_model(
         """The mean bound of each pass."""
         varied = model._replace(antithetic=antithetic)
         keys = random.split(k_times, passes)
-        return torch.stack([varied.elbo(params, x, k, cond).total.double().mean() for k in keys])
+        return torch.stack([varied.nll_bound(params, x, k, cond).total.double().mean() for k in keys])
 
     even, independent = spread(True), spread(False)
     error = math.hypot(*((part.std() / math.sqrt(passes)).item() for part in (even, independent)))
     gap = (even.mean() - independent.mean()).item()
     law = "evenly spread times must give the bound that independent ones give"
     told = f"{even.mean():.6g} and {independent.mean():.6g} nats, {abs(gap) / error:.1f} standard errors apart"
-    require(abs(gap) <= 7 * error + 1e-4 * abs(even.mean()), law, told, "model._replace(antithetic=False).elbo(...)")
+    require(abs(gap) <= 7 * error + 1e-4 * abs(even.mean()), law, told, "model._replace(antithetic=False).nll_bound(...)")
     if entropy is not None:
-        each = torch.stack([model.elbo(params, x, k, cond).total.double() for k in random.split(k_times, passes)]).mean(0)
+        each = torch.stack([model.nll_bound(params, x, k, cond).total.double() for k in random.split(k_times, passes)]).mean(
+            0
+        )
         error = (each.std() / math.sqrt(len(x))).item()
         told = f"{each.mean():.6g} +- {error:.2g} nats, below {entropy:.6g}"
         require(each.mean() >= entropy - 5 * error, "the bound must lie above the entropy", told, f"{see}.total.mean()")
@@ -89,26 +92,26 @@ def check_model(
     told = f"{int((~model.decoder.check(drawn)).sum())} numbers are not {model.decoder.support}"
     require(model.decoder.check(drawn).all(), "samples must be data", told, see_draws)
     if compile:
-        found = torch.compile(model.elbo, fullgraph=True)(params, x, k_noise, cond).total
+        found = torch.compile(model.nll_bound, fullgraph=True)(params, x, k_noise, cond).total
         missed = off(found, terms.total)
         require(missed <= 1e-4, "the compiled bound must equal eager's", f"off by {missed:.2g} of its norm", see)
 
 
 def _independent(model: VDM, params: Params, x: Tensor, cond: Any, key: Key) -> None:
     """A permuted batch with its noise, and a part of it."""
-    seeds = elbo.draw_seeds(key, len(x), dtype=model.dtype, timesteps=model.timesteps)
-    noise = elbo.draw_noise(seeds, model.event_shape, train=False)
+    seeds = draw_seeds(key, len(x), dtype=model.dtype, timesteps=model.timesteps)
+    noise = draw_noise(seeds, model.event_shape, train=False)
 
     def at(index: Tensor) -> Tensor:
-        rows = elbo.Noise(*(None if part is None else part[index] for part in noise))  # type: ignore[arg-type]
+        rows = Noise(*(None if part is None else part[index] for part in noise))  # type: ignore[arg-type]
         some = None if cond is None else optree.tree_map(lambda leaf: leaf[index], cond)  # type: ignore[arg-type]
-        return elbo.bound(model, params, x[index], rows, some).total
+        return bound.bound(model, params, x[index], rows, some).total
 
     whole, backward = at(torch.arange(len(x))), torch.arange(len(x) - 1, -1, -1)
     for index, told in ((backward, "the reversed batch"), (backward[:1], "the last example by itself")):
         missed = off(at(index), whole[index])
         law = "an example's bound must depend on that example and its noise alone"
-        require(missed <= 1e-4, law, f"{told} differs by {missed:.2g} of its norm", "elbo.bound(model, params, x, noise)")
+        require(missed <= 1e-4, law, f"{told} differs by {missed:.2g} of its norm", "bound.bound(model, params, x, noise)")
 
 
 def check_density(

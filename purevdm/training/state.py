@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch._functorch import config
 
-from purevdm import _checks, denoiser, random
+from purevdm import _checks, random
 from purevdm._compile import OLD, exact
 from purevdm.bfn import BFN
-from purevdm.elbo import Seeds
+from purevdm.model import batch_axes
 from purevdm.networks import _regions
+from purevdm.noise import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
 from purevdm.types import Key, Params
@@ -140,7 +141,7 @@ def gradients(
             return whole(params, x, key, cond)  # which says what is wrong with it
         if n % accumulate:
             raise ValueError(f"accumulate: expected a divisor of the batch of {n}, got {accumulate}")
-        denoiser.batch_axes(cond, n)
+        batch_axes(cond, n)
         seeds = key if isinstance(key, Seeds) else model.seeds(key, n)
         _checks.shaped("key.t", seeds.t, (n,))
         _checks.shaped("key.key", seeds.key, (n, 2))

@@ -25,7 +25,7 @@ def draw(p):
 
 def bits(model, x):
     """Each example's bound and its entropy's estimate -log p(x), both by dimension, nats."""
-    return model.elbo(NO_PARAMS, x, random.key(8)).total / DIMENSIONS
+    return model.nll_bound(NO_PARAMS, x, random.key(8)).total / DIMENSIONS
 
 
 options = dict(event_shape=(DIMENSIONS,), dtype=F64)
@@ -67,7 +67,7 @@ def test_a_gaussian_source_gives_its_differential_entropy():
     left = 1 / (sigma_1**-2 - 1 + std**-2)  # the posterior's variance at t = 1
     model = bfn.continuous(network, sigma_1=sigma_1, recon_std=math.sqrt(left), **options)
     x = std * random.normal(random.key(0), (EXAMPLES, DIMENSIONS), F64)
-    terms = model.elbo(NO_PARAMS, x, random.key(1))
+    terms = model.nll_bound(NO_PARAMS, x, random.key(1))
     for term, want in (
         (terms.diffusion, 0.5 * math.log(left**-1 * std**2)),
         (terms.recon, 0.5 * math.log(2 * math.pi * math.e * left)),
@@ -130,7 +130,7 @@ def test_a_network_s_losses_in_many_steps_are_near_the_continuous_one(kind):
     x = (0.3 * x.double() - 0.6 if kind == "continuous" else x).expand(4000, 3)
     many = model._replace(timesteps=1000)
     with torch.no_grad():
-        means = [mean_and_error(m.elbo(params, x, random.key(2)).diffusion) for m in (model, many)]
+        means = [mean_and_error(m.nll_bound(params, x, random.key(2)).diffusion) for m in (model, many)]
     (a, a_error), (b, b_error) = means
     assert abs(a - b) < 4 * math.hypot(a_error, b_error) + 0.01 * a
     # pairs of opposite noises keep the estimate's variance from growing with the number of steps

@@ -8,7 +8,8 @@ import torch
 from compare import close
 from parts import changed
 
-from purevdm import Noise, bfn, elbo, networks, process, random, schedules
+from purevdm import Noise, bfn, networks, process, random, schedules
+from purevdm import bound as diffusion_bound
 from purevdm import solvers as diffusion_solvers
 from purevdm.bfn import bound, bridge, normal, solvers
 from purevdm.testing.sources import mean_and_error
@@ -67,7 +68,7 @@ def test_the_integrand_is_the_diffusion_s(kind):
     model, diffusion, params, paired, x, cond = both(kind)
     noise = model.draw(random.key(3), 64, train=False)
     ours = bound.bound(model, params["network"], x, noise, cond).diffusion
-    theirs = elbo.bound(diffusion, paired, x, Noise(1 - noise.t, noise.eps_1, noise.eps), cond).diffusion
+    theirs = diffusion_bound.bound(diffusion, paired, x, Noise(1 - noise.t, noise.eps_1, noise.eps), cond).diffusion
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     assert ours.min() > 0
 
@@ -80,7 +81,7 @@ def test_the_steps_are_the_diffusion_s(kind):
     later = noise.t > 1.5 / 7
     mirrored = (8 / 7 - noise.t).clamp(max=1.0)  # the step of BFN's i = 2, ..., n is the diffusion's n + 1 - i
     ours = bound.bound(model, params["network"], x, noise, cond).diffusion
-    theirs = elbo.bound(diffusion, paired, x, Noise(mirrored, noise.eps_1, noise.eps), cond).diffusion
+    theirs = diffusion_bound.bound(diffusion, paired, x, Noise(mirrored, noise.eps_1, noise.eps), cond).diffusion
     assert later.sum() > 40
     torch.testing.assert_close(ours[later], theirs[later], rtol=1e-10, atol=1e-10)
 
@@ -90,8 +91,8 @@ def test_the_losses_are_equal_in_expectation():
     model, diffusion, params, paired, x, cond = both("v")
     x, cond = x.repeat(60, 1), cond.repeat(60)
     with torch.no_grad():
-        ours = model.elbo(params, x, random.key(5), cond).diffusion
-        theirs = diffusion.elbo(paired, x, random.key(6), cond).diffusion
+        ours = model.nll_bound(params, x, random.key(5), cond).diffusion
+        theirs = diffusion.nll_bound(paired, x, random.key(6), cond).diffusion
     mean, error = mean_and_error(ours - theirs)
     assert abs(mean) < 4 * error
     assert error < 0.05 * ours.mean()
@@ -165,7 +166,7 @@ def test_bits_of_images_by_either_decoder():
     x = random.randint(random.key(1), (32, 2), 0, 16)
     noise = model.draw(random.key(3), 32, train=False)
     ours = bound.bound(model, params["network"], x, noise)
-    theirs = elbo.bound(diffusion, params | {"schedule": {}}, x, Noise(1 - noise.t, noise.eps_1, noise.eps))
+    theirs = diffusion_bound.bound(diffusion, params | {"schedule": {}}, x, Noise(1 - noise.t, noise.eps_1, noise.eps))
     torch.testing.assert_close(ours.diffusion, theirs.diffusion, rtol=1e-10, atol=1e-10)
     assert (ours.recon - theirs.recon).abs().max() > 0.01
     assert theirs.prior.max() < math.exp(-10.0)

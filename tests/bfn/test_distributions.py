@@ -110,7 +110,7 @@ def test_the_decoder_serves_a_diffusion_model():
     """Its entropy under an exact posterior is what bits a dimension must not go below: the bound of uniform data."""
     model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(-8.0, 4.0), (2,), decoder=bfn.binned(16))
     x = random.randint(random.key(0), (8, 2), 0, 16)
-    terms = model.elbo(model.init(random.key(1)), x, random.key(2))
+    terms = model.nll_bound(model.init(random.key(1)), x, random.key(2))
     latents = model.decoder.encode({}, x) + math.exp(-4.0) * model.draw(random.key(2), 8).eps_0
     want = -model.decoder.log_prob({}, x, latents, torch.tensor(-8.0)).sum(1)
     torch.testing.assert_close(terms.recon, want, rtol=1e-3, atol=1e-5)

@@ -48,7 +48,7 @@ def started(model):
 def test_losses_are_the_mean_bound_in_bits(make, timesteps):
     model = make(timesteps=timesteps)
     params, x = started(model), data(6)
-    terms = model.elbo(params, x, random.key(2), train=True)
+    terms = model.nll_bound(params, x, random.key(2), train=True)
     loss, stats = model.loss_and_stats(params, x, random.key(2))
     scale = 1 / (3 * math.log(2))
     torch.testing.assert_close(loss, terms.total.mean() * scale)
@@ -59,7 +59,7 @@ def test_losses_are_the_mean_bound_in_bits(make, timesteps):
     short, parts = model._replace(reconstruction=False).loss_and_stats(params, x, random.key(2))
     torch.testing.assert_close(short, stats["diffusion"])
     assert parts["recon"] == 0
-    torch.testing.assert_close(model._replace(reconstruction=False).elbo(params, x, random.key(2)).recon, terms.recon)
+    torch.testing.assert_close(model._replace(reconstruction=False).nll_bound(params, x, random.key(2)).recon, terms.recon)
 
 
 @pytest.mark.parametrize("timesteps", [0, 4])
@@ -86,7 +86,7 @@ def test_events_of_any_shape(shape, make, timesteps):
     shape = tuple(shape)
     model = make(shape, timesteps=timesteps)
     params, x = model.init(random.key(0)), data(2, shape)
-    terms = model.elbo(params, x, random.key(1))
+    terms = model.nll_bound(params, x, random.key(1))
     assert [tuple(term.shape) for term in terms] == [(2,)] * 3
     assert terms.total.isfinite().all()
     drawn = model.sample(params, random.key(2), 3, steps=2)
@@ -100,8 +100,8 @@ def test_an_example_s_bound_is_its_own(make):
     model = make(timesteps=3)
     params, x = started(model), data(5)
     seeds = model.seeds(random.key(3), 5)
-    whole = model.elbo(params, x, seeds)
-    part = model.elbo(params, x[1:3], seeds.rows(slice(1, 3)))
+    whole = model.nll_bound(params, x, seeds)
+    part = model.nll_bound(params, x[1:3], seeds.rows(slice(1, 3)))
     for a, b in zip(whole, part, strict=True):
         torch.testing.assert_close(a[1:3], b)
 
@@ -124,7 +124,7 @@ def test_layouts_of_classes_are_one_model():
     for apply, classes_last in ((last, True), (first, False)):
         model = bfn.discrete(networks.Network.of(init, apply), (2, 4), 3, 2.0, classes_last=classes_last, timesteps=3)
         x = random.randint(random.key(0), (6, 2, 4), 0, 3)
-        found.append(model.elbo({"network": {}}, x, random.key(1)).total)
+        found.append(model.nll_bound({"network": {}}, x, random.key(1)).total)
         found.append(model.sample({"network": {}}, random.key(2), 2, steps=3).double().sum())
     torch.testing.assert_close(found[0], found[2])
     assert found[1] == found[3]
@@ -157,7 +157,7 @@ def test_dropout_is_for_training_alone():
     params, x = started(model), random.randint(random.key(0), (4, 1, 8), 0, 3)
     losses = [model.loss_fn(params, x, random.key(1), train=train) for train in (True, False)]
     assert losses[0] != losses[1]
-    torch.testing.assert_close(losses[1], model.elbo(params, x, random.key(1)).total.mean() / (8 * math.log(2)))
+    torch.testing.assert_close(losses[1], model.nll_bound(params, x, random.key(1)).total.mean() / (8 * math.log(2)))
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -186,7 +186,7 @@ def test_real_data_decode_to_real_data():
     x = 2.0 * random.normal(random.key(0), (4, 2)) + 5.0
     # a density: other units shift the bound by the log of the scale
     plain = bfn.continuous(model.network, (2,), 0.05, recon_std=0.2)
-    a, b = (m.elbo(params, y, random.key(2)).total for m, y in ((model, x), (plain, (x - 5.0) / 2.0)))
+    a, b = (m.nll_bound(params, y, random.key(2)).total for m, y in ((model, x), (plain, (x - 5.0) / 2.0)))
     torch.testing.assert_close(a, b + 2 * math.log(2.0), rtol=1e-4, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ from tiny_codec import images, model_and_params
 import purevdm
 from purevdm import codec, decoders, importance, networks, nn, random, schedules
 from purevdm.codec import _chain, coding
-from purevdm.elbo import Seeds
+from purevdm.noise import Seeds
 from purevdm.testing import sources
 
 
@@ -217,7 +217,7 @@ def bound_in_all_steps(model, params, x, key, timesteps):
     total = torch.zeros(n, dtype=torch.float64)
     for i in range(timesteps):
         t = torch.full((n,), (i + 1) / timesteps, dtype=model.dtype)
-        terms = stepped.elbo(params, x, Seeds(t, model.seeds(random.fold_in(key, i), n).key))
+        terms = stepped.nll_bound(params, x, Seeds(t, model.seeds(random.fold_in(key, i), n).key))
         total += (terms.diffusion / timesteps + (terms.recon + terms.prior if i == 0 else 0.0)).double()
     return total / (math.prod(model.event_shape) * math.log(2.0))
 

@@ -8,7 +8,7 @@ import torch
 
 import purevdm
 from purevdm import decoders, evaluation, likelihood, networks, ode, process, random, schedules
-from purevdm.elbo import ELBO
+from purevdm.bound import NLLBound
 from purevdm.likelihood import Estimate
 from purevdm.networks import Network
 from purevdm.testing import sources
@@ -100,7 +100,7 @@ def test_figures_of_known_weights():
     alone = evaluation.measurement(model, likelihood.combine(weights[:1].log(), found.evaluations))
     assert math.isnan(alone.sampling)
     assert alone.samples == 1
-    bound = ELBO(*torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.5, 0.5], [0.0, 1.0, 5.0]], dtype=torch.float64))
+    bound = NLLBound(*torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.5, 0.5], [0.0, 1.0, 5.0]], dtype=torch.float64))
     gap = evaluation.difference(model, bound, found)
     each = (bound.total + torch.tensor([2.0, 2.0, 6.0], dtype=torch.float64).log()) / (2 * math.log(2))
     assert gap == pytest.approx((each.mean().item(), each.std().item() / math.sqrt(3)))
@@ -165,7 +165,7 @@ def test_bad_input_is_named():
         (dict(batches=[]), ValueError, "batches: expected at least one"),
         (dict(batches=x), TypeError, "batches: expected an iterable"),
         (dict(batches=[x.double()]), TypeError, "x: expected a tensor of integers"),
-        (dict(estimate=model.elbo), TypeError, r"estimate: expected it to return a likelihood.Estimate, got ELBO"),
+        (dict(estimate=model.nll_bound), TypeError, r"estimate: expected it to return a likelihood.Estimate, got NLLBound"),
         (dict(estimate=lambda p, x, *rest: method(p, x[:-1], *rest)), ValueError, "estimate's log_weights: expected shape"),
         (dict(batches=[x], estimate=lost), ValueError, f"estimate: expected weights, got nan for example {first} of"),
     ):
@@ -175,7 +175,7 @@ def test_bad_input_is_named():
     one, other = (Estimate(torch.zeros(n), torch.zeros(n), torch.zeros(1, n), torch.zeros(n)) for n in (2, 3))
     with pytest.raises(ValueError, match="b: expected the examples of a, 2, got 3"):
         evaluation.difference(model, one, other)
-    with pytest.raises(TypeError, match="a: expected an ELBO or an Estimate, got a float32 tensor"):
+    with pytest.raises(TypeError, match="a: expected an NLLBound or an Estimate, got a float32 tensor"):
         evaluation.difference(model, torch.zeros(2), one)
 
 

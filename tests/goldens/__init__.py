@@ -9,7 +9,8 @@ import optree
 import torch
 
 import purevdm
-from purevdm import Noise, elbo, interop, networks, schedules
+from purevdm import Noise, interop, networks, schedules
+from purevdm.noise import discretise
 
 HERE = Path(__file__).parent
 
@@ -73,7 +74,7 @@ def case(name: str, dtype: torch.dtype = torch.float32) -> Case:
     t = torch.tensor(arrays["draw/t_raw"])
     if antithetic:
         t = (t + torch.arange(4) / 4) % 1.0
-    noise = Noise(elbo.discretise(t, timesteps), nchw(arrays["draw/eps_0"]), nchw(arrays["draw/eps"]))
+    noise = Noise(discretise(t, timesteps), nchw(arrays["draw/eps_0"]), nchw(arrays["draw/eps"]))
     noise = noise._replace(t=noise.t.to(dtype), eps_0=noise.eps_0.to(dtype), eps=noise.eps.to(dtype))
 
     def params(prefix: str) -> Any:

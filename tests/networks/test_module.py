@@ -85,11 +85,11 @@ def test_no_call_leaves_a_trace():
     """In any way: what a call computes depends on its arguments alone, whatever came before."""
     model, params, x = made(Repeated)
     other = model.init(random.key(9))
-    wanted = [model.elbo(p, x, KEY, train=train).total for p in (params, other) for train in (False, True)]
+    wanted = [model.nll_bound(p, x, KEY, train=train).total for p in (params, other) for train in (False, True)]
     moved = torch.func.grad(model.loss_fn)(other, x, KEY)
     assert moved["network"]["params"]["block"]["0"]["weight"].norm() > 0
     program = Module(model.loss_fn, params)
-    compiled = torch.compile(model.elbo, fullgraph=True, backend="eager")
+    compiled = torch.compile(model.nll_bound, fullgraph=True, backend="eager")
     for way in (
         lambda: torch.compile(torch.func.grad(model.loss_fn), fullgraph=True, backend="eager")(params, x, KEY),
         lambda: torch.no_grad()(compiled)(params, x, KEY),
@@ -97,7 +97,7 @@ def test_no_call_leaves_a_trace():
         lambda: model.update(params, x, KEY),
     ):
         way()
-        found = [model.elbo(p, x, KEY, train=train).total for p in (params, other) for train in (False, True)]
+        found = [model.nll_bound(p, x, KEY, train=train).total for p in (params, other) for train in (False, True)]
         assert equal(found, wanted)
         assert equal(torch.func.grad(model.loss_fn)(other, x, KEY), moved)
     close(torch.no_grad()(compiled)(other, x, KEY).total, wanted[2], 1e-5)
@@ -182,7 +182,7 @@ def test_modules_are_made_within_transforms_and_inference_mode():
     with torch.inference_mode():
         same, other = pickle.loads(sent), model.init(random.key(0))
     assert equal(torch.func.grad(same.loss_fn)(params, x, KEY), wanted)
-    assert torch.equal(model.elbo(other, x, KEY).total, model.elbo(params, x, KEY).total)
+    assert torch.equal(model.nll_bound(other, x, KEY).total, model.nll_bound(params, x, KEY).total)
     assert torch.equal(model.loss_fn(other, x, KEY), model.loss_fn(params, x, KEY))
 
 
@@ -267,14 +267,14 @@ def test_losses_gradients_and_samples_in_eager(name):
                 continue
 
             def one(params, x, noise):
-                return model.elbo_core(params, x, noise).total
+                return model.nll_bound_of_one(params, x, noise).total
 
             noise = model.draw(KEY, 5, train=train)
             axes = type(noise)(0, 0, 0, 0 if train else None)
             each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, axes))(params, x, noise)
-            whole = torch.func.grad(lambda p, train=train: model.elbo(p, x, KEY, train=train).total.sum())(params)
+            whole = torch.func.grad(lambda p, train=train: model.nll_bound(p, x, KEY, train=train).total.sum())(params)
             close(optree.tree_map(lambda leaf: leaf.sum(0), each), whole, 1e-4)
-    assert model.elbo(params, x, KEY).total.isfinite().all()
+    assert model.nll_bound(params, x, KEY).total.isfinite().all()
     assert model.sample(params, random.key(3), 3, steps=3).shape == (3, 2)
     assert equal(params, before)
     assert torch.equal(torch.get_rng_state(), generator)
@@ -303,11 +303,11 @@ def test_compiled_samples_bounds_and_statistics_of_all_kinds():
 
     def all_three(params, x, key):
         samples = model.sample(params, key, 3, steps=torch.tensor(3))
-        return samples, model.elbo(params, x, key), model.update(params, x, key)
+        return samples, model.nll_bound(params, x, key), model.update(params, x, key)
 
     samples, bound, moved = torch.compile(all_three, fullgraph=True, backend="eager")(params, x, KEY)
     assert (samples - model.sample(params, KEY, 3, steps=3)).abs().max() <= 1
-    close(bound, model.elbo(params, x, KEY), 1e-5)
+    close(bound, model.nll_bound(params, x, KEY), 1e-5)
     close(moved, model.update(params, x, KEY), 1e-5)
     assert moved["network"]["buffers"]["norm"]["num_batches_tracked"] == 1
 
@@ -324,7 +324,7 @@ def test_compiled_gradients_of_each_example():
     model, params, x = made(modules.Recurrent)
 
     def one(params, x, noise):
-        return model.elbo_core(params, x, noise).total
+        return model.nll_bound_of_one(params, x, noise).total
 
     each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
     noise = model.draw(KEY, 5)

@@ -77,7 +77,7 @@ def by_func(model, params, x):
 
 def by_example(model, params, x):
     def one(params, x, noise):
-        return model.elbo_core(params, x, noise).total
+        return model.nll_bound_of_one(params, x, noise).total
 
     return torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))(params, x, model.draw(KEY, x.shape[0]))
 
@@ -87,7 +87,7 @@ def from_outside(model, params, x):
 
 
 def evaluated(model, params, x):
-    return model.elbo(params, x, KEY)
+    return model.nll_bound(params, x, KEY)
 
 
 @pytest.mark.parametrize(

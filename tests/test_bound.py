@@ -13,14 +13,16 @@ from goldens import CASES, case
 from hypothesis import given, settings
 
 import purevdm
-from purevdm import Noise, elbo, random, schedules
+from purevdm import Noise, random, schedules
+from purevdm import bound as rooms
+from purevdm.noise import discretise, draw_noise, draw_seeds, draw_times
 from purevdm.testing import sources
 
 seeds = st.integers(0, 2**31)
 
 
 def golden_terms(c):
-    return elbo.bound(c.model, c.params, c.x, c.noise, c.cond)
+    return rooms.bound(c.model, c.params, c.x, c.noise, c.cond)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -83,7 +85,7 @@ def bound(model, p, key, n, params=None):
     for k in random.split(key, 16):
         k_x, k_loss = random.split(k)
         x = random.categorical(k_x, p.log(), shape=(n, *model.event_shape))
-        means.append(model.elbo(params, x, k_loss).total.mean() / math.prod(model.event_shape))
+        means.append(model.nll_bound(params, x, k_loss).total.mean() / math.prod(model.event_shape))
         log_p.append(p.log()[x].mean())
     return torch.stack(means), torch.stack(log_p)
 
@@ -149,13 +151,13 @@ def test_prior_is_the_kl_divergence(gamma, seed):
     g = torch.tensor(gamma, dtype=torch.float64)
     q = torch.distributions.Normal(purevdm.process.alpha(g) * f, purevdm.process.sigma(g))
     want = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum()
-    torch.testing.assert_close(elbo.prior_loss(f, g), want, rtol=1e-8, atol=1e-13)
-    torch.testing.assert_close(elbo.prior_loss(f.float(), g.float()).double(), want, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(rooms.prior_loss(f, g), want, rtol=1e-8, atol=1e-13)
+    torch.testing.assert_close(rooms.prior_loss(f.float(), g.float()).double(), want, rtol=1e-5, atol=1e-12)
 
 
 @given(seeds, st.integers(1, 40), st.integers(0, 20), st.booleans())
 def test_times(seed, n, timesteps, antithetic):
-    t = elbo.draw_times(random.key(seed), n, antithetic=antithetic, timesteps=timesteps)
+    t = draw_times(random.key(seed), n, antithetic=antithetic, timesteps=timesteps)
     assert t.shape == (n,)
     if timesteps:
         steps = t * timesteps
@@ -172,14 +174,14 @@ def test_times(seed, n, timesteps, antithetic):
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 1000))
 def test_discretised_times_end_their_step(t, timesteps):
     t = torch.tensor(t, dtype=torch.float64)
-    got = elbo.discretise(t, timesteps)
+    got = discretise(t, timesteps)
     assert got * timesteps >= 1 - 1e-9
     assert -1e-9 <= got - t <= 1 / timesteps + 1e-9
 
 
 @given(seeds, st.integers(1, 5), st.integers(1, 5))
 def test_an_examples_noise_does_not_depend_on_the_batch(seed, a, b):
-    short, long = (elbo.draw_noise(elbo.draw_seeds(random.key(seed), n), (2, 3)) for n in (a, a + b))
+    short, long = (draw_noise(draw_seeds(random.key(seed), n), (2, 3)) for n in (a, a + b))
     for field in ("eps_0", "eps", "key"):
         assert torch.equal(getattr(short, field), getattr(long, field)[:a])
 
@@ -192,7 +194,7 @@ def test_permuting_examples_with_their_keys_permutes_the_terms(seed, order):
     params["network"]["dense3"]["kernel"] += 0.1
     x = random.randint(random.key(seed), (5, 2), 0, 256)
     noise, order = model.draw(random.key(seed), 5), torch.tensor(order)
-    terms = torch.func.vmap(model.elbo_core, (None, 0, 0))
+    terms = torch.func.vmap(model.nll_bound_of_one, (None, 0, 0))
     straight = terms(params, x, noise)
     permuted = terms(params, x[order], Noise(*(field[order] for field in noise)))
     close(optree.tree_map(lambda term: term[order], straight), permuted, 1e-5)
@@ -201,9 +203,9 @@ def test_permuting_examples_with_their_keys_permutes_the_terms(seed, order):
 @pytest.mark.parametrize(
     ("call", "error", "word"),
     [
-        (lambda: elbo.draw_times(random.key(0), 0), ValueError, "n: expected"),
-        (lambda: elbo.draw_times(random.key(0), 4, timesteps=-1), ValueError, "timesteps"),
-        (lambda: elbo.draw_seeds(0, 4), TypeError, "key"),
+        (lambda: draw_times(random.key(0), 0), ValueError, "n: expected"),
+        (lambda: draw_times(random.key(0), 4, timesteps=-1), ValueError, "timesteps"),
+        (lambda: draw_seeds(0, 4), TypeError, "key"),
     ],
 )
 def test_bad_input_is_named(call, error, word):
@@ -213,12 +215,12 @@ def test_bad_input_is_named(call, error, word):
 
 @given(seeds, st.integers(1, 3), st.integers(1, 4), st.sampled_from([0, 5]))
 def test_rows_of_a_batchs_seeds_have_the_noise_of_the_whole(seed, n, parts, timesteps):
-    seeds = elbo.draw_seeds(random.key(seed), n * parts, timesteps=timesteps, dtype=torch.float64)
-    whole = elbo.draw_noise(seeds, (2,))
-    pieces = [elbo.draw_noise(seeds.rows(slice(i * n, (i + 1) * n)), (2,)) for i in range(parts)]
+    seeds = draw_seeds(random.key(seed), n * parts, timesteps=timesteps, dtype=torch.float64)
+    whole = draw_noise(seeds, (2,))
+    pieces = [draw_noise(seeds.rows(slice(i * n, (i + 1) * n)), (2,)) for i in range(parts)]
     for field, *split in zip(whole, *pieces, strict=True):
         assert torch.equal(torch.cat(split), field)
-    chosen = elbo.draw_noise(seeds.rows(torch.tensor([n * parts - 1])), (2,))
+    chosen = draw_noise(seeds.rows(torch.tensor([n * parts - 1])), (2,))
     assert all(torch.equal(a[0], b[-1]) for a, b in zip(chosen, whole, strict=True))
 
 
@@ -251,7 +253,7 @@ def test_a_pixels_schedule_for_all_pixels_is_the_shared_one():
     params, x = {"network": {}, "schedule": {}}, random.randint(random.key(0), (8, 4), 0, 3)
     for timesteps in (0, 10):
         one, each = (ideal(sources.categorical(p), 3, schedule=s, timesteps=timesteps) for s in (shared, spread))
-        for a, b in zip(one.elbo(params, x, random.key(1)), each.elbo(params, x, random.key(1)), strict=True):
+        for a, b in zip(one.nll_bound(params, x, random.key(1)), each.nll_bound(params, x, random.key(1)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -266,13 +268,13 @@ def test_a_contextual_schedule_sees_each_examples_condition():
         random.randint(random.key(0), (5, 4), 0, 3),
         torch.arange(5.0).double(),
     )
-    got = model.elbo(params, x, random.key(1), cond)
+    got = model.nll_bound(params, x, random.key(1), cond)
     seeds = model.seeds(random.key(1), 5)
     for i in range(5):
         alone = ideal(network, 3, -14.0, 10.0 + i)
-        want = alone.elbo(params, x[i : i + 1], seeds.rows(slice(i, i + 1)))
+        want = alone.nll_bound(params, x[i : i + 1], seeds.rows(slice(i, i + 1)))
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a[i], b[0], rtol=1e-12, atol=1e-12)
     assert model.loss_fn(params, x, random.key(1), cond).isfinite()
     with pytest.raises(ValueError, match="cond: expected the condition that the schedule takes"):
-        model.elbo(params, x, random.key(1))
+        model.nll_bound(params, x, random.key(1))

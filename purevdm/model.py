@@ -1,0 +1,195 @@
+"""The door: what a model's functions are given, held against one another once; behind it nothing is checked again."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, random, schedules
+from purevdm._compile import OLD, untraced
+from purevdm.decoders import Decoder
+from purevdm.networks import Network
+from purevdm.noise import Seeds
+from purevdm.schedules import Schedule
+from purevdm.types import Key, Params
+
+__all__ = ["Model", "batch_axes", "checked", "device_of", "drawn", "latents", "nonempty", "seeds_of", "structure_of"]
+
+
+class Model(Protocol):
+    """What the bound and the sampler need of a model; :class:`purevdm.VDM` is one."""
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+    @property
+    def timesteps(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def device_of(params: Params) -> torch.device | None:
+    """Where the parameters are, if there are any."""
+    leaf = _checks.first("params", params)
+    return None if leaf is None else leaf.device
+
+
+def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.Structure:
+    """The leaves that an ``init`` gives a model of this dtype, without computing them where it runs on the meta device."""
+    with untraced():
+        try:
+            params = init(random.key(0, device="meta"))
+        except (NotImplementedError, RuntimeError, OverflowError) as error:  # an init that reads its key or mixes devices
+            if isinstance(error, OverflowError) or "overflow" in str(error):  # and not one whose sizes no memory holds
+                raise ValueError(f"init: expected parameters that a memory holds, got: {error}") from None
+            params = init(random.key(0, device="cpu"))
+    leaves = _checks.structure(params)
+    return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
+
+
+def checked(
+    model: Any, params: Params, x: Any = ..., key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
+) -> int:
+    """The door of a model's functions: holds its settings, its parameters and what else they are given against one another,
+    and reads what values must be in one transfer from the device.
+
+    Args:
+        model: a VDM or a BFN.
+        params: parameters of the model's structure.
+        x: data, (B, *event_shape); left out by a function that takes none.
+        key: a key, or the seeds or the noise of these examples.
+        cond: a condition for each example.
+        n: the number of examples, where there are no data that say it; 0 for any number.
+        given: further tensors by name, whose shapes and dtypes the caller checks; they must be finite.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        TypeError, ValueError: whatever is not so, by its name, and tensors on other devices than the parameters'.
+    """
+    names = [name for name in ("network", "schedule") if hasattr(model, name)]
+    tracing = OLD and torch.compiler.is_compiling()  # it would trace init
+    structure = () if tracing else model._structure()
+    facts = [] if x is ... else _data(model, x)
+    n = n if x is ... else x.shape[0]
+    if not isinstance(params, dict) or any(name not in params for name in names):
+        found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
+        keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
+        raise ValueError(f"params: expected a dict with {keys}, as init makes it, got {found}")
+    if not tracing:
+        facts += _checks.matches("params", params, structure)
+    if n:
+        batch_axes(cond, n)
+    explicit = isinstance(key, tuple) and hasattr(key, "t")  # seeds or noise
+    if explicit:
+        facts += drawn(model, key, n)
+    trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
+    device = device_of(params) or device_of({"x": x, **trees})
+    if device is not None:
+        if x is not ...:
+            _checks.together("x", x, device)
+        for name, tree in trees.items():
+            dtype = model.network.dtype if name == "cond" else None  # what a network in mixed precision casts it to
+            facts += _checks.sound(name, _checks.leaves(tree, name), device, dtype or model.dtype)
+    if hasattr(model, "schedule") and not torch.compiler.is_compiling():
+        like = torch.empty((), dtype=model.dtype, device=device or torch.device("cpu"))
+        facts += schedules.increasing(model.schedule, params["schedule"], like, cond)
+    _checks.verify(facts)
+    return n
+
+
+def _data(model: Any, x: Any) -> list[_checks.Fact]:
+    """That x is a batch of at least one example; that it is in the decoder's support, and that the model's dtype holds real
+    numbers and the sum of their squares once encoded, comes back as facts."""
+    decoder, shape = model.decoder, model.event_shape
+    holds = decoder.check(x)
+    if x.ndim == 0 or tuple(x.shape[1:]) != shape:
+        last = x.ndim > 2 and (x.shape[-1], *x.shape[1:-1]) == shape
+        hint = "; channels come first: x.movedim(-1, 1)" if last else ""
+        wanted = ", ".join(map(str, ("B", *shape))) if shape else "B,"
+        raise ValueError(f"x: expected shape ({wanted}), got {_checks.describe(x)}{hint}")
+    nonempty("x", x)
+    if not _checks.readable(x):
+        return []
+    facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
+    if decoder.vocab_size is None:
+        squares = decoder.encode({}, x, dtype=model.dtype).square().sum(tuple(range(1, x.ndim)))
+        wanted = f"numbers whose latents {model.dtype} holds"
+        facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", x)))
+    return facts
+
+
+def nonempty(name: str, x: Tensor) -> Tensor:
+    """A batch of at least one example."""
+    if x.shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
+    return x
+
+
+def latents(name: str, z: Any, model: Any) -> Tensor:
+    """Latents of at least one example, (B, *event_shape), of the model's dtype."""
+    z = _checks.tensor(name, z)
+    return nonempty(name, _checks.alike(name, z, (*z.shape[:1], *model.event_shape), model.dtype))
+
+
+def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
+    """That seeds or noise are those of n examples of a model; that their times are the model's comes back as a fact."""
+    name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
+    latent = model.flow.latent_shape(model.event_shape) if hasattr(model, "flow") else model.event_shape
+    for field, value in noise._asdict().items():
+        if value is not None or field not in ("timesteps" if name == "key" else "key", "sender"):
+            count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()
+            shape = {"t": (n,), "key": (n, 2), "timesteps": (n,)}.get(field, (n, *count, *latent))
+            dtype = torch.int32 if field in ("key", "timesteps") else model.dtype
+            _checks.alike(f"{name}.{field}", value, shape, dtype)
+    if not _checks.readable(t):
+        return []
+    if steps == 0:
+        wanted, holds = "times in [0, 1), as time is continuous", (t >= 0.0) & (t < 1.0)
+    else:
+        i = (t * steps).round()
+        wanted = f"times of {steps} steps, each one of 1/{steps}, ..., 1"
+        near = (i / steps - t).abs() <= torch.finfo(torch.float32).eps * t  # times that were float32's once
+        holds = (i >= 1) & (i <= steps) & near
+    facts = [_checks.Fact(holds, lambda: _checks.outside(wanted, f"{name}.t", t))]
+    own = getattr(noise, "timesteps", None)
+    if own is not None:
+        of = f"{steps}, as the model's (0 is continuous time)"
+        facts.append(_checks.Fact(own == steps, lambda: _checks.outside(of, f"{name}.timesteps", own)))
+    return facts
+
+
+def seeds_of(model: Any, key: Any, n: int) -> Seeds:
+    """The seeds of n examples: those that a key makes, or those given, checked."""
+    if not isinstance(key, Seeds):
+        return model.seeds(key, n)  # type: ignore[no-any-return]
+    _checks.verify(drawn(model, key, _checks.integer("n", n, 1)))
+    return key
+
+
+def batch_axes(cond: Any, n: int) -> Any:
+    """The batch axes of a condition for vmap's ``in_dims``: the first of every tensor in it, n long.
+
+    Raises:
+        TypeError, ValueError: something that is not a tensor, or a tensor of another length.
+    """
+    if cond is None:
+        return None
+    _checks.leaves(cond)  # none too deep
+
+    def axis(leaf: Any) -> int | None:
+        if leaf is None:
+            return None
+        if _checks.tensor("cond", leaf).ndim == 0 or leaf.shape[0] != n:
+            raise ValueError(f"cond: expected a condition for each of the {n} examples, got {_checks.describe(leaf)}")
+        return 0
+
+    return optree.tree_map(axis, cond, none_is_leaf=True)
