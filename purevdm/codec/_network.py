@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from purevdm import denoiser
+from purevdm import model as door
 from purevdm._compile import exact
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
@@ -76,7 +77,8 @@ def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) ->
 
 
 def device_of(params: Params) -> torch.device:
-    return device_of(params) or torch.device("cpu")
+    """Where the parameters are; the CPU if there are none."""
+    return door.device_of(params) or torch.device("cpu")
 
 
 def machine(denoise: Denoiser) -> str:
