@@ -148,7 +148,7 @@ def finite(z: Tensor) -> Tensor:
 def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
     """Refuses a decoder that gives an event another shape, or from whose numbers in this dtype data do not come back:
     integers exactly, real numbers to a hundredth of their scale."""
-    if not _plain(decoder, event_shape):
+    if not plain(decoder, event_shape):
         return
     one = (1,) * len(event_shape)
     if _shape(decoder, one, dtype) == one:  # the same for every element, and an event may be larger than the memory
@@ -177,7 +177,7 @@ def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
         )
 
 
-def _plain(decoder: Decoder, event_shape: Shape) -> bool:
+def plain(decoder: Decoder, event_shape: Shape) -> bool:
     """Whether a decoder has nothing to learn, and latents of its data's shape."""
     return type(decoder).init is Decoder.init and decoder.latent_shape(event_shape) == tuple(event_shape)
 
@@ -192,7 +192,7 @@ def _shape(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> tuple[in
 
 def spacing(decoder: Decoder, event_shape: Shape) -> float | None:
     """The least distance, over an event, of neighbouring values that are spaced evenly; None for real data."""
-    if decoder.vocab_size is None or not _plain(decoder, event_shape):
+    if decoder.vocab_size is None or not plain(decoder, event_shape):
         return None
     one = (1,) * len(event_shape)
     event_shape = one if _shape(decoder, one, torch.float64) == one else event_shape
