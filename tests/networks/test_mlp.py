@@ -103,7 +103,7 @@ def test_a_network_in_anothers_apply_needs_its_endpoints(wrapped):
         purevdm.vdm(none, schedule, (2,), 16)
     with pytest.raises(ValueError, match=r"network: its apply calls .*gamma_min=0\.0, gamma_max=1\.0"):
         bfn.continuous(none, (2,), 0.1)
-    purevdm.vdm(none, schedules.fixed_linear(), (2,), 16)  # the paper's
+    purevdm.vdm(none, schedules.fixed_linear(), (2,))  # the paper's, of 256 levels
 
 
 def test_a_network_among_the_globals_needs_its_endpoints():
