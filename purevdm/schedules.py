@@ -141,10 +141,10 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
             found, slope = torch.func.jvp(of, (params, flat), (still, torch.ones_like(flat)))  # type: ignore[misc]
         else:
             found, slope = backward(None)
-            if (
-                found.ndim > 1
-            ):  # many numbers of one time: `backward` is linear in the cotangent, and its transpose is the slope
-                slope = torch.func.vjp(lambda c: backward(c)[1], torch.zeros_like(found))[1](torch.ones_like(flat))[0]  # type: ignore[misc]
+            # Many numbers of one time: `backward` is linear in the cotangent, and its transpose is the slope.
+            if found.ndim > 1:
+                turned = torch.func.vjp(lambda c: backward(c)[1], torch.zeros_like(found))[1]  # type: ignore[misc]
+                slope = turned(torch.ones_like(flat))[0]
     return found.reshape((*t.shape, *found.shape[1:])), slope.reshape((*t.shape, *slope.shape[1:]))
 
 

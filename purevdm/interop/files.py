@@ -118,7 +118,7 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
         try:
             _checks.matches("params", _nested(path, shapes, empty), wanted)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: of another model: {error}") from None
+            raise type(error)(f"{path}: of another model: {error}") from None
     leaves, again = _files.load(path)
     if again != metadata:  # another process replaced the file
         return load_params(path, like, device)
