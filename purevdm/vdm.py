@@ -185,7 +185,7 @@ class VDM(NamedTuple):
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
-        n = len(elbo.latents("z", z, self))
+        n = elbo.latents("z", z, self).shape[0]
         if _checks.floating("gamma", gamma).shape != z.shape:
             _checks.shaped("gamma", gamma, (n,))
         if x_hat is not None:
