@@ -96,4 +96,4 @@ def loop(condition: Callable[..., Tensor], step: Callable[..., State], state: St
 
 def finite(state: State) -> Tensor:
     """Which examples are finite, (B,)."""
-    return torch.stack([y.isfinite().reshape(len(y), -1).all(1) for y in state]).all(0)
+    return torch.stack([y.isfinite().reshape(y.shape[0], -1).all(1) for y in state]).all(0)

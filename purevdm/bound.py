@@ -124,7 +124,7 @@ def terms(
     if subspace is not None:
         f, eps_0, eps = (subspace.project(part, there) for part in (f, eps_0, eps))
         full = torch.ones_like(f, dtype=torch.bool) if there is None else there.expand_as(f)
-        share = process.align(subspace.rank(full) / full.reshape(len(f), -1).sum(1).clamp(min=1), f).to(f.dtype)
+        share = process.align(subspace.rank(full) / full.reshape(f.shape[0], -1).sum(1).clamp(min=1), f).to(f.dtype)
     # (B,) or (B, *latent_shape) each, the ends without the leading axis where no context tells examples apart
     gamma_0, gamma_1, gamma_t, weight = (process.align(level.expand_as(levels.gamma_t), f) for level in levels)
     z_t = process.diffuse(f, gamma_t, eps)
@@ -157,7 +157,7 @@ def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int
 
 def summed(terms: NLLBound) -> NLLBound:
     """The terms of each example, (B,), from those of its elements."""
-    return NLLBound(*(term.reshape(len(term), -1).sum(1) for term in terms))
+    return NLLBound(*(term.reshape(term.shape[0], -1).sum(1) for term in terms))
 
 
 def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, mask: Tensor | None = None) -> NLLBound:

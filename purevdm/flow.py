@@ -75,7 +75,7 @@ def divergence(
 
     def product(v: Tensor) -> tuple[Tensor, Tensor]:
         value, pull = torch.func.vjp(field, z)  # type: ignore[misc]
-        return value, (v * pull(v)[0]).reshape(len(z), -1).sum(1)
+        return value, (v * pull(v)[0]).reshape(z.shape[0], -1).sum(1)
 
     if probes is not None and n == 1:
         return product(probes[0])

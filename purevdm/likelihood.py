@@ -218,7 +218,7 @@ def log_weight(
     _checks.verify(facts)
 
     def total(each: Tensor) -> Tensor:
-        return each.expand_as(f).reshape(len(f), -1).sum(1)
+        return each.expand_as(f).reshape(f.shape[0], -1).sum(1)
 
     if dequantisation == "none":
         # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
@@ -286,7 +286,7 @@ def _fitting(model: VDM, dequantisation: str) -> None:
 
 
 def _standard_normal(z: Tensor) -> Tensor:
-    return -0.5 * (z.square() + math.log(2.0 * math.pi)).reshape(len(z), -1).sum(1)
+    return -0.5 * (z.square() + math.log(2.0 * math.pi)).reshape(z.shape[0], -1).sum(1)
 
 
 def _spacing(model: VDM, f: Tensor) -> Tensor:
@@ -386,15 +386,17 @@ def importance_bound(
         rise = gamma_t - gamma_s
         delta = torch.sqrt(torch.expm1(rise)) * (eps_hat - eps)
         e = noise(torch.func.vmap(lambda k: random.fold_in(k, i))(k_steps))
-        log_w = log_w - (delta * e + 0.5 * delta.square()).reshape(len(f), -1).sum(1)
+        log_w = log_w - (delta * e + 0.5 * delta.square()).reshape(f.shape[0], -1).sum(1)
         # The noise in z_s, as z_s = alpha_s f + sigma_s eps.
         return torch.exp(-0.5 * rise) * eps + torch.sqrt(-torch.expm1(-rise)) * e, log_w
 
     eps = noise(k_start)
     z_1 = process.diffuse(f, gamma_1, eps)
-    log_q = (-0.5 * (eps.square() + math.log(2.0 * math.pi)) - torch.log(process.sigma(gamma_1))).reshape(len(f), -1).sum(1)
+    log_q = (
+        (-0.5 * (eps.square() + math.log(2.0 * math.pi)) - torch.log(process.sigma(gamma_1))).reshape(f.shape[0], -1).sum(1)
+    )
     eps, log_w = sampling.loop(step, (eps, _standard_normal(z_1) - log_q), timesteps)
     gamma_0 = gamma(0.0 * one)
-    log_w = log_w - model.decoder.reconstruction({}, x, eps, gamma_0).reshape(len(f), -1).sum(1)
+    log_w = log_w - model.decoder.reconstruction({}, x, eps, gamma_0).reshape(f.shape[0], -1).sum(1)
     evaluations = (total.to(torch.int64) * samples).expand(n).clone()
     return combine(log_w.reshape(samples, n), evaluations)

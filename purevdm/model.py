@@ -156,7 +156,10 @@ def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
         return []
     facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
     if mask is not None:
-        some, nothing = mask.expand_as(x).reshape(len(x), -1).any(1), "mask: expected something in every example, got none"
+        some, nothing = (
+            mask.expand_as(x).reshape(x.shape[0], -1).any(1),
+            "mask: expected something in every example, got none",
+        )
         facts.append(_checks.Fact(some, lambda: ValueError(nothing)))
     subspace = getattr(model, "subspace", None)
     if plain(decoder, shape) and (decoder.vocab_size is None or subspace is not None):

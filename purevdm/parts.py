@@ -59,7 +59,7 @@ class ZeroCentre(Subspace):
 
     def rank(self, mask: Tensor) -> Tensor:
         there = mask.any(self.axis + 1)  # each other coordinate loses one dimension, if it has any
-        return mask.reshape(len(mask), -1).sum(1) - there.reshape(len(mask), -1).sum(1)
+        return mask.reshape(mask.shape[0], -1).sum(1) - there.reshape(mask.shape[0], -1).sum(1)
 
 
 def zero_centre(axis: int = 0) -> Subspace:

@@ -137,12 +137,12 @@ class VDM(NamedTuple):
         """
         terms, levels, t = self._terms(params, x, key, cond, mask, train)
         each = bound.summed(terms)
-        size = dims(self, len(x), None if mask is None else mask.expand_as(x), terms.diffusion)
+        size = dims(self, x.shape[0], None if mask is None else mask.expand_as(x), terms.diffusion)
         weighted = each
         if self.weighting is not None:
             gamma_t = process.align(levels.gamma_t, terms.diffusion)
             diffusion = self.weighting.weight(gamma_t) * terms.diffusion
-            weighted = each._replace(diffusion=diffusion.reshape(len(x), -1).sum(1))
+            weighted = each._replace(diffusion=diffusion.reshape(x.shape[0], -1).sum(1))
         loss, stats = self._summary(params, each, levels.gamma_0, levels.gamma_1, t, size)
         if self.weighting is not None:
             loss = sum(self._mean(term, size) for term in weighted)  # type: ignore[assignment]
@@ -172,7 +172,7 @@ class VDM(NamedTuple):
         noise = self._noise(params, x, key, cond, train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
         _checks.verify(schedules.rising(variance.levels(curve)))
-        size = dims(self, len(x), None, terms.diffusion)
+        size = dims(self, x.shape[0], None, terms.diffusion)
         loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t, size)
         return grads, (loss, stats) if has_aux else loss
 
@@ -248,7 +248,7 @@ class VDM(NamedTuple):
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
-        n = len(latents("z", z, self))
+        n = latents("z", z, self).shape[0]
         if _checks.floating("gamma", gamma).shape != z.shape:
             _checks.shaped("gamma", gamma, (n,))
         if x_hat is not None:

@@ -203,7 +203,7 @@ OF_BFN = [
     (dict(flow=Normal(0.1)), "flow: expected a Categorical flow"),
     (dict(flow=FLOW.flow._replace(classes=4)), "flow, output: expected as many classes"),
     (dict(flow=FLOW.flow._replace(beta_1=-1.0)), "beta_1: expected a number above 0"),
-    (dict(flow=FLOW.flow._replace(beta_1=2e38)), "flow: expected one whose accuracy at t = 1 torch.float32 holds"),
+    (dict(flow=FLOW.flow._replace(beta_1=2e38)), "beta_1: expected a signal-to-noise ratio of at most"),
 ]
 
 

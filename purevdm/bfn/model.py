@@ -235,9 +235,10 @@ def _structure(
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
     fits(output.value.decoder, event_shape, dtype)
-    accuracy = flow.value.snr(torch.ones((), dtype=dtype, device="cpu"))
-    if not accuracy.isfinite():
-        raise ValueError(f"flow: expected one whose accuracy at t = 1 {dtype} holds, got {flow.value}")
+    snr, most = flow.value.snr(torch.ones((), dtype=dtype, device="cpu")).item(), torch.finfo(dtype).max ** 0.5
+    if not snr <= most:
+        name = "beta_1" if kind is Categorical else "sigma_1"
+        raise ValueError(f"{name}: expected a signal-to-noise ratio of at most {most:.2g} at t = 1, got {snr:.2g}")
     std = _positive("recon_std", getattr(output.value, "recon_std", 1.0))
     if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
         raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")

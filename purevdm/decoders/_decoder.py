@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import fixed
+from purevdm._compile import fixed, untraced
 from purevdm._values import Value
 from purevdm.types import Key, Params, Shape
 
@@ -148,8 +148,12 @@ def finite(z: Tensor) -> Tensor:
 def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
     """Refuses a decoder that gives an event another shape, or from whose numbers in this dtype data do not come back:
     integers exactly, real numbers to a hundredth of their scale."""
-    if not plain(decoder, event_shape):
-        return
+    if plain(decoder, event_shape):
+        with untraced():
+            _fits(decoder, event_shape, dtype)
+
+
+def _fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
     one = (1,) * len(event_shape)
     if _shape(decoder, one, dtype) == one:  # the same for every element, and an event may be larger than the memory
         event_shape = one

@@ -163,7 +163,7 @@ def check_density(
         t = torch.zeros((), dtype=model.dtype)
         gamma_0 = model.gamma(params, t, repeated(1)) if model.schedule.contextual else model.gamma(params, t)
         x = model.decoder.mode({}, z / process.alpha(gamma_0))
-        scale = _cell(x.reshape(len(x), -1))
+        scale = _cell(x.reshape(x.shape[0], -1))
         log_p = likelihood.log_prob(model, params, x, key, repeated(len(x)), integrator=integrator).log_prob
         see = "likelihood.log_prob(model, params, x, key, cond).log_prob.exp().sum() * cell"
     else:
