@@ -34,7 +34,7 @@ def of_noise(model, params, noise, x=X):
     """The bound of explicit noise."""
     if model is VDM:
         return diffusion_bound.bound(model, params, x, noise, COND)
-    return bound.bound(model, params["network"], x, noise, COND)
+    return bound.bound(model, params, x, noise, COND)
 
 
 @MODELS
@@ -108,9 +108,7 @@ def test_seeds_and_noise_are_those_of_the_model(model):
         with pytest.raises((TypeError, ValueError), match=f"^{word}"):
             of_noise(model, params, noise._replace(**harm))
     with pytest.raises(ValueError, match=r"^x: expected integers"):
-        (diffusion_bound.bound if model is VDM else bound.bound)(
-            model, params if model is VDM else params["network"], X + 9, noise, COND
-        )
+        (diffusion_bound.bound if model is VDM else bound.bound)(model, params, X + 9, noise, COND)
 
 
 @pytest.mark.parametrize("recon_std", [1e-30, -1.0])
