@@ -120,7 +120,7 @@ def test_a_reconstructions_deviation_is_held_by_the_models_dtype(recon_std):
 
 def test_a_loss_in_steps_takes_the_senders_noise():
     model = FLOW._replace(timesteps=4)
-    noise, params = model.draw(KEY, 3), model.init(KEY)["network"]
+    noise, params = model.draw(KEY, 3), model.init(KEY)
     assert torch.isfinite(bound.bound(model, params, X, noise, COND).total).all()
     with pytest.raises(ValueError, match=r"^noise\.sender: expected the sender's noise"):
         bound.bound(model, params, X, noise._replace(sender=None), COND)

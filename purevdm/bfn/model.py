@@ -110,8 +110,9 @@ class BFN(NamedTuple):
         return stats["recon"] + stats["diffusion"], stats
 
     def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> NLLBound:
-        """An upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data are real). ``diffusion`` is the loss
-        of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior itself."""
+        """An upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data are real).
+        ``diffusion`` is the loss of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior
+        itself."""
         return self._bound(params, x, key, cond, False, True)
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:

@@ -302,7 +302,7 @@ MLP = networks.mlp(4)
         (lambda: bfn.discrete(MLP, (2,), 3, 1.0, timesteps=-1), ValueError, "timesteps"),
         (lambda: bfn.discrete(MLP, (2,), 3, 1.0, draws=0), ValueError, "draws"),
         (lambda: bfn.discrete(MLP, (2,), 3, 1.0, dtype=torch.float16), TypeError, "dtype"),
-        (lambda: bfn.discrete(MLP, (2,), 3, 1.0, steps=3), TypeError, "steps: expected"),
+        (lambda: bfn.discrete(MLP, (2,), 3, 1.0, steps=3), TypeError, "unexpected keyword argument .steps"),
         (lambda: bfn.discrete(5, (2,), 3, 1.0), TypeError, "network"),
         (lambda: bfn.discrete(networks.mlp(4, gamma_min=-1.0, gamma_max=1.0), (2,), 3, 1.0), ValueError, "network: a BFN's"),
         (lambda: loss(data(2).float()), TypeError, "x: expected a tensor of integers"),
