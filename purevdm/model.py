@@ -151,15 +151,13 @@ def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
         if _checks.broadcasting("mask", mask, x.shape).dtype != torch.bool or mask.ndim != x.ndim:
             wanted = f"a bool tensor that broadcasts to {tuple(x.shape)}, with as many axes"
             raise TypeError(f"mask: expected {wanted}, got {_checks.describe(mask)}")
-        holds = holds | ~mask
+        holds = holds | ~_checks.together("mask", mask, x.device)
     if not _checks.readable(x):
         return []
     facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
     if mask is not None:
-        some, nothing = (
-            mask.expand_as(x).reshape(x.shape[0], -1).any(1),
-            "mask: expected something in every example, got none",
-        )
+        some = mask.expand_as(x).reshape(x.shape[0], -1).any(1)
+        nothing = "mask: expected something in every example, got none"
         facts.append(_checks.Fact(some, lambda: ValueError(nothing)))
     subspace = getattr(model, "subspace", None)
     if plain(decoder, shape) and (decoder.vocab_size is None or subspace is not None):

@@ -101,7 +101,7 @@ def test_a_mask_of_all_is_none():
     ("mask", "error"),
     [
         (torch.ones(4, 3, 1), TypeError),
-        (torch.ones(3, dtype=torch.bool), TypeError),
+        (torch.ones(3, dtype=torch.bool), ValueError),
         (torch.ones(4, 2, 1, dtype=torch.bool), ValueError),
         (torch.zeros(4, 3, 1, dtype=torch.bool), ValueError),
         (torch.ones(4, 3, 1, dtype=torch.bool, device="meta"), ValueError),
@@ -110,7 +110,7 @@ def test_a_mask_of_all_is_none():
 )
 def test_masks_of_another_form_are_refused(mask, error):
     model = sets(3)
-    with pytest.raises(error, match="^mask: expected"):
+    with pytest.raises(error, match=r"^mask: expected"):
         model.loss_fn(model.init(KEY), torch.zeros(4, 3, 2, dtype=F64), KEY, mask=mask)
 
 
@@ -140,24 +140,22 @@ def test_a_denoiser_is_the_model_s_prediction():
 # A subspace
 
 
-def gaussian_on(model, std):
+def gaussian_on(points, std, **options):
     """The ideal denoiser of points whose coordinates within the subspace are independent of this deviation."""
 
     def apply(params, z, gamma, cond=None, key=None):
         alpha, sigma = purevdm.process.alpha(gamma), purevdm.process.sigma(gamma)
         return sigma * z / (alpha**2 * std**2 + sigma**2)
 
-    network = networks.Network.of(lambda key, shape: {}, apply)
-    return purevdm.vdm(
-        network, schedules.fixed_linear(-8.0, 8.0), model[0], decoder=decoders.gaussian(), dtype=F64, **model[1]
-    )
+    network, schedule = networks.Network.of(lambda key, shape: {}, apply), schedules.fixed_linear(-8.0, 8.0)
+    return purevdm.vdm(network, schedule, (points, 2), decoder=decoders.gaussian(), dtype=F64, **options)
 
 
 @pytest.mark.parametrize("timesteps", [0, 400])
 def test_the_bound_in_a_subspace_is_the_entropy_of_its_dimensions(timesteps):
     """n points in the plane with their centre at 0, standard normal within: (n - 1) 2 dimensions of entropy."""
     points, std = 4, 1.3
-    model = gaussian_on(((points, 2), dict(subspace=parts.zero_centre(), timesteps=timesteps)), std)
+    model = gaussian_on(points, std, subspace=parts.zero_centre(), timesteps=timesteps)
     x = std * random.normal(KEY, (4000, points, 2), F64)
     x = x - x.mean(1, keepdim=True)
     params = {"network": {}, "schedule": {}}
@@ -271,14 +269,14 @@ class OneHot(Decoder):
         return (x >= 0) & (x < self.classes)
 
     def encode(self, params, x, cond=None, dtype=torch.float32):
-        return params["size"].to(dtype) * torch.nn.functional.one_hot(x, self.classes).to(dtype)
+        return params["size"].to(dtype) * torch.nn.functional.one_hot(x.long(), self.classes).to(dtype)
 
     def log_probs(self, params, z, gamma_0, cond=None, estimate=None):
         logits = z if estimate is None else estimate
         return torch.log_softmax(params["size"] * logits * torch.exp(-gamma_0.reshape(gamma_0.shape[0], 1, 1)), -1)
 
     def log_prob(self, params, x, z, gamma_0, cond=None, estimate=None):
-        return self.log_probs(params, z, gamma_0, cond, estimate).gather(-1, x[..., None])[..., 0]
+        return self.log_probs(params, z, gamma_0, cond, estimate).gather(-1, x[..., None].long())[..., 0]
 
     def mode(self, params, z, cond=None, estimate=None):
         return z.argmax(-1)

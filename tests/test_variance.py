@@ -78,7 +78,7 @@ def test_ends_that_drift_are_told_from_the_interior():
 
     def bound(curve):
         noise = model.draw(random.key(3), len(x))
-        terms = purevdm.bound.bound_at(model, params["network"], x, noise, variance.levels(curve))
+        terms = purevdm.bound.summed(purevdm.bound.at(model, params, x, noise, variance.levels(curve)))
         return tree_map(lambda term: term / (2 * math.log(2)), terms)
 
     def target(schedule):

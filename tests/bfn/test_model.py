@@ -218,7 +218,7 @@ def test_training_lowers_the_loss(make):
     for _ in range(30):
         state, metrics = training.train_step(settings, grad_fn, state, x, random.key(1))
     assert model.loss_fn(state.params, x, random.key(3)) < 0.75 * before  # the same times and noise
-    assert set(metrics) == {"loss", "recon", "diffusion", "grad_norm", "lr"}
+    assert set(metrics) == {"loss", "recon", "prior", "diffusion", "grad_norm", "lr"}
     whole = training.gradients(model)(state.params, x, model.seeds(random.key(2), 16))
     close(grad_fn(state.params, x, model.seeds(random.key(2), 16)), whole, 1e-4)
     with pytest.raises(ValueError, match="variance: expected False for a BFN"):
