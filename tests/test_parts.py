@@ -292,7 +292,7 @@ class Estimating(OneHot):
 
 def classes(decoder=None, **options):
     decoder = OneHot(4, 4) if decoder is None else decoder
-    return purevdm.vdm(networks.mlp(16), schedules.learned_linear(-5.0, 4.0), (3,), decoder=decoder, **options)
+    return purevdm.vdm(networks.mlp(16), schedules.learned_linear(-0.5, 4.0), (3,), decoder=decoder, **options)
 
 
 def test_a_decoder_may_learn_and_have_latents_of_another_shape():
