@@ -126,7 +126,7 @@ def _either(counts: Tensor, rated: Rated, field: Field, t: Tensor, state: State)
 def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
     """The size of e in units of what is tolerated at y, (B,). Derivatives do not pass: steps are as long as they are."""
     e, y = (tuple(part.detach() for part in parts) for parts in (e, y))
-    ratios = ((a / (atol + rtol * b.abs())).square().reshape(a.shape[0], -1).mean(1).sqrt() for a, b in zip(e, y, strict=True))
+    ratios = ((a / (atol + rtol * b.abs())).square().reshape(len(a), -1).mean(1).sqrt() for a, b in zip(e, y, strict=True))
     return torch.stack(list(ratios)).amax(0)
 
 

@@ -391,7 +391,7 @@ def importance_bound(
 
     eps = noise(k_start)
     z_1 = process.diffuse(f, gamma_1, eps)
-    log_q = (-0.5 * (eps.square() + math.log(2.0 * math.pi)) - torch.log(process.sigma(gamma_1))).reshape(f.shape[0], -1).sum(1)
+    log_q = (-0.5 * (eps.square() + math.log(2.0 * math.pi)) - torch.log(process.sigma(gamma_1))).reshape(len(f), -1).sum(1)
     eps, log_w = sampling.loop(step, (eps, _standard_normal(z_1) - log_q), timesteps)
     gamma_0 = gamma(0.0 * one)
     log_w = log_w - model.decoder.reconstruction(x, eps, gamma_0).reshape(f.shape[0], -1).sum(1)
