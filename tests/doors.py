@@ -142,6 +142,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("checkpoint.save.extra", (*REALS, *LARGE, *SEQUENCES, "'text'", "{}", "(-1, 2.5)", "('a',)", "{'a': 1}")),
     ("checkpoint.save.extra folder", ("a device that is not there",)),  # a text
     ("folder", ("'text'", "a path")),
+    ("interop.save_params.path codec.write.path", ("'text'", "a device that is not there")),
     ("interop.save_params.params module.Module.params interop.to_flax.params", ("{}",)),
     ("device", ("a device",)),
     ("dtype", ("a dtype",)),
@@ -203,6 +204,7 @@ def tried(case: Case) -> Verdict:
         # Where two arguments do not fit together, either may be named; none that the caller does not know.
         names = "|".join(map(re.escape, door.arguments))
         named = re.search(rf"(^|[\s,])({names})([\s,.\[]|$)", head) is not None
+        named |= any(f"{argument}=" in told for argument in case.wrong)  # in a part that holds it
         # What a file holds is named by the file.
         file = re.match(r"\S*(safetensors|json|flax): ", told) is not None or isinstance(error, codec.CodecError)
         return Verdict("clear" if file or (named and ":" in told) else "unclear", f"{type(error).__name__}: {told}")
