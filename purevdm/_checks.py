@@ -208,7 +208,7 @@ def integers(
     name: str, x: object, low: int | None = None, high: int | None = None, wanted: str = "a sequence of integers"
 ) -> tuple[int, ...]:
     """A sequence of integers, each within [low, high]."""
-    if isinstance(x, (str, bytes, dict, Tensor)) or not isinstance(x, Iterable):
+    if isinstance(x, (str, bytes, dict, set, frozenset, Tensor)) or not isinstance(x, Iterable):
         raise TypeError(f"{name}: expected {wanted}, got {describe(x)}")
     return tuple(integer(f"{name}[{i}]", value, low, high) for i, value in enumerate(x))
 

@@ -21,14 +21,11 @@ __all__ = [
     "diffuse",
     "eps_from_v",
     "eps_from_x",
-    "log_snr",
     "posterior",
     "posterior_from_eps",
     "sigma",
     "snr",
     "transition",
-    "v_from_eps",
-    "v_from_x",
     "x_from_eps",
     "x_from_v",
 ]
@@ -54,11 +51,6 @@ def alpha(gamma: Tensor) -> Tensor:
 def sigma(gamma: Tensor) -> Tensor:
     """The scale of the noise, sqrt(sigmoid(gamma)) (sec. 3.2)."""
     return torch.sqrt(torch.sigmoid(gamma))
-
-
-def log_snr(gamma: Tensor) -> Tensor:
-    """log(alpha**2 / sigma**2) = -gamma."""
-    return -gamma
 
 
 def snr(gamma: Tensor) -> Tensor:
@@ -98,7 +90,7 @@ def posterior_from_eps(z_t: Tensor, eps: Tensor, gamma_t: Tensor, gamma_s: Tenso
     return Gaussian(mean, sigma(gamma_s) * torch.sqrt(c))
 
 
-# What a network may predict: x, eps, or v = alpha eps - sigma x (Salimans & Ho 2022), each from each, given z.
+# What a network may predict: x, eps, or v = alpha eps - sigma x (Salimans & Ho 2022), given z.
 
 
 def x_from_eps(z: Tensor, eps: Tensor, gamma: Tensor) -> Tensor:
@@ -119,13 +111,3 @@ def x_from_v(z: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
 def eps_from_v(z: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     """eps = sigma z + alpha v."""
     return sigma(gamma) * z + alpha(gamma) * v
-
-
-def v_from_x(z: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
-    """v = (alpha z - x) / sigma."""
-    return (alpha(gamma) * z - x) / sigma(gamma)
-
-
-def v_from_eps(z: Tensor, eps: Tensor, gamma: Tensor) -> Tensor:
-    """v = (eps - sigma z) / alpha."""
-    return (eps - sigma(gamma) * z) / alpha(gamma)

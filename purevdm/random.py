@@ -511,12 +511,14 @@ def permutation(key: Key, x: int | Tensor, axis: int = 0, independent: bool = Fa
             does not have.
     """
     _checks.key("key", key)
+    _checks.integer("axis", axis)
+    _checks.boolean("independent", independent)
     if not isinstance(x, Tensor):
         n = _checks.integer("x", x, low=0)
         return _shuffle(key, torch.arange(n, device=key.device), 0)
     if _checks.tensor("x", x).ndim == 0:
         raise ValueError(f"x: expected at least one axis, got {_checks.describe(x)}")
-    if not -x.ndim <= _checks.integer("axis", axis) < x.ndim:
+    if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected an axis of x, {_checks.describe(x)}, got {axis}")
     if independent or x.ndim == 1:
         return _shuffle(key, x, axis)

@@ -100,8 +100,14 @@ def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key],
     >>> (drawn - x)[:, :2].abs().max() <= 1
     tensor(True)
     """
+    return partial(_replace, *_partly(x, known))
+
+
+def _partly(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite data, and which of them are known."""
     shape = _checks.floating("x", x).shape
-    return partial(_replace, x, _checks.alike("known", known, shape, torch.bool))
+    _checks.verify(_checks.finite("x", {(): x}))
+    return x, _checks.alike("known", known, shape, torch.bool)
 
 
 def repaint(x: Tensor, known: Tensor, repeats: int = 10, solver: Solver | None = None) -> Solver:
@@ -129,7 +135,7 @@ def repaint(x: Tensor, known: Tensor, repeats: int = 10, solver: Solver | None =
     >>> (drawn - x)[:, :2].abs().max() <= 1
     tensor(True)
     """
-    _checks.alike("known", known, _checks.floating("x", x).shape, torch.bool)
+    x, known = _partly(x, known)
     base = _checks.instance("solver", ancestral() if solver is None else solver, Solver, "a Solver such as ancestral()")
     return Repaint(x, known, _checks.integer("repeats", repeats, 1), base)
 

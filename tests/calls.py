@@ -1,5 +1,6 @@
 """The outer doors of the package by name, each with the arguments of a valid call."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -295,10 +296,10 @@ def doors(folder: Path) -> dict[str, Door]:
     for name, decoder, x in (("discrete", DISCRETE, X), ("gaussian", GAUSSIAN, Z)):
         made |= {
             f"{name}.check": _of(decoder.check, x=x),
-            f"{name}.encode": _of(decoder.encode, x=x, dtype=torch.float32),
-            f"{name}.mode": _of(decoder.mode, z=Z),
-            f"{name}.log_prob": _of(decoder.log_prob, x=x, z=Z, gamma_0=torch.tensor(-4.0)),
-            f"{name}.sample": _of(decoder.sample, key=KEY, z=Z, gamma_0=torch.tensor(-4.0)),
+            f"{name}.encode": _of(functools.partial(decoder.encode, {}), x=x, dtype=torch.float32),
+            f"{name}.mode": _of(functools.partial(decoder.mode, {}), z=Z),
+            f"{name}.log_prob": _of(functools.partial(decoder.log_prob, {}), x=x, z=Z, gamma_0=torch.tensor(-4.0)),
+            f"{name}.sample": _of(functools.partial(decoder.sample, {}), key=KEY, z=Z, gamma_0=torch.tensor(-4.0)),
         }
     real = dict(model=REAL, params=REAL_PARAMS, key=KEY)
     made |= {

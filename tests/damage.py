@@ -121,7 +121,7 @@ def tried(form: Format, folder: Path, damage: Damage, want: Any) -> tuple[str, s
     file.write_bytes(damage.content)
     try:
         found = form.read(folder)
-    except (ValueError, TypeError, OSError) as error:
+    except (TypeError, ValueError, OSError) as error:
         told = f"{type(error).__name__}: {error}"
         named = str(folder) in told or str(error).startswith("params")
         return ("clear" if named or isinstance(error, codec.CodecError) else "unclear"), told

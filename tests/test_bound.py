@@ -278,3 +278,20 @@ def test_a_contextual_schedule_sees_each_examples_condition():
     assert model.loss_fn(params, x, random.key(1), cond).isfinite()
     with pytest.raises(ValueError, match="cond: expected the condition that the schedule takes"):
         model.nll_bound(params, x, random.key(1))
+
+
+@pytest.mark.parametrize("gamma_1", [-8.0, 0.0, 5.0, 10.0, 20.0])
+def test_the_prior_loss_is_as_exact_in_float32_where_its_parts_cancel(gamma_1):
+    level, f = torch.tensor(gamma_1), torch.zeros(3)
+    wide = rooms.prior_loss(f.double(), level.double())
+    torch.testing.assert_close(rooms.prior_loss(f, level).double(), wide, rtol=1e-5, atol=0)
+
+
+def test_the_network_has_a_key_of_its_own():
+    """Not that of the noise, nor another example's."""
+    noise = draw_noise(draw_seeds(random.key(0), 3), (4,))
+    for key in noise.key:
+        drawn = random.normal(key, (2, 4))
+        for eps_0, eps in zip(noise.eps_0, noise.eps, strict=True):
+            assert not torch.equal(drawn, torch.stack([eps_0, eps]))
+    assert len({tuple(key.tolist()) for key in noise.key}) == 3

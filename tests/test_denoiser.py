@@ -87,7 +87,11 @@ def test_every_prediction_is_converted():
         def apply(params, z, gamma, cond=None, key=None, predicts=predicts):
             gain = std**2 * process.alpha(gamma) / (process.alpha(gamma) ** 2 * std**2 + process.sigma(gamma) ** 2)
             x = gain * z
-            return {"eps": process.eps_from_x, "x": lambda z, x, g: x, "v": process.v_from_x}[predicts](z, x, gamma)
+            return {
+                "eps": process.eps_from_x,
+                "x": lambda z, x, g: x,
+                "v": lambda z, x, g: (process.alpha(g) * z - x) / process.sigma(g),
+            }[predicts](z, x, gamma)
 
         network = networks.Network.of(lambda key, shape: {}, apply, predicts=predicts)
         model = purevdm.vdm(network, schedules.fixed_linear(-9.0, 9.0), (3,), dtype=torch.float64)

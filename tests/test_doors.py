@@ -1,4 +1,4 @@
-"""Wrong values at the outer doors: a result, or an error that names the argument; never another error, never NaN."""
+"""Wrong values at the outer doors: an error that names the argument; of those that are valid a result, never NaN."""
 
 import itertools
 
@@ -14,7 +14,7 @@ def test_wrong_values_are_named(tmp_path, monkeypatch):
     some = (case for i, case in enumerate(doors.singles(made)) if (i // len(doors.ZOO) + i) % 7 == 0)
     for case in itertools.chain(some, doors.pairs(made, 1000)):
         verdict, count = doors.tried(case), count + 1
-        if verdict.kind in ("silent", "unclear"):
+        if verdict.kind in ("accepted", "silent", "unclear"):
             failed.append(f"{case.name}: {verdict.kind}, {verdict.told[:200]}")
     assert not failed, "\n".join(failed)
     assert count > 3500

@@ -98,7 +98,7 @@ def test_damaged_checkpoints_say_so(checkpoint, tmp_path):
             interop.load_flax(foreign)
     short = msgpack.ExtType(1, msgpack.packb(((3,), "float32", b"\0" * 8)))
     foreign.write_bytes(msgpack.packb({"step": 1, "params": {"gamma": {"w": short}}, "ema_params": {}}))
-    with pytest.raises(ValueError, match="8 bytes"):
+    with pytest.raises(ValueError, match=r"expected 3 numbers .*, got 2"):
         interop.load_flax(foreign)
     with pytest.raises(FileNotFoundError):
         interop.load_flax(tmp_path / "none.flax")
@@ -142,22 +142,22 @@ FOUR = packed(np.ones(4, np.float32))
 @pytest.mark.parametrize(
     ("leaf", "word"),
     [
-        (packed_as((3,), "qint8", bytes(3)), "expected a dtype out of bool, .*, got 'qint8'"),
-        (packed_as((1,), "complex64", bytes(8)), "got 'complex64'"),
-        (packed_as((1,), "Tensor", bytes(8)), "got 'Tensor'"),
-        (packed_as((1,), "x" * 1000, bytes(8)), "got 'x{40}'$"),
+        (packed_as((3,), "qint8", bytes(3)), "packed array of one of bool, .*'qint8'"),
+        (packed_as((1,), "complex64", bytes(8)), "'complex64'"),
+        (packed_as((1,), "Tensor", bytes(8)), "'Tensor'"),
+        (packed_as((1,), "x" * 1000, bytes(8)), r"'x{119}\)$"),
         (packed_as((2, -2), "float32", bytes(16)), r"expected the shape of an array, got \[2, -2\]"),
         (packed_as((-1, -4), "float32", bytes(16)), "shape of an array"),
         (packed_as((2.0,), "float32", bytes(8)), "shape of an array"),
         (packed_as((True,), "float32", bytes(4)), "shape of an array"),
         (packed_as(4, "float32", bytes(16)), "shape of an array"),
-        (packed_as((1,) * 1000, "float32", bytes(4)), "shape of an array"),
-        (packed_as((0, 2**62, 2**62), "float32", b""), "shape of an array"),
+        (packed_as((1,) * 1000, "float32", bytes(4)), "packed array"),
+        (packed_as((0, 2**62, 2**62), "float32", b""), "packed array"),
         (packed_as((2**40, 2**40), "float32", b""), "shape of an array"),
-        (packed_as((2**40,), "float32", bytes(4)), "expected 4398046511104 bytes .*, got 4 bytes"),
-        (packed_as((2,), "float32", bytes(12)), "expected 8 bytes .*, got 12 bytes"),
-        (packed_as((), "float32", b""), "expected 4 bytes .*, got 0 bytes"),
-        (packed_as((2,), "bool", b"\1\2"), "expected bytes 0 and 1 for bool, got 2"),
+        (packed_as((2**40,), "float32", bytes(4)), "expected 1099511627776 numbers .*, got 1"),
+        (packed_as((2,), "float32", bytes(12)), "expected 2 numbers .*, got 3"),
+        (packed_as((), "float32", b""), "expected 1 numbers .*, got 0"),
+        (packed_as((2,), "bool", b"\1\2"), "neither 0 nor 1"),
         (packed_as((2,), "float32", [1, 2]), "packed array"),
         (packed_as((2,), 7, bytes(8)), "packed array"),
         (msgpack.ExtType(1, b"\xc1"), "packed array"),
@@ -166,14 +166,14 @@ FOUR = packed(np.ones(4, np.float32))
         ("x" * 10**6, "expected an array, got str$"),
         (None, "expected an array, got NoneType$"),
         ([1.0], "expected an array, got list$"),
-        (pieces((3,), FOUR), r"expected 3 numbers for shape \(3,\), got 4 in the chunks"),
+        (pieces((3,), FOUR), r"expected 3 numbers for shape \(3,\), got 4"),
         (pieces((-4,), FOUR), "shape of an array"),
-        (pieces((8,), FOUR, packed(np.ones(4, np.int32))), "flat arrays of one dtype"),
-        (pieces((5,), FOUR, packed(np.float32(1))), "flat arrays of one dtype"),
-        (pieces((4,)), "flat arrays of one dtype"),
-        (pieces((4,), {}), "flat arrays of one dtype"),
-        ({"__msgpack_chunked_array__": True, "shape": {"0": 4}}, "expected chunks"),
-        ({"__msgpack_chunked_array__": True, "shape": {"1": 4}, "chunks": {"0": FOUR}}, "expected shape"),
+        (pieces((8,), FOUR, packed(np.ones(4, np.int32))), "array in chunks"),
+        (pieces((5,), FOUR, packed(np.float32(1))), "array in chunks"),
+        (pieces((4,)), "array in chunks"),
+        (pieces((4,), {}), "array in chunks"),
+        ({"__msgpack_chunked_array__": True, "shape": {"0": 4}}, "array in chunks"),
+        ({"__msgpack_chunked_array__": True, "shape": {"1": 4}, "chunks": {"0": FOUR}}, "array in chunks"),
     ],
 )
 def test_bad_leaves_are_named(tmp_path, leaf, word):

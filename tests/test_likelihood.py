@@ -292,7 +292,7 @@ def test_a_compiled_likelihood_loses_no_gradient_silently():
         return likelihood.log_prob(model, params, x, key, integrator=ode.heun(2)).log_prob
 
     compiled = torch.compile(run, fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match=r"exception|require no gradient"):
+    with pytest.raises(Exception, match="expected tensors that require no gradient"):
         compiled(params, x, random.key(2))
     with torch.no_grad():
         torch.testing.assert_close(compiled(params, x, random.key(2)), run(params, x, random.key(2)))

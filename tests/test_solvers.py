@@ -101,7 +101,7 @@ def test_an_estimate_of_the_data_is_kept_at_any_gamma(predicts, gamma_1, solver)
 
     def apply(params, z, gamma, cond=None, key=None, x_hat=None):
         x = torch.full_like(z, 0.5) if cond is None else torch.full_like(z, 0.75)
-        return x if predicts == "x" else process.v_from_x(z, x, gamma)
+        return x if predicts == "x" else (process.alpha(gamma) * z - x) / process.sigma(gamma)
 
     network = networks.Network.of(lambda key, shape: {}, apply, predicts=predicts, self_condition=True)
     model = purevdm.vdm(network, schedules.fixed_linear(-30.0, gamma_1), (4,), 2)

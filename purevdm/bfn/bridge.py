@@ -8,12 +8,13 @@ BFN's time runs from noise to data, a diffusion's from data to noise: with t' = 
 
 >>> import torch, purevdm
 >>> from purevdm import bfn, networks, process, random, schedules
->>> from purevdm.bfn import bridge, normal
+>>> from purevdm.bfn import bridge
 >>> x, eps = random.normal(random.key(0), (2, 3), torch.float64)
 >>> t = torch.tensor(0.3, dtype=torch.float64)
 >>> gamma = schedules.gamma(bridge.schedule(sigma_1=0.02), {}, t)
 >>> z = process.diffuse(x, gamma, eps)
->>> bool(torch.allclose(process.alpha(gamma) * z, normal.flow(x, 1 - t, eps, sigma_1=0.02), rtol=1e-12))
+>>> g = 1 - 0.02 ** (2 * (1 - t))
+>>> bool(torch.allclose(process.alpha(gamma) * z, g * x + torch.sqrt(g * (1 - g)) * eps, rtol=1e-12))
 True
 
 **The same loss.** With the noise eps_hat seen in the latent, the data are x_hat = (z - sigma eps_hat) / alpha for both, and

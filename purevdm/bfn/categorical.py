@@ -1,14 +1,11 @@
 """Bayesian flows of classes (Graves et al. 2023, sec. 6): the input distribution of each is a categorical.
 
-Functions of one example with noise as an argument; x holds integers, and classes lie on a new last axis, of size K. beta_1
-is the accuracy at t = 1.
+Functions of one example; x holds integers, and classes lie on a new last axis, of size K. beta_1 is the accuracy at t = 1.
 
 >>> import torch
 >>> from purevdm.bfn import categorical
->>> theta = torch.full((1, 4), 0.25)
->>> y = categorical.sender(torch.tensor([2]), torch.tensor(0.5), torch.zeros(1, 4))
->>> categorical.update(theta, y)
-tensor([[0.0963, 0.0963, 0.7112, 0.0963]])
+>>> categorical.one_hot(torch.tensor([2]), 4)
+tensor([[0., 0., 1., 0.]])
 """
 
 import torch
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from purevdm._compile import fixed
 
-__all__ = ["accuracy", "beta", "flow", "flow_logits", "one_hot", "rate", "sender", "update"]
+__all__ = ["accuracy", "beta", "one_hot", "rate"]
 
 
 def one_hot(x: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -37,25 +34,3 @@ def rate(t: Tensor, beta_1: float) -> Tensor:
 def accuracy(s: Tensor, t: Tensor, beta_1: float) -> Tensor:
     """beta(t) - beta(s), the accuracy sent from s to a later t; beta_1 (2 i - 1) / n**2 from (i - 1) / n to i / n."""
     return fixed(beta_1) * (t - s) * (t + s)
-
-
-def sender(x: Tensor, alpha: Tensor, eps: Tensor) -> Tensor:
-    """y = alpha (K e_x - 1) + sqrt(alpha K) eps, a draw of the sender distribution of accuracy alpha (sec. 6)."""
-    classes = eps.shape[-1]
-    return alpha * (classes * one_hot(x, classes, eps.dtype) - 1.0) + torch.sqrt(alpha * classes) * eps
-
-
-def update(theta: Tensor, y: Tensor) -> Tensor:
-    """The input distribution after seeing y: exp(y) theta, normalised. The largest exponent is subtracted first, so
-    no y is too large."""
-    return torch.softmax(theta.log() + y, -1)
-
-
-def flow_logits(x: Tensor, t: Tensor, eps: Tensor, beta_1: float) -> Tensor:
-    """The sum of all that was sent until time t, of accuracy beta(t): theta before the softmax."""
-    return sender(x, beta(t, beta_1), eps)
-
-
-def flow(x: Tensor, t: Tensor, eps: Tensor, beta_1: float) -> Tensor:
-    """theta at time t, a draw of the Bayesian flow distribution when eps is standard normal."""
-    return torch.softmax(flow_logits(x, t, eps, beta_1), -1)

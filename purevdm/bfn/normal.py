@@ -1,13 +1,12 @@
 """Bayesian flows of real numbers (Graves et al. 2023, sec. 4): the input distribution of each is a normal.
 
-Functions of one example, elementwise, with noise as an argument. Times, accuracies and precisions are tensors that broadcast
+Functions of one example, elementwise. Times, accuracies and precisions are tensors that broadcast
 against the data. sigma_1 is the standard deviation of the input distribution at t = 1.
 
 >>> import torch
 >>> from purevdm.bfn import normal
->>> x, t = torch.tensor([0.5, -0.25]), torch.tensor(1.0)
->>> normal.flow(x, t, torch.zeros(2), sigma_1=0.1)  # at t = 1 the mean is the data's but for sigma_1**2 of it
-tensor([ 0.4950, -0.2475])
+>>> normal.variance(torch.tensor([0.0, 0.5, 1.0]), sigma_1=0.1)
+tensor([1.0000, 0.1000, 0.0100])
 """
 
 import math
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from purevdm._compile import fixed
 
-__all__ = ["T_MIN", "accuracy", "beta", "flow", "precision", "predicted", "rate", "sender", "update", "variance"]
+__all__ = ["T_MIN", "accuracy", "beta", "precision", "predicted", "rate", "variance"]
 
 T_MIN = 1e-6
 """Before this time a noise-predicting network's mean of the data is taken to be 0 and its deviation 1, as in the paper's
@@ -52,24 +51,6 @@ def rate(t: Tensor, sigma_1: float) -> Tensor:
 def accuracy(s: Tensor, t: Tensor, sigma_1: float) -> Tensor:
     """beta(t) - beta(s), the accuracy sent from s to a later t; alpha_i of eq. 95 where these are (i - 1) / n and i / n."""
     return precision(s, sigma_1) * torch.expm1(_exponent(t - s, sigma_1))
-
-
-def flow(x: Tensor, t: Tensor, eps: Tensor, sigma_1: float) -> Tensor:
-    """The input distribution's mean at time t, a draw of the Bayesian flow distribution N(g x, g (1 - g)) with
-    g = 1 - sigma_1**(2 t), when eps is standard normal."""
-    g = -torch.expm1(-_exponent(t, sigma_1))
-    return g * x + torch.sqrt(g * variance(t, sigma_1)) * eps
-
-
-def sender(x: Tensor, alpha: Tensor, eps: Tensor) -> Tensor:
-    """y = x + eps / sqrt(alpha), a draw of the sender distribution of accuracy alpha (sec. 4)."""
-    return x + eps / torch.sqrt(alpha)
-
-
-def update(mean: Tensor, precision: Tensor, y: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """The input distribution's mean and precision after seeing y of accuracy alpha (sec. 4.2)."""
-    new = precision + alpha
-    return (precision * mean + alpha * y) / new, new
 
 
 def predicted(w: Tensor, t: Tensor, sigma_1: float, predicts: str) -> tuple[Tensor, Tensor]:

@@ -18,15 +18,6 @@ from purevdm.types import Params
 
 __all__ = ["Checkpoint", "from_flax", "load_flax", "to_flax"]
 
-Path_ = tuple[str, ...]
-
-_BLOCK = {"GroupNorm_0": "norm1", "GroupNorm_1": "norm2"} | {
-    name: name for name in ("conv1", "conv2", "cond_proj", "nin_shortcut")
-}
-_ATTENTION = {"GroupNorm_0": "norm"} | {name: name for name in ("q", "k", "v", "proj_out")}
-_PARTS = {"block": (_BLOCK, ("resnet",)), "attn": (_ATTENTION, ("attn", "0"))}  # one attention pattern, the first
-_TOP = {"GroupNorm_0": "norm_out"} | {name: name for name in ("dense0", "dense1", "conv_in", "conv_out")}
-
 
 class Checkpoint(NamedTuple):
     """An official checkpoint.
@@ -42,101 +33,81 @@ class Checkpoint(NamedTuple):
     ema_params: Params
 
 
-_NUMBER = "(?:0|[1-9][0-9]{0,8})"
-_OFFICIAL = re.compile(
-    rf"""score_model/(?:
-        (?:dense0|dense1|conv_in|conv_out)/(?:kernel|bias)
-        | GroupNorm_0/(?:scale|bias)
-        | (?:down|mid|up)\.block_{_NUMBER}/(?:conv1|conv2|nin_shortcut)/(?:kernel|bias)
-        | (?:down|mid|up)\.block_{_NUMBER}/(?:cond_proj/kernel|GroupNorm_[01]/(?:scale|bias))
-        | (?:down|mid|up)\.attn_{_NUMBER}/(?:(?:q|k|v|proj_out)/(?:kernel|bias)|GroupNorm_0/(?:scale|bias))
-    )
-    | score_net/dense{_NUMBER}/(?:kernel|bias)
-    | (?:gamma|noise_schedule)/(?:w|b|l[123]/(?:kernel|bias))""",
-    re.VERBOSE | re.ASCII,
-)
-"""The paths of the official model's parameters, and of its 2D example's, with slashes between names. No other is taken."""
+# Names. Each rule pairs an official path with ours; # stands for a number, the same in both.
 
 
-def _official(name: str) -> bool:
-    return _OFFICIAL.fullmatch(name) is not None
+def _layers(theirs: str, ours: str, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The rules of layers: the official names, and ours where they differ."""
+    leaves = {name: ("scale" if name.startswith("GroupNorm") else "kernel", "bias") for name in names} | {
+        "cond_proj": ["kernel"]
+    }
+    return [(f"{theirs}/{name}/{leaf}", f"{ours}/{own}/{leaf}") for name, own in names.items() for leaf in leaves[name]]
 
 
-def _unet_path(path: Path_) -> Path_:
-    """Where a leaf of the official ScoreUNet lives in our ``vdm_unet``."""
-    head, rest = path[0], path[1:]
-    if "." not in head:
-        return (_TOP[head], *rest)
-    half, name = head.split(".", 1)
-    kind, _, index = name.partition("_")
-    names, room = _PARTS[kind]
-    block = {"mid": ("mid", f"block{index}"), "down": ("down", "0", index), "up": ("up", "0", index)}
-    return (*block[half], *room, names[rest[0]], *rest[1:])
+def _same(names: str) -> dict[str, str]:
+    return {name: name for name in names.split()}
 
 
-def _path_from_flax(path: Path_) -> Path_:
-    part, rest = path[0], path[1:]
-    if part == "score_model":
-        return ("network", *_unet_path(rest))
-    return ({"gamma": "schedule", "score_net": "network", "noise_schedule": "schedule"}[part], *rest)
+_BLOCK = {"GroupNorm_0": "norm1", "GroupNorm_1": "norm2"} | _same("conv1 conv2 cond_proj nin_shortcut")
+_ATTENTION = {"GroupNorm_0": "norm"} | _same("q k v proj_out")
+_IMAGE = _layers("score_model", "network", {"GroupNorm_0": "norm_out"} | _same("dense0 dense1 conv_in conv_out"))
+for _half, _ours in (("down", "down/0/#"), ("mid", "mid/block#"), ("up", "up/0/#")):
+    _IMAGE += _layers(f"score_model/{_half}.block_#", f"network/{_ours}/resnet", _BLOCK)
+    _IMAGE += _layers(f"score_model/{_half}.attn_#", f"network/{_ours}/attn/0", _ATTENTION)
+_POINTS = _layers("score_net", "network", _same("dense#"))
+for _rules, _name in ((_IMAGE, "gamma"), (_POINTS, "noise_schedule")):
+    _rules += [(f"{_name}/{leaf}", f"schedule/{leaf}") for leaf in "wb"] + _layers(_name, "schedule", _same("l1 l2 l3"))
+_SCALARS = ("schedule/w", "schedule/b")
 
 
-def _path_to_flax(path: Path_, image: bool) -> Path_:
-    part, rest = path[0], path[1:]
-    if part == "schedule":
-        return ("gamma" if image else "noise_schedule", *rest)
-    if not image:
-        return ("score_net", *rest)
-    if rest[0] not in ("down", "mid", "up"):
-        return ("score_model", _inverse(_TOP)[rest[0]], *rest[1:])
-    half, (index, room, *inner) = rest[0], rest[1:] if rest[0] == "mid" else rest[2:]
-    kind = {"resnet": "block", "attn": "attn"}[room]
-    names, prefix = _PARTS[kind]
-    inner = inner[len(prefix) - 1 :]
-    return ("score_model", f"{half}.{kind}_{index.removeprefix('block')}", _inverse(names)[inner[0]], *inner[1:])
+def _renamed(name: str, rules: list[tuple[str, str]]) -> str | None:
+    """A path by the rules, or None where none knows it."""
+    for before, after in rules:
+        match = re.fullmatch(before.replace(".", r"\.").replace("#", "(0|[1-9][0-9]{0,8})"), name)
+        if match:
+            return after.replace("#", match[1]) if match.groups() else after
+    return None
 
 
-def _inverse(names: dict[str, str]) -> dict[str, str]:
-    return {ours: theirs for theirs, ours in names.items()}
-
-
-def _leaves(argument: str, tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    if len(path) > _checks.DEEPEST:
-        raise _checks.too_deep(argument)
+def _leaves(tree: Any, *path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
         for name, branch in tree.items():
-            yield from _leaves(argument, branch, (*path, str(name)))
+            yield from _leaves(branch, *path, str(name))
     else:
-        yield path, tree
+        yield "/".join(path), tree
 
 
-def _put(tree: Params, path: Path_, leaf: Any, source: str) -> None:
-    """Sets a leaf; ``source`` says in messages which argument, and where in it, the leaf comes from."""
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    if path[-1] in tree:
-        raise ValueError(f"{source}: expected one leaf that becomes {'/'.join(path)!r}, got a second")
-    tree[path[-1]] = leaf
+def _put(tree: dict[str, Any], name: str, leaf: Any, source: str) -> None:
+    """Sets a leaf of nested dicts; ``source`` says in messages where it comes from."""
+    *nodes, last = name.split("/")
+    for node in nodes:
+        tree = tree.setdefault(node, {})
+    if last in tree:
+        raise ValueError(f"{source}: expected one leaf that becomes {name!r}, got a second")
+    tree[last] = leaf
+
+
+# Trees
 
 
 def _tensor(name: str, leaf: Any) -> Tensor:
     if isinstance(leaf, Tensor):
         return leaf.clone()
-    if hasattr(leaf, "__array__"):
-        import numpy  # whoever holds such a leaf has it
+    if not hasattr(leaf, "__array__"):
+        raise TypeError(f"{name}: expected an array, got {_checks.describe(leaf)}")
+    import numpy  # whoever holds such a leaf has it
 
-        array = numpy.array(leaf)
+    array = numpy.array(leaf)
+    try:
         if array.dtype.name == "bfloat16":  # which NumPy has by ml_dtypes, and torch does not read
             return torch.from_numpy(array.view(numpy.uint16)).view(torch.bfloat16)
-        try:
-            return torch.from_numpy(array)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name}: expected numbers of a dtype that torch has, got {array.dtype}") from None
-    raise TypeError(f"{name}: expected an array, got {_checks.describe(leaf)}")
+        return torch.from_numpy(array)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected numbers of a dtype that torch has, got {array.dtype}") from None
 
 
 def from_flax(tree: Mapping[str, Any]) -> Params:
-    """The parameters of the official model (or of its 2D example) as ours.
+    """Converts the parameters of the official model (or of its 2D example) to ours.
 
     Args:
         tree: nested dicts of arrays (NumPy, JAX or torch) with the official names, ``{"params": ...}`` around it or not.
@@ -153,16 +124,16 @@ def from_flax(tree: Mapping[str, Any]) -> Params:
     if set(tree) == {"params"}:
         tree = tree["params"]
     params: Params = {"network": {}, "schedule": {}}
-    for path, leaf in _leaves("tree", tree):
-        name = "/".join(path)
-        if not _official(name):
+    for name, leaf in _leaves(tree):
+        ours = _renamed(name, _IMAGE + _POINTS)
+        if ours is None:
             raise ValueError(f"tree: expected parameters of the official VDM, got a leaf at {name!r}")
-        ours, value = _path_from_flax(path), _tensor(name, leaf)
-        if value.ndim == 4:
-            value = value.permute(3, 2, 0, 1).contiguous()
-        if ours in _SCALARS and value.numel() != 1:
-            raise ValueError(f"tree: {name}: expected one number, got {_checks.describe(value)}")
-        _put(params, ours, value.reshape(()) if ours in _SCALARS else value, f"tree: {name}")
+        value = _tensor(name, leaf)
+        if ours in _SCALARS:
+            if value.numel() != 1:
+                raise ValueError(f"tree: {name}: expected one number, got {_checks.describe(value)}")
+            value = value.reshape(())
+        _put(params, ours, value.permute(3, 2, 0, 1).contiguous() if value.ndim == 4 else value, f"tree: {name}")
     if {"score_model", "score_net"} <= set(tree):
         raise ValueError("tree: expected the score_model of images or the score_net of points, got both")
     if not params["network"]:
@@ -170,11 +141,8 @@ def from_flax(tree: Mapping[str, Any]) -> Params:
     return params
 
 
-_SCALARS = {("schedule", "w"), ("schedule", "b")}
-
-
 def to_flax(params: Params) -> dict[str, Any]:
-    """Our parameters as the official model's: nested dicts of NumPy arrays. The inverse of :func:`from_flax`.
+    """Converts our parameters to the official model's, nested dicts of NumPy arrays. The inverse of :func:`from_flax`.
 
     Args:
         params: of a model of ``networks.vdm_unet`` or ``networks.mlp``.
@@ -183,24 +151,21 @@ def to_flax(params: Params) -> dict[str, Any]:
         TypeError, ValueError: a leaf that is not a tensor, or parameters that the official model does not have.
         ImportError: bfloat16, without the package ml_dtypes.
     """
-    leaves = list(_leaves("params", _checks.instance("params", params, dict, "nested dicts of tensors")))
-    for path, leaf in leaves:
-        _checks.tensor(_checks.dotted("params", *path), leaf)
-    _checks.verify(_checks.finite("params", dict(leaves)))
+    leaves = dict(_leaves(_checks.instance("params", params, dict, "nested dicts of tensors")))
+    for name, leaf in leaves.items():
+        _checks.tensor(_checks.dotted("params", *name.split("/")), leaf)
+    _checks.verify(_checks.finite("params", {tuple(name.split("/")): leaf for name, leaf in leaves.items()}))
+    image = any(name.startswith("network/conv_in/") for name in leaves)
+    rules = [(ours, theirs) for theirs, ours in (_IMAGE if image else _POINTS)]
     tree: dict[str, Any] = {}
-    image = any(path[:2] == ("network", "conv_in") for path, _ in leaves)
-    for path, leaf in leaves:
-        try:
-            theirs = _path_to_flax(path, image)
-        except (KeyError, IndexError, ValueError):
-            theirs = ()
-        if not _official("/".join(theirs)) or _path_from_flax(theirs) != path:
-            raise ValueError(f"params: the official VDM has no parameter for {'/'.join(path)!r}")
-        if path in _SCALARS:
-            _checks.shaped(_checks.dotted("params", *path), leaf, ())
-        value = leaf.reshape(1) if path in _SCALARS else leaf
-        value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value
-        _put(tree, theirs, _array_of(value.detach().cpu().contiguous()), f"params: {'/'.join(path)}")
+    for name, leaf in leaves.items():
+        theirs = _renamed(name, rules)
+        if theirs is None:
+            raise ValueError(f"params: the official VDM has no parameter for {name!r}")
+        if name in _SCALARS:
+            leaf = _checks.shaped(_checks.dotted("params", *name.split("/")), leaf, ()).reshape(1)
+        leaf = leaf.permute(2, 3, 1, 0) if leaf.ndim == 4 else leaf
+        _put(tree, theirs, _array_of(leaf.detach().cpu().contiguous()), f"params: {name}")
     return tree
 
 
@@ -213,6 +178,19 @@ def _array_of(value: Tensor) -> Any:
     except ImportError as error:
         raise ImportError("NumPy has bfloat16 by ml_dtypes, which JAX brings: pip install ml_dtypes") from error
     return value.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+
+
+# Checkpoints
+
+
+class _Packed(NamedTuple):
+    """An array as the file holds it: in msgpack, its shape, the name of its dtype, and its bytes."""
+
+    payload: bytes
+
+
+_PLAIN = "bool float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64"
+DTYPES = {name: getattr(torch, name) for name in _PLAIN.split()}
 
 
 def load_flax(path: str | Path) -> Checkpoint:
@@ -233,19 +211,18 @@ def load_flax(path: str | Path) -> Checkpoint:
         raise ImportError("reading .flax files needs msgpack: pip install 'purevdm[flax]'") from error
     data = _files.regular(_checks.path("path", path)).read_bytes()
 
-    def extension(code: int, payload: bytes) -> Any:
-        # An array; a NumPy scalar, packed like one. Read later, when the leaf's name is known.
+    def extension(code: int, payload: bytes) -> Any:  # 1 is an array, 3 a NumPy scalar, packed like one
         return _Packed(payload) if code in (1, 3) else msgpack.ExtType(code, payload)
 
+    def distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two entries are named {next(name for name in names if names.count(name) > 1)!r}")
+        return dict(pairs)
+
     try:
-        state = msgpack.unpackb(
-            data,
-            ext_hook=extension,
-            object_pairs_hook=_distinct,
-            raw=False,
-            strict_map_key=False,
-            max_ext_len=2**32 - 1,
-        )
+        options = dict(ext_hook=extension, object_pairs_hook=distinct, strict_map_key=False, max_ext_len=2**32 - 1)
+        state = msgpack.unpackb(data, raw=False, **options)
     except Exception as error:  # msgpack raises many kinds; each means the same to the caller
         raise ValueError(f"{path}: no whole .flax checkpoint ({error or type(error).__name__})") from error
     missing = [f for f in Checkpoint._fields if not isinstance(state, dict) or f not in state]
@@ -257,86 +234,49 @@ def load_flax(path: str | Path) -> Checkpoint:
             step = _array("step", step.payload)
             step = step.item() if step.numel() == 1 else step
         step = _checks.integer("step", step, 0)
-        trees = (from_flax(_unpack(state[field], (field,))) for field in ("params", "ema_params"))
-        return Checkpoint(step, *trees)
-    except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
+        return Checkpoint(step, *(from_flax(_arrays(field, state[field])) for field in ("params", "ema_params")))
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: no VDM checkpoint: {error or type(error).__name__}") from error
 
 
-class _Packed(NamedTuple):
-    """An array as the file holds it: in msgpack, its shape, the name of its dtype, and its bytes."""
-
-    payload: bytes
-
-
-_PLAIN = "bool float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64"
-DTYPES = {name: getattr(torch, name) for name in _PLAIN.split()}
-_CHUNKED = "__msgpack_chunked_array__"
-
-
-def _distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A dict of what one map of the file holds."""
-    found: dict[Any, Any] = {}
-    for name, entry in pairs:
-        if name in found:
-            raise ValueError(f"two entries are named {name!r}")
-        found[name] = entry
-    return found
-
-
-def _unpack(tree: Any, path: Path_) -> Any:
+def _arrays(name: str, tree: Any) -> Any:
     """What the file holds, with tensors for arrays. Those above a gibibyte lie there in pieces, in a dict with a mark."""
-    name = "/".join(path)
     if isinstance(tree, _Packed):
         return _array(name, tree.payload)
     if not isinstance(tree, dict):
         raise ValueError(f"{name}: expected an array, got {type(tree).__name__}")
-    if _CHUNKED not in tree:
-        return {key: _unpack(branch, (*path, str(key))) for key, branch in tree.items()}
-    shape, chunks = (_in_order(name, tree, field) for field in ("shape", "chunks"))
-    pieces = [_unpack(chunk, (*path, "chunks", str(i))) for i, chunk in enumerate(chunks)]
-    if not pieces or not all(isinstance(p, Tensor) and p.ndim == 1 and p.dtype == pieces[0].dtype for p in pieces):
-        raise ValueError(f"{name}: expected chunks that are flat arrays of one dtype")
-    count, whole = _count(name, shape, pieces[0].dtype), torch.cat(pieces)
-    if whole.numel() != count:
-        raise ValueError(f"{name}: expected {count} numbers for shape {tuple(shape)}, got {whole.numel()} in the chunks")
-    return whole.reshape(shape)
-
-
-def _in_order(name: str, tree: dict[Any, Any], field: str) -> list[Any]:
-    """A list as Flax stores it: a dict by position."""
-    numbered = tree.get(field)
-    if not isinstance(numbered, dict) or numbered.keys() != {str(i) for i in range(len(numbered))}:
-        raise ValueError(f"{name}: expected {field} of an array in chunks as entries '0', '1' and so on")
-    return [numbered[str(i)] for i in range(len(numbered))]
+    if "__msgpack_chunked_array__" not in tree:
+        return {key: _arrays(f"{name}/{key}", branch) for key, branch in tree.items()}
+    try:  # lists are dicts by position
+        shape, chunks = ([tree[field][str(i)] for i in range(len(tree[field]))] for field in ("shape", "chunks"))
+        pieces = [_array(name, chunk.payload) for chunk in chunks]
+        if len({piece.dtype for piece in pieces}) != 1:
+            raise ValueError("not of one dtype")
+        return _whole(shape, torch.cat(pieces))
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name}: expected an array in chunks of one shape, got others ({error})") from None
 
 
 def _array(name: str, payload: bytes) -> Tensor:
-    import msgpack  # load_flax has found it
+    import msgpack  # load_flax has imported it
 
     try:
         shape, kind, raw = msgpack.unpackb(payload, raw=True)
-        kind, raw = kind.decode(), memoryview(raw)
+        dtype = DTYPES[kind.decode()]
+        if dtype == torch.bool and max(raw, default=0) > 1:
+            raise ValueError("a bool that is neither 0 nor 1")
+        flat = torch.frombuffer(bytearray(memoryview(raw)), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
+        return _whole(shape, flat)
     except Exception as error:
-        raise ValueError(
-            f"{name}: expected a packed array, got another extension ({error or type(error).__name__})"
-        ) from None
-    if kind not in DTYPES:
-        raise ValueError(f"{name}: expected a dtype out of {', '.join(DTYPES)}, got {kind[:40]!r}")
-    dtype = DTYPES[kind]
-    size = _count(name, shape, dtype) * dtype.itemsize
-    if len(raw) != size:
-        raise ValueError(f"{name}: expected {size} bytes for {kind} of shape {tuple(shape)}, got {len(raw)} bytes")
-    if not size:
-        return torch.empty(shape, dtype=dtype)
-    if dtype == torch.bool and max(raw) > 1:
-        raise ValueError(f"{name}: expected bytes 0 and 1 for bool, got {max(raw)}")
-    return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)
+        known = f"expected a packed array of one of {', '.join(DTYPES)}"
+        raise ValueError(f"{name}: {known}, got another extension ({type(error).__name__}: {str(error)[:120]})") from None
 
 
-def _count(name: str, shape: Any, dtype: torch.dtype) -> int:
-    """How many numbers an array of this shape has, if there can be one."""
-    good = isinstance(shape, list) and len(shape) <= 64 and all(type(d) is int and d >= 0 for d in shape)
-    if not good or math.prod(d or 1 for d in shape) * dtype.itemsize >= 2**63:
-        raise ValueError(f"{name}: expected the shape of an array, got {str(shape)[:80]}")
-    return math.prod(shape)
+def _whole(shape: Any, flat: Tensor) -> Tensor:
+    """The numbers in their shape."""
+    good = isinstance(shape, list) and len(shape) <= 64 and all(type(size) is int and size >= 0 for size in shape)
+    if not good or math.prod(size or 1 for size in shape) >= 2**60:
+        raise ValueError(f"expected the shape of an array, got {str(shape)[:80]}")
+    if math.prod(shape) != flat.numel():
+        raise ValueError(f"expected {math.prod(shape)} numbers for shape {tuple(shape)}, got {flat.numel()}")
+    return flat.reshape(shape)

@@ -112,7 +112,7 @@ def gradients(
     def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
         if variance and isinstance(model, VDM):
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
         # Autocast is for what a network computes, and not for backward passes, the schedule's among them.
         found: Any = torch.func.vjp(lambda params: model.loss_and_stats(params, x, key, cond), params, has_aux=True)

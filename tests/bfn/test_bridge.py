@@ -4,6 +4,7 @@ import math
 
 import perturb
 import pytest
+import textbook
 import torch
 from compare import close
 from parts import changed
@@ -118,7 +119,7 @@ def test_the_steps_of_the_samplers_are_the_diffusion_s():
     # the paper's own words: a mean, a precision, a message
     mean, rho = flow.parameters(w, s), normal.precision(s, SIGMA_1)
     alpha = normal.accuracy(s, t, SIGMA_1)
-    mean, rho = normal.update(mean, rho, normal.sender(x_hat, alpha, eps), alpha)
+    mean, rho = textbook.normal_update(mean, rho, textbook.normal_sender(x_hat, alpha, eps), alpha)
     torch.testing.assert_close(mean, flow.parameters(update, t), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(rho, normal.precision(t, SIGMA_1))
 

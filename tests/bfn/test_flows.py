@@ -4,6 +4,7 @@ import math
 
 import hypothesis.strategies as st
 import pytest
+import textbook
 import torch
 from hypothesis import given
 
@@ -22,7 +23,7 @@ def test_updates_from_the_prior_have_the_flow_distribution():
     noise, alphas = [], []
     for i in range(STEPS // 2):
         eps, alpha = random.normal(random.key(i), (DRAWS,), F64), normal.accuracy(TIMES[i], TIMES[i + 1], SIGMA_1)
-        mean, rho = normal.update(mean, rho, normal.sender(torch.full_like(mean, x), alpha, eps), alpha)
+        mean, rho = textbook.normal_update(mean, rho, textbook.normal_sender(torch.full_like(mean, x), alpha, eps), alpha)
         noise.append(eps)
         alphas.append(alpha)
     t = TIMES[STEPS // 2]
@@ -33,7 +34,7 @@ def test_updates_from_the_prior_have_the_flow_distribution():
     assert abs(mean_of - g * x) < 4 * error
     assert abs(mean.var().item() / (g * (1 - g)) - 1) < 4 * math.sqrt(2 / DRAWS)
     eps = sum(a.sqrt() * e for a, e in zip(alphas, noise, strict=True)) / normal.beta(t, SIGMA_1).sqrt()
-    torch.testing.assert_close(mean, normal.flow(torch.full_like(mean, x), t, eps, SIGMA_1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mean, textbook.normal_flow(torch.full_like(mean, x), t, eps, SIGMA_1), rtol=1e-12, atol=1e-12)
 
 
 def test_updates_of_classes_from_the_prior_have_the_flow_distribution():
@@ -43,7 +44,7 @@ def test_updates_of_classes_from_the_prior_have_the_flow_distribution():
     for i in range(STEPS // 2):
         eps = random.normal(random.key(i), (DRAWS, classes), F64)
         alpha = categorical.accuracy(TIMES[i], TIMES[i + 1], BETA_1)
-        theta = categorical.update(theta, categorical.sender(x, alpha, eps))
+        theta = textbook.classes_update(theta, textbook.classes_sender(x, alpha, eps))
         noise.append(eps)
         alphas.append(alpha)
     t = TIMES[STEPS // 2]
@@ -54,15 +55,15 @@ def test_updates_of_classes_from_the_prior_have_the_flow_distribution():
     assert abs(mean - classes * beta) < 4 * error
     assert abs(odds.var() / (2 * classes * beta) - 1) < 4 * math.sqrt(2 / DRAWS)
     eps = sum(a.sqrt() * e for a, e in zip(alphas, noise, strict=True)) / beta.sqrt()
-    torch.testing.assert_close(theta, categorical.flow(x, t, eps, BETA_1), rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(theta, textbook.classes_flow(x, t, eps, BETA_1), rtol=1e-11, atol=1e-14)
 
 
 @given(st.integers(2, 6), st.integers(0, 2**31), st.floats(0.0, 1.0), st.floats(0.1, 1e4))
 def test_input_distributions_stay_on_the_simplex(classes, seed, t, beta_1):
     k_x, k_eps = random.split(random.key(seed))
     x, eps = random.randint(k_x, (3,), 0, classes), random.normal(k_eps, (3, classes))
-    theta = categorical.flow(x, torch.tensor(t), eps, beta_1)
-    updated = categorical.update(theta.clamp(min=1e-30), categorical.sender(x, torch.tensor(beta_1), eps))
+    theta = textbook.classes_flow(x, torch.tensor(t), eps, beta_1)
+    updated = textbook.classes_update(theta.clamp(min=1e-30), textbook.classes_sender(x, torch.tensor(beta_1), eps))
     for p in (theta, updated):
         assert (p >= 0).all()
         torch.testing.assert_close(p.sum(-1), torch.ones(3))
@@ -76,8 +77,8 @@ def test_relabelling_the_classes_relabels_all(classes, seed):
     back = order.argsort()
     eps, logits, sender = (random.normal(k, (3, classes), F64) for k in keys[2:])
     t, gain, beta_1 = torch.tensor(0.6, dtype=F64), torch.tensor(0.3, dtype=F64), 2.0
-    theta = categorical.flow(x, t, eps, beta_1)
-    torch.testing.assert_close(categorical.flow(back[x], t, eps[:, order], beta_1), theta[:, order])
+    theta = textbook.classes_flow(x, t, eps, beta_1)
+    torch.testing.assert_close(textbook.classes_flow(back[x], t, eps[:, order], beta_1), theta[:, order])
     assert_same_loss(classes, (x, logits, sender), (back[x], logits[:, order], sender[:, order]), gain)
 
 

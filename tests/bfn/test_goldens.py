@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import textbook
 import torch
 from goldens import bfn_case
 
@@ -47,15 +48,18 @@ def test_flows_of_numbers(name):
     sigma_1 = a["sigma_1"].item()
     same(model.decoder.encode({}, a["x"], dtype=torch.float64), a["data"])
     for suffix, t in (("", a["t"]), ("_1", torch.ones(6, dtype=torch.float64)), ("_n", (a["i"] - 1) / a["n"])):
-        same(normal.flow(a["data"], t[:, None], a["eps" + suffix], sigma_1), a["mean" + suffix])
+        same(textbook.normal_flow(a["data"], t[:, None], a["eps" + suffix], sigma_1), a["mean" + suffix])
         w = read(model, a, t, a["eps" + suffix])[2]
         same(torch.func.vmap(model.flow.parameters)(w, t), a["mean" + suffix])
     i, n = a["i"], a["n"]
     same(normal.accuracy((i - 1) / n, i / n, sigma_1), a["alpha"])
-    mean, precision = normal.update(a["mean"], torch.tensor(2.5, dtype=torch.float64), a["y"], torch.tensor(0.7))
+    mean, precision = textbook.normal_update(a["mean"], torch.tensor(2.5, dtype=torch.float64), a["y"], torch.tensor(0.7))
     torch.testing.assert_close(precision, a["updated_precision"])
     torch.testing.assert_close(mean, a["updated_mean"], rtol=1e-7, atol=1e-7)  # 0.7 in float32
-    same(normal.update(a["mean"], torch.tensor(2.5), a["y"], torch.tensor(0.7, dtype=torch.float64))[0], a["updated_mean"])
+    same(
+        textbook.normal_update(a["mean"], torch.tensor(2.5), a["y"], torch.tensor(0.7, dtype=torch.float64))[0],
+        a["updated_mean"],
+    )
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -67,7 +71,7 @@ def test_flows_of_classes(name):
         return theta[..., 0] if classes == 2 else theta
 
     for suffix, t in (("", a["t"].clamp(max=1 - 1e-6)), ("_1", torch.full((6,), 1 - 1e-6, dtype=torch.float64))):
-        same(kept(categorical.flow(a["x"], t[:, None, None], a["eps" + suffix], beta_1)), a["theta" + suffix])
+        same(kept(textbook.classes_flow(a["x"], t[:, None, None], a["eps" + suffix], beta_1)), a["theta" + suffix])
         w = bfn.process.latent(
             model.output.encode(a["x"], torch.float64), align(model.flow.snr(t), w_shape(a)), a["eps" + suffix]
         )
@@ -77,7 +81,7 @@ def test_flows_of_classes(name):
     i, n = a["i"].double(), a["n"]
     same(categorical.accuracy((i - 1) / n, i / n, beta_1), a["alpha"])
     same(model.flow.gain((i - 1) / n, i / n), classes * a["alpha"])
-    same(categorical.update(a["prior"], a["y"]), a["updated"])
+    same(textbook.classes_update(a["prior"], a["y"]), a["updated"])
 
 
 def w_shape(a):

@@ -98,18 +98,22 @@ def test_conditions_go_with_their_blocks(tmp_path):
     assert torch.equal(both, torch.cat([x for x, _ in batches]))
 
 
-@pytest.mark.parametrize("fault", ["dtype", "values", "condition", "nothing"])
-def test_a_file_that_cannot_be_written_leaves_the_old_one(held, written, fault):
+@pytest.mark.parametrize(
+    ("second", "error", "word"),
+    [
+        (lambda x: [x.long()], TypeError, r"batches\[1\]: expected torch\..*, as the first"),
+        (lambda x: [torch.full_like(x, 99)], ValueError, "x: expected integers in"),
+        (lambda x: [(x, torch.zeros(N))], ValueError, r"batches\[1\]: expected a condition with all|cond: expected None"),
+        (lambda x: None, ValueError, "batches: expected at least one, got none"),
+    ],
+    ids=["dtype", "values", "condition", "nothing"],
+)
+def test_a_file_that_cannot_be_written_leaves_the_old_one(held, written, second, error, word):
     model, params, batches = held
     path, before = written[0], written[0].read_bytes()
-    bad = {
-        "dtype": [batches[0], batches[1].long()],
-        "values": [batches[0], torch.full_like(batches[1], 99)],
-        "condition": [batches[0], (batches[1], torch.zeros(N))],
-        "nothing": [],
-    }[fault]
-    with pytest.raises((TypeError, ValueError)):
-        codec.write(path, model, params, bad, timesteps=3)
+    more = second(batches[1])
+    with pytest.raises(error, match=f"^{word}"):
+        codec.write(path, model, params, [] if more is None else [batches[0], *more], timesteps=3)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 

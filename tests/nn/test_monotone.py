@@ -18,7 +18,7 @@ def line(low=-6.0, high=6.0, n=241):
     return torch.linspace(low, high, n, dtype=torch.float64)
 
 
-@given(seeds, st.lists(st.integers(-1, 1), min_size=1, max_size=4), bases, weights, st.floats(0.1, 5))
+@given(seeds, st.lists(st.integers(-1, 1), min_size=1, max_size=4).filter(any), bases, weights, st.floats(0.1, 5))
 def test_each_input_keeps_its_direction_through_layers(seed, directions, base, weights, scale):
     keys = random.split(random.key(seed), 4)
     n = len(directions)
@@ -34,6 +34,7 @@ def test_each_input_keeps_its_direction_through_layers(seed, directions, base, w
         rise = nn.monotone_dense(second, h, 1, base, weights).diff(dim=0)
         if direction:
             assert (direction * rise >= -1e-12).all()
+            assert base == "relu" or (direction * rise).max() > 0  # all of a layer's relus may be off
 
 
 def test_a_free_input_is_a_plain_dense_layer():
