@@ -37,7 +37,7 @@ class Arguments:
     """How many at once."""
     steps: int = 250
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s"] | None = None
-    """The first three are a diffusion model's, dpmpp_2m where left out, the others a Bayesian flow's, bayesian where left out.
+    """The first three are a diffusion model's (dpmpp_2m where left out), the others a Bayesian flow's (bayesian).
     ddim, dpmpp_2m and the ode solvers are deterministic, and need few steps."""
     grid: Literal["time", "gamma", "root"] | None = None
     """In what the steps are even: time, gamma for a diffusion model (where left out), the root of the time for a Bayesian

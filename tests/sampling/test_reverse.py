@@ -161,7 +161,7 @@ def test_a_self_conditioned_sampler_hands_its_estimate_on():
         x_hat = process.x_from_eps(z, eps_hat, gamma_t)
         z = solvers.ancestral_step(z, eps_hat, gamma_t, gamma_s, eps)
         x_hat = x_hat.clamp(-15 / 16, 15 / 16)
-    got = model.sample(params, random.key(4), 3, steps=steps, trajectory=True).z
+    got = model.sample(params, random.key(4), 3, steps=steps, trajectory=True, **PAPER).z
     torch.testing.assert_close(got[-1], z, rtol=1e-4, atol=1e-4)
 
 
@@ -347,7 +347,7 @@ def test_repeated_steps_bring_inpainting_near_to_the_conditional():
     known = torch.tensor([True, False]).expand(n, 2)
 
     def moments(**options):
-        z = model.sample(NO_PARAMS, random.key(0), n, steps=60, until=0.0, **options)
+        z = model.sample(NO_PARAMS, random.key(0), n, steps=60, until=0.0, **(PAPER | options))
         return z[:, 1].mean().item(), z[:, 1].std().item()
 
     error = 0.6 / math.sqrt(n)
