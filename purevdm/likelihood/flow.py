@@ -103,8 +103,8 @@ def checked_probes(probe_noise: Tensor | str, z: Tensor) -> Tensor | None:
     if isinstance(probe_noise, str):
         _checks.choice("probe_noise", probe_noise, ("exact",))
         return None
-    n = len(_checks.tensor("probe_noise", probe_noise)) if probe_noise.ndim else 0
-    if len(_checks.alike("probe_noise", probe_noise, (n, *z.shape), z.dtype)) == 0:
+    n = _checks.tensor("probe_noise", probe_noise).shape[:1]
+    if len(_checks.alike("probe_noise", probe_noise, (*n, *z.shape), z.dtype)) == 0:
         raise ValueError(f"probe_noise: expected at least one probe, got {_checks.describe(probe_noise)}")
     return probe_noise
 
