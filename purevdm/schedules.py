@@ -152,7 +152,7 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
     """gamma(t) and its derivative gamma'(t), each as :func:`gamma` returns it, by reverse-mode differentiation.
 
     So that a further backward pass goes through both in one graph, and finds right gradients: those of a forward-mode
-    derivative lack terms for the operations that :func:`purevdm.flow.divergence` names. They do, too, in an exported
+    derivative lack terms for the operations that :mod:`purevdm.likelihood.flow` names. They do, too, in an exported
     program, which has forward mode as ``torch.export`` (2.13) cannot trace the other, and where gamma is of the event's
     shape: write such operations out there, as a layer norm by means. :func:`purevdm.testing.check_schedule` finds the
     second case. Arguments and errors are those of :func:`gamma`.

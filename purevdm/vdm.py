@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, bound, denoiser, process, random, sampling, schedules, variance
+from purevdm import _checks, _values, bound, denoiser, process, random, schedules, variance
 from purevdm._compile import constant
 from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, Gaussian, discrete, fits, reconstruction_bits, spacing
@@ -20,11 +20,10 @@ from purevdm.networks import Network
 from purevdm.networks._network import same
 from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
 from purevdm.parts import Reverse, Subspace, Weighting, posterior
-from purevdm.sampling import Sample
+from purevdm.sampling import Options, Sample, sample
 from purevdm.schedules import Schedule
-from purevdm.solvers import Solver, ancestral
+from purevdm.solvers import Solver, dpmpp_2m
 from purevdm.types import Key, Params, Shape
-from purevdm.walks import Walk
 
 __all__ = ["VDM", "Sample", "vdm"]
 
@@ -300,9 +299,9 @@ class VDM(NamedTuple):
         key: Key,
         n: int,
         *,
-        steps: int | Tensor = 1000,
+        steps: int | Tensor = 250,
         solver: Solver | None = None,
-        grid: str = "time",
+        grid: str = "gamma",
         cond: Any = None,
         guidance: float | Tensor = 1.0,
         decode: str = "argmax",
@@ -317,13 +316,16 @@ class VDM(NamedTuple):
     ) -> Any:
         """n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0.
 
-        A self-conditioned network sees each step's estimate of the data, clamped to their range, in the next.
+        A self-conditioned network takes each step's estimate of the data, clamped to their range, in the next.
+
+        Where solver and grid are left out, samples are a deterministic function of the latents at time 1
+        (:func:`purevdm.sampling.invert` is its inverse). The paper's sampler is ``solver=solvers.ancestral(), grid="time"``.
 
         Args:
             params, key, n: the parameters, a key, how many.
             steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
-            solver: a value of :mod:`purevdm.solvers`; ancestral sampling (eq. 34) where left out.
-            grid: the variable in which steps are evenly spaced, "time" or "gamma".
+            solver: a value of :mod:`purevdm.solvers`; ``dpmpp_2m()`` where left out; ``ancestral()`` is eq. 34.
+            grid: the variable in which steps are evenly spaced, "gamma" or "time".
             cond: a batch of n conditions.
             guidance: above 1, strengthens the condition, for a network with ``cond_drop`` > 0 (classifier-free,
                 Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
@@ -359,9 +361,9 @@ class VDM(NamedTuple):
         torch.Size([3, 2])
         """
         checked(self, params, key=_checks.key("key", key), cond=cond)
-        solver = ancestral() if solver is None else solver
-        how = Walk(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable)
-        return sampling.sample(self, params, key, n, how, z=z, start=start, until=until, decode=decode)
+        solver = dpmpp_2m() if solver is None else solver
+        options = Options(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable)
+        return sample(self, params, key, n, options, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
 

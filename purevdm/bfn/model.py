@@ -26,8 +26,8 @@ from purevdm.model import checked, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.noise import Seeds, draw_seeds
 from purevdm.process import align
+from purevdm.sampling import Options
 from purevdm.types import Key, Params, Shape
-from purevdm.walks import Walk
 
 __all__ = ["BFN", "continuous", "discrete", "discretised"]
 
@@ -141,13 +141,17 @@ class BFN(NamedTuple):
         cond: Any = None,
         guidance: float | Tensor = 1.0,
         decode: str = "argmax",
+        z: Tensor | None = None,
+        start: float | Tensor = 0.0,
+        until: float | Tensor | None = None,
         trajectory: bool = False,
         callback: Callable[[int, Tensor], None] | None = None,
         differentiable: bool = False,
     ) -> Any:
         """n samples, (n, *event_shape), by steps from t = 0 to t = 1.
 
-        A self-conditioned network sees each step's estimate of the data in the next.
+        A self-conditioned network takes each step's estimate of the data in the next. :meth:`purevdm.VDM.sample` also has
+        ``project``, whose hooks take latents at a gamma, and ``clip``, which a BFN has as a setting of its own.
 
         Args:
             params, key, n: the parameters, a key, how many.
@@ -160,8 +164,13 @@ class BFN(NamedTuple):
                 or on the predicted noise: a number, or a tensor of shape () or (n,).
             decode: "argmax" for the likeliest data under the last output distribution, as in the official code, or
                 "sample" for a draw from it, as in the paper.
-            trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions on the way.
-            callback: in eager, called as ``callback(i, w)`` after each step.
+            z: the latents w to start from (:mod:`purevdm.bfn.process`), (n, *latent_shape) of the model's dtype; standard
+                normal noise where left out.
+            start: z's time, in [0, 1), a number or a floating-point tensor of shape (). Time runs from 0 to 1 here.
+            until: the time to stop at, in (start, 1], as ``start``: the latents at that time are returned, not data.
+            trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions at each step (and,
+                with ``until``, no data).
+            callback: in eager mode, called as ``callback(i, w)`` after each step.
             differentiable: whether derivatives pass, as in :meth:`purevdm.VDM.sample`: to data that are real numbers, or to
                 ``theta``.
 
@@ -175,11 +184,13 @@ class BFN(NamedTuple):
         """
         checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
-        if differentiable is True and trajectory is False and self.decoder.vocab_size is not None:
-            raise ValueError("differentiable: data that are integers have no gradient; ask for theta, by trajectory")
+        if differentiable is True and trajectory is False and until is None and self.decoder.vocab_size is not None:
+            raise ValueError(
+                "differentiable: data that are integers have no gradient; ask for latents, by until or trajectory"
+            )
         options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable)
-        how = Walk(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
-        return sampling.sample(self, params["network"], key, n, how, decode)
+        how = Options(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
+        return sampling.sample(self, params["network"], key, n, how, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
 

@@ -208,7 +208,7 @@ def stiff(params, z, gamma, cond=None, key=None):
     return z + torch.where(cond > 0, torch.nan, 0.0)
 
 
-@pytest.mark.parametrize("integrator", [ode.dopri5, ode.dop853, partial(ode.rk4, 5), partial(ode.heun, 5)])
+@pytest.mark.parametrize("integrator", [ode.dopri5, partial(ode.rk4, 5), partial(ode.heun, 5)])
 def test_an_example_that_fails_is_marked_and_counted_and_the_others_are_as_without_it(integrator):
     model = purevdm.vdm(Network.of(lambda key, shape: {}, stiff), schedules.fixed_linear(-4.0, 4.0), (2,), 16)
     x, fails = random.randint(random.key(1), (4, 2), 0, 16), torch.tensor([0.0, 1.0, 0.0, 0.0])

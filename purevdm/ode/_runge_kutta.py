@@ -1,4 +1,4 @@
-"""Runge-Kutta steps for a batch, in tensors, and the loop that takes them: what fixed and adaptive grids share."""
+"""Runge-Kutta steps for a batch, in tensors, and the loop that takes them: shared by fixed and adaptive grids."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,25 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _tableaus
+from purevdm import _checks
 from purevdm._compile import exact
-
-State = tuple[Tensor, ...]
-Field = Callable[[Tensor, State], State]
-Rated = Callable[[Tensor, State], tuple[State, Tensor]]
-
-
-class Solution(NamedTuple):
-    """What an integrator gives.
-
-    Attributes:
-        state: the state at ``stop``. An example that did not get there is NaN in a compiled graph and with
-            ``failures="nan"``, and an error in eager.
-        evaluations: how often each example's field was evaluated while it was on its way, int64 (B,).
-    """
-
-    state: State
-    evaluations: Tensor
+from purevdm.ode._integrator import State
+from purevdm.ode._tableaus import Tableau
 
 
 class Stages(NamedTuple):
@@ -33,32 +18,31 @@ class Stages(NamedTuple):
     nodes: Tensor
     rows: Tensor
     weights: Tensor
-    errors: Tensor
+    error: Tensor
     quadrature: Tensor
 
 
-def in_tensors(tableau: _tableaus.Tableau, start: Tensor, state: State) -> Stages:
-    """The nodes in the dtype of times, the rest in the state's."""
+def in_tensors(tableau: Tableau, start: Tensor, state: State) -> Stages:
+    """Gives the nodes in the dtype of times, the rest in the state's."""
     n = len(tableau.nodes)
 
     def filled(row: tuple[float, ...]) -> list[float]:
         return [*row, *[0.0] * (n - len(row))]
 
-    rows, errors = ([filled(row) for row in part] for part in (tableau.rows, tableau.errors))
-    parts = (rows, filled(tableau.weights), errors, filled(tableau.quadrature))
+    parts = (list(map(filled, tableau.rows)), *map(filled, (tableau.weights, tableau.error, tableau.quadrature)))
     nodes = torch.tensor(tableau.nodes, dtype=start.dtype, device=start.device)
     return Stages(nodes, *(torch.tensor(part, dtype=state[0].dtype, device=start.device) for part in parts))
 
 
-def along(h: Tensor, x: Tensor) -> Tensor:
-    """A number an example, (B,), shaped to broadcast against (B, ...)."""
+def column(h: Tensor, x: Tensor) -> Tensor:
+    """Shapes a number an example, (B,), to broadcast against (B, ...)."""
     return h.reshape(h.shape + (1,) * (x.ndim - 1))
 
 
 def total(weights: Tensor, slopes: State, h: Tensor) -> State:
-    """h times the weighted sum of the slopes, each (stages, B, ...)."""
+    """Gives h times the weighted sum of the slopes, each (stages, B, ...)."""
     with exact(h.device):
-        return tuple(along(h.to(k.dtype), k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
+        return tuple(column(h.to(k.dtype), k[0]) * torch.tensordot(weights, k, 1) for k in slopes)
 
 
 def plus(a: State, b: State) -> State:
@@ -66,21 +50,23 @@ def plus(a: State, b: State) -> State:
 
 
 def point(stages: Stages, stage: Tensor, t: Tensor, h: Tensor, state: State, slopes: State) -> tuple[Tensor, State]:
-    """Where a stage evaluates the field: its time and its state."""
+    """Gives the time and the state at which a stage evaluates the field."""
     row = stages.rows.index_select(0, stage)[0]
     return t + stages.nodes.index_select(0, stage) * h, plus(state, total(row, slopes, h))
 
 
-def put(slopes: State, stage: Tensor, found: State) -> State:
-    """The slopes with those of one stage put in."""
-    return tuple(k.index_copy(0, stage, new[None]) for k, new in zip(slopes, found, strict=True))
+def put(slopes: State, stage: Tensor, new: State) -> State:
+    """Gives the slopes with those of one stage put in."""
+    return tuple(k.index_copy(0, stage, one[None]) for k, one in zip(slopes, new, strict=True))
 
 
 def loop(condition: Callable[..., Tensor], step: Callable[..., State], state: State) -> State:
-    """Steps while the condition holds: Python's loop in eager, one ``torch.while_loop`` in a compiled graph."""
+    """Steps while the condition holds: Python's loop in eager mode, one ``torch.while_loop`` in a compiled graph."""
     if torch.compiler.is_compiling():
         if torch.is_grad_enabled() and any(y.requires_grad for y in state):
-            raise RuntimeError("integrator: a compiled loop passes no derivatives; take them in eager, or detach the state")
+            raise RuntimeError(
+                "integrator: a compiled loop passes no derivatives; take them in eager mode, or detach the state"
+            )
         return torch.while_loop(condition, step, state)
     while True:
         going = condition(*state)
@@ -95,5 +81,5 @@ def loop(condition: Callable[..., Tensor], step: Callable[..., State], state: St
 
 
 def finite(state: State) -> Tensor:
-    """Which examples are finite, (B,)."""
+    """Tells which examples are finite, (B,)."""
     return torch.stack([y.isfinite().reshape(y.shape[0], -1).all(1) for y in state]).all(0)
