@@ -1,7 +1,7 @@
 """The variational bound: -log p(x) <= reconstruction + prior + diffusion (eq. 11), in nats.
 
 The mathematics is elementwise, and takes all that is random, and the predicted noise, as arguments. :func:`terms` puts it
-together for a batch, unsummed; :func:`summed` and :func:`dims` are the one place where elements are added up and counted.
+together for a batch, unsummed; :func:`summed` adds its elements up.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from purevdm import _checks, process, schedules
 from purevdm._compile import exact
-from purevdm.decoders import Decoder
 from purevdm.denoiser import Denoiser
 from purevdm.model import Model, checked, masked
 from purevdm.noise import Noise
@@ -79,12 +78,6 @@ def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float |
         share: as in :func:`prior_loss`.
     """
     return torch.exp(-log_ratio) * loss + 0.5 * timesteps * share * (torch.expm1(-log_ratio) + log_ratio)
-
-
-def reconstruction_loss(
-    decoder: Decoder, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any, estimate: Tensor | None
-) -> Tensor:
-    return decoder.reconstruction(params, x, eps_0, gamma_0, cond, estimate)
 
 
 # A batch
@@ -189,5 +182,6 @@ def at(
     model: Model, params: Params, x: Tensor, noise: Noise, levels: Levels, cond: Any = None, mask: Tensor | None = None
 ) -> NLLBound:
     """:func:`terms` of a model's whole parameters."""
-    denoise = Denoiser(model.network, model.decoder, params["network"], cond, noise.key, mask, model.subspace)
+    there = None if mask is None else model.decoder.latent_mask(mask)
+    denoise = Denoiser(model.network, model.decoder, params["network"], cond, noise.key, there, model.subspace)
     return terms(model, denoise, params.get("decoder", {}), x, noise, levels, cond, mask)

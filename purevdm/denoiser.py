@@ -238,16 +238,16 @@ class Denoiser(NamedTuple):
         bounds = self.decoder.bounds(z) if self.clip else None
         options: Any = dict(x_hat=x_hat, guidance=self.guidance, bounds=bounds, mask=self.mask)
         found = predict(self.network, self.params, z, gamma, self.cond, **options)
-        return Prediction(*map(self._within, found))
+        return Prediction(*map(self.within, found))
 
     def eps(self, z: Tensor, gamma: Tensor, *, detach: bool = True) -> Tensor:
         """The noise as a function of the latent only, which the bound asks for; see :func:`in_bound`."""
         options: Any = dict(detach=detach, mask=self.mask)
         network, decoder = self.network, self.decoder
-        return self._within(in_bound(network, decoder, self.params, z, gamma, self.cond, self.key, **options))
+        return self.within(in_bound(network, decoder, self.params, z, gamma, self.cond, self.key, **options))
 
-    def _within(self, found: Tensor) -> Tensor:
-        """A prediction where something exists, in the subspace."""
+    def within(self, found: Tensor) -> Tensor:
+        """A prediction, or a latent, where something exists, projected to the subspace; elsewhere 0."""
         if self.subspace is not None:
             return self.subspace.project(found, self.mask)
         return found if self.mask is None else torch.where(self.mask, found, 0.0)

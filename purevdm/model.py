@@ -13,7 +13,7 @@ from purevdm._compile import OLD, untraced
 from purevdm.decoders import Decoder, plain
 from purevdm.networks import Network
 from purevdm.noise import Seeds
-from purevdm.parts import Reverse, Subspace
+from purevdm.parts import Posterior, Reverse, Subspace
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
@@ -23,9 +23,12 @@ __all__ = [
     "checked",
     "device_of",
     "dims",
+    "direct",
     "drawn",
+    "inside",
     "latent_shape",
     "latents",
+    "mask_of",
     "masked",
     "nonempty",
     "seeds_of",
@@ -94,7 +97,8 @@ def checked(
         key: a key, or the seeds or the noise of these examples.
         cond: a condition for each example.
         n: the number of examples, where there are no data that say it; 0 for any number.
-        mask: bool, which broadcasts to the data: what exists. Data are looked at only there.
+        mask: bool, which broadcasts to the data, or, where there are none, to the latents: what exists. Data are looked at
+            only there.
         given: further tensors by name, whose shapes and dtypes the caller checks; they must be finite.
 
     Returns:
@@ -120,7 +124,7 @@ def checked(
     if explicit:
         facts += drawn(model, key, n)
     if mask is not None:
-        given["mask"] = mask
+        given["mask"] = mask if x is not ... else mask_of(mask, (n, *latent_shape(model)))
     trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
     device = device_of(params) or device_of({"x": x, **trees})
     if device is not None:
@@ -148,10 +152,7 @@ def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
         raise ValueError(f"x: expected shape ({wanted}), got {_checks.describe(x)}{hint}")
     nonempty("x", x)
     if mask is not None:
-        if _checks.broadcasting("mask", mask, x.shape).dtype != torch.bool or mask.ndim != x.ndim:
-            wanted = f"a bool tensor that broadcasts to {tuple(x.shape)}, with as many axes"
-            raise TypeError(f"mask: expected {wanted}, got {_checks.describe(mask)}")
-        holds = holds | ~_checks.together("mask", mask, x.device)
+        holds = holds | ~_checks.together("mask", mask_of(mask, tuple(x.shape)), x.device)
     if not _checks.readable(x):
         return []
     facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
@@ -166,11 +167,31 @@ def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
         squares = f.square().sum(tuple(range(1, x.ndim)))
         facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", x)))
         if subspace is not None:
-            size = 1.0 + f.abs().amax(tuple(range(1, x.ndim)), keepdim=True)
-            near = (f - subspace.project(f, mask)).abs() <= 1e-4 * size
-            text = f"x: expected data in the model's subspace, {subspace!r}, got some that are not"
-            facts.append(_checks.Fact(near if mask is None else near | ~mask, lambda: ValueError(text)))
+            facts.append(_near("x", f, subspace.project(f, mask), f"data in the model's subspace, {subspace!r}", mask))
     return facts
+
+
+def _near(name: str, f: Tensor, wanted: Tensor, text: str, mask: Tensor | None = None) -> _checks.Fact:
+    """That latents are what they ought to be, up to rounding."""
+    size = 1.0 + f.abs().amax(tuple(range(1, f.ndim)), keepdim=True)
+    near = (f - wanted).abs() <= 1e-4 * size
+    told = f"{name}: expected {text}, got some that are not"
+    return _checks.Fact(near if mask is None else near | ~mask, lambda: ValueError(told))
+
+
+def inside(name: str, z: Tensor, within: Tensor) -> Tensor:
+    """Latents that are what they are within the model's subspace and the mask; in eager, all must be."""
+    if within is not z and _checks.readable(z):
+        _checks.verify([_near(name, z, within, "latents in the model's subspace, and 0 where nothing exists")])
+    return within
+
+
+def mask_of(mask: Any, shape: tuple[int, ...]) -> Tensor:
+    """A mask of a batch of this shape."""
+    if _checks.broadcasting("mask", mask, shape).dtype != torch.bool or mask.ndim != len(shape):
+        wanted = f"a bool tensor that broadcasts to {shape}, with as many axes"
+        raise TypeError(f"mask: expected {wanted}, got {_checks.describe(mask)}")
+    return mask  # type: ignore[no-any-return]
 
 
 def masked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -202,6 +223,26 @@ def nonempty(name: str, x: Tensor) -> Tensor:
 def latent_shape(model: Any) -> tuple[int, ...]:
     """The shape of one example's latent."""
     return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type: ignore[no-any-return]
+
+
+def direct(model: Any, use: str, *, chain: bool = False) -> None:
+    """Refuses a model whose latents are not its data encoded by a fixed map, for what has no formula for others.
+
+    Args:
+        model: a VDM.
+        use: for what, as messages say it.
+        chain: whether the variances of the reverse process count, too.
+    """
+    decoder = _checks.instance("decoder", model.decoder, Decoder, "a purevdm Decoder")
+    if model.subspace is not None:
+        raise ValueError(f"model: expected one without a subspace for {use}, got {model.subspace!r}")
+    if decoder.takes_estimate or not plain(decoder, model.event_shape):
+        wanted = "a decoder without parameters or estimate, whose latents have the data's shape,"
+        raise ValueError(f"model: expected {wanted} for {use}, got {decoder!r}")
+    if chain and not isinstance(model.reverse, Posterior):
+        raise ValueError(
+            f"model: expected the posterior's variance (reverse=parts.posterior()) for {use}, got {model.reverse!r}"
+        )
 
 
 def latents(name: str, z: Any, model: Any) -> Tensor:

@@ -313,6 +313,7 @@ class VDM(NamedTuple):
         trajectory: bool = False,
         callback: Callable[[int, Tensor], None] | None = None,
         differentiable: bool = False,
+        mask: Tensor | None = None,
     ) -> Any:
         """n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0.
 
@@ -331,7 +332,7 @@ class VDM(NamedTuple):
                 Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
             decode: "argmax" for the likeliest data, or "sample" to draw from p(x given z_0).
             clip: whether to clamp every estimate of the data to their range; real data have none.
-            z: the latents to start from, (n, *event_shape) of the model's dtype; standard normal noise where left out.
+            z: the latents to start from, (n, *latent_shape) of the model's dtype; standard normal noise where left out.
             start: z's time, in (0, 1]: a number, or a floating-point tensor of shape (), for which one compiled graph
                 serves every value. Data diffused to a start below 1 come back changed a little (SDEdit, Meng et al. 2022).
             until: the time to stop at, in [0, start), as ``start``: the latents at that time are returned, not data.
@@ -343,6 +344,7 @@ class VDM(NamedTuple):
             differentiable: whether derivatives pass, from latents (or data that are real numbers) to params, z, cond,
                 guidance and times. A compiled graph then holds every step, for a Python integer of them. Where it is False,
                 no autograd graph is built, and ``torch.func`` transforms that want derivatives are refused.
+            mask: what exists of each sample, bool, which broadcasts to (n, *event_shape); elsewhere samples are 0.
 
         >>> import torch, purevdm
         >>> from purevdm import networks, random, schedules, solvers
@@ -362,7 +364,7 @@ class VDM(NamedTuple):
         """
         checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = dpmpp_2m() if solver is None else solver
-        options = Options(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable)
+        options = Options(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable, mask)
         return sample(self, params, key, n, options, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
@@ -479,7 +481,7 @@ def vdm(
 
     Data of varying size are padded, and their losses given a mask. Without it padded elements are data like the rest: they
     are noised, predicted and counted. The same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that
-    masked its attention. So far masks go through the bound; likelihoods by the flow, samples and files take none.
+    masked its attention. Masks go through the bound and samples; likelihoods by the flow, inversion and files take none.
 
     Args:
         network: predicts the noise, the data or v; see :mod:`purevdm.networks`.

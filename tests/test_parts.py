@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import purevdm
-from purevdm import bound, decoders, networks, parts, random, schedules
+from purevdm import bound, codec, decoders, likelihood, networks, parts, random, sampling, schedules, solvers
 from purevdm.decoders import Decoder
 from purevdm.noise import Noise
 
@@ -326,3 +326,87 @@ def test_a_decoder_may_take_the_network_s_estimate():
     other = bound.bound(plain, params, x, noise._replace(key=None))
     torch.testing.assert_close(found.diffusion, other.diffusion)
     assert not torch.allclose(found.recon, other.recon)
+
+
+# Samples
+
+
+def test_samples_of_a_padded_batch_are_those_of_the_unpadded_one():
+    wide, narrow = sets(5), sets(3)
+    params, z = wide.init(KEY), random.normal(random.key(1), (4, 5, 2), F64)
+    mask = (torch.arange(5) < 3)[None, :, None].expand(4, 5, 1)
+    with pytest.raises(ValueError, match=r"^z: expected latents in the model's subspace, and 0 where nothing exists"):
+        wide.sample(params, KEY, 4, z=z, mask=mask)
+    options = dict(steps=8, solver=solvers.ddim())
+    padded = wide.sample(params, KEY, 4, z=torch.where(mask, z, 0.0), mask=mask, trajectory=True, **options)
+    alone = narrow.sample(params, KEY, 4, z=z[:, :3], trajectory=True, **options)
+    torch.testing.assert_close(padded.x[:, :3], alone.x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(padded.z[:, :, :3], alone.z, rtol=1e-12, atol=1e-12)
+    assert not padded.x[:, 3:].any()
+    assert not padded.z[:, :, 3:].any()
+    drawn = wide.sample(params, KEY, 4, steps=8, solver=solvers.ancestral(), mask=mask)
+    assert not drawn[:, 3:].any()
+    assert drawn[:, :3].all()
+    with pytest.raises(ValueError, match=r"^mask: expected a tensor that broadcasts to \(4, 5, 2\)"):
+        wide.sample(params, KEY, 4, mask=mask[:, :3])
+
+
+def test_samples_in_a_subspace_have_its_dimensions_and_deviation():
+    points, std, n = 4, 1.3, 2000
+    model, params = gaussian_on(points, std, subspace=parts.zero_centre()), {"network": {}, "schedule": {}}
+    for solver, steps in ((solvers.ancestral(), 1600), (solvers.dpmpp_2m(), 100)):
+        x = model.sample(params, KEY, n, steps=steps, solver=solver)
+        assert x.mean(1).abs().max() < 1e-12
+        degrees = (points - 1) * 2 * n
+        variance = x.square().sum().item() / degrees
+        # The mean of squares of normal numbers deviates by sqrt(2 / degrees) of itself; the steps cost a little more.
+        assert abs(variance / std**2 - 1.0) < 5.0 * math.sqrt(2.0 / degrees) + 0.02
+    z = sampling.invert(model, params, x[:5])
+    assert z.mean(1).abs().max() < 1e-12
+    torch.testing.assert_close(model.sample(params, KEY, 5, z=z), x[:5], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [OneHot, Estimating])
+def test_samples_come_through_a_decoder_s_parameters_and_latents(kind):
+    model = classes(kind(4, 4))
+    params = model.init(KEY)
+    drawn = model.sample(params, KEY, 5, steps=3, decode="sample", trajectory=True)
+    assert (drawn.x.shape, drawn.z.shape) == ((5, 3), (4, 5, 3, 4))
+    assert torch.equal(model.sample(params, KEY, 5, steps=3), drawn.z[-1].argmax(-1))
+    assert sampling.invert(model, params, drawn.x, steps=3).shape == (5, 3, 4)
+    mask = (torch.arange(3) < 2)[None]
+    masked = model.sample(params, KEY, 5, steps=3, mask=mask, trajectory=True)
+    assert not masked.z[:, :, 2].any()
+    assert masked.z[:, :, :2].all()
+
+
+REFUSED = {
+    "subspace": (sets(3, subspace=parts.zero_centre()), "one without a subspace"),
+    "decoder": (classes(), "a decoder without parameters or estimate"),
+    "estimate": (classes(Estimating(4, 4)), "a decoder without parameters or estimate"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_formula_for_other_latents_refuses_them(name, tmp_path):
+    model, wanted = REFUSED[name]
+    params = model.init(KEY)
+    x = torch.zeros(2, *model.event_shape, dtype=torch.int64 if name != "subspace" else F64)
+    z = torch.zeros(2, *purevdm.model.latent_shape(model), dtype=model.dtype)
+    calls = [
+        lambda: likelihood.log_prob(model, params, x, KEY),
+        lambda: likelihood.log_prob_latent(model, params, z, probe_noise="exact"),
+        lambda: likelihood.importance_bound(model, params, x, KEY, timesteps=3),
+        lambda: likelihood.to_noise(model, params, z),
+    ]
+    if name != "subspace":
+        calls.append(lambda: codec.write(tmp_path / "x.vdm", model, params, x))
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^model: expected {wanted}"):
+            call()
+
+
+def test_trajectories_and_files_have_the_posterior_s_variance():
+    model = sets(3, timesteps=4, reverse=parts.upper())
+    with pytest.raises(ValueError, match=r"^model: expected the posterior's variance"):
+        likelihood.importance_bound(model, model.init(KEY), torch.zeros(2, 3, 2, dtype=F64), KEY)

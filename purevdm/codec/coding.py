@@ -20,7 +20,7 @@ from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
 from purevdm.evaluation.bounds import pairs
-from purevdm.model import checked
+from purevdm.model import checked, direct
 from purevdm.types import Params
 from purevdm.vdm import VDM
 
@@ -195,7 +195,7 @@ def read(
         ImportError: constriction is not installed.
     """
     file = _checks.path("path", path)
-    _checks.instance("model", model, VDM, "a purevdm VDM")
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
     wanted = None if blocks is None else _checks.integers("blocks", blocks, 0)
     if conds is not None and (isinstance(conds, (Tensor, str, bytes, dict)) or not isinstance(conds, Iterable)):
         raise TypeError(f"conds: expected the conditions of blocks, got {_checks.describe(conds)}")
@@ -252,7 +252,7 @@ def _write(
     seed: int,
     callback: Callable[[int, int], None] | None,
 ) -> None:
-    _checks.instance("model", model, VDM, "a purevdm VDM")
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
     _checks.boolean("portable", portable)
     _checks.boolean("compile", compile)
     if callback is not None:
@@ -349,7 +349,7 @@ def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: 
     Raises:
         CodecError: the file is of another model, or made for another machine.
     """
-    _checks.instance("model", model, VDM, "a purevdm VDM")
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
     _checks.boolean("compile", compile)
     _finite_values(model)
     form = (model.event_shape, model.decoder.vocab_size)

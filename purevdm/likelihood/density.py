@@ -9,7 +9,7 @@ from torch import Tensor
 from purevdm import _checks, random
 from purevdm.likelihood import _dequantise, flow
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import checked, latents
+from purevdm.model import checked, direct, latents
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params
@@ -62,7 +62,7 @@ def log_prob(
         TypeError, ValueError: bad input, as for ``model.nll_bound``; a dequantisation that does not fit the data; samples,
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
-    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     n = checked(model, params, x, _checks.key("key", key), cond)
     samples = _checks.integer("samples", samples, 1)
     dequantisation = _dequantise.fitting(model.decoder, dequantisation)
@@ -102,7 +102,7 @@ def log_weight(
         probe_noise: the probes of the divergence, (n, B, *event_shape), of the model's dtype, of mean 0 and covariance the
             identity (:func:`purevdm.likelihood.flow.draw_probes`); or "exact".
     """
-    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *model.event_shape), model.dtype)
     checked(model, params, x, cond=cond, eps=eps, probe_noise=flow.checked_probes(probe_noise, eps))
     _refuse_recording(params, (x, eps), cond)
@@ -131,7 +131,7 @@ def log_prob_latent(
         z_0: latents, (B, *event_shape), of the model's dtype.
         model, params, cond, probe_noise, integrator, chunk: as in :func:`log_weight`.
     """
-    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     n = len(latents("z_0", z_0, model))
     checked(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
     _refuse_recording(params, z_0, cond)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, ode, process, random, schedules
-from purevdm.model import Model, checked, latents
+from purevdm import _checks, ode, process, random, schedules
+from purevdm.denoiser import Denoiser
+from purevdm.model import Model, checked, direct, latents
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
@@ -34,7 +35,7 @@ def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any =
     Returns:
         Of z's shape.
     """
-    eps_hat = denoiser.in_bound(model.network, model.decoder, params["network"], z, gamma, cond, detach=False)
+    eps_hat = Denoiser(model.network, model.decoder, params["network"], cond).eps(z, gamma, detach=False)
     sigma = process.sigma(process.align(gamma, z))
     return 0.5 * sigma * (eps_hat - sigma * z)
 
@@ -194,6 +195,6 @@ def to_data(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integr
 def _mapped(
     name: str, model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool
 ) -> Tensor:
-    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow")
     checked(model, params, cond=cond, n=len(latents(name, z, model)), **{name: z})
     return integrate(model, params, z, cond, integrator=integrator, backward=backward)[0]

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, process, random
+from purevdm import _checks, process, random
+from purevdm.denoiser import Denoiser
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import checked
+from purevdm.model import checked, direct
 from purevdm.sampling.trajectory import level, loop
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
@@ -38,7 +39,7 @@ def importance_bound(
     Raises:
         TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
     """
-    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories", chain=True)
     n = checked(model, params, x, _checks.key("key", key), cond)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
@@ -57,6 +58,7 @@ def importance_bound(
     def gamma(t: Tensor) -> Tensor:
         return level(model, params, t, len(f), cond)
 
+    denoise = Denoiser(model.network, model.decoder, params["network"], cond)
     total = torch.as_tensor(timesteps, device=f.device).to(model.dtype)
     one = torch.ones((), dtype=model.dtype, device=f.device)
     gamma_1 = gamma(one)
@@ -66,7 +68,7 @@ def importance_bound(
         gamma_t, gamma_s = gamma((total - i) / total), gamma((total - i - 1) / total)
         at = gamma_t.reshape(-1) if univariate else gamma_t
         z_t = process.diffuse(f, gamma_t, eps)
-        eps_hat = denoiser.in_bound(model.network, model.decoder, params["network"], z_t, at, cond)
+        eps_hat = denoise.eps(z_t, at)
         # In units of q(z_s given z_t, x)'s deviation, p(z_s given z_t)'s mean is off by delta, and z_s by e.
         rise = gamma_t - gamma_s
         delta = torch.sqrt(torch.expm1(rise)) * (eps_hat - eps)

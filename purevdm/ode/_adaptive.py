@@ -176,7 +176,9 @@ def _either(counts: Tensor, rated: Rated, field: Field, t: Tensor, state: State)
 def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
     """Gives the size of e in units of what is tolerated at y, (B,). No derivative passes: a step's length is a constant."""
     e, y = (tuple(part.detach() for part in parts) for parts in (e, y))
-    ratios = ((a / (atol + rtol * b.abs())).square().reshape(a.shape[0], -1).mean(1).sqrt() for a, b in zip(e, y, strict=True))
+    ratios = (
+        (a / (atol + rtol * b.abs())).square().reshape(a.shape[0], -1).mean(1).sqrt() for a, b in zip(e, y, strict=True)
+    )
     return torch.stack(list(ratios)).amax(0)
 
 

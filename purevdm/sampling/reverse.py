@@ -12,7 +12,8 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
-from purevdm.model import Model
+from purevdm.denoiser import Denoiser
+from purevdm.model import Model, inside, latent_shape, mask_of
 from purevdm.sampling.trajectory import Options, checked, solve, started, times
 from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
 from purevdm.types import Key, Params
@@ -51,19 +52,28 @@ def sample(
     """
     options = checked(options, Solver, "purevdm.solvers.ddim()", ("time", "gamma"))
     k_z, k_steps, k_decode, k_project = random.split(key, 4).unbind(0)
-    shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.event_shape)
+    n, decoder, cond, mask = _checks.integer("n", n, 1, 2**31 - 1), model.decoder, options.cond, options.mask
     _checks.choice("decode", decode, ("argmax", "sample"))
-    if options.differentiable and until is None and not options.trajectory and model.decoder.vocab_size is not None:
+    if options.differentiable and until is None and not options.trajectory and decoder.vocab_size is not None:
         raise ValueError("differentiable: data that are integers have no gradient; ask for latents, by until or trajectory")
-    z = started(z, start, 1.0, shape, model.dtype, k_z)
+    there = None
+    if mask is not None:
+        mask_of(mask, (n, *model.event_shape))
+        there = decoder.latent_mask(mask)
+    given, z = z, started(z, start, 1.0, (n, *latent_shape(model)), model.dtype, k_z)
+    denoise = Denoiser(model.network, decoder, params["network"], cond, None, there, model.subspace)
+    z = denoise.within(z) if given is None else inside("z", z, denoise.within(z))
     end, begin = times("until", 0.0 if until is None else until, "start", start, z)
     # A copy, as a compiled loop may not take two views of one tensor.
     latents, gamma = solve(model, params, z, begin, end, options, k_steps, k_project.clone())
     if until is not None:
         _checks.verify(_checks.finite("latents", {(): latents}))
         return Sample(None, latents) if options.trajectory else latents
-    z_0 = (latents[-1] if options.trajectory else latents) / process.alpha(gamma)
-    x = model.decoder.mode({}, z_0) if decode == "argmax" else model.decoder.sample({}, k_decode, z_0, gamma)
+    z_0 = latents[-1] if options.trajectory else latents
+    x_hat = denoise(z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma).x if decoder.takes_estimate else None
+    own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
+    x = decoder.mode(own, z_0, cond, x_hat) if decode == "argmax" else decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
+    x = x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
     return Sample(x, latents) if options.trajectory else x
 
 

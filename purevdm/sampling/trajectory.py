@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, random, schedules
+from purevdm import _checks, random, schedules
 from purevdm._compile import fixed, transformed
-from purevdm.denoiser import Prediction
-from purevdm.model import Model, batch_axes
+from purevdm.denoiser import Denoiser, Prediction
+from purevdm.model import Model, batch_axes, latent_shape
 from purevdm.types import Key, Params
 
 __all__ = ["Options", "checked", "guidance_weight", "level", "loop", "recording", "solve", "started", "stepped", "times"]
@@ -33,6 +33,7 @@ class Options(NamedTuple):
     trajectory: bool = False
     callback: Callable[[int, Tensor], None] | None = None
     differentiable: bool = False
+    mask: Tensor | None = None
 
 
 def checked(options: Options, solver: type, example: str, grids: tuple[str, ...]) -> Options:
@@ -89,14 +90,14 @@ def started(
 
 
 def level(model: Model, params: Params, t: Tensor, n: int, cond: Any = None) -> Tensor:
-    """Gives gamma of n latents at one time t, (), as it broadcasts against them: (n, 1, ..., 1) or (n, *event_shape)."""
+    """Gives gamma of n latents at one time t, (), as it broadcasts against them: (n, 1, ..., 1) or (n, *latent_shape)."""
     if model.schedule.contextual:
         batch_axes(cond, n)
         gamma = schedules.gamma(model.schedule, params["schedule"], t.expand(n), cond)
     else:
         gamma = schedules.gamma(model.schedule, params["schedule"], t)
         gamma = gamma.expand(n, *gamma.shape)
-    return gamma.reshape(gamma.shape + (1,) * (1 + len(model.event_shape) - gamma.ndim))
+    return gamma.reshape(gamma.shape + (1,) * (1 + len(latent_shape(model)) - gamma.ndim))
 
 
 def recording(options: Options, inputs: Any) -> AbstractContextManager[Any]:
@@ -145,11 +146,11 @@ def solve(
     k_steps: Key | None = None,
     k_project: Key | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Takes latents z, (n, *event_shape), from the time start to the time until, earlier or later.
+    """Takes latents z, (n, *latent_shape), from the time start to the time until, earlier or later.
 
     Args:
         model, params: the model.
-        z: the latents at start.
+        z: the latents at start, within the model's subspace and the mask.
         start, until: times, shape ().
         options: the rest, :func:`checked`.
         k_steps, k_project: the keys that steps and hook draw from; without the first, the solver must be deterministic.
@@ -158,6 +159,7 @@ def solve(
         The latents at until, or all of them for ``options.trajectory``, and gamma at until, which broadcasts against them.
     """
     n, network, steps, cond = len(z), model.network, options.steps, options.cond
+    there = None if options.mask is None else model.decoder.latent_mask(options.mask)
     limits = model.decoder.bounds(z[0])
     if options.clip and limits is None:
         raise ValueError("clip: expected False, as these data have no bounds")
@@ -167,6 +169,9 @@ def solve(
 
     with recording(options, (params, z, start, until, cond, options.guidance)):
         weight, total = guidance_weight(options, z), torch.as_tensor(steps, device=z.device).to(z.dtype)
+        denoiser = Denoiser(
+            network, model.decoder, params["network"], cond, None, there, model.subspace, weight, options.clip
+        )
         first, last = gamma(start), gamma(until)
         univariate = first[0].numel() == 1
         watched, sense, falls = _checks.readable(z), torch.sign(start - until), [until.new_zeros(())]
@@ -183,15 +188,14 @@ def solve(
                 x_last = x_last.clamp(*limits)
 
             def denoise(z: Tensor, gamma: Tensor) -> Prediction:
-                at = gamma.reshape(n) if univariate else gamma
-                how: Any = dict(x_hat=x_last, guidance=weight, bounds=limits if options.clip else None)
-                return denoiser.predict(network, params["network"], z, at, cond, **how)
+                return denoiser(z, gamma.reshape(n) if univariate else gamma, x_last)
 
             gamma_t, gamma_s = after(i), after(i + 1)
             if watched:
                 falls[0] = torch.maximum(falls[0], (sense * (gamma_s - gamma_t)).detach().amax())
             key = None if k_steps is None else random.fold_in(k_steps, i)
             z, x_hat, carry = stepped(options.solver.step(denoise, z, gamma_t, gamma_s, key, carry), z)
+            z = denoiser.within(z)
             z = _projected(options, i, z, gamma_s, None if k_project is None else random.fold_in(k_project, i))
             # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
             return (z, x_hat.clone(), *carry) if network.self_condition else (z, *carry)
