@@ -48,11 +48,12 @@ step.
 """
 
 from purevdm.networks._condition import Condition
+from purevdm.networks._mixed import mixed
+from purevdm.networks._mlp import mlp
 from purevdm.networks._network import Network, Wrapped
-from purevdm.networks.mixed import mixed
-from purevdm.networks.mlp import mlp
-from purevdm.networks.module import from_module, load_module, module_params
-from purevdm.networks.unet import unet, vdm_unet
+from purevdm.networks._unets import unet, vdm_unet
+
+from purevdm.modules import from_module, load_module, module_params  # isort: skip (they derive from Network)
 
 __all__ = [
     "Condition",

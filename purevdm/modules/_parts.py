@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from purevdm.networks import _drawing
-from purevdm.networks._uses import Call
+from purevdm.modules import _dropout
+from purevdm.modules._calls import Call
 
 # Copies
 
@@ -151,7 +151,7 @@ class _Part:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        with _drawing.within(self._purevdm):
+        with _dropout.within(self._purevdm):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm import _checks
-from purevdm.networks import _drawing, _uses
-from purevdm.networks._drawing import Keyed
-from purevdm.networks._network import Network, checked_predicts
-from purevdm.networks._template import Source, Tensors
-from purevdm.networks._uses import Call
+from purevdm.modules import _calls, _dropout
+from purevdm.modules._calls import Call
+from purevdm.modules._dropout import Keyed
+from purevdm.modules._source import Source, Tensors
+from purevdm.networks import Network
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["from_module", "load_module", "module_params"]
@@ -220,7 +220,7 @@ def from_module(
         source=Source(module, _checks.boolean("pretrained", pretrained)),
         call=call,
         time=time,
-        predicts=checked_predicts(predicts),
+        predicts=_checks.choice("predicts", predicts, ("eps", "x", "v")),
         self_condition=_checks.boolean("self_condition", self_condition),
         residual=_checks.boolean("residual", residual),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
@@ -294,18 +294,18 @@ def _run(
     else:
         precision = torch.autocast(z.device.type, network.autocast, cache_enabled=False)
     if not torch.compiler.is_compiling():
-        with precision, _uses.counted(call):
+        with precision, _calls.counted(call):
             return _run_eager(network, call, values, z, gamma, cond, x_hat)
 
     module, values = source.functional(values, train)
     # A compiled loop, as sampling is, admits no such block; there, nothing is keyed or differentiated.
     block = Keyed(call) if train or torch.is_grad_enabled() else nullcontext()
-    _uses.begin()
+    _calls.begin()
     try:
         with precision, block:
             return _called(network, module, z, gamma, cond, x_hat), values
     finally:
-        _uses.end()
+        _calls.end()
 
 
 def _run_eager(
@@ -316,10 +316,10 @@ def _run_eager(
     watched = [tensor for tensor in (*loose, *module.parameters()) if not tensor.is_inference()]  # these have no version
     versions = [tensor._version for tensor in watched]
     recorded = _recorded(values, (z, gamma, cond, x_hat))
-    if recorded and not _uses.transformed() and not z.requires_grad:
+    if recorded and not _calls.transformed() and not z.requires_grad:
         z = z.detach().requires_grad_()  # reentrant checkpoints record where an input does
     quiet: Any = _quiet() if network.source.checkpoints and not recorded else nullcontext()
-    with torch.set_grad_enabled(recorded), _drawing.within(call), quiet:
+    with torch.set_grad_enabled(recorded), _dropout.within(call), quiet:
         found = _called(network, module.__call__, z, gamma, cond, x_hat)
     if versions != [tensor._version for tensor in watched]:
         raise call.error("writes in place to a parameter, or to a tensor that is not registered; register it as a buffer")
@@ -336,7 +336,7 @@ def _quiet() -> Iterator[None]:
 
 def _recorded(*trees: Any) -> bool:
     """Whether autograd has something to record; where not, checkpoints need not make ready to compute again."""
-    if not torch.is_grad_enabled() or _uses.transformed():
+    if not torch.is_grad_enabled() or _calls.transformed():
         return torch.is_grad_enabled()
     leaves: Any = optree.tree_leaves(trees)  # type: ignore[arg-type]
     return any(leaf.requires_grad for leaf in leaves)

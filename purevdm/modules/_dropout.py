@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from purevdm import nn, random
-from purevdm.networks import _uses
-from purevdm.networks._uses import REMEDY, Call, transformed
+from purevdm.modules import _calls
+from purevdm.modules._calls import REMEDY, Call, transformed
 
-_regimes = _uses.Local()  # how autograd recorded when each module that is under way began, in this thread
+_regimes = _calls.Local()  # how autograd recorded when each module that is under way began, in this thread
 
 # Blocks in which draws are keyed
 
@@ -85,7 +85,7 @@ def _mask(call: Call, rate: float, shape: Sequence[int], axis: int | None = None
             "calls a dropout function in a checkpointed function itself, which would not see the keys when it is computed "
             "again; use nn.Dropout there, or checkpoint a module that calls it"
         )
-    number = int(_uses.use())
+    number = int(_calls.use())
     if not torch.compiler.is_compiling() and not 0 <= number < 2**31:
         raise call.error("draws in a checkpoint with preserve_rng_state=False, which cannot be repeated; leave that out")
     keys, shape = call.keys, tuple(shape)

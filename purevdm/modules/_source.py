@@ -10,8 +10,8 @@ from torch.nn import Module
 
 from purevdm import _checks, random
 from purevdm._compile import untraced
-from purevdm.networks import _parts
-from purevdm.networks._uses import Call
+from purevdm.modules import _parts
+from purevdm.modules._calls import Call
 from purevdm.types import Key, Params
 
 Tensors = dict[str, Tensor]

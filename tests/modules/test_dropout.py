@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import close
-from modules import KEY, KINDS, made
+from kinds import KEY, KINDS, made
 from torch import nn
 
 from purevdm import networks, random
