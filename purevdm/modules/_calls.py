@@ -1,8 +1,8 @@
-"""The count of the uses of dropout in one run of a module.
+"""One run of a module, and the count of its uses of dropout.
 
-A checkpointed block draws again in the backward pass, when the call is over, and must draw the same. So the count is kept
-where checkpoints keep what randomness depends on: it is the seed of torch's CPU generator, which a checkpoint saves and
-restores. Nothing is drawn from that generator, and it is as before after each call.
+A checkpointed block draws again in the backward pass, after the call, and must draw the same. So the count is kept where
+checkpoints save what randomness depends on: it is the seed of torch's CPU generator. Nothing is drawn from that generator,
+and each call leaves it as it was.
 """
 
 import threading
@@ -15,16 +15,15 @@ from torch import Tensor
 
 from purevdm._compile import constant
 
-_FIRST = 0x7672656D << 32  # the seed that stands for no use yet
+REMEDY = (
+    "networks draw by key alone: use dropout (nn.Dropout, F.dropout, attention's), or write a purevdm.networks.Network "
+    "whose apply takes the key"
+)
+_FIRST = 0x7672656D << 32  # the seed before any use
 
 
 class Call(NamedTuple):
-    """One run of a module.
-
-    Attributes:
-        name: the module's, for messages.
-        keys: a key for each example, (B, 2), or None in evaluation.
-    """
+    """One run of a module: the module's name, for messages, and a key for each example, (B, 2), or None in evaluation."""
 
     name: str
     keys: Tensor | None
@@ -33,31 +32,34 @@ class Call(NamedTuple):
         return RuntimeError(f"network: {self.name} {problem}")
 
 
-class Local(threading.local):
-    """A stack for each thread."""
+class _Local(threading.local):
+    """Each thread's stacks: the generator's states around its calls, and how autograd recorded as each part began."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
+        self.states: list[Tensor] = []
+        self.regimes: list[Any] = []
 
 
-_saved = Local()  # the generator's states around the calls under way
+local = _Local()
+_lock = threading.RLock()
 
 
 @constant
 def begin() -> None:
-    """Starts a call: no use yet. A compiler calls this, and the next two, while it traces."""
-    _saved.stack.append(torch.default_generator.get_state())
+    """Starts a call, without any use. A compiler calls this, and the next three, while it traces."""
+    local.states.append(torch.default_generator.get_state())
     torch.default_generator.manual_seed(_FIRST)
 
 
 @constant
 def end() -> None:
-    torch.default_generator.set_state(_saved.stack.pop())
+    """Ends a call."""
+    torch.default_generator.set_state(local.states.pop())
 
 
 @constant
 def use() -> str:
-    """The number of a use, as text, which a compiler takes for a constant."""
+    """Numbers a use, as text, which a compiler takes for a constant."""
     number = torch.default_generator.initial_seed() - _FIRST
     torch.default_generator.manual_seed(_FIRST + number + 1)
     return str(number)
@@ -65,16 +67,13 @@ def use() -> str:
 
 @constant
 def transformed() -> str:
-    """The ``torch.func`` transforms around, as text."""
+    """Names the ``torch.func`` transforms at work, as text."""
     return " ".join(interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ())
-
-
-_lock = threading.RLock()
 
 
 @contextmanager
 def counted(call: Call) -> Iterator[None]:
-    """A call in eager. In training, one thread at a time; what was drawn from the global generator unseen is refused."""
+    """Counts uses in eager mode. In training, one thread at a time; unseen draws from the global generator are refused."""
     if call.keys is None:
         yield
         return
@@ -87,9 +86,3 @@ def counted(call: Call) -> Iterator[None]:
                 raise call.error(f"drew from torch's global generator, which no key governs; {REMEDY}")
         finally:
             end()
-
-
-REMEDY = (
-    "networks draw by key alone: use dropout (nn.Dropout, F.dropout, attention's), or write a purevdm.networks.Network "
-    "whose apply takes the key"
-)

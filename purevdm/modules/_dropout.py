@@ -1,11 +1,10 @@
-"""What a module draws while it runs: dropout by the examples' keys, and nothing from torch's global generator.
+"""Dropout by the examples' keys in a module's run, and no draw from torch's global generator.
 
-A :class:`Keyed` block sees every torch function that runs in it. Dropout, in whatever form, draws its masks by key: use n of
-a call folds n into each example's key. Other draws are refused.
+A :class:`Keyed` block intercepts every torch function that runs in it. All forms of dropout draw their masks by key: use n
+of a call folds n into each example's key. Other draws are refused.
 """
 
 import math
-import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,13 @@ from torch.overrides import TorchFunctionMode
 
 from purevdm import nn, random
 from purevdm.modules import _calls
-from purevdm.modules._calls import REMEDY, Call, transformed
-
-_regimes = _calls.Local()  # how autograd recorded when each module that is under way began, in this thread
+from purevdm.modules._calls import REMEDY, Call, local, transformed
 
 # Blocks in which draws are keyed
 
 
 def _regime() -> Any:
-    """How autograd records: within a checkpoint otherwise than around it."""
+    """Says how autograd records, which differs within a checkpoint and around it."""
     return torch.is_grad_enabled(), torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
@@ -40,49 +37,41 @@ class Keyed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name in _KEYED:
-            if "train" in kwargs:  # torch.dropout's word for F.dropout's training
-                kwargs = {"training" if word == "train" else word: value for word, value in kwargs.items()}
             return _KEYED[name](self.call, func, *args, **kwargs)
-        if name in _DRAWS and not _given_no_rate(name, args, kwargs):
+        if name in _DRAWS:
             raise self.call.error(f"calls {name}, which draws from torch's global generator; {REMEDY}")
         if torch.compiler.is_compiling() and name in _METHODS and isinstance(args[0], Tensor):
             return getattr(args[0], name)(*args[1:], **kwargs)
         return func(*args, **kwargs)
 
 
-def _given_no_rate(name: str, args: Sequence[Any], kwargs: Any) -> bool:
-    """Whether a call of ``rrelu``, which draws in training alone, draws nothing."""
-    return name.startswith("rrelu") and not (kwargs.get("training", False) or True in args[3:4])
-
-
 @contextmanager
 def within(call: Call) -> Iterator[None]:
-    """The run of a module, or of a part of it that a checkpoint runs again; in eager."""
-    _regimes.stack.append(_regime())
+    """Keys the run of a module, or of a part of it that a checkpoint runs again; in eager mode."""
+    local.regimes.append(_regime())
     try:
-        if len(_regimes.stack) > 1:  # a part of a module under way, which is in a block
+        if len(local.regimes) > 1:  # a part of a module that is running, which is in a block
             yield
         else:
             with Keyed(call):
                 yield
     finally:
-        _regimes.stack.pop()
+        local.regimes.pop()
 
 
 # Masks
 
 
 def _mask(call: Call, rate: float, shape: Sequence[int], axis: int | None = None) -> Tensor:
-    """Which numbers of a shape stay, each example's by its own key.
+    """Draws which numbers of a shape stay, each example's by its own key.
 
-    The examples lie along the first axis, or several rows of it each, one example's after another's (heads and windows are
-    folded so), or along the second axis (sequences that come first), or along the one given. A shape with none takes the
-    first example's key.
+    Examples lie along the axis given; else along the first axis, each with one row or several in succession (heads and
+    windows are folded so); else along the second (sequences first). Without such an axis, the first example's key is used.
     """
     assert call.keys is not None
-    if not torch.compiler.is_compiling() and _regimes.stack and _regimes.stack[-1] != _regime():
+    if not torch.compiler.is_compiling() and local.regimes and local.regimes[-1] != _regime():
         raise call.error(
-            "calls a dropout function in a checkpointed function itself, which would not see the keys when it is computed "
+            "calls a dropout function in a checkpointed function itself, which would not get the keys when it is computed "
             "again; use nn.Dropout there, or checkpoint a module that calls it"
         )
     number = int(_calls.use())
@@ -107,51 +96,29 @@ def _off(call: Call, name: str, rate: float, training: bool) -> bool:
     return False
 
 
-def _dropped(call: Call, x: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
-    return torch.zeros_like(x) if rate == 1.0 else nn.dropout(_mask(call, rate, shape), x, rate)
+def _dropped(call: Call, x: Tensor, rate: float, shape: Sequence[int], axis: int | None = None) -> Tensor:
+    return torch.zeros_like(x) if rate == 1.0 else nn.dropout(_mask(call, rate, shape, axis), x, rate)
 
 
-def _written(x: Tensor, out: Tensor, inplace: bool) -> Tensor:
-    return x.copy_(out) if inplace else out
+_ALPHA = -1.7580993408473766  # where SELU saturates: the value of dropped numbers (Klambauer et al. 2017)
 
 
-def _features(x: Tensor, unbatched: int) -> tuple[int, ...]:
-    """The shape of a mask of whole channels."""
-    kept = 1 if x.ndim == unbatched else 2
-    return (*x.shape[:kept], *(1 for _ in x.shape[kept:]))
-
-
-def _dropout(call: Call, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    if _off(call, "dropout", p, training):
-        return input
-    return _written(input, _dropped(call, input, p, input.shape), inplace)
-
-
-_UNBATCHED = {"dropout1d": 2, "dropout3d": 4}
-
-
-def _channel_dropout(
-    call: Call, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+def _dropout(
+    call: Call, func: Any, input: Tensor, p: float = 0.5, training: bool | None = None, inplace: bool = False
 ) -> Tensor:
-    if _off(call, func.__name__, p, training):
+    name, shape = func.__name__, tuple(input.shape)
+    alpha = name in ("alpha_dropout", "feature_alpha_dropout")
+    if _off(call, name, p, not alpha if training is None else training):
         return input
-    out = _dropped(call, input, p, _features(input, _UNBATCHED.get(func.__name__, 0)))
-    return _written(input, out, inplace)
-
-
-_ALPHA = -1.7580993408473766  # where SELU saturates: the value that dropped numbers take (Klambauer et al. 2017)
-
-
-def _alpha_dropout(
-    call: Call, func: Any, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
-) -> Tensor:
-    if _off(call, func.__name__, p, training):
-        return input
-    if p == 1.0:
-        return _written(input, torch.zeros_like(input), inplace)
-    keep = _mask(call, p, _features(input, 0) if func.__name__.startswith("feature") else input.shape)
-    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _ALPHA**2))
-    return _written(input, scale * (torch.where(keep, input, _ALPHA) - p * _ALPHA), inplace)
+    if name not in ("dropout", "alpha_dropout"):  # whole channels
+        kept = 1 if input.ndim == {"dropout1d": 2, "dropout3d": 4}.get(name) else 2
+        shape = (*shape[:kept], *(1 for _ in shape[kept:]))
+    if alpha and p < 1.0:
+        scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _ALPHA**2))
+        out = scale * (torch.where(_mask(call, p, shape), input, _ALPHA) - p * _ALPHA)
+    else:
+        out = _dropped(call, input, p, shape)
+    return input.copy_(out) if inplace else out
 
 
 def _attention(
@@ -166,7 +133,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention, written out where its weights are dropped, and under vmap and jvp, which do not know the kernel."""
+    """Computes attention, written out where weights are dropped, and under vmap and jvp, which the kernel lacks."""
     off = _off(call, "scaled_dot_product_attention", dropout_p, True)
     if off and not any(name in transformed() for name in ("Vmap", "Jvp")):
         return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
@@ -175,7 +142,7 @@ def _attention(
     logits = (query @ key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-    none: Tensor | None = None  # rows that may attend to nothing, whose weights are 0, as torch's own
+    none: Tensor | None = None  # rows that may attend to nothing: their weights are 0, as in torch's own
     if attn_mask is not None:
         logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
         none = (logits == -math.inf).all(-1, keepdim=True)
@@ -185,16 +152,16 @@ def _attention(
     return (weights if off else _dropped(call, weights, dropout_p, weights.shape)) @ value
 
 
-def _check_key_padding_mask(mask: Tensor, length: int, n: int) -> None:
+def _check_padding(mask: Tensor, length: int, n: int) -> None:
     if mask.shape != (n, length):
         raise ValueError(f"key_padding_mask: expected shape {(n, length)}, got {tuple(mask.shape)}")
 
 
-# torch's own function, but one that runs where it would hand itself to a block again. What it calls is seen by the block.
-# A compiler does not take torch's own check of the mask.
+# torch's own function, without its dispatch to the block: it runs there, and what it calls is intercepted. A compiler does
+# not follow torch's own check of the mask.
 _multi_head_attention_forward: Any = types.FunctionType(
     F.multi_head_attention_forward.__code__,
-    {**vars(F), "has_torch_function": lambda inputs: False, "_check_key_padding_mask": _check_key_padding_mask},
+    {**vars(F), "has_torch_function": lambda inputs: False, "_check_key_padding_mask": _check_padding},
     "multi_head_attention_forward",
     F.multi_head_attention_forward.__defaults__,
 )
@@ -206,7 +173,7 @@ def _multi_head(call: Call, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _glu(call: Call, func: Any, input: Tensor, dim: int = -1) -> Tensor:
-    """Written out under jvp: torch's own tangent has no derivative."""
+    """Computes a gated linear unit, written out under jvp: torch's own tangent has no derivative."""
     if "Jvp" not in transformed():
         return func(input, dim)  # type: ignore[no-any-return]
     value, gate = input.chunk(2, dim)
@@ -214,35 +181,33 @@ def _glu(call: Call, func: Any, input: Tensor, dim: int = -1) -> Tensor:
 
 
 def _recurrent(call: Call, func: Any, input: Tensor, *args: Any) -> Any:
-    """Recurrent layers: by torch's kernel, one at a time where what goes from one to the next is dropped."""
-    packed = not isinstance(args[2], bool)
-    sizes, (hx, weights, biases, layers, rate, train, *form) = args[: int(packed)], args[int(packed) :]
-    run = _decomposition(func.__name__, packed) if "Vmap" in transformed() else func  # vmap does not know the kernel
+    """Runs recurrent layers by torch's kernel, one at a time where dropout lies between them."""
+    if not isinstance(args[2], bool):
+        raise call.error("runs a recurrent layer over packed sequences; give it padded ones")
+    run = _decomposition(func.__name__) if "Vmap" in transformed() else func  # the kernel has no batching rule
+    hx, weights, biases, layers, rate, train, bidirectional, batch_first = args
     if layers == 1 or _off(call, func.__name__, rate, train):
         return run(input, *args)
-    each, directions, ends = len(weights) // layers, 1 + form[0], []
+    each, directions, states = len(weights) // layers, 1 + bidirectional, []
     for i in range(layers):
         rows = slice(i * directions, (i + 1) * directions)
-        state = hx[rows] if isinstance(hx, Tensor) else tuple(h[rows] for h in hx)
-        held = list(weights[i * each : (i + 1) * each])
-        input, *end = run(input, *sizes, state, held, biases, 1, 0.0, train, *form)
-        ends.append(end)
+        start = hx[rows] if isinstance(hx, Tensor) else tuple(h[rows] for h in hx)
+        own = list(weights[i * each : (i + 1) * each])
+        input, *state = run(input, start, own, biases, 1, 0.0, train, bidirectional, batch_first)
+        states.append(state)
         if i < layers - 1:
-            axis = None if packed else int(not form[1])
-            input = torch.zeros_like(input) if rate == 1.0 else nn.dropout(_mask(call, rate, input.shape, axis), input, rate)
-    return input, *(torch.cat(state) for state in zip(*ends, strict=True))
+            input = _dropped(call, input, rate, input.shape, int(not batch_first))
+    return input, *(torch.cat(state) for state in zip(*states, strict=True))
 
 
-def _decomposition(name: str, packed: bool) -> Any:
+def _decomposition(name: str) -> Any:
     from torch._decomp import decompositions as known
 
-    if packed:
-        return {"gru": known.gru_impl_data, "lstm": known.lstm_data_impl}.get(name) or getattr(known, f"{name}_data")
     return {"gru": known.gru_impl, "lstm": known.lstm_impl}.get(name) or getattr(known, f"{name}_input")
 
 
 def _checkpoint(call: Call, func: Any, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A checkpoint, as a compiler sees it: as the block itself under ``torch.func``, which knows no checkpoints."""
+    """Traces a checkpoint; under ``torch.func``, which does not support checkpoints, the block itself."""
     if transformed():
         options = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
         kwargs = {name: value for name, value in kwargs.items() if name not in options}
@@ -257,23 +222,18 @@ def _checkpoint(call: Call, func: Any, block: Callable[..., Any], *args: Any, **
 
 
 _KEYED: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("dropout",), _dropout),
-    **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"), _channel_dropout),
-    **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout"), _alpha_dropout),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"), _dropout),
+    **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout"), _dropout),
+    **dict.fromkeys(("gru", "lstm", "rnn_tanh", "rnn_relu"), _recurrent),
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head,
     "glu": _glu,
-    **dict.fromkeys(("gru", "lstm", "rnn_tanh", "rnn_relu"), _recurrent),
     "tag_activation_checkpoint": _checkpoint,
 }
 # Methods that are written in Python, which a compiler follows as methods and not as functions.
 _METHODS = frozenset(n for n, f in vars(Tensor).items() if isinstance(f, types.FunctionType) and not n.startswith("_"))
-_DRAWS = frozenset(
-    re.findall(
-        r"\w+",
-        "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ multinomial normal normal_ "
-        "poisson uniform_ exponential_ random_ cauchy_ geometric_ log_normal_ dropout_ feature_dropout_ alpha_dropout_ "
-        "feature_alpha_dropout_ native_dropout gumbel_softmax rrelu rrelu_ fractional_max_pool2d fractional_max_pool3d "
-        "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
-    )
+_NAMES = (
+    "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ multinomial normal normal_ poisson "
+    "uniform_ exponential_ random_ cauchy_ geometric_ log_normal_ dropout_ feature_dropout_ alpha_dropout_ native_dropout"
 )
+_DRAWS = frozenset(_NAMES.split())

@@ -1,4 +1,4 @@
-"""The parts of a module: copied fast, with tensors put in place of its own, and run so that they draw by key."""
+"""The parts of a module: their copies, their attributes around a run, and their classes, which draw by key."""
 
 import copy
 import functools
@@ -6,7 +6,6 @@ import types
 from collections import OrderedDict
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -20,80 +19,67 @@ _PLAIN = {bool, int, float, str, type(None), torch.dtype, torch.device, types.Fu
 _CONTAINERS = {dict, OrderedDict, set, list}
 
 
-LOOSE = 0  # where a memo may hold a list, for copies of unregistered tensors; no object has this id
+def copied(module: Module, memo: dict[int, Any], loose: list[Tensor]) -> Module:
+    """Copies a module as ``copy.deepcopy(module, memo)`` does, many times faster: most attributes are plain or empty.
 
-
-def copied(module: Module, memo: dict[int, Any]) -> Module:
-    """What ``copy.deepcopy(module, memo)`` gives, many times faster: what is empty or plain, as most of a module's
-    attributes are, is not handed to it. Tensors are as the memo tells."""
+    The memo holds what stands for each parameter and buffer. Copies of other tensors are appended to ``loose``.
+    """
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
-    new = object.__new__(type(module))
-    memo[id(module)] = new
+    new = memo[id(module)] = object.__new__(type(module))
     for name, value in module.__dict__.items():
-        kind, held = type(value), value
-        if kind in _PLAIN or (kind is tuple and all(type(item) in _PLAIN for item in value)):
-            pass
-        elif kind in _CONTAINERS and not value:
-            held = kind()
+        kind = type(value)
+        if kind in _CONTAINERS and not value:
+            value = kind()
         elif name == "_modules":
-            held = {key: None if part is None else copied(part, memo) for key, part in value.items()}
+            value = {key: part if part is None else copied(part, memo, loose) for key, part in value.items()}
         elif name in ("_parameters", "_buffers"):
-            held = {key: _deep(item, memo) for key, item in value.items()}
-        else:
-            held = _deep(value, memo)
-        new.__dict__[name] = held
+            value = {key: leaf if leaf is None else memo[id(leaf)] for key, leaf in value.items()}
+        elif isinstance(value, Tensor) and id(value) not in memo:
+            value = memo[id(value)] = value.detach().clone()
+            loose.append(value)
+        elif kind not in _PLAIN and not (kind is tuple and all(type(item) in _PLAIN for item in value)):
+            value = copy.deepcopy(value, memo)
+        new.__dict__[name] = value
     return new
 
 
 def deep(module: Module) -> Module:
-    """``copy.deepcopy`` of a module, also of one with results of its last call among its attributes, as weight norm's."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        leaves: list[Any] = optree.tree_leaves(vars(part))  # type: ignore[arg-type]
-        memo |= {id(x): x.detach().clone() for x in leaves if isinstance(x, Tensor) and not x.is_leaf}
-    return copy.deepcopy(module, memo)
+    """Copies a module by ``copy.deepcopy``, also one that keeps results of its last call, as old weight norms do."""
+    results = (x for part in module.modules() for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf)
+    return copy.deepcopy(module, {id(x): x.detach().clone() for x in results})
 
 
-def _deep(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if not isinstance(value, Tensor):
-        return copy.deepcopy(value, memo)
-    memo[id(value)] = value.detach().clone()
-    memo.get(LOOSE, []).append(memo[id(value)])
-    return memo[id(value)]
+# Attributes, where a compiler runs the module itself
 
-
-# Attributes, where a module runs as it is
-
-_OWN = frozenset(vars(Module())) | {"_purevdm"}  # names of what torch keeps in a module, and what this file does
-
-Attributes = list[tuple[Module, list[tuple[str, Any, Any]]]]
+_OWN = frozenset(vars(Module())) | {"_call"}  # torch's own attributes of a module, and that of this file
+Attributes = list[tuple[Module, dict[str, tuple[Any, Any]]]]
 
 
 def attributes(module: Module, copies: bool) -> Attributes:
-    """The attributes of a module's parts, with what is in them, for :func:`restore`. With ``copies``, the parts get copies
-    of unregistered tensors, which a call may write to; a compiled loop admits none."""
-    found = []
+    """Reads the attributes of a module's parts, and the contents of lists and dicts, for :func:`restore`.
+
+    With ``copies``, the parts get copies of their unregistered tensors, which a call may write to; a compiled loop does not
+    allow that.
+    """
+    before = []
     for part in module.modules():
         if not type(part).__module__.startswith("torch.nn.modules.") or part._forward_pre_hooks:
-            kept = [(name, value, _content(value)) for name, value in part.__dict__.items() if name not in _OWN]
-            found.append((part, kept))
-            for name, value, _ in kept if copies else ():
+            kept = {}
+            for name, value in part.__dict__.items():
+                if name not in _OWN:
+                    kept[name] = value, value.copy() if type(value) in (list, dict) else None
+            before.append((part, kept))
+            for name, (value, _) in kept.items() if copies else ():
                 if type(value) is Tensor:
                     setattr(part, name, value.clone())
-    return found
-
-
-def _content(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict) else None
+    return before
 
 
 def restore(before: Attributes) -> None:
-    """Gives the parts their attributes back, with what was in them, and takes away those that are new."""
+    """Gives the parts their attributes back, with their contents, and deletes new ones."""
     for part, kept in before:
-        for name, value, content in kept:
+        for name, (value, content) in kept.items():
             if part.__dict__.get(name) is not value:
                 setattr(part, name, value)
             if type(content) is list and not _alike(value, content):
@@ -101,8 +87,7 @@ def restore(before: Attributes) -> None:
             if type(content) is dict and not (value.keys() == content.keys() and _alike(value.values(), content.values())):
                 value.clear()
                 value.update(content)
-        names = [name for name, *_ in kept]
-        for name in [name for name in part.__dict__ if name not in names and name not in _OWN]:
+        for name in [name for name in part.__dict__ if name not in kept and name not in _OWN]:
             delattr(part, name)
 
 
@@ -110,48 +95,31 @@ def _alike(one: Any, other: Any) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
-# Parts that checkpoint, and parts that draw
+# Parts that draw
 
-
-def checkpoints(part: Module) -> bool:
-    """Whether the code of a part's own methods speaks of checkpoints."""
-
-    def speaks(code: types.CodeType) -> bool:
-        inner = (value for value in code.co_consts if isinstance(value, types.CodeType))
-        return any("checkpoint" in name for name in (*code.co_names, *code.co_freevars)) or any(map(speaks, inner))
-
-    own = (kind for kind in type(part).__mro__ if not kind.__module__.startswith("torch."))
-    return any(speaks(f.__code__) for kind in own for f in vars(kind).values() if isinstance(f, types.FunctionType))
-
-
-_DRAWING = (
-    torch.nn.modules.dropout._DropoutNd,
-    torch.nn.MultiheadAttention,
-    torch.nn.RNNBase,
-    torch.nn.RReLU,
-)
-CALL = Call("", None)  # stands for the call in a module's parts
+CALL = Call("", None)  # the place of the call in a template's parts
+_DRAWING = (torch.nn.modules.dropout._DropoutNd, torch.nn.MultiheadAttention, torch.nn.RNNBase)
 
 
 def keyed(module: Module) -> Module:
-    """The module, whose parts from now on draw by the call that they hold, also when a checkpoint computes them again."""
+    """Makes a module's parts draw by the call that they hold, also where a checkpoint computes them again."""
     for part in module.modules():
         kind = type(part)
         if isinstance(part, _DRAWING) or not kind.__module__.startswith("torch.nn.modules."):
-            part.__dict__["_purevdm"] = CALL
-            part.__class__ = _keyed(_unguarded(kind))  # type: ignore[arg-type]
+            part.__dict__["_call"] = CALL
+            part.__class__ = _keyed(_followed(kind))  # type: ignore[arg-type]
     return module
 
 
 class _Part:
-    """A part of a module under way, first in the order of its classes."""
+    """A part of a module that draws by key, first in the order of its classes."""
 
-    _purevdm: Call
+    _call: Call
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        with _dropout.within(self._purevdm):
+        with _dropout.within(self._call):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -161,18 +129,16 @@ def _keyed(kind: type) -> type:
 
 
 @functools.cache
-def _unguarded(kind: type) -> type:
-    """A recurrent layer of torch's as a class that is not one of torch's, which a compiler would refuse to follow."""
+def _followed(kind: type) -> type:
+    """Copies the class of a recurrent layer, as a compiler does not follow torch's own; other classes stay."""
     if kind not in (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN):
         return kind
-    # super() in a copied method would look for the class that it was written in.
+    # super() in a copied method would look for the class that it was written in, so there is only one class above.
     members = {**vars(torch.nn.RNNBase), **vars(kind)}
-    members["_flat_weights"] = property(_flat_weights, lambda self, value: None)
-    members["_weights_have_changed"] = lambda self: False  # no list of them to renew
+    members["_flat_weights"] = property(
+        lambda self: [getattr(self, name) for name in self._flat_weights_names], lambda self, value: None
+    )
+    members["_weights_have_changed"] = lambda self: False  # there is no list of them to renew
     for name in ("__setattr__", "__dict__", "__weakref__"):
         members.pop(name, None)
     return type(kind.__name__, (Module,), members)
-
-
-def _flat_weights(self: Any) -> list[Tensor]:
-    return [getattr(self, name) for name in self._flat_weights_names]

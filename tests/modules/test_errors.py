@@ -125,27 +125,6 @@ def test_a_modules_own_errors_pass():
         model.loss_fn(params, x, KEY)
 
 
-class Labelled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.label = nn.Embedding(3, 2)
-
-    def forward(self, z, gamma, label):
-        return z + self.label(label)
-
-
-def test_a_condition_too_few_or_too_many_is_named():
-    label = torch.tensor([0, 1])
-    model = purevdm.vdm(networks.from_module(Labelled), schedules.fixed_linear(), (2,))
-    params, x = model.init(KEY), torch.zeros(2, 2, dtype=torch.int64)
-    assert model.loss_fn(params, x, KEY, label).isfinite()
-    with pytest.raises(TypeError, match=r"cond: Labelled is called as module\(z, gamma\), as the condition is None"):
-        model.loss_fn(params, x, KEY)
-    model = purevdm.vdm(networks.from_module(partial(nn.Bilinear, 2, 1, 2)), schedules.fixed_linear(), (2,))
-    with pytest.raises(TypeError, match=r"cond: Bilinear is called as module\(z, gamma, cond\)"):
-        model.loss_fn(model.init(KEY), x, KEY, label)
-
-
 class WithGamma(nn.Module):
     def __init__(self, inner):
         super().__init__()
