@@ -82,7 +82,7 @@ def mlp(
     gamma_min: float | None = None,
     gamma_max: float | None = None,
 ) -> Network:
-    """Hidden layers with swish and a linear output, over z, gamma normalised to [-1, 1], and Fourier features of both.
+    """Makes hidden layers with swish and a linear output, over z, gamma normalised to [-1, 1], and Fourier features of both.
 
     Args:
         hidden: the width of the hidden layers.

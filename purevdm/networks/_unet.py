@@ -1,4 +1,4 @@
-"""The U-Net: its parameters, and how it is applied to one example and to a batch."""
+"""The U-Net: its parameters, and its application to one example and to a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ def unet(
     gamma_max: float | None = None,
     time_scale: float = 1000.0,
 ) -> Network:
-    """A U-Net over signals, images or volumes: ``blocks`` ResNet blocks at each resolution on the way down, two in the
+    """Makes a U-Net over signals, images or volumes: ``blocks`` ResNet blocks at each resolution on the way down, two in the
     middle around an attention, ``blocks + 1`` at each on the way up with skips from down, and z added to a noise output.
 
     Args:
@@ -132,7 +132,7 @@ def vdm_unet(
     groups: int = 32,
     **options: Any,
 ) -> Network:
-    """The U-Net of the paper (App. B, and the official code): :func:`unet` at the full resolution only.
+    """Makes the U-Net of the paper (App. B, and the official code): :func:`unet` at the full resolution only.
 
     ResNet blocks, ``layers`` down, two in the middle around an attention, ``layers + 1`` up with skips from down, and z
     added to the output. It computes what the official network computes; :mod:`purevdm.interop` reads its parameters.

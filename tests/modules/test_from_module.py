@@ -397,6 +397,28 @@ def test_another_signature_and_self_conditioning():
     assert denoiser.output(network, network.init(KEY, (2,)), z, torch.zeros(5)).shape == (5, 2, 2)
 
 
+class Padded(kinds.Base):
+    def forward(self, z, gamma, cond=None, *, mask):
+        out = super().forward(z, gamma, cond)
+        return out if mask is None else torch.where(mask, out, 0.0)
+
+
+def test_a_masked_module_takes_the_mask():
+    network = networks.from_module(Padded, masked=True)
+    params, z, gamma = network.init(KEY, (2,)), random.normal(random.key(3), (5, 2)), torch.zeros(5)
+    mask = torch.tensor([[True, False]] * 5)
+    assert network.masked
+    assert networks.Wrapped(network).masked
+    assert not networks.from_module(Padded).masked
+    whole, part = network.apply(params, z, gamma), network.apply(params, z, gamma, mask=mask)
+    assert torch.equal(part, torch.where(mask, whole, 0.0))
+    compiled = torch.compile(network.apply, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(params, z, gamma, mask=mask), part)
+    assert equal(network.update(params, z, gamma, key=random.split(KEY, 5), mask=mask), params)
+    own = networks.Network.of(network.init, network.apply, batched=True, masked=True)
+    assert torch.equal(own.apply(params, z, gamma, mask=mask), part)
+
+
 def test_a_module_in_a_time_of_its_own():
     """A DDPM's: with the index of its betas for gamma, a module that predicts by it exactly is exact."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
