@@ -2,13 +2,18 @@
 
 A :class:`Keyed` block intercepts every torch function that runs in it. All forms of dropout draw their masks by key: use n
 of a call folds n into each example's key. Other draws are refused.
+
+A checkpointed block draws again in the backward pass, after the call, and must draw the same. So the count of uses is kept
+where checkpoints save what randomness depends on: it is the seed of torch's CPU generator. Nothing is drawn from that
+generator, and each call leaves it as it was.
 """
 
 import math
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +21,82 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from purevdm import nn, random
-from purevdm.modules import _calls
-from purevdm.modules._calls import REMEDY, Call, local, transformed
+from purevdm._compile import constant
+
+# Calls, and the count of their uses
+
+_REMEDY = (
+    "networks draw by key alone: use dropout (nn.Dropout, F.dropout, attention's), or write a purevdm.networks.Network "
+    "whose apply takes the key"
+)
+_FIRST = 0x7672656D << 32  # the seed before any use
+
+
+class Call(NamedTuple):
+    """One run of a module: the module's name, for messages, and a key for each example, (B, 2), or None in evaluation."""
+
+    name: str
+    keys: Tensor | None
+
+    def error(self, problem: str) -> RuntimeError:
+        return RuntimeError(f"network: {self.name} {problem}")
+
+
+class _Local(threading.local):
+    """Each thread's stacks: the generator's states around its calls, and how autograd recorded as each part began."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+        self.regimes: list[Any] = []
+
+
+_local = _Local()
+_lock = threading.RLock()
+
+
+@constant
+def begin() -> None:
+    """Starts a call, without any use. A compiler calls this, and the next three, while it traces."""
+    _local.states.append(torch.default_generator.get_state())
+    torch.default_generator.manual_seed(_FIRST)
+
+
+@constant
+def end() -> None:
+    """Ends a call."""
+    torch.default_generator.set_state(_local.states.pop())
+
+
+@constant
+def use() -> str:
+    """Numbers a use, as text, which a compiler takes for a constant."""
+    number = torch.default_generator.initial_seed() - _FIRST
+    torch.default_generator.manual_seed(_FIRST + number + 1)
+    return str(number)
+
+
+@constant
+def transformed() -> str:
+    """Names the ``torch.func`` transforms at work, as text."""
+    return " ".join(interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ())
+
+
+@contextmanager
+def counted(call: Call) -> Iterator[None]:
+    """Counts uses in eager mode. In training, one thread at a time; unseen draws from the global generator are refused."""
+    if call.keys is None:
+        yield
+        return
+    with _lock:
+        begin()
+        try:
+            yield
+            fresh = torch.Generator().manual_seed(torch.default_generator.initial_seed())
+            if not torch.equal(torch.default_generator.get_state(), fresh.get_state()):
+                raise call.error(f"drew from torch's global generator, which no key governs; {_REMEDY}")
+        finally:
+            end()
+
 
 # Blocks in which draws are keyed
 
@@ -39,7 +118,7 @@ class Keyed(TorchFunctionMode):
         if name in _KEYED:
             return _KEYED[name](self.call, func, *args, **kwargs)
         if name in _DRAWS:
-            raise self.call.error(f"calls {name}, which draws from torch's global generator; {REMEDY}")
+            raise self.call.error(f"calls {name}, which draws from torch's global generator; {_REMEDY}")
         if torch.compiler.is_compiling() and name in _METHODS and isinstance(args[0], Tensor):
             return getattr(args[0], name)(*args[1:], **kwargs)
         return func(*args, **kwargs)
@@ -48,15 +127,15 @@ class Keyed(TorchFunctionMode):
 @contextmanager
 def within(call: Call) -> Iterator[None]:
     """Keys the run of a module, or of a part of it that a checkpoint runs again; in eager mode."""
-    local.regimes.append(_regime())
+    _local.regimes.append(_regime())
     try:
-        if len(local.regimes) > 1:  # a part of a module that is running, which is in a block
+        if len(_local.regimes) > 1:  # a part of a module that is running, which is in a block
             yield
         else:
             with Keyed(call):
                 yield
     finally:
-        local.regimes.pop()
+        _local.regimes.pop()
 
 
 # Masks
@@ -69,12 +148,12 @@ def _mask(call: Call, rate: float, shape: Sequence[int], axis: int | None = None
     windows are folded so); else along the second (sequences first). Without such an axis, the first example's key is used.
     """
     assert call.keys is not None
-    if not torch.compiler.is_compiling() and local.regimes and local.regimes[-1] != _regime():
+    if not torch.compiler.is_compiling() and _local.regimes and _local.regimes[-1] != _regime():
         raise call.error(
             "calls a dropout function in a checkpointed function itself, which would not get the keys when it is computed "
             "again; use nn.Dropout there, or checkpoint a module that calls it"
         )
-    number = int(_calls.use())
+    number = int(use())
     if not torch.compiler.is_compiling() and not 0 <= number < 2**31:
         raise call.error("draws in a checkpoint with preserve_rng_state=False, which cannot be repeated; leave that out")
     keys, shape = call.keys, tuple(shape)

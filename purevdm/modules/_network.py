@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm import _checks
-from purevdm.modules import _calls, _dropout
-from purevdm.modules._calls import Call
+from purevdm.modules import _dropout
 from purevdm.modules._source import Source, Tensors
 from purevdm.networks import Network
 from purevdm.types import Key, Params, Shape
@@ -81,21 +80,21 @@ class ModuleNetwork(Network):
                 )
             return out
 
-        call, values, precision = Call(self.name, key), self.source.values(params, z.device), nullcontext()
+        call, values, precision = _dropout.Call(self.name, key), self.source.values(params, z.device), nullcontext()
         if self.autocast is not None:
             precision = torch.autocast(z.device.type, self.autocast, cache_enabled=False)  # type: ignore[assignment]
         if not torch.compiler.is_compiling():
-            with precision, _calls.counted(call), _dropout.within(call), self.source.filled(values, call) as module:
+            with precision, _dropout.counted(call), _dropout.within(call), self.source.filled(values, call) as module:
                 return output(module.__call__), dict(module.named_buffers(remove_duplicate=False))
         function, values = self.source.functional(values, key is not None)
         # A compiled loop, as sampling is, does not allow such a block; nothing is keyed or differentiated there.
         block = _dropout.Keyed(call) if key is not None or torch.is_grad_enabled() else nullcontext()
-        _calls.begin()
+        _dropout.begin()
         try:
             with precision, block:
                 return output(function), values
         finally:
-            _calls.end()
+            _dropout.end()
 
 
 def from_module(

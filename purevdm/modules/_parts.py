@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm.modules import _dropout
-from purevdm.modules._calls import Call
+from purevdm.modules._dropout import Call
 
 # Copies
 

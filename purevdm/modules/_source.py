@@ -12,7 +12,7 @@ from torch.nn import Module
 from purevdm import _checks, random
 from purevdm._compile import untraced
 from purevdm.modules import _parts
-from purevdm.modules._calls import Call
+from purevdm.modules._dropout import Call
 from purevdm.types import Key, Params
 
 Tensors = dict[str, Tensor]
@@ -30,6 +30,7 @@ class Source:
 
     def __init__(self, source: Module | Callable[[], Module], pretrained: bool = False) -> None:
         self.source, self.pretrained = source, pretrained
+        self._draws = isinstance(source, Module) and not pretrained  # by the layers' reset_parameters
         with untraced(), torch.inference_mode(False):
             self._read(self._made(0))
 
@@ -63,11 +64,6 @@ class Source:
         # The module without its tensors, in evaluation and in training.
         self._templates = tuple(self._template(example, train) for train in (False, True))
         self._placeholders = tuple(map(_tensors, self._templates))
-
-    @property
-    def _draws(self) -> bool:
-        """Says whether parameters are drawn by the layers' ``reset_parameters``."""
-        return isinstance(self.source, Module) and not self.pretrained
 
     def __reduce__(self) -> Any:
         return Source, (self.source, self.pretrained)

@@ -14,8 +14,9 @@ def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
     A network of :func:`from_module` runs under ``torch.autocast`` instead, which casts the inputs of its matrix products and
     convolutions, and leaves norms and buffers.
 
-    The parameters themselves, their gradients and averages stay float32, and so does the rest: the latent and its Fourier features, the embedding of gamma, the schedule, the random numbers and the losses. The networks of this
-    library compute in their parameters' dtype.
+    The parameters themselves, their gradients and averages stay float32, and so does the rest: the latent and its Fourier
+    features, the embedding of gamma, the schedule, the random numbers and the losses. The networks of this library compute
+    in their parameters' dtype.
 
     Raises:
         TypeError: another dtype than bfloat16 or float16.

@@ -170,18 +170,7 @@ def _of_own(name: str) -> Any:
     return property(lambda self: getattr(self.own, name))
 
 
-for _name in (
-    "batched",
-    "predicts",
-    "self_condition",
-    "masked",
-    "residual",
-    "outputs",
-    "dtype",
-    "endpoints",
-    "update",
-    "frozen",
-):
+for _name in Network.__annotations__:
     setattr(Wrapped, _name, _of_own(_name))
 
 
