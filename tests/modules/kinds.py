@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -189,6 +190,7 @@ KINDS = {
     "DiT": DiT,
 }
 KEY = random.key(2)
+quiet = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of reentrant checkpoints
 
 
 def made(module, **options):

@@ -1,7 +1,8 @@
-"""A module held apart from its tensors: made once, drawn anew by key, and filled with given tensors for each call."""
+"""A module without its tensors: read once, drawn anew by key, and filled with given tensors for each call."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,31 +11,31 @@ from torch.nn import Module
 
 from purevdm import _checks, random
 from purevdm._compile import untraced
-from purevdm.networks import _parts
-from purevdm.networks._uses import Call
+from purevdm.modules import _parts
+from purevdm.modules._dropout import Call
 from purevdm.types import Key, Params
 
 Tensors = dict[str, Tensor]
 
 
 class Source:
-    """Where a network's modules come from: a module, or a function that makes one. Compares, pickles and prints by content.
+    """Makes a network's modules from one, or from a function that makes them. Compares, pickles and prints by content.
 
     Attributes:
-        kind, name: the module's class, and its name, for messages.
+        name: the module's class, for messages.
         leaves: the parameters (tied ones once) and the buffers that vary, by name, on the meta device, with their dtypes.
-        constants: buffers that no float32 tells exactly, by name: complex, infinite, large integers.
-        checkpoints: whether a part's code speaks of checkpoints.
+        constants: buffers that float32 does not hold exactly, by name: complex, infinite, large integers.
+        buffers, frozen: the names of the buffers that vary, and of the parameters that require no gradients.
     """
 
     def __init__(self, source: Module | Callable[[], Module], pretrained: bool = False) -> None:
         self.source, self.pretrained = source, pretrained
+        self._draws = isinstance(source, Module) and not pretrained  # by the layers' reset_parameters
         with untraced(), torch.inference_mode(False):
             self._read(self._made(0))
 
     def _read(self, example: Module) -> None:
-        self.kind = type(example)
-        self.name = self.kind.__name__
+        self.name = type(example).__name__
         named, buffers = dict(example.named_parameters()), dict(example.named_buffers())
         self.frozen = tuple(name for name, leaf in named.items() if not leaf.requires_grad)
         for name, leaf in (named | buffers).items():
@@ -43,7 +44,7 @@ class Source:
         for name, leaf in named.items():
             if not leaf.is_floating_point():
                 raise TypeError(f"module: expected floating-point parameters, got {name}, {_checks.describe(leaf)}")
-        self.constants = {name: b.detach().clone() for name, b in buffers.items() if not _held(b)}
+        self.constants = {name: b.detach().clone() for name, b in buffers.items() if not _exact(b)}
         kept = named | {name: b for name, b in buffers.items() if name not in self.constants}
         self.buffers = frozenset(kept) - frozenset(named)
         self.leaves = {name: torch.empty_like(leaf, device="meta") for name, leaf in kept.items()}
@@ -62,13 +63,7 @@ class Source:
             )
         # The module without its tensors, in evaluation and in training.
         self._templates = tuple(self._template(example, train) for train in (False, True))
-        self.checkpoints = any(map(_parts.checkpoints, example.modules()))
         self._placeholders = tuple(map(_tensors, self._templates))
-
-    @property
-    def _draws(self) -> bool:
-        """Whether parameters are drawn by the layers' ``reset_parameters``."""
-        return isinstance(self.source, Module) and not self.pretrained
 
     def __reduce__(self) -> Any:
         return Source, (self.source, self.pretrained)
@@ -80,16 +75,12 @@ class Source:
         return hash((Source, self.name))
 
     def __repr__(self) -> str:
-        source, given = self.source, ""
-        if isinstance(source, functools.partial):
-            parts = [*map(repr, source.args), *(f"{name}={value!r}" for name, value in source.keywords.items())]
-            source, given = source.func, f"({', '.join(parts)})"
-        return f"{type(source).__name__ if isinstance(source, Module) else getattr(source, '__qualname__', source)}{given}"
+        return self.name if isinstance(self.source, Module) else repr(self.source)
 
     # Making and drawing
 
     def _made(self, seed: int) -> Module:
-        """A module on the CPU, made by the function under a seed, or a copy of the one given."""
+        """Makes a module on the CPU: by the function under a seed, or a copy of the one given."""
         if isinstance(self.source, Module):
             return _parts.deep(self.source).to("cpu")
         with _seeded(seed), torch.device("cpu"), untraced():
@@ -99,25 +90,20 @@ class Source:
         return module
 
     def _redraw(self, module: Module, seed: int) -> bool:
-        """Draws the module's parameters anew, by each layer's ``reset_parameters``. Says whether any changed.
-
-        Parameters that are constant (zeros, ones) stay: they were set so on purpose.
-        """
+        """Draws the parameters anew, by each layer's ``reset_parameters``, but for constant ones; says if any changed."""
         before = {name: p.detach().clone() for name, p in module.named_parameters()}
         with _seeded(seed), torch.no_grad():
             for layer in reversed(list(module.modules())):
                 reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
                 if callable(reset):
                     reset()
-            changed = False
             for name, p in module.named_parameters():
                 if _constant(before[name]):
                     p.copy_(before[name])
-                changed = changed or not torch.equal(p, before[name])
-        return changed
+        return any(not torch.equal(p, before[name]) for name, p in module.named_parameters())
 
     def init(self, key: Key) -> Params:
-        """The tree of a module that is drawn by key; on the meta device, where the key is, without computing."""
+        """Draws a tree by key; on the meta device, where the key is, without computing."""
         if key.is_meta:
             return self.tree(self.leaves)
         seed = int(random.bits(key).to(torch.int64))  # torch's generator takes 32 bits: these are made of all the key's
@@ -129,71 +115,78 @@ class Source:
     # Trees
 
     def tree(self, leaves: Tensors) -> Params:
-        """``{"params": ..., "buffers": ...}``, each of nested dicts by the modules' names, of floating-point leaves; without
-        the empty ones. Integers become float64 where all else is."""
-        found: Params = {}
+        """Nests leaves by the modules' names, ``{"params": ..., "buffers": ...}``, as floats; integers become float64 where
+        all else is."""
+        tree: Params = {}
         kinds = {leaf.dtype for leaf in leaves.values() if leaf.is_floating_point()}
         wide = torch.float64 if kinds == {torch.float64} else torch.float32
         for name, leaf in leaves.items():
             leaf = leaf if leaf.is_floating_point() else leaf.to(wide)
-            branch = found.setdefault("buffers" if name in self.buffers else "params", {})
+            branch = tree.setdefault("buffers" if name in self.buffers else "params", {})
             *path, last = name.split(".")
             for part in path:
                 branch = branch.setdefault(part, {})
             branch[last] = leaf
-        return found
+        return tree
 
     def flat(self, params: Params) -> Tensors:
-        """The leaves of a tree by name."""
-        found = {}
+        """Lists the leaves of a tree by name."""
+        leaves = {}
         for name in self.leaves:
             leaf: Any = params["buffers" if name in self.buffers else "params"]
             for part in name.split("."):
                 leaf = leaf[part]
-            found[name] = leaf
-        return found
+            leaves[name] = leaf
+        return leaves
 
     def read(self, module: Module, device: torch.device | None = None) -> Params:
-        """A module's tensors as a tree of its own."""
-        held = _tensors(module)
-        missing = [name for name in self.leaves if name not in held or held[name].shape != self.leaves[name].shape]
+        """Reads a module's tensors as a tree of their own."""
+        own = _tensors(module)
+        missing = [name for name, leaf in self.leaves.items() if name not in own or own[name].shape != leaf.shape]
         if missing:
             raise ValueError(f"module: expected a {self.name} with {missing[0]} of {tuple(self.leaves[missing[0]].shape)}")
-        return self.tree({name: held[name].detach().to(device, copy=True) for name in self.leaves})
+        return self.tree({name: own[name].detach().to(device, copy=True) for name in self.leaves})
 
     def values(self, params: Params, device: torch.device) -> Tensors:
-        """What a call gives the module: the parameters; the buffers in their own dtypes, and as copies, as the module may
-        write to them; the constants. Buffers and frozen parameters have no gradient."""
-        found = self.flat(params)
-        found |= {name: found[name].detach() for name in self.frozen}
+        """Returns the tensors for a call: the parameters; copies of the buffers in their own dtypes, as the module may write
+        to them; the constants. Buffers and frozen parameters have no gradient."""
+        values = self.flat(params)
+        values |= {name: values[name].detach() for name in self.frozen}
         for name in self.buffers:
-            buffer, dtype = found[name].detach(), self.leaves[name].dtype
-            found[name] = buffer.clone() if dtype.is_floating_point else buffer.round().to(dtype)
-        return found | {name: constant.to(device) for name, constant in self.constants.items()}
+            buffer, dtype = values[name].detach(), self.leaves[name].dtype
+            values[name] = buffer.clone() if dtype.is_floating_point else buffer.round().to(dtype)
+        return values | {name: constant.to(device) for name, constant in self.constants.items()}
 
     def update(self, params: Params, values: Tensors) -> Params:
-        """The tree with the buffers that a call left, in the tree's dtypes, and the parameters as they are."""
+        """Returns the tree with the buffers that a call left, in the tree's dtypes."""
         leaves = self.flat(params)
         return self.tree(leaves | {name: values[name].detach().to(leaves[name].dtype) for name in self.buffers})
 
     # Filling
 
     def _template(self, example: Module, train: bool) -> Module:
-        """A copy of the module without its tensors, so that what is not given to a call fails, and does not pass unseen."""
+        """Copies the module without its tensors, so that a call fails where one is not given."""
         module = _parts.deep(example).train(train)
         named = _tensors(module)
         memo: dict[int, Any] = {id(leaf): torch.empty_like(leaf, device="meta").detach() for leaf in named.values()}
-        return _parts.keyed(_parts.copied(module, memo))
+        return _parts.keyed(_parts.copied(module, memo, []))
 
-    def filled(self, values: Tensors, call: Call) -> tuple[Module, list[Tensor]]:
-        """A new module that holds these tensors, and draws by this call's keys; and copies of its unregistered tensors."""
-        train, loose = int(call.keys is not None), list[Tensor]()
+    @contextmanager
+    def filled(self, values: Tensors, call: Call) -> Iterator[Module]:
+        """Makes a new module of these tensors, which draws by this call's keys, also when a checkpoint runs it again. It may
+        write to its buffers, and to no other tensor."""
+        train, fixed = int(call.keys is not None), list[Tensor]()
         memo: dict[int, Any] = {id(self._placeholders[train][name]): value for name, value in values.items()}
-        memo |= {id(_parts.CALL): call, _parts.LOOSE: loose}
-        return _parts.copied(self._templates[train], memo), loose
+        module = _parts.copied(self._templates[train], memo | {id(_parts.CALL): call}, fixed)
+        fixed = [tensor for tensor in (*fixed, *module.parameters()) if not tensor.is_inference()]  # these have no version
+        versions = [tensor._version for tensor in fixed]
+        yield module
+        if versions != [tensor._version for tensor in fixed]:
+            problem = "writes in place to a parameter, or to a tensor that is not registered; register it as a buffer"
+            raise call.error(problem)
 
     def functional(self, values: Tensors, train: bool) -> tuple[Callable[..., Tensor], Tensors]:
-        """The module as a function for a compiler, which holds these tensors; and its tensors, also after a call."""
+        """Makes the module a function of its arguments for a compiler; returns its tensors, too, also after a call."""
         placed = {place: values[name] for place, name in self._places.items()}
         template = self._templates[train]
 
@@ -209,42 +202,39 @@ class Source:
 
 
 def _tensors(module: Module) -> Tensors:
-    """A module's parameters (tied ones once) and buffers by name."""
+    """Lists a module's parameters (tied ones once) and buffers by name."""
     return dict(module.named_parameters()) | dict(module.named_buffers(remove_duplicate=False))
 
 
-class _seeded:  # noqa: N801 (reads as a function)
-    """A block in which torch's CPU generator draws by a seed, in float32 by default; both are as before after it."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.state, self.dtype = torch.default_generator.get_state(), torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        torch.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *error: Any) -> None:
-        torch.default_generator.set_state(self.state)
-        torch.set_default_dtype(self.dtype)
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draws from torch's CPU generator by a seed, in float32 by default; both are as before after it."""
+    state, dtype = torch.default_generator.get_state(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+        torch.set_default_dtype(dtype)
 
 
 def _constant(x: Tensor) -> bool:
-    """Whether all numbers of a tensor are equal; a single one tells it where it is 0 or 1."""
+    """Says whether all numbers of a tensor are equal, and a single one is 0 or 1."""
     if x.numel() < 2:
         return all(value in (0.0, 1.0) for value in x.flatten().tolist())
     return bool((x == x.flatten()[0]).all())
 
 
-def _held(x: Tensor) -> bool:
-    """Whether float32 tells the numbers of a buffer exactly (or as finely as it is meant to, where they are floats)."""
+def _exact(x: Tensor) -> bool:
+    """Says whether float32 holds a buffer's numbers exactly, or as finely as needed where they are floats."""
     if x.is_complex():
         return False
     return bool(x.isfinite().all()) if x.is_floating_point() else torch.equal(x.float().to(x.dtype), x)
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two sources make the same: one function with one set of arguments, or modules of one state."""
+    """Says whether two sources make the same: one function with one set of arguments, or modules of one state."""
     if isinstance(a, functools.partial) and isinstance(b, functools.partial):
         return bool((a.func, a.args, a.keywords) == (b.func, b.args, b.keywords))
     if not isinstance(a, Module) or not isinstance(b, Module):

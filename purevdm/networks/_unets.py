@@ -24,6 +24,7 @@ def unet(
     cond_dim: int = 0,
     classes: int = 0,
     ctrl_dim: int = 0,
+    map_channels: int = 0,
     cond_drop: float = 0.0,
     self_condition: bool = False,
     groups: int = 8,
@@ -34,7 +35,7 @@ def unet(
     gamma_max: float | None = None,
     time_scale: float = 1000.0,
 ) -> Network:
-    """A U-Net over signals, images or volumes: ``blocks`` ResNet blocks at each resolution on the way down, two in the
+    """Makes a U-Net over signals, images or volumes: ``blocks`` ResNet blocks at each resolution on the way down, two in the
     middle around an attention, ``blocks + 1`` at each on the way up with skips from down, and z added to a noise output.
 
     Args:
@@ -54,7 +55,9 @@ def unet(
         cond_dim: how many numbers the condition's vector holds, appended to the embedding of gamma; 0 for none.
         classes: how many classes its label takes, embedded and added there; 0 for none.
         ctrl_dim: the width of its control sequence, to which every attention is followed by a cross-attention; 0 for none.
-        cond_drop: the rate at which training drops the condition for guidance, when ``apply`` is given a key.
+        map_channels: how many channels its map has, numbers over the event's own space that go in beside z; 0 for none.
+        cond_drop: the rate at which training drops the condition for guidance, when ``apply`` is given a key. Learned
+            numbers stand for a dropped vector, label, token or position of a map.
         self_condition: whether an earlier estimate of the data goes in beside z.
         groups: the groups of each group norm.
         remat: whether blocks are computed again in the backward pass of ``training.gradients(..., remat=True)``, for less
@@ -108,7 +111,7 @@ def unet(
         heads=heads,
         fourier=_blocks.exponents(fourier),
         dropout=_checks.probability("dropout", dropout),
-        condition=_condition.kinds(cond_dim, classes, ctrl_dim, cond_drop),
+        condition=_condition.kinds(cond_dim, classes, ctrl_dim, map_channels, cond_drop),
         self_condition=_checks.boolean("self_condition", self_condition),
         groups=groups,
         remat=_checks.boolean("remat", remat),
@@ -129,7 +132,7 @@ def vdm_unet(
     groups: int = 32,
     **options: Any,
 ) -> Network:
-    """The U-Net of the paper (App. B, and the official code): :func:`unet` at the full resolution alone.
+    """Makes the U-Net of the paper (App. B, and the official code): :func:`unet` at the full resolution only.
 
     ResNet blocks, ``layers`` down, two in the middle around an attention, ``layers + 1`` up with skips from down, and z
     added to the output. It computes what the official network computes; :mod:`purevdm.interop` reads its parameters.
@@ -137,7 +140,7 @@ def vdm_unet(
     Args:
         embed: the width.
         layers: the depth of each half.
-        attention: whether attention follows every block, or the first of the middle's alone.
+        attention: whether attention follows every block, or only the first of the middle.
         fourier: the exponents n of the base-2 Fourier features that go in beside z; () for none.
         dropout: the rate in every block, when ``apply`` is given a key.
         groups: the groups of each group norm.

@@ -4,12 +4,12 @@ import copy
 import functools
 import pickle
 
-import modules
+import kinds
 import optree
 import pytest
 import torch
 from compare import close
-from modules import KEY, KINDS, made
+from kinds import KEY, KINDS, made, quiet
 from torch import nn
 from versions import since_2_13
 
@@ -32,7 +32,7 @@ def state(module):
 
 
 def test_a_tree_of_parameters_and_buffers():
-    network = networks.from_module(partial(modules.DiT, depth=1))
+    network = networks.from_module(partial(kinds.DiT, depth=1))
     params = network.init(random.key(0), (2,))
     shapes = {
         ".".join(path): tuple(leaf.shape) for path, leaf in zip(*optree.tree_flatten_with_path(params)[:2], strict=True)
@@ -47,7 +47,7 @@ def test_a_tree_of_parameters_and_buffers():
 
 
 def test_tied_weights_are_one_leaf():
-    class Tied(modules.Base):
+    class Tied(kinds.Base):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
@@ -65,7 +65,7 @@ def test_tied_weights_are_one_leaf():
     assert grads["a"]["weight"].norm() > 0
 
 
-class Repeated(modules.Base):
+class Repeated(kinds.Base):
     """A block under two names, a layer twice in a row, tied weights, statistics, and attributes that a call writes."""
 
     def __init__(self):
@@ -104,8 +104,8 @@ def test_no_call_leaves_a_trace():
 
 
 def test_a_pretrained_module_and_back():
-    model, params, _ = made(modules.DiT)
-    module = modules.DiT().eval()
+    model, params, _ = made(kinds.DiT)
+    module = kinds.DiT().eval()
     z, gamma, label = random.normal(random.key(3), (5, 2)), torch.linspace(-3, 3, 5), torch.tensor([0, 1, 2, 3, 0])
     own = networks.module_params(model.network, module)
     torch.testing.assert_close(denoiser.output(model.network, own, z, gamma, label), module(z, gamma, label))
@@ -113,13 +113,13 @@ def test_a_pretrained_module_and_back():
     assert held is module
     assert equal(networks.module_params(model.network, module), params["network"])
     with pytest.raises(ValueError, match=r"module: expected a DiT with position of \(2, 8\)"):
-        networks.module_params(model.network, modules.DiT(width=4))
+        networks.module_params(model.network, kinds.DiT(width=4))
     with pytest.raises(TypeError, match=r"network: expected one of networks\.from_module"):
         networks.module_params(networks.mlp(4), module)
 
 
 def test_a_pretrained_module_is_where_training_starts():
-    module = modules.DiT()
+    module = kinds.DiT()
     network = networks.from_module(module, pretrained=True)
     for seed in (0, 1):
         assert equal(network.init(random.key(seed), (2,)), networks.module_params(network, module))
@@ -128,7 +128,7 @@ def test_a_pretrained_module_is_where_training_starts():
     networks.from_module(nn.ParameterList([torch.randn(3)]), pretrained=True)  # nothing that could be drawn
 
 
-class Counted(modules.Base):
+class Counted(kinds.Base):
     def __init__(self):
         super().__init__()
         self.register_buffer("count", torch.tensor([3]))
@@ -148,13 +148,13 @@ def test_trees_of_a_float64_model_and_its_module_are_one():
         networks.load_module(network, params["network"], Counted())
 
 
-class Normed(modules.Base):
+class Normed(kinds.Base):
     def __init__(self):
         super().__init__()
         self.out = torch.nn.utils.weight_norm(self.out)
 
 
-class Frozen(modules.Base):
+class Frozen(kinds.Base):
     def __init__(self):
         super().__init__()
         self.into.requires_grad_(False)
@@ -187,16 +187,16 @@ def test_modules_are_made_within_transforms_and_inference_mode():
 
 
 def test_networks_pickle_and_compare_by_content():
-    module = modules.DiT()
-    for source in (partial(modules.DiT, width=4), modules.BatchNorm, module):
+    module = kinds.DiT()
+    for source in (partial(kinds.DiT, width=4), kinds.BatchNorm, module):
         model = made(source)[0]
         assert pickle.loads(pickle.dumps(model)) == model
         assert hash(pickle.loads(pickle.dumps(model))) == hash(model)
-    assert networks.from_module(partial(modules.DiT, width=4)) == networks.from_module(partial(modules.DiT, width=4))
+    assert networks.from_module(partial(kinds.DiT, width=4)) == networks.from_module(partial(kinds.DiT, width=4))
     assert networks.from_module(module) == networks.from_module(copy.deepcopy(module))
-    assert networks.from_module(module) != networks.from_module(modules.DiT())
-    assert networks.from_module(modules.DiT) != networks.from_module(partial(modules.DiT, width=4))
-    assert "source=DiT(width=4)" in repr(networks.from_module(partial(modules.DiT, width=4)))
+    assert networks.from_module(module) != networks.from_module(kinds.DiT())
+    assert networks.from_module(kinds.DiT) != networks.from_module(partial(kinds.DiT, width=4))
+    assert "kinds.DiT'>, width=4)" in repr(networks.from_module(partial(kinds.DiT, width=4)))
 
 
 # Initialisation
@@ -204,9 +204,9 @@ def test_networks_pickle_and_compare_by_content():
 
 @pytest.mark.parametrize("instance", [False, True])
 def test_parameters_are_drawn_by_key(instance):
-    module = modules.DiT()
+    module = kinds.DiT()
     before, generator = {name: leaf.clone() for name, leaf in state(module).items()}, torch.get_rng_state()
-    network = networks.from_module(module if instance else modules.DiT)
+    network = networks.from_module(module if instance else kinds.DiT)
     a, b, again = (network.init(random.key(seed), (2,)) for seed in (1, 2, 1))
     assert equal(a, again)
     for params in (a, b):
@@ -245,6 +245,7 @@ def test_what_is_no_network_is_refused(source, error, word):
 # Losses and gradients, by every road
 
 
+@quiet
 @pytest.mark.parametrize("name", KINDS)
 def test_losses_gradients_and_samples_in_eager(name):
     """By torch.func, from outside and example by example, they are those of the module itself; the model is pure."""
@@ -256,7 +257,7 @@ def test_losses_gradients_and_samples_in_eager(name):
     if "checkpoint" in name:
         with pytest.raises(RuntimeError, match=r"network: Checkpointed .*remat=True"):
             torch.func.grad_and_value(model.loss_fn)(params, x, KEY)
-        plain = made(partial(modules.Checkpointed, None))[0]
+        plain = made(partial(kinds.Checkpointed, None))[0]
         close(outside, torch.func.grad(plain.loss_fn)(params, x, KEY), 1e-5)
     else:
         for grad_fn in (torch.func.grad(model.loss_fn), lambda *args: model.vlb_and_variance_grads(*args)[0]):
@@ -280,6 +281,7 @@ def test_losses_gradients_and_samples_in_eager(name):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+@quiet
 @pytest.mark.parametrize("name", KINDS)
 def test_evaluation_is_the_module_in_eval_mode(name):
     model, params, _ = made(KINDS[name])
@@ -288,10 +290,11 @@ def test_evaluation_is_the_module_in_eval_mode(name):
     torch.testing.assert_close(denoiser.output(model.network, params["network"], z, gamma), module(z, gamma))
 
 
+@quiet
 @pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=[pytest.mark.slow, since_2_13])])
 def test_compiled_gradients_through_all_kinds_are_those_of_eager(reentrant):
     """One module of all kinds: the same masks, in checkpoints too, by torch.func and from outside."""
-    model, params, x = made(partial(modules.Everything, reentrant))
+    model, params, x = made(partial(kinds.Everything, reentrant))
     wanted, (loss, _) = training.gradients(model, remat=True)(params, x, KEY)
     got = training.gradients(model, compile=True, remat=reentrant, backend="aot_eager")(params, x, KEY)
     close(got[0], wanted, 1e-4)
@@ -299,7 +302,7 @@ def test_compiled_gradients_through_all_kinds_are_those_of_eager(reentrant):
 
 
 def test_compiled_samples_bounds_and_statistics_of_all_kinds():
-    model, params, x = made(partial(modules.Everything, False))
+    model, params, x = made(partial(kinds.Everything, False))
 
     def all_three(params, x, key):
         samples = model.sample(params, key, 3, steps=torch.tensor(3))
@@ -314,14 +317,14 @@ def test_compiled_samples_bounds_and_statistics_of_all_kinds():
 
 @pytest.mark.slow
 def test_a_compiled_dit_by_the_default_backend():
-    model, params, x = made(partial(modules.DiT, depth=1))
+    model, params, x = made(partial(kinds.DiT, depth=1))
     label = torch.tensor([0, 1, 2, 3, 0])
     got = torch.compile(torch.func.grad_and_value(model.loss_fn), fullgraph=True)(params, x, KEY, label)
     close(got, torch.func.grad_and_value(model.loss_fn)(params, x, KEY, label), 1e-4)
 
 
 def test_compiled_gradients_of_each_example():
-    model, params, x = made(modules.Recurrent)
+    model, params, x = made(kinds.Recurrent)
 
     def one(params, x, noise):
         return model.nll_bound_of_one(params, x, noise).total
@@ -335,8 +338,8 @@ def test_compiled_gradients_of_each_example():
 
 
 def test_batch_norms_train_in_the_librarys_loop_as_in_torch():
-    model, params, x = made(modules.BatchNorm)
-    module = networks.load_module(model.network, params["network"], modules.BatchNorm()).train()
+    model, params, x = made(kinds.BatchNorm)
+    module = networks.load_module(model.network, params["network"], kinds.BatchNorm()).train()
     noise = model.draw(KEY, 5)
     gamma = model.gamma(params, noise.t)
     module(purevdm.process.diffuse(model.decoder.encode({}, x, dtype=torch.float32), gamma[:, None], noise.eps), gamma)
@@ -367,7 +370,7 @@ def test_a_network_that_keeps_nothing_is_updated_to_itself():
 
 
 def test_matrices_decay_and_neither_norms_nor_biases_nor_buffers():
-    decays = training.optimizer.decayed(made(modules.Everything)[1])["network"]
+    decays = training.optimizer.decayed(made(kinds.Everything)[1])["network"]
     assert decays["params"]["into"] == {"weight": True, "bias": False}
     assert decays["params"]["norm"] == {"weight": False, "bias": False}
     assert decays["params"]["layers"]["weight_hh_l0"]
@@ -392,6 +395,28 @@ def test_another_signature_and_self_conditioning():
     assert pickle.loads(pickle.dumps(network)) == network
     z = random.normal(random.key(3), (5, 2))
     assert denoiser.output(network, network.init(KEY, (2,)), z, torch.zeros(5)).shape == (5, 2, 2)
+
+
+class Padded(kinds.Base):
+    def forward(self, z, gamma, cond=None, *, mask):
+        out = super().forward(z, gamma, cond)
+        return out if mask is None else torch.where(mask, out, 0.0)
+
+
+def test_a_masked_module_takes_the_mask():
+    network = networks.from_module(Padded, masked=True)
+    params, z, gamma = network.init(KEY, (2,)), random.normal(random.key(3), (5, 2)), torch.zeros(5)
+    mask = torch.tensor([[True, False]] * 5)
+    assert network.masked
+    assert networks.Wrapped(network).masked
+    assert not networks.from_module(Padded).masked
+    whole, part = network.apply(params, z, gamma), network.apply(params, z, gamma, mask=mask)
+    assert torch.equal(part, torch.where(mask, whole, 0.0))
+    compiled = torch.compile(network.apply, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(params, z, gamma, mask=mask), part)
+    assert equal(network.update(params, z, gamma, key=random.split(KEY, 5), mask=mask), params)
+    own = networks.Network.of(network.init, network.apply, batched=True, masked=True)
+    assert torch.equal(own.apply(params, z, gamma, mask=mask), part)
 
 
 def test_a_module_in_a_time_of_its_own():
@@ -429,7 +454,7 @@ def test_mixed_precision_leaves_buffers_exact(name):
     assert abs(full[1] - less[1]) < 0.02 * full[1]
     table = torch.arange(300)
 
-    class Table(modules.Base):
+    class Table(kinds.Base):
         def __init__(self):
             super().__init__()
             self.register_buffer("table", table)

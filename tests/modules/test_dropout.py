@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import close
-from modules import KEY, KINDS, made
+from kinds import KEY, KINDS, made, quiet
 from torch import nn
 
 from purevdm import bound, networks, random
@@ -12,6 +12,7 @@ from purevdm import bound, networks, random
 DRAWS = [name for name in KINDS if "dropout" in name or name in ("transformer", "checkpoint", "reentrant checkpoint")]
 
 
+@quiet
 @pytest.mark.parametrize("name", DRAWS)
 def test_dropout_is_by_key_and_a_part_of_a_batch_is_part_of_the_whole(name):
     model, params, x = made(KINDS[name])

@@ -2,42 +2,42 @@
 
 from functools import partial
 
-import modules
+import kinds
 import optree
 import pytest
 import torch
 import torch.nn.functional as F
-from modules import KEY, made
+from kinds import KEY, made
 from torch import nn
 
 import purevdm
 from purevdm import likelihood, networks, ode, random, schedules, training
 
 
-class Draws(modules.Base):
+class Draws(kinds.Base):
     def body(self, h):
         return h + torch.randn_like(h)
 
 
-class DrawsUnseen(modules.Base):
+class DrawsUnseen(kinds.Base):
     def body(self, h):
         with torch._C.DisableTorchFunction():
             return h + torch.randn(8)
 
 
-class Writes(modules.Base):
+class Writes(kinds.Base):
     def body(self, h):
         with torch.no_grad():
             self.out.weight.clamp_(-1.0, 1.0)
         return h
 
 
-class Always(modules.Base):
+class Always(kinds.Base):
     def body(self, h):
         return F.dropout(h, 0.5)
 
 
-class Keeps(modules.Base):
+class Keeps(kinds.Base):
     def __init__(self):
         super().__init__()
         self.mean = torch.zeros(8)
@@ -47,28 +47,28 @@ class Keeps(modules.Base):
         return h - self.mean
 
 
-class Reads(modules.Base):
+class Reads(kinds.Base):
     def body(self, h):
         return h * h.sum().item()
 
 
-class Unmapped(modules.Base):
+class Unmapped(kinds.Base):
     def body(self, h):
         return h * torch.ones(len(h.unique()), requires_grad=False).mean()
 
 
-class Outside(modules.Base):
+class Outside(kinds.Base):
     def body(self, h):
-        return modules.checkpoint(lambda h: F.dropout(h.tanh(), 0.5, self.training), h, use_reentrant=False)
+        return kinds.checkpoint(lambda h: F.dropout(h.tanh(), 0.5, self.training), h, use_reentrant=False)
 
 
-class Unkept(modules.Base):
+class Unkept(kinds.Base):
     def __init__(self):
         super().__init__()
         self.block = nn.Sequential(nn.Dropout(0.5), nn.Tanh())
 
     def body(self, h):
-        return modules.checkpoint(self.block, h, use_reentrant=False, preserve_rng_state=False)
+        return kinds.checkpoint(self.block, h, use_reentrant=False, preserve_rng_state=False)
 
 
 def by_func(model, params, x):
@@ -93,9 +93,9 @@ def evaluated(model, params, x):
 @pytest.mark.parametrize(
     ("module", "use", "problem", "remedy"),
     [
-        (modules.Checkpointed, by_func, "Checkpointed checkpoints its activations", "remat=True"),
-        (partial(modules.Checkpointed, True), by_example, "Checkpointed runs an autograd.Function without", "remat=True"),
-        (modules.BatchNorm, by_example, "BatchNorm normalises over the batch", "train=False"),
+        (kinds.Checkpointed, by_func, "Checkpointed checkpoints its activations", "remat=True"),
+        (partial(kinds.Checkpointed, True), by_example, "Checkpointed runs an autograd.Function without", "remat=True"),
+        (kinds.BatchNorm, by_example, "BatchNorm normalises over the batch", "train=False"),
         (Draws, by_func, "Draws calls randn_like", "draw by key alone"),
         (DrawsUnseen, from_outside, "DrawsUnseen drew from torch's global generator", "draw by key alone"),
         (Writes, evaluated, "Writes writes in place to a parameter", ""),
@@ -116,34 +116,13 @@ def test_what_cannot_work_is_told_in_our_words(module, use, problem, remedy):
 
 
 def test_a_modules_own_errors_pass():
-    class Broken(modules.Base):
+    class Broken(kinds.Base):
         def body(self, h):
             raise RuntimeError("a bug of its own")
 
     model, params, x = made(Broken)
     with pytest.raises(RuntimeError, match=r"^a bug of its own$"):
         model.loss_fn(params, x, KEY)
-
-
-class Labelled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.label = nn.Embedding(3, 2)
-
-    def forward(self, z, gamma, label):
-        return z + self.label(label)
-
-
-def test_a_condition_too_few_or_too_many_is_named():
-    label = torch.tensor([0, 1])
-    model = purevdm.vdm(networks.from_module(Labelled), schedules.fixed_linear(), (2,))
-    params, x = model.init(KEY), torch.zeros(2, 2, dtype=torch.int64)
-    assert model.loss_fn(params, x, KEY, label).isfinite()
-    with pytest.raises(TypeError, match=r"cond: Labelled is called as module\(z, gamma\), as the condition is None"):
-        model.loss_fn(params, x, KEY)
-    model = purevdm.vdm(networks.from_module(partial(nn.Bilinear, 2, 1, 2)), schedules.fixed_linear(), (2,))
-    with pytest.raises(TypeError, match=r"cond: Bilinear is called as module\(z, gamma, cond\)"):
-        model.loss_fn(model.init(KEY), x, KEY, label)
 
 
 class WithGamma(nn.Module):

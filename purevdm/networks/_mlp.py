@@ -33,7 +33,7 @@ class MLP(Network):
 
     @constant
     def ends(self) -> tuple[float, float]:
-        """The endpoints, or those of a network outside of a model."""
+        """Returns the endpoints, or those of a network outside of a model."""
         return self.endpoints or _blocks.PAPER
 
     def init(self, key: Key, event_shape: Shape) -> Params:
@@ -82,7 +82,7 @@ def mlp(
     gamma_min: float | None = None,
     gamma_max: float | None = None,
 ) -> Network:
-    """Hidden layers with swish and a linear output, over z, gamma normalised to [-1, 1], and Fourier features of both.
+    """Makes hidden layers with swish and a linear output, over z, gamma normalised to [-1, 1], and Fourier features of both.
 
     Args:
         hidden: the width of the hidden layers.
@@ -108,7 +108,7 @@ def mlp(
         hidden=_checks.integer("hidden", hidden, 1),
         layers=_checks.integer("layers", layers, 1),
         fourier=_blocks.exponents(fourier),
-        condition=_condition.kinds(cond_dim, classes, 0, cond_drop),
+        condition=_condition.kinds(cond_dim, classes, 0, 0, cond_drop),
         self_condition=_checks.boolean("self_condition", self_condition),
         predicts=checked_predicts(predicts),
         outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
