@@ -152,7 +152,7 @@ def log_prob(
             latents and in the divergence's integral relative to its size: log p may be off by far more. The flow is as rough
             in time as its network, and the paper's networks see sinusoids of 1000 times the normalised gamma, the fastest
             with 159 periods on the way. Check what is left against a smaller tolerance, and a fixed grid against
-            ``dopri5``; ``examples/integrators.py`` does it for digits.
+            ``dopri5``; ``examples/studies/integrators.py`` does it for digits.
         probes: how many probes estimate the divergence (Hutchinson). It is exact where left out, at the cost of one
             product for each dimension; ``ode.dopri5(quadrature=2)`` evaluates either less often. The estimate of each log
             w is unbiased, but not that of the log of their mean.

@@ -1,11 +1,11 @@
 """Compress images losslessly with a trained model, and get them back bit for bit (extra "codec").
 
-    python examples/compress.py encode runs/digits_train digits.pvdm            # the run's test set
-    python examples/compress.py encode runs/digits_train mine.pvdm --data x.npy # integers, (n, *event)
-    python examples/compress.py encode runs/digits_train digits.pvdm --sweep 50 100 250
-    python examples/compress.py decode runs/digits_train digits.pvdm x.npy
-    python examples/compress.py info digits.pvdm
-    python examples/compress.py test runs/digits_train digits.pvdm
+    python examples/app/compress.py encode runs/digits_train digits.pvdm            # the run's test set
+    python examples/app/compress.py encode runs/digits_train mine.pvdm --data x.npy # integers, (n, *event)
+    python examples/app/compress.py encode runs/digits_train digits.pvdm --sweep 50 100 250
+    python examples/app/compress.py decode runs/digits_train digits.pvdm x.npy
+    python examples/app/compress.py info digits.pvdm
+    python examples/app/compress.py test runs/digits_train digits.pvdm
 
 encode ends with a table: what the file costs with its initial bits and without, the bound in as many steps, and what the
 same images cost in other formats. test decodes a file block by block, and says which are intact. A file decodes on every

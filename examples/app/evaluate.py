@@ -1,16 +1,16 @@
 """Print the bound of a checkpoint on a data set, in bits per dimension (of real data in nats an example), as its parts with
 standard errors.
 
-    python examples/evaluate.py runs/digits_train                                # a run: its best checkpoint
-    python examples/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
-    python examples/evaluate.py runs/a --compare runs/b                          # paired: the error of the difference
-    python examples/evaluate.py runs/a --save bounds.npz --profile profile.png   # of each image; where the loss comes from
-    python examples/evaluate.py runs/a --method elbo flow iwae --samples 8       # the bound, and log p(x), in one table
-    python examples/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
-    torchrun --nproc-per-node 4 examples/evaluate.py runs/a                      # the same figures, sooner
+    python examples/app/evaluate.py runs/digits_train                                # a run: its best checkpoint
+    python examples/app/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
+    python examples/app/evaluate.py runs/a --compare runs/b                          # paired: the error of the difference
+    python examples/app/evaluate.py runs/a --save bounds.npz --profile profile.png   # of each image; where the loss is
+    python examples/app/evaluate.py runs/a --method elbo flow iwae --samples 8       # the bound, and log p(x), in one table
+    python examples/app/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
+    torchrun --nproc-per-node 4 examples/app/evaluate.py runs/a                      # the same figures, sooner
 
 The form of an official model is read off its parameters. Errors are over examples; each example's bound is the mean over
-the passes. The table of methods says more of what it holds in examples/methods.py.
+the passes. The table of methods says more of what it holds in methods.py.
 """
 
 import sys

@@ -1,7 +1,6 @@
 """Pictures of samples, schedules and losses, as PNG files."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -80,43 +79,3 @@ def profiles(found: dict[str, Profile], path: Path) -> None:
         ax.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def images_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], levels: int) -> None:
-    """The input distributions of a Bayesian flow at some of its steps: images of their means, a sample a row.
-
-    Args:
-        ax: axes to draw on.
-        theta: of :class:`purevdm.bfn.Sample`, (steps + 1, n, *event_shape) or, of two classes, with an axis of two more.
-        steps: which.
-        levels: into how many greys the range of the data is cut.
-    """
-    means = 2.0 * theta[..., 1] - 1.0 if levels == 2 else theta
-    shown = (1.0 - means[steps].transpose(0, 1).flatten(0, 1).clamp(-1.0, 1.0)) / 2.0 * 255.0
-    ax.imshow(tiles(shown, 256, side=len(steps)), interpolation="nearest")
-    pitch = shown.shape[-1] + 2
-    times = [f"{step / (len(theta) - 1):.2g}" for step in steps]
-    ax.set_xticks(np.arange(len(steps)) * pitch + (pitch - 1) / 2, times)
-    ax.tick_params(length=0)
-    ax.set(yticks=[], frame_on=False)
-
-
-def text_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], alphabet: str) -> None:
-    """One text as it becomes: at some steps the likeliest characters, each the darker the likelier.
-
-    Args:
-        ax: axes to draw on.
-        theta: of :class:`purevdm.bfn.Sample`, of one sample, (steps + 1, length, len(alphabet)).
-        steps: which.
-        alphabet: the characters of the classes.
-    """
-    p, likeliest = theta[steps].max(-1)
-    darkness = ((p - 1.0 / len(alphabet)) / (1.0 - 1.0 / len(alphabet))).clamp(0.08, 1.0)
-    for i, row in enumerate(likeliest.tolist()):
-        for j, character in enumerate(row):
-            grey = str(1.0 - darkness[i, j].item())
-            ax.text(j, i, alphabet[character], family="monospace", size=12, color=grey, ha="center", va="center")
-    times = [f"{step / (len(theta) - 1):.2g}" for step in steps]
-    ax.set(xlim=(-1, theta.shape[1]), ylim=(len(steps) - 0.5, -0.5), xticks=[], frame_on=False)
-    ax.set_yticks(range(len(steps)), times)
-    ax.tick_params(length=0)

@@ -21,7 +21,7 @@ from purevdm import _files
 from purevdm.training import NonFiniteLossError
 from purevdm.training.checkpoint import CheckpointError
 
-OURS = (Path(__file__).resolve().parent, Path(purevdm.__file__).resolve().parent)
+OURS = (Path(__file__).resolve().parents[1], Path(purevdm.__file__).resolve().parent)
 
 
 def program(main: Callable[..., Any]) -> Callable[..., Any]:

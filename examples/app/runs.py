@@ -1,6 +1,6 @@
 """What the programs make of a trained model's files: a run's checkpoint, or a model on its own, exported from one.
 
-    python examples/runs.py runs/fashion_mnist examples/fashion_mnist    # export: two small files in a folder
+    python examples/app/runs.py runs/fashion_mnist examples/app/fashion_mnist    # export: two small files in a folder
 
 The folder holds params.safetensors, the averaged parameters, and model.json, the run's configuration and the form of its
 data. sample.py, evaluate.py, compress.py and the others take it as they take a run.

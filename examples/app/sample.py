@@ -1,7 +1,7 @@
 """Draw from a checkpoint: a grid as PNG, and the numbers as .npy.
 
-    python examples/sample.py runs/digits_train --n 64 --steps 250
-    python examples/sample.py runs/mine --label 3 --guidance 2.0
+    python examples/app/sample.py runs/digits_train --n 64 --steps 250
+    python examples/app/sample.py runs/mine --label 3 --guidance 2.0
 
 Writes samples.png and samples.npy, (n, *event), into --out: uint8 (uint16 and int32 for more values), or float32 where data
 are real, which make a picture if they are images. The same seed gives the same samples.

@@ -1,11 +1,11 @@
 """Train a variational diffusion model: any data, presets with the official hyper-parameters, exact resume.
 
-    python examples/train.py                             # digits, a few minutes on two cores
-    python examples/train.py cifar10 --data.path data    # the official CIFAR-10 configuration
-    python examples/train.py digits --model.network unet --optimizer.steps 2000 --out runs/mine
-    python examples/train.py digits --model.predicts v --model.importance --out runs/v
-    torchrun --nproc-per-node 4 examples/train.py cifar10
-    python examples/train.py real --data.path x.npy      # an array of real numbers: the bound is on their density, in nats
+    python examples/app/train.py                             # digits, a few minutes on two cores
+    python examples/app/train.py cifar10 --data.path data    # the official CIFAR-10 configuration
+    python examples/app/train.py digits --model.network unet --optimizer.steps 2000 --out runs/mine
+    python examples/app/train.py digits --model.predicts v --model.importance --out runs/v
+    torchrun --nproc-per-node 4 examples/app/train.py cifar10
+    python examples/app/train.py real --data.path x.npy      # real numbers: the bound is on their density, in nats
 
 Writes into --out: config.json, metrics.jsonl, TensorBoard's files, checkpoints/, and at each evaluation a grid of samples
 (where data are real, their numbers as .npy) and the schedule's curve. --resume goes on from the latest checkpoint, bit for

@@ -1,155 +1,141 @@
-"""Edit test images with a trained model: complete their lower halves, go from one to another, change them a little.
+"""Train a variational diffusion model on scikit-learn's digits in a plain loop, and edit test images with it.
 
-    python examples/train.py digits
-    python examples/edit.py runs/digits_train
+    python editing.py
 
-Writes edit.png into --out, in three parts. Completions: an image, what is known of it, and draws of the rest, by a hook
-between the steps, or nearer to exact ones with ``--repeats 10``. Interpolations: two images inverted to noise, and samples
-from the noises on the great circle between them. Variations: images diffused to a time and sampled back from there, later
-and later (SDEdit, Meng et al. 2022).
+Writes editing.png, in three parts. Completions: an image, what is known of it, and draws of the rest; each step is taken
+--repeats times, as replacement by itself, 1, is biased (RePaint, Lugmayr et al. 2022). Interpolations: two images inverted
+to noise, and samples from the noises on the great circle between them. Variations: images diffused to a time and sampled
+back from there, later and later (SDEdit, Meng et al. 2022).
 """
 
+import argparse
 import math
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import matplotlib
 import numpy as np
 import optree
-import programs
 import torch
-import tyro
-from pictures import tiles
-from presets import condition
-from runs import load
-from torch import Tensor
+from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from purevdm import VDM, process, random, sampling, solvers
-from purevdm.inversion import interpolate, invert
-from purevdm.training.data import batch
+import purevdm
+from purevdm import inversion, process, random, sampling, solvers, training
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-
-@dataclass
-class Arguments:
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, or one of its checkpoints."""
-    out: Path | None = None
-    """The folder to write into; left out, edit/ in the run's own."""
-    overwrite: bool = False
-    """Whether to write over what an earlier call left in --out."""
-    rows: int = 8
-    """How many test images (and for interpolations, pairs)."""
-    columns: int = 8
-    first: int = 0
-    """The first of the test images."""
-    steps: int = 250
-    """Ancestral steps, for completions and variations."""
-    repeats: int = 1
-    """How often each step of a completion is taken: with more, what is drawn fits better what is known (RePaint, Lugmayr et
-    al. 2022). Replacement alone, 1, is biased; 10 is nearly exact, at ten times the cost (solvers.py measures both)."""
-    flow_steps: int = 100
-    """Steps of DPM-Solver++(2M), for interpolations: there and back."""
-    path: str | None = None
-    """Where the data are, if not where they were in training."""
-    seed: int = 0
-    device: str = "cpu"
+LEVELS, SHAPE, TEST = 17, (1, 8, 8), 297
 
 
-def repeated(tree: Any, times: int) -> Any:
-    """Each example several times, one after another."""
-    return optree.tree_map(lambda leaf: leaf.repeat_interleave(times, 0), tree)
+def data(key):
+    """Train and test images, integers (n, 1, 8, 8) in [0, 16], split by a key."""
+    x = torch.from_numpy(load_digits().images).long()[:, None]
+    order = random.permutation(key.cpu(), len(x))
+    return x[order[TEST:]], x[order[:TEST]]
 
 
-def completions(
-    model: VDM, params: dict, key: Tensor, x: Tensor, known: Tensor, times: int, cond: Any, repeats: int = 1, **options
-) -> Tensor:
+def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True):
+    """Trains on the batches that ``draw(key)`` gives; returns the averaged parameters and the losses, bits/dim."""
+    params = model.init(k_init)
+    ema = optree.tree_map(torch.clone, params)
+    leaves, average = optree.tree_leaves(params), optree.tree_leaves(ema)
+    optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles faster.
+    gradients = training.gradients(model, compile=compile)
+    losses = []
+    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train")):
+        k_batch, k_loss = random.split(random.fold_in(k_train, i))
+        grads, (loss, _) = gradients(params, draw(k_batch), k_loss)
+        for leaf, grad in zip(leaves, optree.tree_leaves(grads), strict=True):
+            leaf.grad = grad
+        # a warm-up, then a cosine down to a hundredth
+        rate = min((i + 1) / max(1, steps // 20), 0.505 + 0.495 * math.cos(math.pi * i / steps))
+        optimizer.param_groups[0]["lr"] = lr * rate
+        torch.nn.utils.clip_grad_norm_(leaves, 1.0)
+        optimizer.step()
+        torch._foreach_lerp_(average, leaves, max(0.01, 1 / (i + 1)))
+        losses.append(loss.item())
+        bar.set_postfix_str(f"{np.mean(losses[-50:]):.3f} bits/dim", refresh=False)
+    return ema, losses
+
+
+def completions(model, params, key, x, known, times, repeats, steps):
     """Draws of what is not known of images x, (n, *event_shape), beside what is: (n, times, *event_shape)."""
-    x, known = (repeated(part, times) for part in (x, known))
-    f = model.decoder.encode({}, x, dtype=model.dtype)
-    how = dict(project=sampling.inpaint(f, known)) if repeats == 1 else dict(solver=sampling.repaint(f, known, repeats))
-    drawn = model.sample(params, key, len(x), cond=repeated(cond, times), **how, **options)
+    x, known = (part.repeat_interleave(times, 0) for part in (x, known))
+    z_0 = model.decoder.encode({}, x, dtype=model.dtype)
+    solver = sampling.repaint(z_0, known, repeats)
+    drawn = model.sample(params, key, len(x), solver=solver, steps=steps)
     return torch.where(known, x, drawn).unflatten(0, (-1, times))
 
 
-def interpolations(model: VDM, params: dict, key: Tensor, a: Tensor, b: Tensor, k: int, cond: Any, **options) -> Tensor:
-    """From images a to images b, each (n, *event_shape), in k images: (n, k, *event_shape)."""
-    z_a, z_b = (invert(model, params, x, cond, **options) for x in (a, b))
-    weights = torch.linspace(0.0, 1.0, k, dtype=model.dtype, device=a.device)
-    z = torch.cat([interpolate(*pair, weights) for pair in zip(z_a, z_b, strict=True)])
-    return model.sample(params, key, len(z), z=z, cond=repeated(cond, k), **options).unflatten(0, (-1, k))
+def interpolations(model, params, key, a, b, n, steps):
+    """From images a to images b, each (rows, *event_shape), in n images: (rows, n, *event_shape)."""
+    options = dict(steps=steps, solver=solvers.dpmpp_2m(), grid="gamma")
+    z_a, z_b = (inversion.invert(model, params, x, **options) for x in (a, b))
+    weights = torch.linspace(0.0, 1.0, n, device=z_a.device)
+    z = torch.cat([inversion.interpolate(*pair, weights) for pair in zip(z_a, z_b, strict=True)])
+    return model.sample(params, key, len(z), z=z, **options).unflatten(0, (-1, n))
 
 
-def variations(model: VDM, params: dict, key: Tensor, x: Tensor, start: float, cond: Any, steps: int) -> Tensor:
+def variations(model, params, key, x, start, steps):
     """Images x, (n, *event_shape), diffused to the time start and sampled back from there, in that part of the steps."""
     k_diffuse, k_sample = random.split(key)
-    f = model.decoder.encode({}, x, dtype=model.dtype)
-    gamma = model.gamma(params, torch.tensor(start, dtype=model.dtype, device=x.device))
-    z = process.diffuse(f, gamma, random.normal(k_diffuse, f.shape, model.dtype))
-    return model.sample(params, k_sample, len(x), z=z, start=start, cond=cond, steps=math.ceil(start * steps))
+    z_0 = model.decoder.encode({}, x, dtype=model.dtype)
+    z = process.diffuse(z_0, model.gamma(params, torch.tensor(start, device=x.device)), random.normal(k_diffuse, z_0.shape))
+    return model.sample(params, k_sample, len(x), z=z, start=start, steps=math.ceil(start * steps))
 
 
-def picture(parts: dict[str, Tensor], vocab_size: int, path: Path) -> None:
-    """The parts side by side, each (rows, columns, channels, height, width)."""
-    rows, columns = next(iter(parts.values())).shape[:2]
-    size = (4.2 * len(parts), 4.2 * rows / columns + 0.3)
-    figure, axes = plt.subplots(1, len(parts), figsize=size, layout="constrained")
-    for ax, (title, x) in zip(axes, parts.items(), strict=True):
-        shown = vocab_size - 1 - x if x.shape[2] == 1 else x  # ink on paper
-        ax.imshow(tiles(shown.flatten(0, 1), vocab_size, side=columns), interpolation="nearest")
+def tiles(x, columns=8):
+    """Images (n, 1, height, width) side by side, as ``imshow`` takes them."""
+    x = torch.nn.functional.pad(x, (1, 1, 1, 1)).squeeze(1).unflatten(0, (-1, columns))
+    return x.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=550, help="training steps (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=8, help="how many test images (default: %(default)s)")
+    parser.add_argument("--sample-steps", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5, help="of each step of a completion (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--eager", action="store_true", help="train without compiling")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/editing"), help="where the picture goes (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    k_data, k_init, k_train, k_complete, k_vary = random.split(random.key(args.seed, device=args.device), 5)
+    x, test = (part.to(args.device) for part in data(k_data))
+    network = purevdm.networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16)
+    model = purevdm.vdm(network, purevdm.schedules.learned_linear(-8.0, 4.0), event_shape=SHAPE, vocab_size=LEVELS)
+
+    def draw(key):
+        return x[random.randint(key, (64,), 0, len(x))]
+
+    params, _ = train(model, draw, k_init, k_train, args.steps, compile=not args.eager)
+
+    a, b = test[: args.rows], test[args.rows : 2 * args.rows]
+    known = torch.ones_like(a, dtype=torch.bool)
+    known[:, :, 4:] = False
+    completed = completions(model, params, k_complete, a, known, 6, args.repeats, args.sample_steps)
+    between = interpolations(model, params, k_vary, a, b, 8, args.sample_steps)
+    varied = [variations(model, params, k_vary, a, start / 10, args.sample_steps) for start in range(3, 10)]
+    parts = {
+        "real, known, completions": torch.cat([a[:, None], torch.where(known, a, 6)[:, None], completed], 1),
+        "interpolations between inverted images": between,
+        "real, varied from times 0.3 to 0.9": torch.stack([a, *varied], 1),
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.5), layout="constrained")
+    for ax, (title, images) in zip(axes, parts.items(), strict=True):
+        ax.imshow(tiles(images.flatten(0, 1).cpu()), cmap="gray_r", vmin=0, vmax=LEVELS - 1)
         ax.set_title(title)
         ax.axis("off")
-    figure.savefig(path, dpi=96)
-    plt.close(figure)
-
-
-@programs.program
-def main() -> None:
-    args = tyro.cli(Arguments, description=__doc__)
-    programs.least(1, rows=args.rows, steps=args.steps, flow_steps=args.flow_steps, repeats=args.repeats)
-    programs.least(3, columns=args.columns)
-    programs.least(0, first=args.first)
-    changes = {} if args.path is None else {"data.path": args.path}
-    config, _, test, model, params = load(args.checkpoint, programs.device(args.device), **changes)
-    if config.model.kind != "vdm":
-        sys.exit(f"checkpoint: expected a diffusion model, got model.kind={config.model.kind}")
-    if len(test.event_shape) != 3 or test.vocab_size is None:
-        sys.exit(f"checkpoint: expected a model of images, got one of events of shape {test.event_shape}")
-    if test.size < args.first + 2 * args.rows:
-        sys.exit(f"rows: expected {2 * args.rows} test images from {args.first} on, found {test.size} in all")
-    out = programs.fresh(args.out or programs.beside(args.checkpoint, "edit"), args.overwrite, "edit.png")
-    x, labels = batch(test, np.arange(args.first, args.first + 2 * args.rows), args.device)
-    x, y = x.long().chunk(2)
-    labels = None if labels is None else labels[: args.rows]  # in interpolations, the first image's
-    cond = condition(config, torch.zeros(args.rows, device=args.device), labels)
-    k_complete, k_between, k_vary = random.split(random.key(args.seed, device=args.device), 3)
-    known = torch.ones_like(x, dtype=torch.bool)
-    known[..., x.shape[-2] // 2 :, :] = False
-    flow = dict(steps=args.flow_steps, solver=solvers.dpmpp_2m())
-
-    with tqdm(total=3, desc="edit") as bar:
-        options = dict(repeats=args.repeats, steps=args.steps)
-        completed = completions(model, params, k_complete, x, known, args.columns - 2, cond, **options)
-        bar.update()
-        between = interpolations(model, params, k_between, x, y, args.columns, cond, **flow)
-        bar.update()
-        starts = torch.linspace(0.3, 0.9, args.columns - 1).tolist()
-        varied = [variations(model, params, k_vary, x, start, cond, args.steps) for start in starts]
-        bar.update()
-    masked = torch.where(known, x, 3 * test.vocab_size // 8)
-    parts = {
-        "real, known, completions": torch.cat([x[:, None], masked[:, None], completed], 1),
-        "interpolations between inverted images": between,
-        f"real, varied from times {starts[0]:.1f} to {starts[-1]:.1f}": torch.stack([x, *varied], 1),
-    }
-    picture(parts, test.vocab_size, out / "edit.png")
-    back = (between[:, 0] == x).all() and (between[:, -1] == y).all()
-    print(f"{out}/edit.png; inverted images {'came' if back else 'did not all come'} back exactly")
+    figure.savefig(args.out / "editing.png", dpi=96)
+    back = (between[:, 0] == a).all() and (between[:, -1] == b).all()
+    print(f"{args.out}/editing.png; inverted images {'came' if back else 'did not all come'} back exactly")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Time purevdm in eager and compiled, and other people's VDMs beside it: calls taken in turn, in one process.
 
-    python examples/benchmark.py
-    python examples/benchmark.py --parts step sample --jax-vdm ../vdm --addtt ../variational-diffusion-models
+    python examples/studies/benchmark.py
+    python examples/studies/benchmark.py --parts step sample --jax-vdm ../vdm --addtt ../variational-diffusion-models
 
 Prints, for each part, the seconds of the first call (which compiles), medians with minimum and maximum, ratios (only they
 carry over to other machines), and GFLOP/s with their share of what this machine's matrix products and convolutions reach,
@@ -28,15 +28,15 @@ The part "divergence" times the flow's velocity with its divergence by one probe
 The part "ways" times a training step and the sampler in float32 and bfloat16, and in the compiler's mode "reduce-overhead":
 CUDA graphs, on a GPU. The peaks are those of bfloat16. With --device cuda it prints images a second, too:
 
-    python examples/benchmark.py --device cuda --parts ways --embed 128 --layers 32 --batch 128 --samples 64 --out ways.json
+    python examples/studies/benchmark.py --device cuda --parts ways --embed 128 --layers 32 --batch 128 --samples 64
 
-The part "flow" integrates log p of images, by the model that ``examples/digits.py`` trained and one probe each: by adaptive
+The part "flow" integrates log p of images, by the model that ``copy/digits.py`` trained and one probe each: by adaptive
 steps in one graph, with the divergence at all stages and at the ends of steps (``quadrature=2``); by Heun's method in
 as many steps as --steps says; by the first in eager; and by SciPy's RK45 driven from Python, as public code of score models
 does it. It prints also how often each applied the network, and how far their log p's are from those at a tenth of the
 tolerance. It takes half an hour.
 
-    python examples/benchmark.py --parts flow --runs 2 --steps 100
+    python examples/studies/benchmark.py --parts flow --runs 2 --steps 100
 
 The part "memory" measures the peak of a training step over what is held before it, with and without ``remat=True`` (blocks
 computed again in the backward pass). With --batches 16 32 64 128 on two x86-64 cores it printed
@@ -59,7 +59,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import digits
+import common
 import optree
 import peers
 import programs
@@ -69,7 +69,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import purevdm
 from purevdm import flow as likelihood_flow
-from purevdm import interop, likelihood, ode, process, random, training
+from purevdm import likelihood, ode, process, random, training
 from purevdm.evaluation import evaluate
 
 PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "divergence", "ways", "memory", "flow")
@@ -214,18 +214,13 @@ def ways(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[str
 
 def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """log p of digits by the probability flow, in one graph, in eager, and by SciPy."""
-    path = args.digits / "params.safetensors"
-    if not path.exists():
-        raise SystemExit(f"--digits {args.digits}: no {path.name} there; python examples/digits.py makes it")
-    model = digits.build()
-    params = optree.tree_map(lambda leaf: leaf.to(args.device), interop.load_params(path))
-    _, test = digits.data(random.split(random.key(0), 5)[0])
-    x, key = test[: args.images].to(args.device), random.key(0, device=args.device)
+    model, params, test = common.trained(args.digits, args.device)
+    x, key = test[: args.images], random.key(0, device=args.device)
     k_eps, k_probes = random.split(key)
     eps = random.normal(k_eps, x.shape)
     ends = likelihood_flow.ends(model, params, eps)
     z = process.diffuse(model.decoder.encode({}, x), ends.gamma_0, eps)
-    probes = likelihood_flow.draw_probes(random.split(k_probes, len(x)), 1, digits.SHAPE, z.dtype)
+    probes = likelihood_flow.draw_probes(random.split(k_probes, len(x)), 1, common.SHAPE, z.dtype)
 
     pieces = list(zip(z.split(args.piece), probes.split(args.piece, 1), strict=True))
 
@@ -292,7 +287,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64], help="for the part memory")
     parser.add_argument("--digits", type=Path, default=Path("runs/digits"), help="for the part flow: what digits.py wrote")
-    parser.add_argument("--images", type=int, default=digits.TEST, help="for the part flow")
+    parser.add_argument("--images", type=int, default=297, help="for the part flow")
     parser.add_argument("--piece", type=int, default=33, help="for the part flow: images in one call of ours")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="for the part flow")
     parser.add_argument("--runs", type=int, default=7)

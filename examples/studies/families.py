@@ -1,6 +1,6 @@
 """Compare diffusion models with Bayesian Flow Networks: grey digits, black and white digits, and text, over seeds.
 
-    python examples/families.py
+    python examples/studies/families.py
 
 Digits are scikit-learn's, text is Python's language reference (``characters.py``). On each a diffusion model and a Bayesian
 Flow Network have the same network but for its inputs and outputs, the same steps, batches and seeds, and one split of the
@@ -34,79 +34,34 @@ Bayesian flow is ahead of bigrams, and far behind trigrams, though it sees the w
 as much on training windows as on new ones, and 2.999 bits after 1200 steps (one seed).
 """
 
-import argparse
-import json
-import math
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any
 
 import characters
-import digits
+import common
+import numpy as np
 import pictures
 import programs
 import torch
+from common import ENDPOINTS, FOURIER, LEVELS, SHAPE, SPLIT, Task, summary
 from pictures import plt
-from results import ENDPOINTS, FOURIER, summary, train
-from tqdm import tqdm
 
 import purevdm
-from purevdm import bfn, evaluation, interop, networks, random, schedules, training
+from purevdm import bfn, evaluation, interop, networks, random, schedules
 
 KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
 UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
 TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
 SAMPLE_STEPS = 100
 BINARY = (-5.0, 5.0)  # endpoints for two values: at -5 they are six deviations apart from where they meet
-IMAGES = dict(steps=400, batch=64, lr=2e-3, passes=20)
-
-
-class Task(NamedTuple):
-    """A model and its data.
-
-    Attributes:
-        model: the model.
-        train, test: integers, (n, *event_shape), in no order.
-        settings: steps, batch and rate of the training, and passes over the test set, where the command line does not say.
-        dimensions: how many of the model's dimensions make one of the table's.
-    """
-
-    model: purevdm.VDM | bfn.BFN
-    train: torch.Tensor
-    test: torch.Tensor
-    settings: dict[str, float]
-    dimensions: int = 1
-
-
-def split() -> torch.Tensor:
-    """The key that splits data, of all runs."""
-    return random.split(random.key(0), 5)[0]
+TEXT = dict(steps=characters.STEPS, batch=characters.BATCH, lr=characters.LR, passes=8)
 
 
 def network(**options) -> networks.Network:
     return networks.vdm_unet(32, 2, fourier=FOURIER, dropout=0.0, groups=8, **options)
-
-
-def grey(kind: str) -> Task:
-    if kind == "vdm":
-        model = purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), digits.SHAPE, vocab_size=digits.LEVELS)
-    else:
-        model = bfn.discretised(network(outputs=2), digits.SHAPE, bins=digits.LEVELS, sigma_1=0.03)
-    return Task(model, *digits.data(split()), IMAGES)
-
-
-def binary(kind: str) -> Task:
-    """Both networks give the logit of white."""
-    if kind == "vdm":
-        logit = network(predicts="x", gamma_min=BINARY[0], gamma_max=BINARY[1])
-        rounding = logit._replace(apply=partial(probable, logit.apply))
-        model = purevdm.vdm(rounding, schedules.learned_linear(*BINARY), digits.SHAPE, vocab_size=2)
-    else:
-        model = bfn.discrete(network(predicts="x"), digits.SHAPE, classes=2, beta_1=9.0)
-    return Task(model, *(x // 9 for x in digits.data(split())), IMAGES)
 
 
 def probable(logit: Callable[..., torch.Tensor], *args, **options) -> torch.Tensor:
@@ -114,103 +69,95 @@ def probable(logit: Callable[..., torch.Tensor], *args, **options) -> torch.Tens
     return torch.sigmoid(logit(*args, **options)) - 0.5
 
 
-def text(kind: str) -> Task:
-    parts, size = characters.split(split()), (characters.WIDTH, characters.BLOCKS)
-    settings = dict(steps=characters.STEPS, batch=characters.BATCH, lr=characters.LR, passes=8)
-    if kind == "bfn":
-        return Task(characters.flow(*size), parts.train, parts.test, settings)
-    x, test = (characters.as_bits(windows) for windows in (parts.train, parts.test))
-    return Task(characters.diffusion(*size), x, test, settings, characters.BITS)
+def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
+    """A model of a kind for some data. Both networks of black and white give the logit of white."""
+    match data, kind:
+        case "grey", "vdm":
+            return purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
+        case "grey", "bfn":
+            return bfn.discretised(network(outputs=2), SHAPE, bins=LEVELS, sigma_1=0.03)
+        case "binary", "vdm":
+            logit = network(predicts="x", gamma_min=BINARY[0], gamma_max=BINARY[1])
+            rounding = logit._replace(apply=partial(probable, logit.apply))
+            return purevdm.vdm(rounding, schedules.learned_linear(*BINARY), SHAPE, vocab_size=2)
+        case "binary", "bfn":
+            return bfn.discrete(network(predicts="x"), SHAPE, classes=2, beta_1=9.0)
+    return (characters.diffusion if kind == "vdm" else characters.flow)(characters.WIDTH, characters.BLOCKS)
 
 
-TASKS = {"grey": grey, "binary": binary, "text": text}
+def examples(data: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training and test examples, integers (n, *event_shape); a diffusion model takes a character for bits."""
+    if data != "text":
+        return tuple(x // (9 if data == "binary" else 1) for x in common.data())
+    parts = characters.split(SPLIT)
+    return tuple(characters.as_bits(x) if kind == "vdm" else x for x in (parts.train, parts.test))
 
 
-def baselines() -> dict[str, list[tuple[str, torch.Tensor]]]:
-    """By data, what simpler models spend on each test example."""
-    x, test = digits.data(split())
-    parts = characters.split(split())
-    return {
-        "grey": [("pixel histograms", digits.histogram_bits(x, test))],
-        "binary": [("pixel histograms", digits.histogram_bits(x // 9, test // 9, 2))],
-        "text": [(f"{n}-grams", characters.ngram_bits(parts.pieces, parts.test, n)) for n in range(1, 6)],
-    }
+def task(data: str, kind: str) -> Task:
+    whole, (x, test) = model(data, kind), examples(data, kind)
+    # As in the paper, training leaves the reconstruction out, and with it the second application of the network.
+    trained = whole._replace(reconstruction=False) if kind == "bfn" else whole
+    dimensions = characters.BITS if (data, kind) == ("text", "vdm") else 1
+    found = Task(trained, x, partial(assess, whole, x, test, dimensions))
+    return found._replace(settings=TEXT) if data == "text" else found
 
 
-@torch.no_grad()
-def assess(task: Task, params, key: torch.Tensor, passes: int) -> dict[str, float]:
-    """The bound on the test examples, and on as many that the model has seen; bits in the table's unit."""
+ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in KINDS}
+
+
+def baselines(data: str) -> dict[str, torch.Tensor]:
+    """What simpler models spend on each test example."""
+    if data == "text":
+        parts = characters.split(SPLIT)
+        return {f"{n}-grams": characters.ngram_bits(parts.pieces, parts.test, n) for n in range(1, 6)}
+    return {"pixel histograms": common.histogram_bits(*examples(data, "bfn"), 2 if data == "binary" else LEVELS)}
+
+
+def assess(model, x, test, dimensions: int, params, key: torch.Tensor, passes: int) -> dict[str, float]:
+    """The bound on the test examples, and on as many that the model has seen; bits in the table's unit, of which each has
+    so many of the model's dimensions."""
     k_test, k_train, _ = random.split(key, 3)
-    bound = evaluation.evaluate(task.model, params, [task.test], k_test, passes=passes).total
-    seen = evaluation.evaluate(task.model, params, [task.train[: len(task.test)]], k_train, passes=passes).total
+    bound = evaluation.evaluate(model, params, [test], k_test, passes=passes).total
+    seen = evaluation.evaluate(model, params, [x[: len(test)]], k_train, passes=passes).total
     found = {"bits": bound.mean, "error": bound.error, "train": seen.mean}
-    return {name: value * task.dimensions for name, value in found.items()}
+    return {name: value * dimensions for name, value in found.items()}
 
 
-def run(args) -> None:
-    rows = [(name, kind) for name in TASKS for kind in KINDS if f"{name}/{kind}".startswith(args.rows)]
-    for name, kind in tqdm(rows, desc="rows"):
-        paths = [args.out / f"{name}-{kind}-{seed}.json" for seed in range(args.seeds)]
-        if all(path.exists() for path in paths):
-            continue
-        task = TASKS[name](kind)
-        torch._dynamo.reset()
-        # as in the paper, training leaves the reconstruction out, and with it the second application of the network
-        trained = task.model._replace(reconstruction=False) if kind == "bfn" else task.model
-        grad_fn = training.gradients(trained, compile=not args.eager)
-        given = {setting: value for setting in task.settings if (value := getattr(args, setting)) is not None}
-        settings = SimpleNamespace(**(task.settings | given))
-        for seed, path in enumerate(paths):
-            if path.exists():
-                continue
-            k_init, k_train, k_test = random.split(random.key(seed + 1), 3)
-            started = time.monotonic()
-            params = train(task.model, grad_fn, task.train, k_init, k_train, settings)
-            if (kind, seed) == ("bfn", 0):
-                interop.save_params(args.out / f"{name}.safetensors", params)
-            found = assess(task, params, k_test, settings.passes)
-            programs.write(path, json.dumps(found))
-            seconds = time.monotonic() - started
-            tqdm.write(f"{name}, {kind}, {seed}: {found['bits']:.3f} {UNITS[name]}, {seconds:.0f} s")
+def keep(out: Path, row: tuple[str, ...], seed: int, params: Any) -> None:
+    """Saves the Bayesian flows of the first seed for the picture."""
+    if row[1] == "bfn" and seed == 0:
+        interop.save_params(out / f"{row[0]}.safetensors", params)
 
 
-def results(out: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
-    """What the runs so far have left, by row."""
-    rows = [(name, kind) for name in TASKS for kind in KINDS]
-    found = {row: [json.loads(p.read_text()) for p in sorted(out.glob(f"{'-'.join(row)}-*.json"))] for row in rows}
-    return {row: runs for row, runs in found.items() if runs}
+def images_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], levels: int) -> None:
+    """The input distributions of a Bayesian flow at some of its steps: images of their means, a sample a row."""
+    means = 2.0 * theta[..., 1] - 1.0 if levels == 2 else theta
+    shown = (1.0 - means[steps].transpose(0, 1).flatten(0, 1).clamp(-1.0, 1.0)) / 2.0 * 255.0
+    ax.imshow(pictures.tiles(shown, 256, side=len(steps)), interpolation="nearest")
+    pitch = shown.shape[-1] + 2
+    times = [f"{step / (len(theta) - 1):.2g}" for step in steps]
+    ax.set_xticks(np.arange(len(steps)) * pitch + (pitch - 1) / 2, times)
+    ax.tick_params(length=0)
+    ax.set(yticks=[], frame_on=False)
 
 
-def table(found: dict[tuple[str, str], list[dict[str, float]]], simpler: dict[str, list[tuple[str, torch.Tensor]]]) -> str:
-    """Means over seeds with their standard errors, and the standard error over test examples."""
-    lines = ["| data | model | test | over examples | train |", "|---" * 5 + "|"]
-    for name, unit in UNITS.items():
-        for kind, title in KINDS.items():
-            if runs := found.get((name, kind)):
-                bits, seen = (summary([r[field] for r in runs]) for field in ("bits", "train"))
-                error = sum(r["error"] for r in runs) / len(runs)
-                lines.append(f"| {name}, {unit} | {title} | {bits} | ± {error:.3f} | {seen} |")
-        if any(row == name for row, _ in found):
-            for title, each in simpler[name]:
-                error = each.std().item() / math.sqrt(len(each))
-                lines.append(f"| {name}, {unit} | {title} | {each.mean():.3f} | ± {error:.3f} | |")
-    return "\n".join(lines) + "\n"
-
-
-def differences(found: dict[tuple[str, str], list[dict[str, float]]]) -> str:
-    """The Bayesian flow's bound against the diffusion model's, seed by seed."""
-    lines = []
-    for name, unit in UNITS.items():
-        a, b = (found.get((name, kind), []) for kind in ("bfn", "vdm"))
-        if a and len(a) == len(b):
-            gaps = [i["bits"] - j["bits"] for i, j in zip(a, b, strict=True)]
-            lines.append(f"{name}: Bayesian flow - diffusion {summary(gaps)} {unit}")
-    return "\n".join(lines)
+def text_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], alphabet: str) -> None:
+    """One text as it becomes: at some steps the likeliest characters, each the darker the likelier."""
+    p, likeliest = theta[steps].max(-1)
+    darkness = ((p - 1.0 / len(alphabet)) / (1.0 - 1.0 / len(alphabet))).clamp(0.08, 1.0)
+    for i, row in enumerate(likeliest.tolist()):
+        for j, character in enumerate(row):
+            grey = str(1.0 - darkness[i, j].item())
+            ax.text(j, i, alphabet[character], family="monospace", size=12, color=grey, ha="center", va="center")
+    times = [f"{step / (len(theta) - 1):.2g}" for step in steps]
+    ax.set(xlim=(-1, theta.shape[1]), ylim=(len(steps) - 0.5, -0.5), xticks=[], frame_on=False)
+    ax.set_yticks(range(len(steps)), times)
+    ax.tick_params(length=0)
 
 
 def picture(out: Path) -> None:
     """Samples of the first seed's Bayesian flows, and their input distributions on the way, as far as there are runs."""
-    names = [name for name in TASKS if (out / f"{name}.safetensors").exists()]
+    names = [name for name in UNITS if (out / f"{name}.safetensors").exists()]
     if not names:
         return
     heights = [2.5 if name == "text" else 3.6 for name in names]
@@ -218,19 +165,19 @@ def picture(out: Path) -> None:
     rows = figure.subfigures(len(names), 1, height_ratios=heights, squeeze=False)[:, 0]
     steps = [round(t * SAMPLE_STEPS) for t in TIMES]
     for row, name in zip(rows, names, strict=True):
-        model = TASKS[name]("bfn").model
-        params = interop.load_params(out / f"{name}.safetensors", model.init(random.key(0)))
-        found = model.sample(params, random.key(1), 1 if name == "text" else 32, steps=SAMPLE_STEPS, trajectory=True)
+        flow = model(name, "bfn")
+        params = interop.load_params(out / f"{name}.safetensors", flow.init(random.key(0)))
+        found = flow.sample(params, random.key(1), 1 if name == "text" else 32, steps=SAMPLE_STEPS, trajectory=True)
         if name == "text":
             ax = row.subplots()
-            pictures.text_on_the_way(ax, found.theta[:, 0], steps, characters.ALPHABET)
+            text_on_the_way(ax, found.theta[:, 0], steps, characters.ALPHABET)
             ax.set(title="text: the likeliest characters, the paler the less likely", ylabel="time")
             continue
         left, right = row.subplots(1, 2)
-        levels = model.decoder.vocab_size
+        levels = flow.decoder.vocab_size
         left.imshow(pictures.tiles(levels - 1 - found.x, levels, side=8), interpolation="nearest")
         left.set(title=f"{name} digits: samples", xticks=[], yticks=[], frame_on=False)
-        pictures.images_on_the_way(right, found.theta[:, :4], steps, levels)
+        images_on_the_way(right, found.theta[:, :4], steps, levels)
         right.set(title="means of the input distributions", xlabel="time")
     figure.savefig(out / "bfn.png", dpi=90)
     plt.close(figure)
@@ -238,30 +185,21 @@ def picture(out: Path) -> None:
 
 @programs.program
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = "default: each row's own"
-    parser.add_argument("--steps", type=int, help=f"training steps of each run ({default})")
-    parser.add_argument("--batch", type=int, help=default)
-    parser.add_argument("--lr", type=float, help=default)
-    parser.add_argument("--passes", type=int, help=f"passes of times over the test set ({default})")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default: %(default)s)")
-    parser.add_argument("--rows", default="", help="only the rows that begin so, as grey or text/bfn")
-    parser.add_argument("--out", type=Path, default=Path("runs/families"))
-    parser.add_argument("--eager", action="store_true", help="do not compile")
-    args = parser.parse_args()
-    if min(args.seeds, *(1 if n is None else n for n in (args.steps, args.batch, args.passes))) < 1:
-        parser.error("--steps, --seeds, --batch and --passes must be at least 1")
-    args.out.mkdir(parents=True, exist_ok=True)
-    run(args)
-    found = results(args.out)
-    if not found:
-        parser.error(f"--rows: expected the beginning of a row, as grey or text/bfn, got {args.rows!r}")
-    written = table(found, baselines())
-    programs.write(args.out / "table.md", written)
-    print(written)
-    print(differences(found))
+    args = common.arguments(__doc__, "runs/families", "grey or text/bfn")
+    found = common.run(ROWS, args, partial(keep, args.out))
+    lines = []
+    for data, unit in UNITS.items():
+        for kind, title in KINDS.items():
+            if runs := found.get((data, kind)):
+                bits, seen = (summary([r[field] for r in runs]) for field in ("bits", "train"))
+                error = np.mean([r["error"] for r in runs])
+                lines.append(f"| {data}, {unit} | {title} | {bits} | ± {error:.3f} | {seen} |")
+        for title, each in baselines(data).items() if any(row[0] == data for row in found) else ():
+            lines.append(f"| {data}, {unit} | {title} | {each.mean():.3f} | ± {each.std() / len(each) ** 0.5:.3f} | |")
+    common.table("| data | model | test | over examples | train |", lines, args.out)
+    print("\n".join(filter(None, (common.difference(found, (data, "bfn"), (data, "vdm")) for data in UNITS))))
     picture(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,8 @@
-"""Evaluations against the error of log p, for each integrator, by the model that ``examples/digits.py`` trained.
+"""Evaluations against the error of log p, for each integrator, by the model that ``examples/copy/digits.py`` trained.
 
-    python examples/digits.py
-    python examples/integrators.py runs/digits
-    python examples/integrators.py runs/digits --probes 0   # the exact divergence
+    python examples/copy/digits.py
+    python examples/studies/integrators.py runs/digits
+    python examples/studies/integrators.py runs/digits --probes 0   # the exact divergence
 
 Latents of test images go along the probability flow in float64, with one probe each for the divergence. The error is against
 ``dop853`` at a far smaller tolerance with the same probes, so that it is that of the integration alone. The first row's time
@@ -33,14 +33,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import digits
-import optree
+import common
 import programs
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from purevdm import flow, interop, likelihood, ode, process, random
+from purevdm import flow, likelihood, ode, process, random
 from purevdm.ode import Integrator
 
 ADAPTIVE: dict[str, Callable[[Any], Integrator]] = {
@@ -55,14 +54,12 @@ FIXED: dict[str, Callable[[Any], Integrator]] = {"heun": ode.heun, "rk4": ode.rk
 
 def log_p_of(path: Path, images: int, n: int) -> Callable[[Integrator], tuple[Tensor, Tensor]]:
     """log p of test images' latents and the evaluations, as a function of the integrator, in float64, by n probes."""
-    model = digits.build(torch.float64)
-    params = optree.tree_map(lambda leaf: leaf.double(), interop.load_params(path / "params.safetensors"))
-    _, test = digits.data(random.split(random.key(0), 5)[0])
+    model, params, test = common.trained(path, dtype=torch.float64)
     x = test[:images]
     k_eps, k_probes = random.split(random.key(0))
     eps = random.normal(k_eps, x.shape, torch.float64)
     z = process.diffuse(model.decoder.encode({}, x, dtype=eps.dtype), flow.ends(model, params, eps).gamma_0, eps)
-    probes = flow.draw_probes(random.split(k_probes, len(x)), n, digits.SHAPE, eps.dtype) if n else None
+    probes = flow.draw_probes(random.split(k_probes, len(x)), n, common.SHAPE, eps.dtype) if n else None
 
     def log_p(integrator: Integrator) -> tuple[Tensor, Tensor]:
         return likelihood.log_prob_latent(model, params, z, integrator=integrator, probes=probes)
@@ -73,7 +70,7 @@ def log_p_of(path: Path, images: int, n: int) -> Callable[[Integrator], tuple[Te
 @programs.program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the folder that examples/digits.py wrote, with params.safetensors")
+    parser.add_argument("run", type=Path, help="the folder that examples/copy/digits.py wrote, with params.safetensors")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--probes", type=int, default=1, help="for the divergence; 0 computes it exactly")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-2, 1e-3, 1e-4, 1e-5])
@@ -83,9 +80,6 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.images, *args.steps) < 1 or args.probes < 0 or min(args.reference, *args.tolerances) <= 0.0:
         parser.error("--images and --steps must be at least 1, --probes at least 0, --tolerances and --reference above 0")
-    if not (args.run / "params.safetensors").exists():
-        parser.error(f"{args.run}: no params.safetensors there; python examples/digits.py makes it")
-
     programs.file(args.out)
     log_p = log_p_of(args.run, args.images, args.probes)
     ways = [(name, f"{t:.0e}", make(t)) for name, make in ADAPTIVE.items() for t in args.tolerances]

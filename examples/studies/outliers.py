@@ -1,7 +1,7 @@
 """Rank digits and images that are none by their likelihood, log p(x) by the probability flow: does it tell them apart?
 
-    python examples/digits.py
-    python examples/outliers.py runs/digits/params.safetensors     # or a run of train.py: runs/digits_train
+    python examples/copy/digits.py
+    python examples/studies/outliers.py runs/digits/params.safetensors     # or a run of train.py: runs/digits_train
 
 Odd images are made of the test digits, by a change that keeps as many pixels as it can: inverted, turned by 90 degrees,
 shifted by two pixels, shuffled, blurred. Others are letters, drawn as the digits were, by counting ink in blocks of 4 x 4 of
@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import common
 import matplotlib
 import numpy as np
 import programs
 import torch
 import tyro
-from digits import histogram_bits
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from presets import condition
@@ -172,7 +172,7 @@ def main() -> None:
     sizes = [len(part) for part in kinds.values()]
     bits = dict(zip(kinds, (-found.log_prob / math.prod(shape) / math.log(2)).split(sizes), strict=True))
     seen = batch(train, np.arange(train.size))[0].long()
-    simple = {name: histogram_bits(seen, images.cpu(), vocab) for name, images in kinds.items()}
+    simple = {name: common.histogram_bits(seen, images.cpu(), vocab) for name, images in kinds.items()}
 
     print(f"{'':9}{'images':>7}{'-log p, bits/dim':>20}{'AUROC':>18}{'of histograms':>18}")
     scores = {}

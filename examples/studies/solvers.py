@@ -1,6 +1,6 @@
 """Steps against error, for each way of sampling, on a source whose every answer is known: a Gaussian.
 
-    python examples/solvers.py
+    python examples/studies/solvers.py
 
 With data from N(0.4, 0.2**2) the best eps_hat is affine in z, and so is every step: the distribution that a sampler ends
 in is Gaussian, and its mean and variance follow from a run for each unit of noise. The error printed is the 2-Wasserstein
@@ -36,8 +36,8 @@ import json
 import math
 from pathlib import Path
 
-import programs
 import torch
+from common import programs
 from torch import Tensor
 
 import purevdm

@@ -12,17 +12,12 @@ import readers
 import runs
 import torch
 from methods import Method
-from processes import call
+from processes import call, small_flow
 from processes import here as program
 
 import purevdm
 from purevdm import decoders, evaluation, interop, likelihood, networks, ode, random, schedules
 from purevdm.training.data import Dataset
-
-
-def small_flow(monkeypatch, module):
-    """Few steps whatever the tolerance."""
-    monkeypatch.setattr(module, "ode", type("Few", (), {"dopri5": staticmethod(lambda rtol, atol, **options: ode.rk4(4))}))
 
 
 @pytest.fixture
@@ -148,8 +143,7 @@ def test_the_parameters_of_the_digits_example_are_loaded(tmp_path):
     """With its split and its model: what the program itself has."""
     import digits
 
-    network = networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16)
-    model = purevdm.vdm(network, schedules.learned_linear(**digits.GAMMA), event_shape=digits.SHAPE, vocab_size=17)
+    model = digits.build()
     params = model.init(random.key(3))
     interop.save_params(tmp_path / "params.safetensors", params)
     _, train, test, found, loaded = runs.load(tmp_path / "params.safetensors", "cpu")

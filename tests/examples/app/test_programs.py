@@ -61,7 +61,7 @@ def refused(monkeypatch, capsys):
     return refused
 
 
-CHECKPOINTED = ("evaluate", "sample", "edit", "outliers")
+CHECKPOINTED = ("evaluate", "sample", "outliers")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTED)
@@ -135,26 +135,13 @@ SIZES = [
     ("evaluate", ("RUN", "--batch", "0"), "batch"),
     ("evaluate", ("RUN", "--examples", "0"), "examples"),
     ("evaluate", ("RUN", "--timesteps", "-1"), "timesteps"),
-    ("edit", ("RUN", "--columns", "2"), "columns"),
-    ("edit", ("RUN", "--flow-steps", "0"), "flow-steps"),
-    ("edit", ("RUN", "--first", "-1"), "first"),
     ("outliers", ("RUN", "--images", "1"), "samples, batch"),
     ("outliers", ("RUN", "--tolerance", "nan"), "samples, batch"),
     ("compress", ("encode", "RUN", "OUT/x", "--timesteps", "0"), "timesteps"),
     ("compress", ("encode", "RUN", "OUT/x", "--sweep", "3", "0"), "sweep"),
     ("compress", ("encode", "RUN", "OUT/x", "--examples", "0"), "examples"),
     ("compress", ("decode", "RUN", "RUN/x.pvdm", "OUT/x.npy", "--lanes", "0"), "lanes"),
-    ("digits", ("--lr", "nan"), "lr"),
-    ("digits", ("--device", "nonsense"), "device"),
-    ("digits", ("--device", "meta"), "device"),
-    ("bfn", ("--lr", "inf"), "lr"),
-    ("density", ("--tolerance", "nan"), "tolerance"),
-    ("swirl", ("--lr", "0"), "lr"),
-    ("tables", ("--lr", "-1"), "lr"),
-    ("fields", ("--lr", "nan"), "lr"),
-    ("loops", ("ddp", "--lr", "nan"), "lr"),
     ("objectives", ("--lr", "nan"), "lr"),
-    ("results", ("--lr", "nan"), "lr"),
 ]
 
 
@@ -170,23 +157,16 @@ PLACES = [
     ("train", (*TRAIN, "--out", "FILE"), "out"),
     ("train", (*TRAIN, "--out", "FILE/below"), "out"),
     ("sample", ("RUN", "--out", "FILE"), "out"),
-    ("edit", ("RUN", "--out", "FILE"), "out"),
     ("outliers", ("RUN", "--out", "FILE/below"), "out"),
     ("evaluate", ("RUN", "--save", "FILE/x.npz"), "save"),
     ("evaluate", ("RUN", "--profile", "FOLDER"), "profile"),
     ("compress", ("encode", "RUN", "FOLDER"), "file"),
     ("compress", ("decode", "RUN", "RUN/x.pvdm", "FOLDER"), "out"),
     ("compress", ("decode", "RUN", "RUN/x.pvdm", "FILE/x.npy"), "out"),
-    ("digits", ("--out", "FILE"), "out"),
-    ("bfn", ("--out", "FILE"), "out"),
-    ("density", ("--out", "FILE"), "out"),
-    ("swirl", ("--out", "FILE"), "out"),
     ("solvers", ("--out", "FOLDER"), "out"),
     ("integrators", ("RUN", "--out", "FOLDER"), "out"),
     ("benchmark", ("--out", "FILE/x"), "out"),
     ("objectives", ("--out", "FILE"), "out"),
-    ("results", ("--out", "FILE"), "out"),
-    ("loops", ("ddp", "--out", "FOLDER"), "out"),
 ]
 
 
@@ -208,10 +188,7 @@ def test_what_cannot_be_written_is_refused_at_the_start(refused, run, tmp_path, 
     [
         ("sample", ("RUN",), "samples.npy"),
         ("sample", ("RUN",), "samples.png"),
-        ("edit", ("RUN",), "edit.png"),
         ("outliers", ("RUN",), "outliers.png"),
-        ("digits", (), "params.safetensors"),
-        ("bfn", (), "params.safetensors"),
         ("runs", ("RUN",), "params.safetensors"),
         ("runs", ("RUN",), "model.json"),
     ],
@@ -280,8 +257,6 @@ def test_a_damaged_archive_or_label_file_is_named(refused, run, tmp_path):
     np.save(tmp_path / "labels.npy", np.array([0.5, 1.0]))
     told = refused("compress", "encode", run, tmp_path / "y", "--labels", tmp_path / "labels.npy", "--examples", 2)
     assert "labels.npy: expected the classes of examples, integers, found float64" in told
-    (tmp_path / "results.json").write_text("[")
-    assert "results.json: expected what an earlier call wrote" in refused("results", "--plot", "--out", tmp_path)
 
 
 def test_pipes_are_no_files_of_a_run(tmp_path):

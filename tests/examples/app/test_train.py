@@ -16,7 +16,6 @@ import train
 from goldens import case, tree
 from PIL import Image
 from processes import ENV, call, command, here
-from test_interop import pack
 
 from purevdm import evaluation, networks, random, training
 from purevdm.training import checkpoint
@@ -247,6 +246,14 @@ def test_bounds_are_saved_compared_and_drawn(whole, tmp_path):
         run = here("evaluate.py", late, *arguments)
         assert run.returncode != 0
         assert words in run.stderr
+
+
+def pack(branch):
+    """Arrays as flax.serialization packs them: extension 1, of (shape, dtype, bytes)."""
+    if isinstance(branch, dict):
+        return {name: pack(value) for name, value in branch.items()}
+    x = np.asarray(branch)
+    return msgpack.ExtType(1, msgpack.packb((x.shape, x.dtype.name, x.tobytes()), use_bin_type=True))
 
 
 def test_an_official_checkpoint_is_evaluated(tmp_path):

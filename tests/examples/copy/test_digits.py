@@ -7,9 +7,9 @@ from pathlib import Path
 
 import digits
 import optree
-import pictures
 import pytest
 import torch
+from processes import here
 
 from purevdm import interop, random
 
@@ -43,21 +43,20 @@ def test_histograms_are_near_the_known_figure():
 
 def test_tiles_keep_every_pixel():
     images = torch.arange(4 * 4).reshape(4, 1, 2, 2)
-    tiles = pictures.tiles(images, 16, side=2)
-    assert tiles.shape == (8, 8, 3)
-    assert (tiles[1:3, 1:3, 0] == 17 * images[0, 0].numpy()).all()
-    assert (tiles[5:7, 1:3, 0] == 17 * images[2, 0].numpy()).all()
-    assert (tiles[0] == 255).all()
+    tiles = digits.tiles(images, 2)
+    assert tiles.shape == (8, 8)
+    assert torch.equal(tiles[1:3, 1:3], images[0, 0])
+    assert torch.equal(tiles[5:7, 1:3], images[2, 0])
+    assert not tiles[0].any()
 
 
-def test_tiles_of_real_numbers_go_from_black_to_white():
-    x = torch.tensor([-3.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
-    tiles = pictures.tiles(x, None, side=2)
-    assert (tiles[1:3, 1:3] == 0).all()
-    assert (tiles[1:3, 5:7] == 255).all()
-    assert pictures.drawable((3, 4, 4), None)
-    assert not pictures.drawable((2,), None)
-    assert pictures.drawable((2,), 17)
+def test_parameters_that_are_there_are_not_written_over(tmp_path):
+    (tmp_path / "params.safetensors").write_bytes(b"of before")
+    for program in ("digits.py", "flows.py"):
+        done = here(program, "--out", tmp_path)
+        assert done.returncode == 2
+        assert "--out: expected a folder without params.safetensors" in done.stderr
+    assert (tmp_path / "params.safetensors").read_bytes() == b"of before"
 
 
 @pytest.mark.slow

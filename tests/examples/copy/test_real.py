@@ -1,46 +1,47 @@
-"""The table of real numbers: no value repeated often, densities that the change of variables keeps, a whole run."""
+"""Real data of several shapes: a whitened table, correlations and entropy in closed form, whole runs."""
 
-import numpy as np
-import tables
+import math
+
+import pytest
+import real
 import torch
-from test_density import run
+from processes import figures
 
 from purevdm import random
 
 
-def test_the_table_has_no_repeated_values():
-    x = tables.table()
-    assert x.shape == (569, 24)
-    assert max(np.unique(column, return_counts=True)[1].max() for column in x.T) <= 5
+def test_the_table_is_whitened_by_its_training_rows_and_split_by_key():
+    train, test = real.table(random.key(0))
+    assert (train.shape, test.shape) == ((427, 24), (142, 24))
+    torch.testing.assert_close(train.T.cov(correction=0), torch.eye(24), rtol=0, atol=1e-4)
+    assert train.mean(0).abs().max() < 1e-5
+    assert test.std(0).median() > 0.8
+    assert max(column.unique(return_counts=True)[1].max() for column in train.T) <= 5
+    assert not torch.equal(train, real.table(random.key(1))[0])
 
 
-def test_the_parts_share_out_the_rows_by_key():
-    x = torch.arange(569.0, dtype=torch.float64)[:, None]
-    rows = tables.split(x, random.key(0))
-    assert [len(part) for part in rows] == [342, 85, 142]
-    assert len(torch.cat(rows).unique()) == 569
-    assert abs(rows.train.mean()) < 1e-12
-    assert not torch.equal(rows.test, tables.split(x, random.key(1)).test)
+@pytest.mark.parametrize("shape", [(6,), (3, 4)])
+def test_draws_have_the_correlations_and_the_entropy_of_their_source(shape):
+    n = 50_000
+    x = real.correlated(random.key(0), n, shape).double()
+    assert x.shape == (n, 1, *shape)
+    places = torch.cartesian_prod(*(torch.arange(size) for size in shape)).reshape(math.prod(shape), -1)
+    want = real.RHO ** (places[:, None] - places).abs().sum(-1).double()
+    assert (x.flatten(1).T.cov() - want).abs().max() < 5 * math.sqrt(2 / n)
+    exact = 0.5 * torch.logdet(2 * math.pi * math.e * want).item()
+    assert abs(real.entropy(shape) - exact) < 1e-9
 
 
-def test_whitening_keeps_the_single_gaussians_density():
-    """Its log-density is the standard normal one of the whitened rows, less what whitening gains."""
-    rows = tables.split(torch.from_numpy(tables.table()), random.key(0))
-    white, gained = tables.whitened(rows)
-    torch.testing.assert_close(white.train.T.cov(correction=0), torch.eye(24), rtol=0, atol=1e-4)
-    got = torch.distributions.Normal(0.0, 1.0).log_prob(white.test.double()).sum(1) - gained
-    _, want = tables.mixture(rows, range(1, 2), ("full",))
-    # the mixture adds 1e-6 to each variance
-    torch.testing.assert_close(got, torch.from_numpy(want), rtol=0.01, atol=0.05)
+def test_a_table_s_run_begins_near_the_single_gaussian():
+    lines = figures("real.py", "table", "--steps", 4, "--passes", 2, "--eager")
+    bound, gaussian, mixture = (float(lines[name].split()[0]) for name in ("test bound", "1 Gaussians", "4 Gaussians"))
+    assert abs(bound - gaussian) < 6
+    assert abs(mixture - gaussian) < 3
+    assert "142 examples of 24 numbers" in lines["test bound"]
 
 
-def test_a_run_prints_what_it_promises(monkeypatch, capsys):
-    arguments = ("--steps", 4, "--every", 2, "--passes", 4, "--components", 2, "--batch", 32, "--eager")
-    lines = run(tables.main, monkeypatch, capsys, *arguments)
-    gaussian, mixture, diffusion = (
-        float(lines[name].split()[0]) for name in ("one Gaussian", "Gaussian mixture", "diffusion, at least")
-    )
-    assert "components" in lines["Gaussian mixture"]
-    # training starts from the single Gaussian; the errors of 4 passes over 142 rows
-    assert abs(diffusion - gaussian) < 3
-    assert abs(float(lines["diffusion - mixture"].split()[0]) - (diffusion - mixture)) < 0.002
+def test_a_series_run_prints_what_it_promises():
+    lines = figures("real.py", "series", "--steps", 2, "--passes", 1, "--eager")
+    bound, truth, alone = (float(lines[name].split()[0]) for name in ("test bound", "entropy", "independent"))
+    assert truth < alone
+    assert truth < bound < 2 * alone

@@ -76,7 +76,7 @@ def test_the_flow_of_others_ends_in_the_same_log_p():
 
 def test_a_flow_without_a_trained_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "flow", "--digits", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"python examples/digits\.py makes it"):
+    with pytest.raises(SystemExit, match=r"python examples/copy/digits\.py makes it"):
         benchmark.main()
 
 

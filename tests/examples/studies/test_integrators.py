@@ -24,8 +24,7 @@ def test_the_program_prints_its_table(tmp_path, monkeypatch, capsys):
     assert [row[2] for row in table["rows"][10:]] == [4, 8, 8, 16]
 
 
-def test_a_folder_without_parameters_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_folder_without_parameters_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["integrators.py", str(tmp_path)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"digits\.py makes it"):
         integrators.main()
-    assert "digits.py makes it" in capsys.readouterr().err

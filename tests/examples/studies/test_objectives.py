@@ -11,18 +11,20 @@ def leave(out, row, seed, bits):
     (out / f"{'-'.join(row)}-{seed}.json").write_text(json.dumps(dict(bits=bits, error=0.1, single=3.0, batch=0.5)))
 
 
-def test_the_table_and_the_differences(tmp_path):
+def test_the_table_and_the_differences(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(objectives.common, "run", lambda rows, args: objectives.common.results(rows, args))
     for seed in (0, 1, 2):
-        for i, row in enumerate(objectives.ROWS[:3]):
+        for i, row in enumerate(list(objectives.ROWS)[:3]):
             leave(tmp_path, row, seed, 2.0 + seed - 0.25 * i)
-    found = objectives.results(tmp_path)
-    lines = objectives.table(found).splitlines()
-    assert len(lines) == 2 + 3
+    monkeypatch.setattr(sys, "argv", ["objectives.py", "--out", str(tmp_path)])
+    objectives.main()
+    lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "| eps | uniform | 3.000 ± 0.577 | 3.000 ± 0.000 | 0.500 ± 0.000 |"
-    assert objectives.differences(found).splitlines() == [
-        "eps, importance - eps, uniform: -0.250 ± 0.000 bits/dim",
-        "eps, variance - eps, uniform: -0.500 ± 0.000 bits/dim",
+    assert lines[5:] == [
+        "eps, importance - eps, uniform: -0.250 ± 0.000",
+        "eps, variance - eps, uniform: -0.500 ± 0.000",
     ]
+    assert (tmp_path / "table.md").read_text().splitlines() == lines[:5]
 
 
 def test_rows_are_run_once(tmp_path, monkeypatch, capsys):
@@ -42,8 +44,7 @@ def test_rows_are_run_once(tmp_path, monkeypatch, capsys):
         assert found["batch"] < found["single"]  # even times leave less
 
 
-def test_a_row_that_is_none_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_row_that_is_none_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["objectives.py", "--rows", "w", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="rows: expected the beginning of"):
         objectives.main()
-    assert "rows: expected the beginning of a row" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 import readers
 import torch
 from PIL import Image
-from test_evaluate import small_flow
+from processes import small_flow
 
 from purevdm import interop, networks, random, vdm
 from purevdm.schedules import fixed_linear
