@@ -35,7 +35,8 @@ as much on training windows as on new ones, and 2.999 bits after 1200 steps (one
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from pictures import plt
 
 import purevdm
 from purevdm import bfn, evaluation, interop, networks, random, schedules
+from purevdm.networks import Wrapped
 
 KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
 UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
@@ -64,9 +66,12 @@ def network(**options) -> networks.Network:
     return networks.vdm_unet(32, 2, fourier=FOURIER, dropout=0.0, groups=8, **options)
 
 
-def probable(logit: Callable[..., torch.Tensor], *args, **options) -> torch.Tensor:
-    """The mean of an x that is -1/2 or 1/2, as two values are encoded."""
-    return torch.sigmoid(logit(*args, **options)) - 0.5
+@dataclass(frozen=True)
+class Probable(Wrapped):
+    """The mean of an x that is -1/2 or 1/2, as two values are encoded, of a network that gives a logit."""
+
+    def apply(self, *args, **options) -> torch.Tensor:
+        return torch.sigmoid(self.own.apply(*args, **options)) - 0.5
 
 
 def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
@@ -77,9 +82,7 @@ def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
         case "grey", "bfn":
             return bfn.discretised(network(outputs=2), SHAPE, bins=LEVELS, sigma_1=0.03)
         case "binary", "vdm":
-            logit = network(predicts="x", gamma_min=BINARY[0], gamma_max=BINARY[1])
-            rounding = logit._replace(apply=partial(probable, logit.apply))
-            return purevdm.vdm(rounding, schedules.learned_linear(*BINARY), SHAPE, vocab_size=2)
+            return purevdm.vdm(Probable(network(predicts="x")), schedules.learned_linear(*BINARY), SHAPE, vocab_size=2)
         case "binary", "bfn":
             return bfn.discrete(network(predicts="x"), SHAPE, classes=2, beta_1=9.0)
     return (characters.diffusion if kind == "vdm" else characters.flow)(characters.WIDTH, characters.BLOCKS)

@@ -80,16 +80,16 @@ def error(solver: str, steps: int, grid: str) -> float:
     noises = torch.cat([torch.zeros(steps + 2, 1), torch.eye(steps + 2)[:, 1:]], 1).double()
     mean, std = moments(gammas[0])
     start = mean + std * noises[:, 1]
-    init, take = SOLVERS[solver]
+    taken = SOLVERS[solver]
 
     def step(i: Tensor, z: Tensor, *carry: Tensor) -> tuple[Tensor, ...]:
         gamma_t, gamma_s = gammas[i], gammas[i + 1]
         if solver == "ancestral":  # with units of noise in place of random noise
             return (solvers.ancestral_step(z, denoise(z, gamma_t).eps, gamma_t, gamma_s, noises[:, i + 2]),)
-        done = take(denoise, z, gamma_t, gamma_s, None, carry)
+        done = taken.step(denoise, z, gamma_t, gamma_s, None, carry)
         return (done.z, *done.carry)
 
-    z = sampling.loop(step, (start, *init(start, gammas[0])), steps)[0]
+    z = sampling.loop(step, (start, *taken.init(start, gammas[0])), steps)[0]
     true_mean, true_std = moments(gammas[-1])
     return math.hypot(z[0] - true_mean, (z[1:] - z[0]).square().sum().sqrt() - true_std)
 
