@@ -23,8 +23,6 @@ What to expect on a CPU:
 - MALLOC_TOP_PAD_=1073741824 in the environment keeps glibc from returning memory after every step and asking for it again. A
   training step in a process that does nothing else took an eighth to a fifth less time.
 
-The part "divergence" times the flow's velocity with its divergence by one probe against the velocity alone.
-
 The part "ways" times a training step and the sampler in float32 and bfloat16, and in the compiler's mode "reduce-overhead":
 CUDA graphs, on a GPU. The peaks are those of bfloat16. With --device cuda it prints images a second, too:
 
@@ -37,19 +35,9 @@ does it. It prints also how often each applied the network, and how far their lo
 tolerance. It takes half an hour.
 
     python examples/studies/benchmark.py --parts flow --runs 2 --steps 100
-
-The part "memory" measures the peak of a training step over what is held before it, with and without ``remat=True`` (blocks
-computed again in the backward pass). With --batches 16 32 64 128 on two x86-64 cores it printed
-
-    batch   plain      remat      time of remat, relative to plain
-       16    520 MiB    263 MiB   1.16
-       32   1038 MiB    558 MiB   1.20
-       64   2064 MiB   1132 MiB   1.07
-      128   4125 MiB   2090 MiB   0.78
 """
 
 import argparse
-import ctypes
 import functools
 import json
 import platform
@@ -70,10 +58,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import purevdm
 from purevdm import flow as likelihood_flow
 from purevdm import likelihood, ode, process, random, training
-from purevdm.evaluation import evaluate
 
-PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "divergence", "ways", "memory", "flow")
-DEFAULT = PARTS[:-3]
+PARTS = ("step", "sample", "ways", "flow")
+DEFAULT = PARTS[:2]
 WAYS = (("float32", "default"), ("bfloat16", "default"), ("bfloat16", "reduce-overhead"))
 Calls = dict[str, Callable[[], Any]]
 
@@ -127,56 +114,6 @@ def report(times: dict[str, dict[str, Any]]) -> None:
             if best and not name.startswith("peak"):
                 line += " = " + " and ".join(f"{rates[name] / peak:.0%}" for peak in best) + " of the peaks"
         print(f"{line}  (first call {times[name]['first']:.1f} s)")
-
-
-def memory(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[int, dict[str, dict[str, float]]]:
-    """The peak of a compiled training step over what was held before it, at each batch size, without and with blocks
-    computed again, and the ratio of their times. One graph of each kind serves all sizes."""
-
-    def status(field: str) -> float:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) / 1024
-
-    def held() -> float:
-        if args.device != "cpu":
-            return torch.cuda.memory_allocated() / 2**20
-        ctypes.CDLL(None).malloc_trim(0)  # what the last step freed goes back to the system, and is not counted as held
-        return status("VmRSS")
-
-    def reset_peak() -> None:
-        if args.device == "cpu":
-            Path("/proc/self/clear_refs").write_text("5")
-        else:
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak() -> float:
-        return status("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
-
-    graphs = {}
-    key = random.key(0, device=args.device)
-    for name, remat in (("plain", False), ("remat", True)):
-        network = purevdm.networks.vdm_unet(args.embed, args.layers, remat=remat)
-        model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
-        graphs[name] = training.gradients(model, compile=True, remat=remat)
-    params = model.init(key)
-    table: dict[int, dict[str, dict[str, float]]] = {}
-    for batch in args.batches:
-        x = random.randint(key, (batch, *shape), 0, 256)
-        torch._dynamo.mark_dynamic(x, 0)
-        calls = {name: functools.partial(grad, params, x, key) for name, grad in graphs.items()}
-        times = timed(calls, args.runs, args.device)
-        table[batch] = {}
-        for name, call in calls.items():
-            before = held()
-            reset_peak()
-            call()
-            table[batch][name] = {"MiB": peak() - before, "seconds": statistics.median(times[name]["seconds"])}
-        plain, again = table[batch]["plain"], table[batch]["remat"]
-        print(
-            f"  batch {batch:>4}: {plain['MiB']:7.0f} MiB; with blocks computed again {again['MiB']:7.0f} MiB,"
-            f" {again['MiB'] / plain['MiB']:.2f} x, in {again['seconds'] / plain['seconds']:.2f} x the time"
-        )
-    return table
 
 
 def ways(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -285,7 +222,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64], help="for the part memory")
     parser.add_argument("--digits", type=Path, default=Path("runs/digits"), help="for the part flow: what digits.py wrote")
     parser.add_argument("--images", type=int, default=297, help="for the part flow")
     parser.add_argument("--piece", type=int, default=33, help="for the part flow: images in one call of ours")
@@ -298,8 +234,8 @@ def main() -> None:
     parser.add_argument("--addtt", type=Path, help="a checkout of github.com/addtt/variational-diffusion-models, likewise")
     parser.add_argument("--out", type=Path, help="a JSON file for all times, in seconds")
     args = parser.parse_args()
-    if min(args.runs, args.batch, args.samples, args.steps, args.size, args.images, args.piece, *args.batches) < 1:
-        parser.error("--runs, --batch, --samples, --steps, --size, --images, --piece and --batches must be at least 1")
+    if min(args.runs, args.batch, args.samples, args.steps, args.size, args.images, args.piece) < 1:
+        parser.error("--runs, --batch, --samples, --steps, --size, --images and --piece must be at least 1")
     if args.images % min(args.images, args.piece):
         parser.error(f"--images {args.images}: expected a multiple of --piece, {args.piece}")
     if args.device != "cpu" and not torch.cuda.is_available():
@@ -313,69 +249,21 @@ def main() -> None:
     model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
     key = random.key(0, device=args.device)
     params = model.init(key)
-    x, eps = random.randint(key, (args.batch, *shape), 0, 256), random.normal(key, (args.batch, *shape))
-    gamma_0, count = torch.tensor(-13.3, device=args.device), torch.tensor(args.steps)
-
-    def reconstruction(gamma_0: torch.Tensor) -> Any:
-        return torch.func.grad_and_value(lambda g: model.decoder.reconstruction({}, x, eps, g).sum())(gamma_0)
-
-    def normal(key: torch.Tensor) -> torch.Tensor:
-        return random.normal(key, (args.batch, *shape))
-
-    latents, at = eps.contiguous(), gamma_0.expand(args.batch).contiguous()
-    probes = likelihood_flow.draw_probes(random.split(key, args.batch), 1, shape, latents.dtype)
-
-    def velocity(z: torch.Tensor) -> torch.Tensor:
-        return likelihood_flow.velocity(model, params, z, at)
-
-    def divergence(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return likelihood_flow.divergence(velocity, z, probes)
-
+    x, count = random.randint(key, (args.batch, *shape), 0, 256), torch.tensor(args.steps)
     loss_and_grad, by_blocks = torch.func.grad_and_value(model.loss_fn), training.gradients(model, compile=True)
-    compiled = {
-        name: torch.compile(f, fullgraph=True)
-        for name, f in {
-            "random": normal,
-            "reconstruction": reconstruction,
-            "evaluation": model.nll_bound,
-            "step": loss_and_grad,
-            "sample": model.sample,
-            "velocity": velocity,
-            "divergence": divergence,
-        }.items()
-    }
+    step, sample = torch.compile(loss_and_grad, fullgraph=True), torch.compile(model.sample, fullgraph=True)
     parts: dict[str, Calls] = {
-        "random": {
-            "normal, compiled": lambda: compiled["random"](key),
-            "normal, eager": lambda: normal(key),
-            "torch.randn": lambda: torch.randn(x.shape, device=args.device),
-        },
-        "reconstruction": {
-            "with gradient, compiled": lambda: compiled["reconstruction"](gamma_0),
-            "with gradient, eager": lambda: reconstruction(gamma_0),
-        },
-        "evaluation": {
-            "evaluate, compiled": lambda: evaluate(model, params, [(x, None)], key, elbo=compiled["evaluation"]),
-            "evaluate, eager": lambda: evaluate(model, params, [(x, None)], key),
-        },
         "step": {
-            "purevdm, compiled": lambda: compiled["step"](params, x, key),
+            "purevdm, compiled": lambda: step(params, x, key),
             "purevdm, training.gradients": lambda: by_blocks(params, x, key),
             "purevdm, eager": lambda: loss_and_grad(params, x, key),
         },
         "sample": {
-            "purevdm, compiled": lambda: compiled["sample"](params, key, args.samples, steps=count),
+            "purevdm, compiled": lambda: sample(params, key, args.samples, steps=count),
             "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count),
-        },
-        "divergence": {
-            "velocity, compiled": lambda: compiled["velocity"](latents),
-            "with divergence, compiled": lambda: compiled["divergence"](latents),
-            "velocity, eager": lambda: velocity(latents),
-            "with divergence, eager": lambda: divergence(latents),
         },
     }
     flops = {
-        "evaluation": lambda: model.nll_bound(params, x, key),
         "step": lambda: loss_and_grad(params, x, key),
         "sample": lambda: model.sample(params, key, args.samples, steps=1),
     }
@@ -394,21 +282,18 @@ def main() -> None:
     leaves: Any = optree.tree_leaves(params)  # type: ignore[arg-type]
     print(f"torch {torch.__version__} on {device}; {sum(p.numel() for p in leaves):,} parameters, {args.dtype}")
     results: dict[str, Any] = {}
-    own = {"ways": lambda: ways(args, shape), "memory": lambda: memory(args, shape), "flow": lambda: flow(args)}
+    own = {"ways": lambda: ways(args, shape), "flow": lambda: flow(args)}
     for part in (part for part in PARTS if part in args.parts):
         print(part)
         if part in own:
             results[part] = own[part]()
             continue
         calls = parts[part]
-        operations: dict[str, float] = {}
-        if part in flops:
-            number = counted(flops[part]) * (args.steps if part == "sample" else 1)
-            operations = dict.fromkeys(calls, number)
-            extra, their_flops = peaks(dtype, args.device, args.embed, args.batch, args.size)
-            calls, operations = calls | extra, operations | their_flops
-        runs = args.runs * (20 if part == "random" else 1)
-        results[part] = timed(calls, runs, args.device)
+        number = counted(flops[part]) * (args.steps if part == "sample" else 1)
+        extra, their_flops = peaks(dtype, args.device, args.embed, args.batch, args.size)
+        operations = dict.fromkeys(calls, number) | their_flops
+        calls = calls | extra
+        results[part] = timed(calls, args.runs, args.device)
         for name, number in operations.items():
             results[part][name]["flops"] = number
         report(results[part])
