@@ -170,79 +170,49 @@ _cifar10 = Config(
     data=Data(source="cifar10", path="data"),
     model=Model(embed=128, layers=32),
     optimizer=AdamW(lr=2e-4, steps=10_000_000),
-    log_every=1000,
-    eval_every=10_000,
-    save_every=10_000,
-    eval_batch=128,
-    sample_steps=1000,
-    keep=5,
     device="cuda",
+    **dict(log_every=1000, eval_every=10_000, save_every=10_000, eval_batch=128, sample_steps=1000, keep=5),
 )
 _aug = replace(
     _cifar10,
     data=Data(source="cifar10", path="data", augment=True),
     model=Model(embed=256, layers=32, dropout=0.05, schedule="monotone_mlp"),
     optimizer=AdamW(lr=1e-4, steps=100_000_000),
-    batch=768,
-    eval_batch=1024,
+    **dict(batch=768, eval_batch=1024),
 )
+_short = AdamW(decay="cosine", clip_norm=1.0, ema_rate=0.99, ema_warmup=True)
 _digits = Config(
     model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_max=4.0),
-    optimizer=AdamW(lr=2e-3, warmup=30, decay="cosine", steps=550, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
-    batch=64,
-    eval_every=275,
-    save_every=275,
-    eval_batch=99,
-    eval_passes=10,
+    optimizer=_short._replace(lr=2e-3, warmup=30, steps=550),
     out=Path("runs/digits_train"),
+    **dict(batch=64, eval_every=275, save_every=275, eval_batch=99, eval_passes=10),
+)
+_fashion = Config(
+    data=Data(source="idx", path="/usr/share/datasets/fashion-mnist"),
+    model=Model(
+        **dict(network="unet", embed=32, multipliers=(1, 2, 2), attention=(2,), groups=16, dropout=0.0, flag=False),
+        **dict(schedule="constrained_monotone", variance=True),
+    ),
+    optimizer=_short._replace(lr=1e-3, warmup=100, steps=11_000, ema_rate=0.999),
+    out=Path("runs/fashion_mnist"),
+    **dict(batch=64, eval_every=1000, save_every=500, eval_examples=1000, eval_batch=100),
+)
+_real = Config(
+    data=Data(source="array", path="x.npy"),
+    model=Model(network="mlp", embed=128, layers=3, fourier=(), flag=False, gamma_min=-8.0, schedule="fixed_linear"),
+    optimizer=_short._replace(lr=1e-3, warmup=100, steps=5000),
+    out=Path("runs/real"),
+    **dict(batch=256, eval_passes=16),
 )
 
 PRESETS: dict[str, tuple[str, Config]] = {
-    "digits": (
-        "scikit-learn's digits, for two CPU cores: a few minutes",
-        _digits,
-    ),
-    "fashion_mnist": (
-        "Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: two to three hours",
-        Config(
-            data=Data(source="idx", path="/usr/share/datasets/fashion-mnist"),
-            model=Model(
-                network="unet",
-                embed=32,
-                multipliers=(1, 2, 2),
-                attention=(2,),
-                groups=16,
-                dropout=0.0,
-                flag=False,
-                schedule="constrained_monotone",
-                variance=True,
-            ),
-            optimizer=AdamW(
-                lr=1e-3, warmup=100, decay="cosine", steps=11_000, clip_norm=1.0, ema_rate=0.999, ema_warmup=True
-            ),
-            batch=64,
-            eval_every=1000,
-            save_every=500,
-            eval_examples=1000,
-            eval_batch=100,
-            out=Path("runs/fashion_mnist"),
-        ),
-    ),
+    "digits": ("scikit-learn's digits, for two CPU cores: a few minutes", _digits),
+    "fashion_mnist": ("Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: two to three hours", _fashion),
     "digits_bfn": (
         "digits by a Bayesian Flow Network of discretised data",
         replace(_digits, model=replace(_digits.model, kind="bfn_discretised"), out=Path("runs/digits_bfn")),
     ),
-    "real": (
-        "an array of real numbers, .npy: rows of a table, for one CPU core",
-        Config(
-            data=Data(source="array", path="x.npy"),
-            model=Model(network="mlp", embed=128, layers=3, fourier=(), flag=False, gamma_min=-8.0, schedule="fixed_linear"),
-            optimizer=AdamW(lr=1e-3, warmup=100, decay="cosine", steps=5000, clip_norm=1.0, ema_rate=0.99, ema_warmup=True),
-            batch=256,
-            eval_passes=16,
-            out=Path("runs/real"),
-        ),
-    ),
+    "real": ("an array of real numbers, .npy: rows of a table, for one CPU core", _real),
     "cifar10_small": (
         "CIFAR-10, for one GPU of 8 GB",
         replace(
@@ -335,43 +305,18 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
-    shared = dict(
-        outputs=2 if m.kind == "bfn_discretised" else None,
-        fourier=m.fourier,
-        cond_dim=int(m.flag),
-        classes=classes if m.labels else 0,
-        cond_drop=m.cond_drop,
-        self_condition=m.self_condition,
-        predicts=m.predicts,
-    )
-    match m.network:
-        case "vdm_unet":
-            network = networks.vdm_unet(
-                m.embed,
-                m.layers,
-                attention=bool(m.attention),
-                dropout=m.dropout,
-                groups=m.groups,
-                remat=m.remat,
-                time_scale=m.time_scale,
-                **shared,
-            )
-        case "unet":
-            network = networks.unet(
-                m.embed,
-                m.multipliers,
-                m.layers,
-                attention=m.attention,
-                heads=m.heads,
-                dropout=m.dropout,
-                groups=m.groups,
-                remat=m.remat,
-                time_scale=m.time_scale,
-                adapter=ADAPTERS.get(len(event_shape), ADAPTERS[3]),
-                **shared,
-            )
-        case "mlp":
-            network = networks.mlp(m.embed, m.layers, **shared)
+    options = dict(fourier=m.fourier, cond_drop=m.cond_drop, self_condition=m.self_condition, predicts=m.predicts)
+    options |= dict(cond_dim=int(m.flag), classes=classes if m.labels else 0)
+    options |= dict(outputs=2 if m.kind == "bfn_discretised" else None)
+    if m.network == "mlp":
+        network = networks.mlp(m.embed, m.layers, **options)
+    else:
+        options |= dict(dropout=m.dropout, groups=m.groups, remat=m.remat, time_scale=m.time_scale)
+        if m.network == "vdm_unet":
+            network = networks.vdm_unet(m.embed, m.layers, attention=bool(m.attention), **options)
+        else:
+            options |= dict(heads=m.heads, adapter=ADAPTERS.get(len(event_shape), ADAPTERS[3]))
+            network = networks.unet(m.embed, m.multipliers, m.layers, attention=m.attention, **options)
     if config.dtype == "bfloat16":
         network = networks.mixed(network)
     if m.kind != "vdm":
