@@ -32,20 +32,20 @@ EXTENT = 24.0  # the map's half width
 
 
 def curve(angle):
-    """Points on the spiral, (n, 2), at angles from 0 to 3 pi."""
+    """Places points on the spiral, (n, 2), at angles from 0 to 3 pi."""
     radius = 2 * angle + math.pi
     return torch.stack([angle.cos() * radius, angle.sin() * radius], dim=-1)
 
 
 def spiral(key, n):
-    """n points around it, real numbers (n, 2)."""
+    """Draws n points around it, real numbers (n, 2)."""
     k_angle, k_noise = random.split(key)
     x = curve(random.uniform(k_angle, (n,)).sqrt() * 3 * math.pi)
     return x + 0.25 * random.normal(k_noise, x.shape)
 
 
 def true_log_density(x, pieces=4096):
-    """log p of points (n, 2), float64: a mean of Gaussians along the curve, each by its share of the points."""
+    """Computes log p of points (n, 2), float64: a mean of Gaussians along the curve, each by its share of the points."""
     angle = (torch.arange(pieces, dtype=torch.float64) + 0.5) / pieces * 3 * math.pi
     weight = (angle / angle.sum()).log()  # the square root of a uniform number has a linear density
     distance = torch.cat([torch.cdist(part, curve(angle)) for part in x.double().split(4096)])
@@ -79,21 +79,21 @@ def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True
 
 @torch.no_grad()
 def minus_bound(model, params, x, key, noises, size=64):
-    """The bound on log p of each point, (n, 2), the mean over as many times and noises: times are even over a batch, and so
-    over the copies of each point in it."""
+    """Bounds log p of each point, (n, 2): a mean over times and noises, the times even over a batch, and so over a point's
+    copies in it."""
     batches = enumerate(tqdm(x.split(size), desc=f"bound, {noises} noises"))
     totals = [model.nll_bound(params, part.repeat(noises, 1), random.fold_in(key, i)).total for i, part in batches]
     return -torch.cat([total.unflatten(0, (noises, -1)).double().mean(0) for total in totals]).cpu()
 
 
 def by_flow(model, params, x, key, tolerance):
-    """log p of each point, (n, 2), by the probability flow with the exact divergence."""
+    """Computes log p of each point, (n, 2), by the probability flow with the exact divergence."""
     flow = partial(likelihood.log_prob, model, integrator=ode.dopri5(tolerance, tolerance), probes=None)
     return evaluation.likelihoods(model, params, x.split(4096), key, estimate=flow)
 
 
 def picture(path, maps, z):
-    """Maps of log densities by name, (rows, columns), the last the true one; and latents, (steps + 1, n, 2)."""
+    """Draws maps of log densities by name, (rows, columns), and latents, (steps + 1, n, 2)."""
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 7.3), layout="constrained")
     for ax, (name, log_p) in zip(axes[0], maps.items(), strict=True):
         highest = maps["true density"].max().exp()

@@ -27,14 +27,14 @@ LEVELS, SHAPE, TEST = 17, (1, 8, 8), 297
 
 
 def data(key):
-    """Train and test images, integers (n, 1, 8, 8) in [0, 16], split by a key."""
+    """Splits the images by a key: those for training and for the test, integers (n, 1, 8, 8) in [0, 16]."""
     x = torch.from_numpy(load_digits().images).long()[:, None]
     order = random.permutation(key.cpu(), len(x))
     return x[order[TEST:]], x[order[:TEST]]
 
 
 def build():
-    """The model, whose parameters :func:`main` trains."""
+    """Makes the model."""
     # Fourier features of periods down to 1/8, about the spacing of 17 levels in [-1, 1], show the grid that data lie on.
     network = purevdm.networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16)
     schedule = purevdm.schedules.learned_linear(gamma_min=-8.0, gamma_max=4.0)
@@ -67,14 +67,14 @@ def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True
 
 
 def histogram_bits(train, test, levels=LEVELS):
-    """Bits per dimension of each test image under independent per-pixel histograms with add-one smoothing."""
+    """Returns bits per dimension of each test image under independent per-pixel histograms with add-one smoothing."""
     counts = torch.nn.functional.one_hot(train.flatten(1), levels).sum(0) + 1.0
     log_p = (counts / counts.sum(-1, keepdim=True)).log2()
     return -torch.gather(log_p.expand(len(test), -1, -1), 2, test.flatten(1)[..., None]).mean((1, 2))
 
 
 def tiles(x, columns=8):
-    """Images (n, 1, height, width) side by side, as ``imshow`` takes them."""
+    """Sets images (n, 1, height, width) side by side, as ``imshow`` takes them."""
     x = torch.nn.functional.pad(x, (1, 1, 1, 1)).squeeze(1).unflatten(0, (-1, columns))
     return x.transpose(1, 2).flatten(2).flatten(0, 1)
 

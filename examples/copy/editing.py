@@ -29,7 +29,7 @@ LEVELS, SHAPE, TEST = 17, (1, 8, 8), 297
 
 
 def data(key):
-    """Train and test images, integers (n, 1, 8, 8) in [0, 16], split by a key."""
+    """Splits the images by a key: those for training and for the test, integers (n, 1, 8, 8) in [0, 16]."""
     x = torch.from_numpy(load_digits().images).long()[:, None]
     order = random.permutation(key.cpu(), len(x))
     return x[order[TEST:]], x[order[:TEST]]
@@ -61,7 +61,7 @@ def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True
 
 
 def completions(model, params, key, x, known, times, repeats, steps):
-    """Draws of what is not known of images x, (n, *event_shape), beside what is: (n, times, *event_shape)."""
+    """Draws what is not known of images x, (n, *event_shape), beside what is: (n, times, *event_shape)."""
     x, known = (part.repeat_interleave(times, 0) for part in (x, known))
     z_0 = model.decoder.encode({}, x, dtype=model.dtype)
     solver = sampling.repaint(z_0, known, repeats)
@@ -70,7 +70,7 @@ def completions(model, params, key, x, known, times, repeats, steps):
 
 
 def interpolations(model, params, key, a, b, n, steps):
-    """From images a to images b, each (rows, *event_shape), in n images: (rows, n, *event_shape)."""
+    """Goes from images a to images b, each (rows, *event_shape), in n images: (rows, n, *event_shape)."""
     options = dict(steps=steps, solver=solvers.dpmpp_2m(), grid="gamma")
     z_a, z_b = (inversion.invert(model, params, x, **options) for x in (a, b))
     weights = torch.linspace(0.0, 1.0, n, device=z_a.device)
@@ -79,7 +79,7 @@ def interpolations(model, params, key, a, b, n, steps):
 
 
 def variations(model, params, key, x, start, steps):
-    """Images x, (n, *event_shape), diffused to the time start and sampled back from there, in that part of the steps."""
+    """Diffuses images x, (n, *event_shape), to the time start, and samples back from there, in that part of the steps."""
     k_diffuse, k_sample = random.split(key)
     z_0 = model.decoder.encode({}, x, dtype=model.dtype)
     z = process.diffuse(z_0, model.gamma(params, torch.tensor(start, device=x.device)), random.normal(k_diffuse, z_0.shape))
@@ -87,7 +87,7 @@ def variations(model, params, key, x, start, steps):
 
 
 def tiles(x, columns=8):
-    """Images (n, 1, height, width) side by side, as ``imshow`` takes them."""
+    """Sets images (n, 1, height, width) side by side, as ``imshow`` takes them."""
     x = torch.nn.functional.pad(x, (1, 1, 1, 1)).squeeze(1).unflatten(0, (-1, columns))
     return x.transpose(1, 2).flatten(2).flatten(0, 1)
 

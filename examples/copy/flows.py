@@ -28,7 +28,7 @@ TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the i
 
 
 def data(key):
-    """Train and test images, integers (n, 1, 8, 8) in [0, 16], split by a key."""
+    """Splits the images by a key: those for training and for the test, integers (n, 1, 8, 8) in [0, 16]."""
     x = torch.from_numpy(load_digits().images).long()[:, None]
     order = random.permutation(key.cpu(), len(x))
     return x[order[TEST:]], x[order[:TEST]]
@@ -60,7 +60,7 @@ def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True
 
 
 def tiles(x, columns=8):
-    """Images (n, 1, height, width) side by side, as ``imshow`` takes them."""
+    """Sets images (n, 1, height, width) side by side, as ``imshow`` takes them."""
     x = torch.nn.functional.pad(x, (1, 1, 1, 1)).squeeze(1).unflatten(0, (-1, columns))
     return x.transpose(1, 2).flatten(2).flatten(0, 1)
 

@@ -49,25 +49,25 @@ MODEL = purevdm.vdm(networks.from_module(Net), purevdm.schedules.learned_linear(
 
 
 def loader(size, processes=1, rank=0):
-    """Batches of ``size`` for one process. Process r of N gets numbers r, r + N, r + 2 N, ... of the order."""
+    """Makes batches of ``size`` for one process. Process r of N gets numbers r, r + N, r + 2 N, ... of the order."""
     images = TensorDataset(TRAIN)
     return DataLoader(images, size, sampler=DistributedSampler(images, processes, rank, drop_last=True), drop_last=True)
 
 
 def endless(batches, sampler):
-    """Epoch after epoch, each in an order of its own."""
+    """Gives epoch after epoch, each in an order of its own."""
     for epoch in range(10**9):
         sampler.set_epoch(epoch)
         yield from (x for (x,) in batches)
 
 
 def seeds(step, args, rows, device):
-    """The seeds of some rows of a step's whole batch: a function of the key and the step, which every process knows."""
+    """Makes the seeds of some rows of a step's whole batch, by the key and the step, which every process knows."""
     return MODEL.seeds(random.fold_in(K_TRAIN.to(device), step), args.batch).rows(rows)
 
 
 def step(loss_fn, optimizer, backward, x, noise, accumulate):
-    """One step of a process, its rows in pieces, each with the noise of its own rows."""
+    """Takes one step of a process, its rows in pieces, each with the noise of its own rows."""
     optimizer.zero_grad()
     for rows in torch.arange(len(x)).chunk(accumulate):
         rows = slice(rows[0], rows[-1] + 1)
@@ -80,7 +80,7 @@ def adamw(module):
 
 
 def ddp(args):
-    """Plain PyTorch."""
+    """Trains in plain PyTorch."""
     if PROCESSES > 1:
         torch.distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
     device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", "0")) if args.device == "cuda" else None)
@@ -94,7 +94,7 @@ def ddp(args):
 
 
 def accelerate(args):
-    """Hugging Face Accelerate. With ``split_batches`` it cuts each whole batch into one run of rows a process."""
+    """Trains in Hugging Face Accelerate. With ``split_batches`` it cuts each whole batch into one run of rows a process."""
     from accelerate import Accelerator, DataLoaderConfiguration
 
     whole = DataLoaderConfiguration(split_batches=True)
@@ -109,7 +109,7 @@ def accelerate(args):
 
 
 def lightning(args):
-    """Lightning, which steps the optimiser itself: its batches are the pieces of a step, ``global_step`` counts steps."""
+    """Trains in Lightning, which steps the optimiser itself: its batches are the pieces of steps."""
     from lightning import LightningModule, Trainer
 
     class Digits(LightningModule):

@@ -29,7 +29,7 @@ RHO = 0.9
 
 
 def table(key):
-    """Training and test rows, (n, 24): a quarter for the test, by key; of mean 0 and covariance 1 over the training rows."""
+    """Splits the rows by key, a quarter for the test, (n, 24), whitened: of covariance 1 over the training rows."""
     x = load_breast_cancer().data
     kept = [column for column in x.T if np.unique(column, return_counts=True)[1].max() < 0.01 * len(x)]
     x = torch.from_numpy(np.log(np.stack(kept, axis=1)))[random.permutation(key, len(x))]
@@ -40,7 +40,7 @@ def table(key):
 
 
 def correlated(key, n, shape):
-    """n draws, (n, 1, *shape): along each axis x_i = rho x_{i-1} + sqrt(1 - rho**2) times fresh noise."""
+    """Draws n examples, (n, 1, *shape): along each axis x_i = rho x_{i-1} + sqrt(1 - rho**2) times fresh noise."""
     x = random.normal(key, (n, 1, *shape))
     for axis in range(2, x.ndim):
         lag = torch.arange(x.shape[axis])
@@ -52,7 +52,7 @@ def correlated(key, n, shape):
 
 
 def entropy(shape, rho=RHO):
-    """Nats an example. The covariance is the Kronecker product of the axes', of determinants (1 - rho**2)**(size - 1)."""
+    """Returns nats an example. The covariance is the Kronecker product of the axes', whose determinants are known."""
     shared = sum(0.5 * (1 - 1 / size) * math.log(1 - rho**2) for size in shape)
     return math.prod(shape) * (0.5 * math.log(2 * math.pi * math.e) + shared)
 

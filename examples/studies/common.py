@@ -39,7 +39,7 @@ Found = dict[tuple[str, ...], list[dict[str, float]]]
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    """Training and test images of the digits, integers (n, 1, 8, 8) in [0, 16]."""
+    """Splits the digits: images for training and for the test, integers (n, 1, 8, 8) in [0, 16]."""
     train, test = (batch(part, np.arange(part.size))[0].long() for part in split(readers.digits(), SPLIT, 297))
     return train, test
 
@@ -47,7 +47,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 def trained(
     folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[purevdm.VDM, dict[str, Any], torch.Tensor]:
-    """The model that ``copy/digits.py`` trained, its parameters, and the test images."""
+    """Loads the model that ``copy/digits.py`` trained, its parameters, and the test images."""
     path = folder / "params.safetensors"
     if not path.exists():
         sys.exit(f"{path}: not there; python examples/copy/digits.py makes it")
@@ -57,7 +57,7 @@ def trained(
 
 
 def histogram_bits(train: torch.Tensor, test: torch.Tensor, levels: int = LEVELS) -> torch.Tensor:
-    """Bits per dimension of each test image under independent per-pixel histograms with add-one smoothing."""
+    """Returns bits per dimension of each test image under independent per-pixel histograms with add-one smoothing."""
     counts = torch.nn.functional.one_hot(train.flatten(1), levels).sum(0) + 1.0
     log_p = (counts / counts.sum(-1, keepdim=True)).log2()
     return -torch.gather(log_p.expand(len(test), -1, -1), 2, test.flatten(1)[..., None]).mean((1, 2))
@@ -82,7 +82,7 @@ class Task(NamedTuple):
 
 
 def arguments(doc: str, out: str, example: str) -> argparse.Namespace:
-    """The command line of a comparison, whose results go into the folder ``out``."""
+    """Reads the command line of a comparison, whose results go into the folder ``out``."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "default: each row's own"
     parser.add_argument("--steps", type=int, help=f"training steps of each run ({default})")
@@ -132,7 +132,7 @@ def run(rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespac
 
 
 def train(task: Task, grad_fn: Callable, k_init: torch.Tensor, k_train: torch.Tensor, settings: SimpleNamespace) -> Any:
-    """Parameters averaged over the last part of training; the schedule learns faster than the network."""
+    """Trains a task; returns parameters averaged over the last part. The schedule learns faster than the network."""
     optimizer = training.AdamW(
         lr=settings.lr,
         weight_decay=0.0,
@@ -153,7 +153,7 @@ def train(task: Task, grad_fn: Callable, k_init: torch.Tensor, k_train: torch.Te
 
 
 def results(rows: Any, args: argparse.Namespace) -> Found:
-    """What the runs so far have left, by row."""
+    """Reads what the runs so far have left, by row."""
     found = {row: [json.loads(p.read_text()) for p in sorted(args.out.glob(f"{'-'.join(row)}-*.json"))] for row in rows}
     found = {row: runs for row, runs in found.items() if runs}
     if not found:
@@ -162,13 +162,13 @@ def results(rows: Any, args: argparse.Namespace) -> Found:
 
 
 def summary(values: list[float]) -> str:
-    """A mean over seeds and its standard error."""
+    """Writes a mean over seeds and its standard error."""
     error = f" ± {np.std(values, ddof=1) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{error}"
 
 
 def difference(found: Found, a: tuple[str, ...], b: tuple[str, ...]) -> str | None:
-    """The bound of row a minus that of row b, seed by seed, where both have as many."""
+    """Writes the bound of row a minus that of row b, seed by seed, where both have as many."""
     runs, others = found.get(a, []), found.get(b, [])
     if not runs or len(runs) != len(others):
         return None

@@ -75,7 +75,7 @@ class Probable(Wrapped):
 
 
 def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
-    """A model of a kind for some data. Both networks of black and white give the logit of white."""
+    """Makes a model of a kind for some data. Both networks of black and white give the logit of white."""
     match data, kind:
         case "grey", "vdm":
             return purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
@@ -89,7 +89,7 @@ def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
 
 
 def examples(data: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training and test examples, integers (n, *event_shape); a diffusion model takes a character for bits."""
+    """Splits the data: examples for training and for the test, integers (n, *event_shape); a diffusion model takes bits of text."""
     if data != "text":
         return tuple(x // (9 if data == "binary" else 1) for x in common.data())
     parts = characters.split(SPLIT)
@@ -109,7 +109,7 @@ ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in KI
 
 
 def baselines(data: str) -> dict[str, torch.Tensor]:
-    """What simpler models spend on each test example."""
+    """Measures what simpler models spend on each test example."""
     if data == "text":
         parts = characters.split(SPLIT)
         return {f"{n}-grams": characters.ngram_bits(parts.pieces, parts.test, n) for n in range(1, 6)}
@@ -117,7 +117,7 @@ def baselines(data: str) -> dict[str, torch.Tensor]:
 
 
 def assess(model, x, test, dimensions: int, params, key: torch.Tensor, passes: int) -> dict[str, float]:
-    """The bound on the test examples, and on as many that the model has seen; bits in the table's unit, of which each has
+    """Bounds the test examples, and as many that the model was trained on; bits in the table's unit, of which each has
     so many of the model's dimensions."""
     k_test, k_train, _ = random.split(key, 3)
     bound = evaluation.evaluate(model, params, [test], k_test, passes=passes).total
@@ -133,7 +133,7 @@ def keep(out: Path, row: tuple[str, ...], seed: int, params: Any) -> None:
 
 
 def images_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], levels: int) -> None:
-    """The input distributions of a Bayesian flow at some of its steps: images of their means, a sample a row."""
+    """Draws the input distributions of a Bayesian flow at some of its steps: images of their means, a sample a row."""
     means = 2.0 * theta[..., 1] - 1.0 if levels == 2 else theta
     shown = (1.0 - means[steps].transpose(0, 1).flatten(0, 1).clamp(-1.0, 1.0)) / 2.0 * 255.0
     ax.imshow(pictures.tiles(shown, 256, side=len(steps)), interpolation="nearest")
@@ -145,7 +145,7 @@ def images_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], levels: int
 
 
 def text_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], alphabet: str) -> None:
-    """One text as it becomes: at some steps the likeliest characters, each the darker the likelier."""
+    """Draws one text as it becomes: at some steps the likeliest characters, each the darker the likelier."""
     p, likeliest = theta[steps].max(-1)
     darkness = ((p - 1.0 / len(alphabet)) / (1.0 - 1.0 / len(alphabet))).clamp(0.08, 1.0)
     for i, row in enumerate(likeliest.tolist()):
@@ -159,7 +159,7 @@ def text_on_the_way(ax, theta: torch.Tensor, steps: Sequence[int], alphabet: str
 
 
 def picture(out: Path) -> None:
-    """Samples of the first seed's Bayesian flows, and their input distributions on the way, as far as there are runs."""
+    """Draws samples of the first seed's Bayesian flows, and their input distributions on the way."""
     names = [name for name in UNITS if (out / f"{name}.safetensors").exists()]
     if not names:
         return

@@ -49,8 +49,8 @@ def network(predicts: str) -> networks.Network:
 
 @torch.no_grad()
 def assess(model, x, params, key, passes) -> dict[str, float]:
-    """The bound, and two variances over times and noise, (bits/dim)**2 an image: of its diffusion loss at a uniform time,
-    and of the mean of 64 images' at even times, as training draws them, times 64."""
+    """Measures the bound, and two variances over times and noise, (bits/dim)**2 an image: of its diffusion loss at a uniform
+    time, and of the mean of 64 images' at even times, as training draws them, times 64."""
     k_bound, k_single, k_batch = random.split(key, 3)
     bound = evaluation.evaluate(model, params, [x], k_bound, passes=passes).total
     bits = 1.0 / (math.prod(SHAPE) * math.log(2.0))
@@ -68,7 +68,7 @@ def assess(model, x, params, key, passes) -> dict[str, float]:
 
 
 def task(predicts: str, times: str) -> Task:
-    """The row of a prediction and a way to draw times."""
+    """Makes the row of a prediction and a way to draw times."""
     make, follows = TIMES[times]
     x, test = common.data()
     model = purevdm.vdm(network(predicts), make(), event_shape=SHAPE, vocab_size=LEVELS)
