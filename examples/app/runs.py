@@ -41,7 +41,7 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
 
     Args:
         path: a checkpoint; or the folder of a run, which stands for its best checkpoint, or its latest; or the folder of an
-            exported model; or the params.safetensors that digits.py writes, of the digits preset's model, its seed 0
+            exported model; or the params.safetensors that digits.py writes, of the digits preset from gamma -8, its seed 0
             unless changed.
         device: where to.
         dataless: whether an exported model does without its data where they are not there.
@@ -55,7 +55,8 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
         path = checkpoint.best(folder) or checkpoint.latest(folder) or path
     form: dict[str, Any] = {}
     if path.suffix == ".safetensors":
-        file, found = path, as_json(replace(PRESETS["digits"][1], seed=0))
+        preset = PRESETS["digits"][1]
+        file, found = path, as_json(replace(preset, seed=0, model=replace(preset.model, gamma_min=-8.0)))
     elif (path / MODEL).is_file():
         notes = programs.saved(path / MODEL)
         file, found, form = path / PARAMS, notes.get("config", {}), notes.get("data", {})

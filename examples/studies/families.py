@@ -89,7 +89,7 @@ def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
 
 
 def examples(data: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Splits the data: examples for training and for the test, integers (n, *event_shape); a diffusion model takes bits of text."""
+    """Splits the data: training and test examples, integers (n, *event_shape). A diffusion model takes bits of text."""
     if data != "text":
         return tuple(x // (9 if data == "binary" else 1) for x in common.data())
     parts = characters.split(SPLIT)
