@@ -40,8 +40,6 @@ class Network(Value):
         update: ``update(params, z, gamma, cond=None, key=None) -> params``, for networks whose parameters hold statistics
             of their inputs, such as a batch norm's means: the parameters with the statistics that a training pass leaves.
             None where there are none.
-        masked: whether ``apply`` takes a further keyword ``mask``: bool, which broadcasts to z, what exists; None where all
-            does.
         frozen: paths of leaves or branches of the parameters that training does not change, such as ``"params.encoder"``.
     """
 
@@ -55,7 +53,6 @@ class Network(Value):
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
     frozen: tuple[str, ...] = ()
-    masked: bool = False
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         """Draws parameters for latents of this shape."""
@@ -132,7 +129,6 @@ class Functions(Network):
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
     frozen: tuple[str, ...] = ()
-    masked: bool = False
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return self.own_init(key, event_shape)
