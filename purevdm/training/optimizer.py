@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw as _adamw
 from purevdm import _checks
 from purevdm.types import Params
 
-__all__ = ["AdamW", "Moments", "apply", "clip", "decayed", "global_norm", "init", "learning_rate", "update_average"]
+__all__ = ["AdamW", "Moments", "learning_rate"]
 
 
 class AdamW(NamedTuple):
