@@ -14,7 +14,7 @@ from purevdm.bfn.solvers import Path, Solver
 from purevdm.types import Key, Params
 from purevdm.walks import Walk
 
-__all__ = ["Sample", "sample"]
+__all__ = ["Sample"]
 
 
 class Sample(NamedTuple):

@@ -251,7 +251,6 @@ def train_step(
         if _checks.structure(tree, f"state.{name}") != form:
             raise ValueError(f"state.{name}: expected the leaves, shapes and dtypes of state.params, got others")
     _checks.tensor("x", x)
-    _checks.leaves(cond)  # none too deep
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
     given = state.params
     state = state._replace(params=optree.tree_map(torch.detach, given))  # type: ignore[arg-type]
