@@ -144,15 +144,11 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
     paths = optree.tree_paths(params)  # type: ignore[arg-type]
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i, path in enumerate(paths):
-        if grad[i] is None:
-            continue
-        kinds.setdefault((bool(decays[i]), path[0] == "schedule"), []).append(i)
+        if grad[i] is not None:
+            kinds.setdefault((bool(decays[i]), path[0] == "schedule"), []).append(i)
     for (decay, of_schedule), rows in kinds.items():
         _adamw(
-            [new[i] for i in rows],
-            [grad[i] for i in rows],
-            [mu[i] for i in rows],
-            [nu[i] for i in rows],
+            *([leaves[i] for i in rows] for leaves in (new, grad, mu, nu)),
             [],
             [torch.tensor(float(step), dtype=torch.float32, device="cpu") for _ in rows],
             foreach=True,
