@@ -148,7 +148,10 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
             kinds.setdefault((bool(decays[i]), path[0] == "schedule"), []).append(i)
     for (decay, of_schedule), rows in kinds.items():
         _adamw(
-            *([leaves[i] for i in rows] for leaves in (new, grad, mu, nu)),
+            [new[i] for i in rows],
+            [grad[i] for i in rows],
+            [mu[i] for i in rows],
+            [nu[i] for i in rows],
             [],
             [torch.tensor(float(step), dtype=torch.float32, device="cpu") for _ in rows],
             foreach=True,
