@@ -39,7 +39,7 @@ from purevdm._compile import constant, fixed
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
-__all__ = ["density", "edges", "observe", "optimal", "warp", "warped"]
+__all__ = ["density", "warped"]
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,6 @@ def _registered(path: str, tree: Any) -> _Room:
     """A module for each dict, which holds the tensors as its parameters and the dicts as its children."""
     if not isinstance(tree, dict):
         raise TypeError(f"{path}: expected a dict of tensors, got {_checks.describe(tree)}")
-    if path.count(".") > _checks.DEEPEST:
-        raise _checks.too_deep("params")
     room, constant = _Room(), any(path == kept or path.startswith(f"{kept}.") for kept in _BUFFERS)
     for key, branch in tree.items():
         here = _checks.dotted(path, key)

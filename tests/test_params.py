@@ -242,16 +242,3 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert set(interop.load_params(tmp_path / "x")) == {"kept"}
-
-
-def test_trees_without_end_are_refused(tmp_path):
-    deep = tree = {}
-    for _ in range(500):
-        tree["a"] = tree = {}
-    tree["a"] = deep
-    with pytest.raises(ValueError, match="params: expected dicts of at most 100 levels"):
-        interop.save_params(tmp_path / "x", deep)
-    made = model()
-    for params in (deep, deep | {"network": {}, "schedule": {}}):
-        with pytest.raises(ValueError, match="params: expected a"):
-            made.nll_bound(params, torch.zeros(1, 2, dtype=torch.int64), random.key(0))

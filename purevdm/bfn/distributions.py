@@ -23,7 +23,7 @@ from purevdm._compile import fixed
 from purevdm.decoders import Decoder, Discrete
 from purevdm.types import Key, Params
 
-__all__ = ["bin_expectation", "bin_log_prob", "bin_log_probs", "binned", "log_ndtr"]
+__all__ = ["binned"]
 
 _ROOT_HALF = math.sqrt(0.5)
 

@@ -14,7 +14,7 @@ from purevdm.sampling import trajectory
 from purevdm.sampling.trajectory import Options
 from purevdm.types import Key, Params
 
-__all__ = ["Sample", "sample"]
+__all__ = ["Sample"]
 
 
 class Sample(NamedTuple):

@@ -27,7 +27,7 @@ from purevdm._values import Value
 from purevdm.bfn.flows import Flow
 from purevdm.types import Key
 
-__all__ = ["Path", "Solver", "Step", "bayesian", "ode_1", "ode_2", "ode_2s", "ode_step", "sde_1", "sde_2", "sde_step"]
+__all__ = ["Path", "Solver", "Step", "bayesian", "ode_1", "ode_2", "ode_2s", "sde_1", "sde_2"]
 
 
 Carry: TypeAlias = tuple[Tensor, ...]

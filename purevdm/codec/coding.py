@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import optree
 import torch
@@ -84,8 +84,7 @@ def encode(
     if _checks.tensor("x", x).ndim == 0 or len(x) == 0:
         raise ValueError(f"x: expected at least one example, got {_checks.describe(x)}")
     file = io.BytesIO()
-    options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
-    _write(file, model, params, [(x, cond)], **options)  # type: ignore[arg-type]
+    _write(file, model, params, [(x, cond)], Writing(timesteps, lanes, portable, compile, seed, callback))
     return file.getvalue()
 
 
@@ -113,8 +112,8 @@ def decode(
             raise CodecError("damaged or cut short; read() finds what is intact")
         if cond is not None:
             _one_each(cond, sum(block.examples for block in blocks))
-        found = list(_read(file, head, blocks, blocks, model, params, None, cond, lanes, compile, None, None))
-    return torch.cat(found) if found else torch.empty((0, *model.event_shape), dtype=head.dtype)
+        parts = list(_read(file, head, blocks, blocks, model, params, Reading(cond=cond, lanes=lanes, compile=compile)))
+    return torch.cat(parts) if parts else torch.empty((0, *model.event_shape), dtype=head.dtype)
 
 
 # In files
@@ -153,9 +152,9 @@ def write(
         OSError: a path that cannot be written, or a full disk; the file that was there stays.
     """
     path = _checks.path("path", path)
-    options = dict(timesteps=timesteps, lanes=lanes, portable=portable, compile=compile, seed=seed, callback=callback)
+    options = Writing(timesteps, lanes, portable, compile, seed, callback)
     with _files.replaced(path) as draft, _files.naming(draft), draft.open("xb") as file:
-        _write(file, model, params, batches, **options)  # type: ignore[arg-type]
+        _write(file, model, params, batches, options)
     return info(path)
 
 
@@ -195,7 +194,7 @@ def read(
         ImportError: constriction is not installed.
     """
     file = _checks.path("path", path)
-    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
+    _checks.instance("model", model, VDM, "a purevdm VDM")
     wanted = None if blocks is None else _checks.integers("blocks", blocks, 0)
     if conds is not None and (isinstance(conds, (Tensor, str, bytes, dict)) or not isinstance(conds, Iterable)):
         raise TypeError(f"conds: expected the conditions of blocks, got {_checks.describe(conds)}")
@@ -203,65 +202,75 @@ def read(
         if conds is not None:
             raise ValueError("cond: expected None where conds are given")
         _one_each(cond)
-    for name, called in (("skip", skip), ("callback", callback)):
-        if called is not None:
-            _checks.function(name, called)
-    if lanes is not None:
-        _checks.integer("lanes", lanes, 1)
-    return _blocks(file, model, params, conds, cond, wanted, lanes, _checks.boolean("compile", compile), skip, callback)
+    options = Reading(conds, cond, lanes, compile, skip, callback)
+    options.check()
+    return _blocks(file, model, params, wanted, options)
 
 
-def _blocks(
-    path: Path,
-    model: VDM,
-    params: Params,
-    conds: Iterable[Any] | None,
-    cond: Any,
-    wanted: Sequence[int] | None,
-    lanes: int | None,
-    compile: bool,
-    skip: Callable[[int, CodecError], None] | None,
-    callback: Callable[[int, int], None] | None,
-) -> Iterator[Tensor]:
+def _blocks(path: Path, model: VDM, params: Params, wanted: Sequence[int] | None, options: "Reading") -> Iterator[Tensor]:
     with _files.regular(path).open("rb") as file:
         head, found, complete = opened(file)
         named = {block.number: block for block in found}
         last = max(named, default=-1)
         chosen = [named.get(i, Block(i, 0, -1, 0)) for i in (range(last + 1) if wanted is None else wanted)]
-        yield from _read(file, head, tuple(chosen), found, model, params, conds, cond, lanes, compile, skip, callback)
+        yield from _read(file, head, tuple(chosen), found, model, params, options)
         if wanted is None and not complete:
             error = CodecError("cut short, or damaged in its index: what is missing at its end cannot be told")
-            if skip is None:
+            if options.skip is None:
                 raise error
-            skip(last + 1, error)
+            options.skip(last + 1, error)
 
 
 # What they share
 
 
-def _write(
-    file: BinaryIO,
-    model: VDM,
-    params: Params,
-    batches: Iterable[Any],
-    *,
-    timesteps: int | None,
-    lanes: int,
-    portable: bool,
-    compile: bool,
-    seed: int,
-    callback: Callable[[int, int], None] | None,
-) -> None:
-    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
-    _checks.boolean("portable", portable)
-    _checks.boolean("compile", compile)
-    if callback is not None:
-        _checks.function("callback", callback)
-    steps = model.timesteps or STEPS if timesteps is None else timesteps
-    steps = _checks.integer("timesteps", steps, 1, _container.MOST_STEPS)
-    lanes = _checks.integer("lanes", lanes, 1, _container.MOST_LANES)
-    seed = _checks.integer("seed", seed, 0, 2**32 - 1)
+class Writing(NamedTuple):
+    """The options of :func:`encode` and :func:`write`."""
+
+    timesteps: int | None
+    lanes: int
+    portable: bool
+    compile: bool
+    seed: int
+    callback: Callable[[int, int], None] | None
+
+    def checked(self, model: VDM) -> "Writing":
+        """The options with the steps filled in."""
+        _checks.boolean("portable", self.portable)
+        _checks.boolean("compile", self.compile)
+        if self.callback is not None:
+            _checks.function("callback", self.callback)
+        steps = model.timesteps or STEPS if self.timesteps is None else self.timesteps
+        return self._replace(
+            timesteps=_checks.integer("timesteps", steps, 1, _container.MOST_STEPS),
+            lanes=_checks.integer("lanes", self.lanes, 1, _container.MOST_LANES),
+            seed=_checks.integer("seed", self.seed, 0, 2**32 - 1),
+        )
+
+
+class Reading(NamedTuple):
+    """The options of :func:`read`; those of :func:`decode` are among them."""
+
+    conds: Iterable[Any] | None = None
+    cond: Any = None
+    lanes: int | None = None
+    compile: bool = False
+    skip: Callable[[int, CodecError], None] | None = None
+    callback: Callable[[int, int], None] | None = None
+
+    def check(self) -> None:
+        for name, called in (("skip", self.skip), ("callback", self.callback)):
+            if called is not None:
+                _checks.function(name, called)
+        if self.lanes is not None:
+            _checks.integer("lanes", self.lanes, 1)
+        _checks.boolean("compile", self.compile)
+
+
+def _write(file: BinaryIO, model: VDM, params: Params, batches: Iterable[Any], options: Writing) -> None:
     _finite_values(model)
+    steps, lanes, portable, compile, seed, callback = options.checked(model)
+    assert steps is not None
     chain: Chain | None = None
     offsets: list[int] = []
     for number, (x, cond) in enumerate(pairs(batches)):
@@ -302,32 +311,28 @@ def _read(
     found: tuple[Block, ...],
     model: VDM,
     params: Params,
-    conds: Iterable[Any] | None,
-    whole: Any,
-    lanes: int | None,
-    compile: bool,
-    skip: Callable[[int, CodecError], None] | None,
-    callback: Callable[[int, int], None] | None,
+    options: Reading,
 ) -> Iterator[Tensor]:
-    denoise = _reader(head, model, params, lanes, compile)
+    """The data of some blocks, out of all that were found."""
+    options.check()
+    denoise = _reader(head, model, params, options)
     chain = _chain_of(denoise, head.timesteps, head.seed, head.dither)
-    given = iter(conds) if conds is not None else None
+    given = None if options.conds is None else iter(options.conds)
     for block in blocks:
         cond = None if given is None else next(given, None)
-        _checks.leaves(cond, "conds")  # none too deep
         try:
             if block.offset < 0:
                 raise CodecError("missing or damaged")
             payload = _container.read_payload(file, block, head)
-            if whole is not None:
-                cond = _part(whole, block, found, payload.cond)
+            if options.cond is not None:
+                cond = _part(options.cond, block, found, payload.cond)
             _fits(cond, head, block)
-            rows = _chain.decode(chain, block.number, payload, cond, callback)
+            rows = _chain.decode(chain, block.number, payload, cond, options.callback)
         except CodecError as error:
             named = error if str(error).startswith("block") else CodecError(f"block {block.number}: {error}")
-            if skip is None:
+            if options.skip is None:
                 raise named from None
-            skip(block.number, named)
+            options.skip(block.number, named)
             continue
         yield torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
 
@@ -343,14 +348,12 @@ def _part(whole: Any, block: Block, found: tuple[Block, ...], digest: bytes) -> 
     return next((part for part in parts if _chain.cond_digest(part) == digest), expected)
 
 
-def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: bool) -> Denoiser:
+def _reader(head: Head, model: VDM, params: Params, options: Reading) -> Denoiser:
     """The network as a file needs it.
 
     Raises:
         CodecError: the file is of another model, or made for another machine.
     """
-    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
-    _checks.boolean("compile", compile)
     _finite_values(model)
     form = (model.event_shape, model.decoder.vocab_size)
     if form != (head.event_shape, head.vocab_size):
@@ -362,11 +365,9 @@ def _reader(head: Head, model: VDM, params: Params, lanes: int | None, compile: 
         checked(model, params)
     if _digest(model, params) != head.model:
         raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
-    if lanes is not None:
-        _checks.integer("lanes", lanes, 1)
-    denoise = denoiser_of(model, params, head.portable, lanes or LANES, compile)
+    denoise = denoiser_of(model, params, head.portable, options.lanes or LANES, options.compile)
     if not head.portable:
-        denoise = denoise._replace(piece=_own_lanes(head)) if lanes is None else denoise
+        denoise = denoise._replace(piece=_own_lanes(head)) if options.lanes is None else denoise
         here = machine(denoise)
         if here != head.machine:
             raise CodecError(f"expected the machine and the settings that wrote the file, {head.machine}, got {here}")
@@ -387,6 +388,7 @@ def _chain_of(denoise: Denoiser, steps: int, seed: int, dither: int | None) -> C
 
 
 def _finite_values(model: VDM) -> None:
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
     if model.decoder.log_probs is None or model.decoder.vocab_size is None:
         raise ValueError(
             f"model.decoder: expected finitely many values (decoders.discrete), got {model.decoder.support}, which would "
@@ -403,7 +405,6 @@ def _fits(cond: Any, head: Head, block: Block) -> None:
 
 
 def _one_each(cond: Any, n: int | None = None) -> None:
-    _checks.leaves(cond)  # none too deep
     n = _rows(cond) if n is None else n
     for leaf in optree.tree_leaves(cond):
         if isinstance(leaf, Tensor) and (leaf.layout != torch.strided or leaf.is_meta):

@@ -17,6 +17,7 @@ from purevdm.types import Params
 __all__ = ["load_params", "save_params"]
 
 FORMAT = "parameters 1"
+DEEPEST = 100  # dicts that a file may nest
 
 
 def save_params(path: str | os.PathLike, params: Params) -> None:
@@ -64,8 +65,6 @@ def _flatten(tree: Any, path: tuple[str, ...], leaves: dict[str, Tensor], empty:
         return
     if not isinstance(tree, dict):
         raise TypeError(f"{name}: expected a dict or a tensor, got {_checks.describe(tree)}")
-    if len(path) > _checks.DEEPEST:
-        raise ValueError(f"params: expected dicts of at most {_checks.DEEPEST} levels, got more")
     if not tree:
         empty.append(_checks.dotted(*path))
     for key, branch in tree.items():
@@ -135,11 +134,9 @@ def _nested(path: Path, leaves: dict[str, Tensor], empty: list[str]) -> Params:
     params: Params = {}
     for name in sorted([*leaves, *filter(None, empty)]):
         *nodes, last = name.split(".")
-        node = _node(params, nodes) if len(nodes) <= _checks.DEEPEST else None
+        node = _node(params, nodes) if len(nodes) <= DEEPEST else None
         if node is None or last in node:
-            raise ValueError(
-                f"{path}: expected one leaf at each path, of at most {_checks.DEEPEST} dicts, got {name[:80]!r}"
-            )
+            raise ValueError(f"{path}: expected one leaf at each path, of at most {DEEPEST} dicts, got {name[:80]!r}")
         node[last] = leaves.get(name, {})
     return params
 

@@ -13,7 +13,7 @@ from purevdm import decoders, process, random
 from purevdm.networks import Network
 from purevdm.types import Key, Params, Shape
 
-__all__ = ["Mixture", "categorical", "entropy", "gaussian", "gaussian_pmf", "mean_and_error"]
+__all__ = ["Mixture", "categorical", "entropy", "gaussian"]
 
 
 def _network(denoise: Callable[[Tensor, Tensor], Tensor]) -> Network:

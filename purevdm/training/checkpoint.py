@@ -36,20 +36,16 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another model; the message names the file and what is wrong."""
 
 
-def _flat(state: TrainState) -> dict[str, Tensor]:
-    return _named({"params": state.params, "ema_params": state.ema_params, "mu": state.moments.mu, "nu": state.moments.nu})
-
-
 def _named(trees: Any) -> dict[str, Tensor]:
-    """The leaves by their paths, joined by dots."""
+    """The leaves by their paths, joined by dots; of a state, all but its step."""
+    if isinstance(trees, TrainState):
+        trees = {"params": trees.params, "ema_params": trees.ema_params, **trees.moments._asdict()}
     paths, leaves, _ = optree.tree_flatten_with_path(trees)
-    named: dict[str, Tensor] = {}
-    for path, leaf in zip(paths, leaves, strict=True):
-        name = _checks.dotted(*path)
-        if name in named:
-            raise ValueError(f"state: expected leaves whose paths differ when joined by dots, got {name!r} twice")
-        named[name] = leaf
-    return named
+    names = [_checks.dotted(*path) for path in paths]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"state: expected leaves whose paths differ when joined by dots, got {twice!r} twice")
+    return dict(zip(names, leaves, strict=True))  # type: ignore[arg-type]
 
 
 def save(
@@ -80,11 +76,10 @@ def save(
     described = {"format": FORMAT, "step": step, "metric": _metric(metric), "sha256": "", "extra": extra, "notes_sha256": ""}
     try:
         json.dumps(described, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"extra: expected what JSON holds, got {error}") from None
-    except RecursionError:
-        raise ValueError("extra: expected what JSON holds, got deeper levels than can be written") from None
-    leaves = _files.plain(_flat(state))
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"extra: expected what JSON holds, got {error}") from None
+    leaves = _files.plain(_named(state))
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"
     _files.sweep(folder, _NUMBER)
@@ -134,18 +129,15 @@ def _digest(path: Path) -> str:
 
 def _notes_digest(found: dict[str, Any]) -> str:
     """The SHA-256 of notes, their own left out."""
-    held = {name: value for name, value in found.items() if name != "notes_sha256"}
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+    rest = {name: value for name, value in found.items() if name != "notes_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _all(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by their steps, oldest first."""
-    found: dict[int, Path] = {}
-    for path in folder.glob("*"):
-        step = _step(path)
-        if step is not None and path.is_dir():
-            found[step] = found.get(step, path) if path.name.startswith(".") else path
-    return dict(sorted(found.items()))
+    """The checkpoints of a folder by their steps, oldest first; one set aside only where there is no other of its step."""
+    paths = sorted((path for path in folder.glob("*") if path.is_dir()), key=lambda path: not path.name.startswith("."))
+    steps = {step: path for path in paths if (step := _step(path)) is not None}
+    return dict(sorted(steps.items()))
 
 
 def _step(path: Path) -> int | None:
@@ -156,16 +148,13 @@ def _step(path: Path) -> int | None:
 
 
 def _prune(folder: Path, keep: int, new: Path) -> None:
-    found, judged = _all(folder), {}
-    stay = {new, *list(found.values())[-keep:]}
+    found = _all(folder)
+    metrics, damaged = _metrics(found)
+    stay = {new, *list(found.values())[-keep:], *damaged}  # of the damaged, nobody can tell whether one is the best
+    if metrics:
+        stay.add(found[_least(metrics)])
     for step, path in found.items():
-        try:
-            judged[step] = _judgement(path)
-        except CheckpointError:
-            stay.add(path)  # nobody can tell whether it is the best
-    least = _least(judged)
-    for step, path in found.items():
-        if path not in stay and step != least:
+        if path not in stay:
             # First out of sight, then away: a half-removed checkpoint must not look like one.
             gone = folder / f".{step:08d}.{uuid.uuid4().hex}"
             with contextlib.suppress(FileNotFoundError):  # another process was faster
@@ -174,6 +163,27 @@ def _prune(folder: Path, keep: int, new: Path) -> None:
     for path in folder.glob(".*"):
         if re.fullmatch(rf"\.({_NUMBER})\.[0-9a-z.]+", path.name) and path not in found.values() and _files.stale(path, 1):
             _files.remove(path)
+
+
+def _metrics(found: dict[int, Path]) -> tuple[dict[int, float], dict[Path, CheckpointError]]:
+    """The metrics of checkpoints by their steps, and the errors of those that are damaged. One that another process just
+    removed has neither."""
+    metrics, damaged = {}, {}
+    for step, path in found.items():
+        try:
+            metric = _metric(notes(path)["metric"])
+        except CheckpointError as error:
+            if path.exists():
+                damaged[path] = error
+            continue
+        if metric is not None:
+            metrics[step] = metric
+    return metrics, damaged
+
+
+def _least(metrics: dict[int, float]) -> int:
+    """The step with the least metric, the latest of equals."""
+    return min(metrics, key=lambda step: (metrics[step], -step))
 
 
 def latest(folder: str | os.PathLike) -> Path | None:
@@ -188,24 +198,10 @@ def best(folder: str | os.PathLike) -> Path | None:
         CheckpointError: the notes of one of them are missing or damaged.
     """
     found = _all(_checks.path("folder", folder))
-    least = _least({step: _judgement(path) for step, path in found.items()})
-    return None if least is None else found[least]
-
-
-def _judgement(path: Path) -> float | None:
-    """A checkpoint's metric, None where it has none, or where another process just removed it."""
-    try:
-        return _metric(notes(path)["metric"])
-    except CheckpointError:
-        if path.exists():
-            raise
-        return None
-
-
-def _least(metrics: dict[int, float | None]) -> int | None:
-    """The step with the least metric, the latest of equals."""
-    judged = [(metric, -step) for step, metric in metrics.items() if metric is not None]
-    return -min(judged)[1] if judged else None
+    metrics, damaged = _metrics(found)
+    for error in damaged.values():
+        raise error
+    return found[_least(metrics)] if metrics else None
 
 
 def notes(path: str | os.PathLike) -> dict[str, Any]:
@@ -265,14 +261,12 @@ def load(path: str | os.PathLike, like: TrainState) -> TrainState:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.
     """
     path = _checks.path("path", path)
-    wanted = _flat(_checks.instance("like", like, TrainState, "a TrainState"))
-    found = _tensors(path, wanted)
-
-    def part(name: str, tree: Any) -> Any:
-        return _tree(found, name, tree)
-
-    moments = Moments(part("mu", like.moments.mu), part("nu", like.moments.nu))
-    return TrainState(notes(path)["step"], part("params", like.params), part("ema_params", like.ema_params), moments)
+    tensors = _tensors(path, _named(_checks.instance("like", like, TrainState, "a TrainState")))
+    params, ema_params, mu, nu = (
+        _tree(tensors, name, tree)
+        for name, tree in (("params", like.params), ("ema_params", like.ema_params), *like.moments._asdict().items())
+    )
+    return TrainState(notes(path)["step"], params, ema_params, Moments(mu, nu))
 
 
 def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:

@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw as _adamw
 from purevdm import _checks
 from purevdm.types import Params
 
-__all__ = ["AdamW", "Moments", "apply", "clip", "decayed", "global_norm", "init", "learning_rate", "update_average"]
+__all__ = ["AdamW", "Moments", "learning_rate"]
 
 
 class AdamW(NamedTuple):
@@ -144,9 +144,8 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
     paths = optree.tree_paths(params)  # type: ignore[arg-type]
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i, path in enumerate(paths):
-        if grad[i] is None:
-            continue
-        kinds.setdefault((bool(decays[i]), path[0] == "schedule"), []).append(i)
+        if grad[i] is not None:
+            kinds.setdefault((bool(decays[i]), path[0] == "schedule"), []).append(i)
     for (decay, of_schedule), rows in kinds.items():
         _adamw(
             [new[i] for i in rows],

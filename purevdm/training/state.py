@@ -237,12 +237,12 @@ def train_step(
         TypeError, ValueError: settings out of their range; moments or averages that are not finite, the leaf is named.
         NonFiniteLossError: a loss, a gradient, or what the step would leave that is NaN or infinite.
     """
-    for name, value, kind in (("settings", settings, AdamW), ("state", state, TrainState)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected a purevdm.training.{kind.__name__}, got {_checks.describe(value)}")
-    for name, function in (("grad_fn", grad_fn), ("average", average), ("update", update)):
-        if not callable(function) and (function is not None or name == "grad_fn"):
-            raise TypeError(f"{name}: expected a function, got {_checks.describe(function)}")
+    _checks.instance("settings", settings, AdamW, "a purevdm.training.AdamW")
+    _checks.instance("state", state, TrainState, "a purevdm.training.TrainState")
+    _checks.function("grad_fn", grad_fn)
+    for name, function in (("average", average), ("update", update)):
+        if function is not None:
+            _checks.function(name, function)
     optimizer.checked(settings)
     _checks.integer("state.step", state.step, 0)
     form = _checks.structure(state.params, "state.params")
@@ -251,7 +251,6 @@ def train_step(
         if _checks.structure(tree, f"state.{name}") != form:
             raise ValueError(f"state.{name}: expected the leaves, shapes and dtypes of state.params, got others")
     _checks.tensor("x", x)
-    _checks.leaves(cond)  # none too deep
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
     given = state.params
     state = state._replace(params=optree.tree_map(torch.detach, given))  # type: ignore[arg-type]

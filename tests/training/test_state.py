@@ -206,11 +206,12 @@ def asking(state):
     return state._replace(params=params)
 
 
+MLP = networks.mlp(8, fourier=(0,), gamma_min=-5.0, gamma_max=3.0)
 FROZEN = {
     "a module's": (networks.from_module(Partly), {}, "network.params.kept", None),
     "by path": (networks.mlp(8, fourier=(0,)), dict(frozen=["network.dense1", "schedule.w"]), "network.dense1", None),
     "in pieces": (networks.mlp(8, fourier=(0,)), dict(frozen=("network.dense1",), accumulate=2), "network.dense1", None),
-    "a network's": (networks.mlp(8, fourier=(0,))._replace(frozen=("dense1",)), dict(remat=True), "network.dense1", None),
+    "a network's": (networks.Network.of(MLP.init, MLP.apply, frozen=("dense1",)), dict(remat=True), "network.dense1", None),
     "by flags": (networks.mlp(8, fourier=(0,)), {}, "network.dense1", asking),
     "compiled": (networks.from_module(Partly), dict(compile=True, backend="eager"), "network.params.kept", None),
 }
