@@ -360,7 +360,7 @@ def main() -> None:
             "with gradient, eager": lambda: reconstruction(gamma_0),
         },
         "evaluation": {
-            "evaluate, compiled": lambda: evaluate(model, params, [(x, None)], key, elbo=compiled["evaluation"]),
+            "evaluate, compiled": lambda: evaluate(model, params, [(x, None)], key, method=compiled["evaluation"]),
             "evaluate, eager": lambda: evaluate(model, params, [(x, None)], key),
         },
         "step": {

@@ -154,8 +154,8 @@ def main() -> None:
     if args.task == "text":
         print("\n".join(characters.texts(found.x[:8])))
     unit = "bits/character" if args.task == "text" else "bits/dim"
-    print(f"{'test bound':<18}{bound.total} {unit} ({args.steps} steps, {len(test)} examples)")
-    print(f"{'  of it messages':<18}{bound.diffusion}")
+    print(f"{'test bound':<18}{bound.nll} {unit} ({args.steps} steps, {len(test)} examples)")
+    print(f"{'  of it messages':<18}{bound.terms['diffusion']}")
     for name, figure in task.baselines.items():
         print(f"{name:<18}{figure}")
 

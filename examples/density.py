@@ -85,11 +85,11 @@ def density_map(model: purevdm.VDM, params, cells: torch.Tensor, key: torch.Tens
 
 def by_flow(
     model: purevdm.VDM, params, x: torch.Tensor, key: torch.Tensor, tolerance: float, size: int = 4096
-) -> likelihood.Estimate:
+) -> evaluation.PerExample:
     """log p of each point, (n, 2), by the probability flow with the exact divergence."""
     flow = partial(likelihood.log_prob, model, integrator=ode.dopri5(tolerance, tolerance))
     with tqdm(total=len(x), desc=f"flow at {tolerance:g}", leave=False) as bar:
-        return evaluation.likelihoods(model, params, x.split(size), key, estimate=flow, callback=bar.update)
+        return evaluation.per_example(model, params, x.split(size), key, method=flow, callback=bar.update)
 
 
 def picture(path: Path, x: torch.Tensor, bound: torch.Tensor, flow: torch.Tensor, true: torch.Tensor) -> None:
@@ -167,7 +167,7 @@ def main() -> None:
             bar.set_postfix_str(f"{np.mean(losses[-100:]):.3f} nats")
 
     test = spiral(k_test, args.test)
-    found = evaluation.bounds(model, ema, [(test, None)], k_bound, passes=16)
+    found = evaluation.per_example(model, ema, [test], k_bound, passes=16)
     exact = by_flow(model, ema, test, k_bound, args.tolerance)
     surprise = -true_log_density(test)
     truth = evaluation.Figure(surprise.mean().item(), surprise.std().item() / math.sqrt(len(surprise)))
@@ -175,17 +175,17 @@ def main() -> None:
     cells = torch.cartesian_prod(centres, centres).flip(1)  # rows of the map run along the second coordinate
     maps = dict(
         bound=density_map(model, ema, cells, k_map, args.noises).cpu(),
-        flow=by_flow(model, ema, cells, k_map, args.map_tolerance).log_prob,
+        flow=by_flow(model, ema, cells, k_map, args.map_tolerance).result.log_prob,
         true=true_log_density(cells),
     )
     picture(args.out / "density.png", spiral(k_scale, 2048), **{k: v.reshape(args.grid, -1) for k, v in maps.items()})
     area = (2 * EXTENT / args.grid) ** 2
     mass = {name: f"{log_p.exp().sum().item() * area:.4f}" for name, log_p in maps.items()}
 
-    bound, flow = evaluation.summary(model, found, 16), evaluation.measurement(model, exact)
-    print(f"test bound          {bound.total} {bound.unit} ({args.steps} steps, {args.test} points)")
-    print(f"by the flow         {flow.total} {flow.unit} ({flow.evaluations:.0f} evaluations a point)")
-    print(f"bound - flow        {evaluation.difference(model, found, exact)} {flow.unit}, paired")
+    bound, flow, gap = evaluation.compare(found, exact)
+    print(f"test bound          {bound.nll} {bound.unit} ({args.steps} steps, {args.test} points)")
+    print(f"by the flow         {flow.nll} {flow.unit} ({flow.evaluations:.0f} evaluations a point)")
+    print(f"bound - flow        {gap} {flow.unit}, paired")
     print(f"true density        {truth} nats")
     broad = 0.5 * torch.logdet(2 * math.pi * math.e * x.T.double().cov()).item()
     print(f"one Gaussian        {broad:.4f} nats")

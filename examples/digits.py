@@ -119,7 +119,7 @@ def main() -> None:
 
     interop.save_params(args.out / "params.safetensors", ema)
     with tqdm(total=len(test), desc="test bound") as bar:
-        bound = evaluate(model, ema, [(test, None)], k_test, passes=args.passes, callback=bar.update).total
+        bound = evaluate(model, ema, [(test, None)], k_test, passes=args.passes, callback=bar.update).nll
     baseline = histogram_bits(train, test)
     with tqdm(total=250, desc="sample") as bar:
         samples = model.sample(ema, k_sample, 64, steps=250, callback=lambda i, z: bar.update())

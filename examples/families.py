@@ -141,8 +141,8 @@ def baselines() -> dict[str, list[tuple[str, torch.Tensor]]]:
 def assess(task: Task, params, key: torch.Tensor, passes: int) -> dict[str, float]:
     """The bound on the test examples, and on as many that the model has seen; bits in the table's unit."""
     k_test, k_train, _ = random.split(key, 3)
-    bound = evaluation.evaluate(task.model, params, [task.test], k_test, passes=passes).total
-    seen = evaluation.evaluate(task.model, params, [task.train[: len(task.test)]], k_train, passes=passes).total
+    bound = evaluation.evaluate(task.model, params, [task.test], k_test, passes=passes).nll
+    seen = evaluation.evaluate(task.model, params, [task.train[: len(task.test)]], k_train, passes=passes).nll
     found = {"bits": bound.mean, "error": bound.error, "train": seen.mean}
     return {name: value * task.dimensions for name, value in found.items()}
 

@@ -21,14 +21,13 @@ import optree
 import programs
 import readers
 import torch
-import torch.distributed.nn.functional  # before there is a group: see purevdm.training.parallel.join
+import torch.distributed.nn.functional  # before there is a group: see purevdm.parallel.join
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import purevdm
-from purevdm import evaluation, random, training
+from purevdm import evaluation, parallel, random, training
 from purevdm.module import Module
-from purevdm.training import parallel
 from purevdm.training.data import batch, split
 from purevdm.types import Params
 
@@ -209,7 +208,7 @@ def main() -> None:
     params = optree.tree_map(lambda leaf: leaf.detach().cpu(), params)
     if args.out:
         torch.save(params, args.out)
-    bound = evaluation.evaluate(MODEL, params, [(TEST, None)], K_TEST, passes=4).total
+    bound = evaluation.evaluate(MODEL, params, [(TEST, None)], K_TEST, passes=4).nll
     print(f"{args.loop}: test bound {bound} bits/dim ({args.steps} steps)")
 
 
