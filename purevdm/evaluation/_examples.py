@@ -52,7 +52,7 @@ def per_example(
             ``partial(likelihood.importance_bound, model, timesteps=100, samples=8)``. Left out, it is ``model.nll_bound``.
         passes: how often the method is called on each batch, with fresh keys. Of the bound the mean counts. Of an estimate
             the weights of all passes are combined: passes times K samples, in the memory of K.
-        timesteps: in how many steps the model is bounded, 0 for continuous time, whatever its own number. Not with
+        timesteps: in how many steps the model is bounded, 0 for continuous time instead of its own number. Not with
             ``method``: take ``model._replace(timesteps=...).nll_bound``.
         failures: what becomes of an example that the method gives NaN: "raise" for an error, "nan" to keep NaN for it only,
             which figures then leave out and count. An integration that fails gives NaN in eager mode only with an integrator
@@ -95,12 +95,12 @@ def per_example(
             for name in ("log_weights", "evaluations")
         )
         combined = likelihood.combine(torch.cat(weights), torch.stack(counts).sum(0))
-    found = PerExample(combined, torch.full_like(checksum, math.prod(model.event_shape)), checksum, len(done), unit)
-    broken = (found.nll == -math.inf) | (found.nll.isnan() & (failures == "raise"))
+    each = PerExample(combined, torch.full_like(checksum, math.prod(model.event_shape)), checksum, len(done), unit)
+    broken = (each.nll == -math.inf) | (each.nll.isnan() & (failures == "raise"))
     if broken.any():  # after all have gathered, so that no process is left waiting
         i = int(broken.nonzero()[0])
-        raise ValueError(f"method: expected -log p(x) that is a number, got {found.nll[i]} for example {i} of the data")
-    return found
+        raise ValueError(f"method: expected -log p(x) that is a number, got {each.nll[i]} for example {i} of the data")
+    return each
 
 
 def evaluate(
@@ -126,8 +126,8 @@ def evaluate(
     >>> from purevdm import evaluation, networks, random, schedules
     >>> model = purevdm.vdm(networks.mlp(16), schedules.fixed_linear(), event_shape=(2,))
     >>> x = random.randint(random.key(0), (64, 2), 0, 256)
-    >>> found = evaluation.evaluate(model, model.init(random.key(1)), x.split(32), random.key(2), passes=2)
-    >>> found.nll.error > 0, found.examples, found.unit, list(found.terms)
+    >>> result = evaluation.evaluate(model, model.init(random.key(1)), x.split(32), random.key(2), passes=2)
+    >>> result.nll.error > 0, result.examples, result.unit, list(result.terms)
     (True, 64, 'bits/dim', ['recon', 'prior', 'diffusion'])
     """
     options: Any = dict(passes=passes, timesteps=timesteps, failures=failures, group=group, callback=callback)
@@ -215,8 +215,8 @@ def draws(
     turns = [everyone[turn % size][0][turn // size] for turn in range(len(sums) * passes)]
     for turn, result in enumerate(turns):
         if (kind := _kind(result)) != _kind(turns[0]):
-            wanted = f"what the first call returned, {_kind(turns[0])}"
-            raise ValueError(f"batches[{turn // passes}]: expected {wanted}, got {kind} in pass {turn % passes}")
+            first = f"what the first call returned, {_kind(turns[0])}"
+            raise ValueError(f"batches[{turn // passes}]: expected {first}, got {kind} in pass {turn % passes}")
     return [turns[p::passes] for p in range(passes)], torch.cat(sums)
 
 

@@ -107,18 +107,12 @@ class PerExample(NamedTuple):
         else:
             terms, samples, evaluations = {}, len(result.log_weights), result.evaluations.double().mean().item()
             sampling = (result.error / unit).square().sum().sqrt().item() / n
-        return Evaluation(
-            nll=figure(of.nll / unit),
-            pooled=figure(of.nll, of.dims.double() * (1.0 if self.unit == "nats" else math.log(2.0))),
-            terms=terms,
-            sampling=sampling,
-            samples=samples,
-            evaluations=evaluations,
-            examples=n,
-            passes=self.passes,
-            unit=self.unit,
-            left_out=len(done) - n,
+        nll, pooled = (
+            figure(of.nll / unit),
+            figure(of.nll, of.dims.double() * (1.0 if self.unit == "nats" else math.log(2.0))),
         )
+        figures = (nll, pooled, terms, sampling, samples, evaluations)
+        return Evaluation(*figures, examples=n, passes=self.passes, unit=self.unit, left_out=len(done) - n)
 
 
 class Comparison(NamedTuple):
@@ -150,22 +144,13 @@ def compare(a: PerExample, b: PerExample) -> Comparison:
     Most of an evaluation's error comes from which examples there are, easy ones or hard, and it cancels in each example's
     difference. The noise of the bound cancels, too, where two models had the same batches and key. So the error of the mean
     difference is often many times smaller than sqrt(error_a**2 + error_b**2), that of the difference of two evaluations.
-    Under two schedules one time is two noise levels, and less cancels, so use more passes.
+    Under two schedules one time is two noise levels, and not as much cancels, so use more passes.
 
     Args:
         a, b: of :func:`per_example`. An example that failed in either is left out of both.
 
     Raises:
         TypeError, ValueError: something else, other examples or another order, another unit, or no example left.
-
-    >>> import purevdm
-    >>> from purevdm import evaluation, networks, random, schedules
-    >>> model = purevdm.vdm(networks.mlp(16), schedules.fixed_linear(), event_shape=(2,))
-    >>> x = random.randint(random.key(0), (64, 2), 0, 256)
-    >>> both = [evaluation.per_example(model, model.init(k), [x], random.key(2)) for k in random.split(random.key(1))]
-    >>> pair = evaluation.compare(*both)
-    >>> abs(pair.a.nll.mean - pair.b.nll.mean - pair.difference.mean) < 1e-9
-    True
     """
     for name, each in (("a", a), ("b", b)):
         _checks.instance(name, each, PerExample, "what evaluation.per_example returns")
@@ -193,9 +178,7 @@ def per_unit(dims: Tensor, unit: str) -> Tensor:
 def figure(x: Tensor, weight: Tensor | None = None) -> Figure:
     """Returns the mean of independent examples, (N,), and its standard error, NaN for a single one; with weights, the ratio
     of their sums."""
-    n = len(x)
-    if weight is None:
-        return Figure(x.mean().item(), x.std().item() / math.sqrt(n) if n > 1 else math.nan)
+    weight, n = torch.ones_like(x) if weight is None else weight, len(x)
     mean = x.sum() / weight.sum()
     spread = (x - mean * weight).square().sum().sqrt() / weight.sum()
     return Figure(mean.item(), spread.item() * math.sqrt(n / (n - 1)) if n > 1 else math.nan)

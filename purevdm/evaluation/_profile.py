@@ -94,14 +94,13 @@ def profile(
     >>> from purevdm import evaluation, networks, random, schedules
     >>> model = purevdm.vdm(networks.mlp(16), schedules.fixed_linear(-13.3, 5.0), event_shape=(2,))
     >>> x = random.randint(random.key(0), (64, 2), 0, 256)
-    >>> found = evaluation.profile(model, model.init(random.key(1)), [x], random.key(2), bins=4)
-    >>> found.t.edges.tolist(), found.t.draws.tolist()
+    >>> loss = evaluation.profile(model, model.init(random.key(1)), [x], random.key(2), bins=4)
+    >>> loss.t.edges.tolist(), loss.t.draws.tolist()
     ([0.0, 0.25, 0.5, 0.75, 1.0], [16, 16, 16, 16])
-    >>> abs((found.gamma.mean * found.gamma.edges.diff()).sum().item() - found.diffusion.mean) < 1e-4
+    >>> abs((loss.gamma.mean * loss.gamma.edges.diff()).sum().item() - loss.diffusion.mean) < 1e-4
     True
     """
-    if not isinstance(model, VDM):
-        raise TypeError(f"model: expected a purevdm VDM, whose schedule gives gamma, got {_checks.describe(model)}")
+    _checks.instance("model", model, VDM, "a purevdm VDM, whose schedule gives gamma")
     bins = _checks.integer("bins", bins, 1)
     model, call = called("bound", model, timesteps, bound)
 

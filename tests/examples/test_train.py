@@ -226,10 +226,10 @@ def test_bounds_are_saved_compared_and_drawn(whole, tmp_path):
     alone = here("evaluate.py", late, *options, *new).stdout
     total = float(alone.splitlines()[-1].split()[1])
     saved = np.load(tmp_path / "new" / "bounds.npz")
-    assert set(saved) == {"recon", "prior", "diffusion", "total"}
+    assert set(saved) == {"recon", "prior", "diffusion", "nll"}
     assert all(saved[name].shape == (60,) and saved[name].dtype == np.float64 for name in saved)
-    assert (saved["recon"] + saved["prior"] + saved["diffusion"] == saved["total"]).all()
-    assert abs(saved["total"].mean() / 64 / np.log(2) - total) < 1e-4
+    assert (saved["recon"] + saved["prior"] + saved["diffusion"] == saved["nll"]).all()
+    assert abs(saved["nll"].mean() / 64 / np.log(2) - total) < 1e-4
     assert picture(tmp_path / "late.png").std() > 0
     paired = here("evaluate.py", late, *options, "--compare", early).stdout
     a, b, difference = means(paired)
