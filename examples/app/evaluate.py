@@ -4,8 +4,8 @@ standard errors.
     python examples/app/evaluate.py runs/digits_train                                # a run: its best checkpoint
     python examples/app/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
     python examples/app/evaluate.py runs/a --compare runs/b                          # paired: the error of the difference
-    python examples/app/evaluate.py runs/a --save bounds.npz --profile profile.png   # of each image; where the loss is
-    python examples/app/evaluate.py runs/a --method elbo flow iwae --samples 8       # the bound, and log p(x), in one table
+    python examples/app/evaluate.py runs/a --save bounds.npz --profile profile.png   # of each image; where the loss comes from
+    python examples/app/evaluate.py runs/a --method bound flow iwae --samples 8       # the bound, and log p(x), in one table
     python examples/app/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
     torchrun --nproc-per-node 4 examples/app/evaluate.py runs/a                      # the same figures, sooner
 
@@ -32,8 +32,7 @@ from readers import DataError
 from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import NLLBound, evaluation, interop
-from purevdm.training import parallel
+from purevdm import NLLBound, evaluation, interop, parallel
 from purevdm.training.data import Dataset, batch
 
 
@@ -48,9 +47,9 @@ class Arguments:
     gamma: tuple[float, float] = (-13.3, 5.0)
     """For an official checkpoint: the endpoints between which its network normalises gamma."""
     split: Literal["train", "test"] = "test"
-    method: tuple[Literal["elbo", "flow", "iwae"], ...] = ("elbo",)
+    method: tuple[Literal["bound", "flow", "iwae"], ...] = ("bound",)
     """One or several: the bound, log p(x) by the probability flow, bounds by importance-weighted trajectories. With more
-    than elbo, a table of them all."""
+    than the bound, a table of them all."""
     dequantisation: tuple[Literal["variational", "truncated", "uniform", "none"], ...] = ()
     """Of the flow, one or several; left out, variational for discrete data and none for real."""
     samples: tuple[int, ...] = ()
@@ -61,7 +60,7 @@ class Arguments:
     compare: Path | None = None
     """Another run, checkpoint or official file, on the same data and noise."""
     save: Path | None = None
-    """An .npz file for the terms of each example: recon, prior, diffusion and total, nats; of several methods -log p(x) by
+    """An .npz file for the terms of each example: recon, prior, diffusion and nll, nats; of several methods -log p(x) by
     each."""
     profile: Path | None = None
     """A PNG file for the diffusion loss against time and against gamma; of both models with compare."""
@@ -100,11 +99,11 @@ LEAST = "samples, steps, chunk: expected at least 1"
 
 def check_methods(args: Arguments) -> None:
     """Refuses options of methods that do not go together."""
-    flow, several = args.flow, args.method != ("elbo",)
+    flow, several = args.flow, args.method != ("bound",)
     for wrong, message in (
         (not args.method, "method: expected at least one"),
-        (several and args.compare, "compare: expected method elbo alone; measure each model, and save"),
-        (several and args.profile, "profile: expected method elbo alone, as it is of the bound"),
+        (several and args.compare, "compare: expected method bound only; measure each model, and save"),
+        (several and args.profile, "profile: expected method bound only, as it is of the bound"),
         (args.dequantisation and "flow" not in args.method, "dequantisation: expected method flow"),
         (args.samples and not {"flow", "iwae"} & {*args.method}, "samples: expected method flow or iwae"),
         (args.steps is not None and "iwae" not in args.method, "steps: expected method iwae"),
@@ -121,41 +120,43 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
     paths = [path for path in (args.checkpoint, args.compare) if path]
     runs = [restored(path, args, group.device) for path in paths]
     sets = [run.test if args.split == "test" else run.train for run in runs]
-    pairs, elbos = [(run.model, run.params) for run in runs], [bound_of(run, args.compile) for run in runs]
+    bounds = [bound_of(run, args.compile) for run in runs]
     if args.profile and any(run.config.model.kind != "vdm" for run in runs):
         sys.exit("profile: expected a diffusion model, as a Bayesian flow has no gamma")
     data = sets[0]
     n = min(data.size, args.examples or data.size)
     if not all(torch.equal(beginning(data), beginning(other)) for other in sets[1:]):
         sys.exit(f"compare: expected a model of the same data, {data.name}, got one of {sets[1].name}")
-    if args.method != ("elbo",):
+    if args.method != ("bound",):
         return by_methods(runs[0], data, n, args, group)
     options = dict(key=stream("evaluate", args.seed, group.device), passes=args.passes, group=group)
 
-    def over_batches(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-        with tqdm(total=n, desc=call.__name__, disable=group.rank > 0) as bar:
-            return call(*arguments, labelled(data, n, args.batch, group.device), **options, **more, callback=bar.update)
+    def over_batches(call: Callable[..., Any], run: Run, desc: str, **more: Any) -> Any:
+        batches = labelled(data, n, args.batch, group.device)
+        with tqdm(total=n, desc=desc, disable=group.rank > 0) as bar:
+            return call(run.model, run.params, batches, **options, **more, callback=bar.update)
 
     times = [f"{run.model.timesteps} steps" if run.model.timesteps else "continuous time" for run in runs]
+    each = [
+        over_batches(evaluation.per_example, run, "bound", method=bound) for run, bound in zip(runs, bounds, strict=True)
+    ]
     if args.compare:
-        found = over_batches(evaluation.compare, *pairs, elbos=tuple(elbos))
+        found = evaluation.compare(*each)
         names = "\n".join(f"{name}      {path}, {time}" for name, path, time in zip("ab", paths, times, strict=True))
         lines = f"{data.name}: {n} examples, {args.passes} passes\n{names}\n{found}"
     else:
-        terms = over_batches(evaluation.bounds, *pairs[0], elbo=elbos[0])
-        found = evaluation.summary(runs[0].model, terms, args.passes)
-        named = dict(diffusion=found.diffusion, latent=found.prior, reconstruction=found.recon, total=found.total)
-        parts = "\n".join(f"{name:15} {figure} {found.unit}" for name, figure in named.items())
+        found = each[0].summary()
+        parts = "\n".join(f"{name:10} {figure} {found.unit}" for name, figure in (found.terms | {"nll": found.nll}).items())
         lines = f"{data.name}: {n} examples, {args.passes} passes, {times[0]}\n{parts}"
     curves = {}
     if args.profile:
-        for path, pair, elbo in zip(paths, pairs, elbos, strict=True):
-            curves[str(path)] = over_batches(evaluation.profile, *pair, elbo=elbo)
+        for path, run, bound in zip(paths, runs, bounds, strict=True):
+            curves[str(path)] = over_batches(evaluation.profile, run, "profile", bound=bound)
     if group.rank > 0:
         return
     print(lines)
     if args.save:
-        np.savez(args.save, **terms._asdict(), total=terms.total)
+        np.savez(args.save, **each[0].result._asdict(), nll=each[0].nll)
     if args.profile:
         profiles(curves, args.profile)
 
@@ -176,7 +177,7 @@ def by_methods(run: Run, data: Dataset, n: int, args: Arguments, group: parallel
         return
     flow = f", flow at rtol {args.flow.rtol:g}, atol {args.flow.atol:g}, {args.flow.probes or 'no'} probes"
     print(f"{data.name}: {n} examples{flow if 'flow' in args.method else ''}")
-    print(table(run.model, measured))
+    print(table(measured))
     if args.save:
         np.savez(args.save, **values(measured))
 

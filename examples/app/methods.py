@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from purevdm import VDM, NLLBound, evaluation, likelihood, ode
+from purevdm import VDM, evaluation, likelihood, ode
+from purevdm.evaluation import PerExample
 from purevdm.likelihood import Estimate
 
 Told = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -42,8 +43,8 @@ class Method(NamedTuple):
 
     @property
     def name(self) -> str:
-        if self.kind == "elbo":
-            return "elbo"
+        if self.kind == "bound":
+            return "bound"
         form = self.dequantisation if self.kind == "flow" else f"T{self.steps}"
         return f"{self.kind}_{form}_K{self.samples}"
 
@@ -52,8 +53,7 @@ class Measured(NamedTuple):
     """What a method found: of each example, and in how many seconds."""
 
     method: Method
-    found: NLLBound | Estimate
-    evaluations: float
+    found: PerExample
     seconds: float
 
 
@@ -73,8 +73,8 @@ def chosen(
             raise ValueError(f"dequantisation: expected {' or '.join(fitting)} for {data} data, got {entry}")
     found = []
     for kind in kinds:
-        if kind == "elbo":
-            found.append(Method("elbo", steps=model.timesteps))
+        if kind == "bound":
+            found.append(Method("bound", steps=model.timesteps))
         elif kind == "flow":
             for entry in dequantisations or fitting[:1]:
                 # Without dequantisation all samples are the same.
@@ -96,9 +96,9 @@ def measure(
     **options: Any,
 ) -> Measured:
     """One method over a data set. ``told`` makes of a function of (params, x, key, cond) one of what batches hold, and
-    ``options`` are those of :func:`purevdm.evaluation.bounds`. Seconds include compilation."""
+    ``options`` are those of :func:`purevdm.evaluation.per_example`. Seconds include compilation."""
     started = time.perf_counter()
-    if method.kind == "elbo":
+    if method.kind == "bound":
         call: Callable[..., Any] = model.nll_bound
     elif method.kind == "flow":
         call = partial(
@@ -113,11 +113,9 @@ def measure(
     else:
         call = partial(likelihood.importance_bound, model, timesteps=method.steps, samples=method.samples)
     call = told(torch.compile(call, fullgraph=True) if compile else call)
-    if method.kind == "elbo":
-        terms = evaluation.bounds(model, params, batches, passes=passes, elbo=call, **options)
-        return Measured(method, terms, float(passes), time.perf_counter() - started)
-    found = evaluation.likelihoods(model, params, batches, estimate=call, failures="nan", **options)
-    return Measured(method, found, found.evaluations.double().mean().item(), time.perf_counter() - started)
+    options |= dict(passes=passes) if method.kind == "bound" else dict(failures="nan")
+    found = evaluation.per_example(model, params, batches, method=call, **options)
+    return Measured(method, found, time.perf_counter() - started)
 
 
 HEADS = (
@@ -127,7 +125,7 @@ HEADS = (
     "T",
     "-log p, {unit}",
     "sampling",
-    "less {first}",
+    "minus {first}",
     "evaluations",
     "a second",
     "s",
@@ -135,60 +133,42 @@ HEADS = (
 )
 
 
-def table(model: VDM, measured: list[Measured]) -> str:
+def table(measured: list[Measured]) -> str:
     """The lines beside each other: -log p with its standard error over examples, the part of that error that comes from
     sampling the weights (too small where a few of them dominate), the paired difference from the first line, how often the
     network was applied to an example, how often a second to any, seconds, and how many examples failed, which are in none of
     their method's figures, nor in its difference."""
     rows: list[tuple[str, ...]] = []
     for row in measured:
-        method, found = row.method, row.found
-        if isinstance(found, NLLBound):
-            summary = evaluation.summary(model, found)
-            total, unit, sampling, failed = summary.total, summary.unit, math.nan, 0
-        else:
-            figures = evaluation.measurement(model, found)
-            total, unit, sampling, failed = figures.total, figures.unit, figures.sampling, figures.left_out
-        first = measured[0].found
-        both = ~(log_p(found).isnan() | log_p(first).isnan())
-        gap = "" if row is measured[0] else str(evaluation.difference(model, kept(found, both), kept(first, both)))
-        n = len(found.total if isinstance(found, NLLBound) else found.log_prob)
+        method, figures = row.method, row.found.summary()
+        gap = "" if row is measured[0] else str(evaluation.compare(row.found, measured[0].found).difference)
         rows.append(
             (
                 method.kind,
                 method.dequantisation,
-                "" if method.kind == "elbo" else str(method.samples),
+                "" if method.kind == "bound" else str(method.samples),
                 str(method.steps) if method.steps else "",
-                str(total),
-                "" if math.isnan(sampling) else f"{sampling:.4f}",
+                str(figures.nll),
+                "" if math.isnan(figures.sampling) else f"{figures.sampling:.4f}",
                 gap,
-                f"{row.evaluations:.0f}",
-                f"{row.evaluations * n / row.seconds:.0f}",
+                f"{figures.evaluations:.0f}",
+                f"{figures.evaluations * len(row.found.nll) / row.seconds:.0f}",
                 f"{row.seconds:.1f}",
-                str(failed or ""),
+                str(figures.left_out or ""),
             )
         )
-    heads = tuple(head.format(unit=unit, first=measured[0].method.name) for head in HEADS)
+    heads = tuple(head.format(unit=figures.unit, first=measured[0].method.name) for head in HEADS)
     filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
     widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
     lines = ["  ".join(f"{line[i]:{'<' if i < 2 else '>'}{widths[i]}}" for i in filled).rstrip() for line in (heads, *rows)]
     return "\n".join(lines)
 
 
-def log_p(found: NLLBound | Estimate) -> torch.Tensor:
-    return -found.total if isinstance(found, NLLBound) else found.log_prob
-
-
-def kept(found: NLLBound | Estimate, rows: torch.Tensor) -> NLLBound | Estimate:
-    """What was found of some examples."""
-    return type(found)(*(part[..., rows] for part in found))
-
-
 def values(measured: list[Measured]) -> dict[str, np.ndarray]:
     """-log p(x) of each example by each method, nats, and its standard error where there are several samples."""
     found = {}
     for row in measured:
-        found[row.method.name] = -log_p(row.found).numpy()
-        if isinstance(row.found, Estimate) and row.method.samples > 1:
-            found[f"{row.method.name}_error"] = row.found.error.numpy()
+        found[row.method.name] = row.found.nll.numpy()
+        if isinstance(row.found.result, Estimate) and row.method.samples > 1:
+            found[f"{row.method.name}_error"] = row.found.result.error.numpy()
     return found

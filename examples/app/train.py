@@ -46,8 +46,8 @@ from presets import PRESETS, Config, Data, as_json, build, condition, datasets, 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from purevdm import _files, evaluation, random, training
-from purevdm.training import checkpoint, parallel
+from purevdm import _files, evaluation, parallel, random, training
+from purevdm.training import checkpoint
 from purevdm.training.data import augment, batch, rows
 
 # What may differ between a run and its continuation.
@@ -243,7 +243,7 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
     m = config.model
     options = dict(variance=m.variance, compile=config.compile, remat=m.remat, accumulate=config.accumulate)
     grad_fn = training.gradients(model, **options)
-    elbo = torch.compile(model.nll_bound, fullgraph=True) if config.compile else None
+    bound = torch.compile(model.nll_bound, fullgraph=True) if config.compile else None
     log = Log(config.out, state.step) if first else None
     checkpoints = config.out / "checkpoints"
 
@@ -284,7 +284,7 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
                 log.write(state.step, metrics)
             metric = None
             if state.step % config.eval_every == 0 or last:
-                metric = assess(config, model, state, test, k, elbo, log, group)
+                metric = assess(config, model, state, test, k, bound, log, group)
             stop = torch.tensor(float(bool(stopping)))
             stop = parallel.average([stop.to(group.device)])[0].item() > 0  # all stop where one was told to
             if first and (state.step % config.save_every == 0 or last or stop):
@@ -310,7 +310,7 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
     return 0
 
 
-def assess(config, model, state, test, k, elbo, log, group) -> float:
+def assess(config, model, state, test, k, bound, log, group) -> float:
     """The bound on the test set, by all processes; by the first, samples and the schedule's curve. Returns the bound, in its
     own unit."""
     step, params, device = state.step, state.ema_params, group.device
@@ -318,16 +318,14 @@ def assess(config, model, state, test, k, elbo, log, group) -> float:
 
     data = test_batches(config, test, n, device)
     with tqdm(total=n, desc="test bound", leave=False, disable=log is None) as bar:
-        options = dict(passes=config.eval_passes, elbo=elbo, group=group, callback=bar.update)
+        options = dict(passes=config.eval_passes, method=bound, group=group, callback=bar.update)
         found = evaluation.evaluate(model, params, data, k["eval"], **options)
     if log is None:
-        return found.total.mean
-    figures = {f"test/{name}": getattr(found, name).mean for name in ("total", "diffusion", "prior", "recon")}
-    log.write(step, figures | {"test/error": found.total.error})
-    tqdm.write(
-        f"step {step}: test bound {found.total} {found.unit} (diffusion {found.diffusion}, latent {found.prior}, "
-        f"reconstruction {found.recon})"
-    )
+        return found.nll.mean
+    figures = {f"test/{name}": term.mean for name, term in found.terms.items()}
+    log.write(step, figures | {"test/nll": found.nll.mean, "test/error": found.nll.error})
+    terms = ", ".join(f"{name} {term}" for name, term in found.terms.items())
+    tqdm.write(f"step {step}: test bound {found.nll} {found.unit} ({terms})")
     pictures = config.out / "pictures"
     pictures.mkdir(exist_ok=True)
     if config.model.kind == "vdm":
@@ -347,7 +345,7 @@ def assess(config, model, state, test, k, elbo, log, group) -> float:
         if drawable(test.event_shape, test.vocab_size):
             grid(x, test.vocab_size, pictures / f"{name}.png")
             log.picture("samples", pictures / f"{name}.png", step)
-    return found.total.mean
+    return found.nll.mean
 
 
 if __name__ == "__main__":

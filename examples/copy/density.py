@@ -89,7 +89,7 @@ def minus_bound(model, params, x, key, noises, size=64):
 def by_flow(model, params, x, key, tolerance):
     """Computes log p of each point, (n, 2), by the probability flow with the exact divergence."""
     flow = partial(likelihood.log_prob, model, integrator=ode.dopri5(tolerance, tolerance), probes="exact")
-    return evaluation.likelihoods(model, params, x.split(4096), key, estimate=flow)
+    return evaluation.per_example(model, params, x.split(4096), key, method=flow)
 
 
 def picture(path, maps, z):
@@ -125,21 +125,21 @@ def main():
     draw = partial(spiral, n=512)
     params, _ = train(model, draw, k_init, k_train, args.steps, decay=1e-4, compile=not args.eager)
 
-    bound = evaluation.evaluate(model, params, [test], k_bound, passes=16).total
-    flow = evaluation.measurement(model, by_flow(model, params, test, k_bound, 1e-4))
+    bound = evaluation.evaluate(model, params, [test], k_bound, passes=16).nll
+    flow = by_flow(model, params, test, k_bound, 1e-4).summary()
     entropy = -true_log_density(test)
     centres = ((torch.arange(args.grid) + 0.5) / args.grid * 2 - 1) * EXTENT
     cells = torch.cartesian_prod(centres, centres).flip(1)  # rows of the map run along the second coordinate
     maps = {
         "exp(-bound)": minus_bound(model, params, cells, k_map, args.noises),
-        "by the flow": by_flow(model, params, cells, k_map, 1e-3).log_prob,
+        "by the flow": -by_flow(model, params, cells, k_map, 1e-3).nll,
         "true density": true_log_density(cells),
     }
     z = model.sample(params, k_scale, 1024, steps=200, trajectory=True).z
     picture(args.out / "density.png", {name: log_p.reshape(args.grid, -1) for name, log_p in maps.items()}, z)
     area = (2 * EXTENT / args.grid) ** 2
     print(f"test bound       {bound} nats ({args.steps} steps, {args.test} points)")
-    print(f"by the flow      {flow.total} nats ({flow.evaluations:.0f} evaluations a point)")
+    print(f"by the flow      {flow.nll} nats ({flow.evaluations:.0f} evaluations a point)")
     print(f"true density     {entropy.mean():.4f} +- {entropy.std() / math.sqrt(len(entropy)):.4f} nats")
     print(f"mass on the map  {', '.join(f'{log_p.exp().sum() * area:.4f} {name}' for name, log_p in maps.items())}")
 

@@ -111,7 +111,7 @@ def main():
     model = build()
     params, losses = train(model, lambda key: x[random.randint(key, (args.batch,), 0, len(x))], k_init, k_train, args.steps)
     interop.save_params(args.out / "params.safetensors", params)
-    bound = evaluation.evaluate(model, params, [test], k_test, passes=args.passes).total
+    bound = evaluation.evaluate(model, params, [test], k_test, passes=args.passes).nll
     samples = model.sample(params, k_sample, 64, steps=250)
     pictures(args.out, test, samples, losses)
     baseline = histogram_bits(x, test)

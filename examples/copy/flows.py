@@ -107,8 +107,8 @@ def main():
     interop.save_params(args.out / "params.safetensors", params)
     bound = evaluation.evaluate(model, params, [test], k_test, passes=args.passes)
     picture(args.out / "samples.png", model.sample(params, k_sample, 64, steps=100, trajectory=True))
-    print(f"test bound    {bound.total} bits/dim ({args.steps} steps, {len(test)} images)")
-    print(f"  messages    {bound.diffusion}")
+    print(f"test bound    {bound.nll} bits/dim ({args.steps} steps, {len(test)} images)")
+    print(f"  messages    {bound.terms['diffusion']}")
     print(f"uniform       {math.log2(LEVELS):.4f} bits/dim")
 
 

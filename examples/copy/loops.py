@@ -166,7 +166,7 @@ def main():
         params = optree.tree_map(lambda leaf: leaf.detach().cpu(), params)
         if args.out:
             torch.save(params, args.out)
-        bound = evaluation.evaluate(MODEL, params, [TEST], K_TEST, passes=4).total
+        bound = evaluation.evaluate(MODEL, params, [TEST], K_TEST, passes=4).nll
         print(f"{args.loop}: test bound {bound} bits/dim ({args.steps} steps)")
 
 

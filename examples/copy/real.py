@@ -115,7 +115,7 @@ def main():
 
     model = purevdm.vdm(network, schedule, event_shape=test.shape[1:], decoder=purevdm.decoders.gaussian())
     params, _ = train(model, draw, k_init, k_train, compile=not args.eager, **settings)
-    bound = evaluation.evaluate(model, params, test.split(64), k_test, passes=args.passes).total
+    bound = evaluation.evaluate(model, params, test.split(64), k_test, passes=args.passes).nll
     print(f"{'test bound':14}{bound} nats ({settings['steps']} steps, {len(test)} examples of {test[0].numel()} numbers)")
     for name, nats in known.items():
         print(f"{name:14}{nats:.4f} nats")

@@ -120,8 +120,8 @@ def assess(model, x, test, dimensions: int, params, key: torch.Tensor, passes: i
     """Bounds the test examples, and as many that the model was trained on; bits in the table's unit, of which each has
     so many of the model's dimensions."""
     k_test, k_train, _ = random.split(key, 3)
-    bound = evaluation.evaluate(model, params, [test], k_test, passes=passes).total
-    seen = evaluation.evaluate(model, params, [x[: len(test)]], k_train, passes=passes).total
+    bound = evaluation.evaluate(model, params, [test], k_test, passes=passes).nll
+    seen = evaluation.evaluate(model, params, [x[: len(test)]], k_train, passes=passes).nll
     found = {"bits": bound.mean, "error": bound.error, "train": seen.mean}
     return {name: value * dimensions for name, value in found.items()}
 

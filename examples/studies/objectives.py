@@ -52,7 +52,7 @@ def assess(model, x, params, key, passes) -> dict[str, float]:
     """Measures the bound, and two variances over times and noise, (bits/dim)**2 an image: of its diffusion loss at a uniform
     time, and of the mean of 64 images' at even times, as training draws them, times 64."""
     k_bound, k_single, k_batch = random.split(key, 3)
-    bound = evaluation.evaluate(model, params, [x], k_bound, passes=passes).total
+    bound = evaluation.evaluate(model, params, [x], k_bound, passes=passes).nll
     bits = 1.0 / (math.prod(SHAPE) * math.log(2.0))
     alone = model._replace(antithetic=False)
     single = [alone.nll_bound(params, x, k).diffusion.double() * bits for k in random.split(k_single, passes)]

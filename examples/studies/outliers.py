@@ -167,10 +167,10 @@ def main() -> None:
 
     every = torch.cat(list(kinds.values()))
     with tqdm(total=len(every), desc="log p") as bar:
-        options = dict(estimate=told, callback=bar.update)
-        found = evaluation.likelihoods(model, params, every.split(args.batch), k_flow, **options)
+        options = dict(method=told, callback=bar.update)
+        found = evaluation.per_example(model, params, every.split(args.batch), k_flow, **options)
     sizes = [len(part) for part in kinds.values()]
-    bits = dict(zip(kinds, (-found.log_prob / math.prod(shape) / math.log(2)).split(sizes), strict=True))
+    bits = dict(zip(kinds, (found.nll / math.prod(shape) / math.log(2)).split(sizes), strict=True))
     seen = batch(train, np.arange(train.size))[0].long()
     simple = {name: common.histogram_bits(seen, images.cpu(), vocab) for name, images in kinds.items()}
 
@@ -185,9 +185,7 @@ def main() -> None:
                 scores.setdefault(name, f"{value:.3f}")
         print(line)
     picture(out / "outliers.png", kinds, bits, scores, vocab)
-    tqdm.write(
-        f"the picture is {out}/outliers.png; {found.evaluations.double().mean():.0f} evaluations an image", sys.stderr
-    )
+    tqdm.write(f"the picture is {out}/outliers.png; {found.summary().evaluations:.0f} evaluations an image", sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _files
+from purevdm._batches import pairs
 from purevdm.codec import _chain, _container
 from purevdm.codec._chain import Chain
 from purevdm.codec._container import Block, Head
@@ -19,7 +20,6 @@ from purevdm.codec._errors import CodecError
 from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
-from purevdm.evaluation.bounds import pairs
 from purevdm.model import checked, direct
 from purevdm.types import Params
 from purevdm.vdm import VDM

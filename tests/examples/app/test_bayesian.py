@@ -39,7 +39,7 @@ def test_the_programs_train_evaluate_and_sample(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "test bound" in done.stderr + done.stdout
     found = here("evaluate.py", out, "--examples", 16)
-    assert "latent          0.0000 +- 0.0000 bits/dim" in found.stdout, found.stderr
+    assert "prior      0.0000 +- 0.0000 bits/dim" in found.stdout, found.stderr
     drawn = here("sample.py", out, "--n", 4, "--steps", 3, "--solver", "ode_2", "--grid", "root", "--out", tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "samples.png").exists()

@@ -47,21 +47,21 @@ def here(monkeypatch, capsys):
 
 
 def test_methods_stand_beside_each_other(here, tmp_path):
-    options = ("--method", "elbo", "flow", "iwae", "--dequantisation", "uniform", "variational", "--samples", 1, 2)
+    options = ("--method", "bound", "flow", "iwae", "--dequantisation", "uniform", "variational", "--samples", 1, 2)
     run, lines = here(False, *options, "--steps", 5, "--passes", 3, "--save", tmp_path / "new" / "values.npz")
     assert lines[0] == "digits: 6 examples, flow at rtol 1e-05, atol 1e-05, 1 probes"
     assert lines[1].split("  ")[0] == "method"
     assert "-log p, bits/dim" in lines[1]
-    assert [line.split()[0] for line in lines[2:]] == ["elbo", *["flow"] * 4, *["iwae"] * 2]
+    assert [line.split()[0] for line in lines[2:]] == ["bound", *["flow"] * 4, *["iwae"] * 2]
     saved = np.load(tmp_path / "new" / "values.npz")
-    names = ["elbo", *(f"flow_{d}_K{k}" for d in ("uniform", "variational") for k in (1, 2)), "iwae_T5_K1", "iwae_T5_K2"]
+    names = ["bound", *(f"flow_{d}_K{k}" for d in ("uniform", "variational") for k in (1, 2)), "iwae_T5_K1", "iwae_T5_K2"]
     assert {name for name in saved if not name.endswith("_error")} == set(names)
     assert {name for name in saved if name.endswith("_error")} == {f"{name}_error" for name in names if name.endswith("K2")}
     for name, line in zip(names, lines[2:], strict=True):
         figure = line.split(" +- ")[0].split()[-1]
         assert float(figure) == pytest.approx(saved[name].mean() / 64 / math.log(2), abs=1e-3)
-        gap = (saved[name] - saved["elbo"]) / 64 / math.log(2)
-        if name != "elbo":
+        gap = (saved[name] - saved["bound"]) / 64 / math.log(2)
+        if name != "bound":
             assert f"{gap.mean():.4f} +- {gap.std(ddof=1) / math.sqrt(6):.4f}" in line
     # evaluations: of three passes, sixteen of the four steps, and those of the trajectories
     assert [line.split()[-3] for line in lines[2:]] == ["3", "16", "32", "16", "32", "5", "10"]
@@ -72,16 +72,16 @@ def test_methods_stand_beside_each_other(here, tmp_path):
     def told(params, x, key, labels):
         return call(params, x, key)
 
-    want = evaluation.likelihoods(run.model, run.params, data, key, estimate=told)
-    np.testing.assert_allclose(saved["flow_uniform_K2"], -want.log_prob, rtol=1e-5)
-    np.testing.assert_allclose(saved["flow_uniform_K2_error"], want.error, rtol=1e-3)
+    want = evaluation.per_example(run.model, run.params, data, key, method=told)
+    np.testing.assert_allclose(saved["flow_uniform_K2"], want.nll, rtol=1e-5)
+    np.testing.assert_allclose(saved["flow_uniform_K2_error"], want.result.error, rtol=1e-3)
 
 
 def test_real_numbers_are_measured_in_nats(here):
-    _, lines = here(True, "--method", "flow", "iwae", "elbo", "--samples", 3, "--probes", 0)
+    _, lines = here(True, "--method", "flow", "iwae", "bound", "--samples", 3, "--probes", 0)
     assert lines[0].endswith("no probes")
     assert "-log p, nats" in lines[1]
-    assert "less flow_none_K1" in lines[1]
+    assert "minus flow_none_K1" in lines[1]
     assert [line.split()[:2] for line in lines[2:4]] == [["flow", "none"], ["iwae", "3"]]
     assert " 100 " in lines[3]  # steps of a model in continuous time
 
@@ -96,8 +96,8 @@ def test_one_method_alone_is_a_table_too(here):
     ("arguments", "word"),
     [
         (("--method",), "method: expected at least one"),
-        (("--method", "flow", "--compare", "x"), "compare: expected method elbo alone"),
-        (("--method", "elbo", "flow", "--profile", "x.png"), "profile: expected method elbo alone"),
+        (("--method", "flow", "--compare", "x"), "compare: expected method bound only"),
+        (("--method", "bound", "flow", "--profile", "x.png"), "profile: expected method bound only"),
         (("--dequantisation", "uniform"), "dequantisation: expected method flow"),
         (("--samples", 3), "samples: expected method flow or iwae"),
         (("--method", "flow", "--steps", 3), "steps: expected method iwae"),
@@ -126,8 +126,8 @@ def test_dequantisations_of_real_numbers(here):
 
 def test_lines_are_chosen_once():
     model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(), (2,), 16, timesteps=7)
-    found = methods.chosen(model, ("iwae", "elbo", "iwae"), (), (2, 2), None)
-    assert found == [Method("iwae", samples=2, steps=7), Method("elbo", steps=7)]
+    found = methods.chosen(model, ("iwae", "bound", "iwae"), (), (2, 2), None)
+    assert found == [Method("iwae", samples=2, steps=7), Method("bound", steps=7)]
     assert methods.chosen(model, ("flow",), (), (), None) == [Method("flow", "variational", 1)]
 
 
@@ -159,7 +159,7 @@ def test_several_processes_print_the_same_table(tmp_path):
      --batch 16 --save-every 2 --eval-every 2 --eval-passes 1 --samples 1 --sample-steps 1 --no-compile""".split()  # noqa: SIM905
     run = program("train.py", *tiny, "--out", tmp_path)
     assert run.returncode == 0, run.stderr
-    options = ("--method", "elbo", "iwae", "--samples", 1, 4, "--steps", 3, "--examples", 20, "--batch", 5)
+    options = ("--method", "bound", "iwae", "--samples", 1, 4, "--steps", 3, "--examples", 20, "--batch", 5)
     outputs = []
     for run in (program("evaluate.py", tmp_path, *options), call("evaluate.py", tmp_path, *options, processes=2)):
         assert run.returncode == 0, run.stderr

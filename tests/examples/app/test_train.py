@@ -53,9 +53,9 @@ def test_a_run_leaves_what_it_promises(whole):
     assert [path.name for path in sorted((whole / "checkpoints").iterdir())][-3:] == ["00000032", "00000036", "00000040"]
     lines = log(whole)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
-    (test,) = (line for line in lines if line["step"] == 40 and "test/total" in line)
+    (test,) = (line for line in lines if line["step"] == 40 and "test/nll" in line)
     parts = test["test/diffusion"] + test["test/prior"] + test["test/recon"]
-    assert abs(test["test/total"] - parts) < 1e-6
+    assert abs(test["test/nll"] - parts) < 1e-6
     assert list((whole / "tensorboard").iterdir())
     for name in ("samples_00000040.png", "gamma_00000020.png"):
         assert picture(whole / "pictures" / name).std() > 0
@@ -200,7 +200,7 @@ def test_evaluation_and_samples(whole, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "50 examples, 2 passes, 20 steps" in run.stdout
     values = {line.split()[0]: float(line.split()[1]) for line in run.stdout.splitlines()[1:]}
-    assert abs(values["total"] - values["diffusion"] - values["latent"] - values["reconstruction"]) < 2e-4
+    assert abs(values["nll"] - values["recon"] - values["prior"] - values["diffusion"]) < 2e-4
     runs = [here("sample.py", whole, "--n", 5, "--steps", 3, "--label", 2, "--out", tmp_path / name) for name in "ab"]
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     x, again = (np.load(tmp_path / name / "samples.npy") for name in "ab")
@@ -225,10 +225,10 @@ def test_bounds_are_saved_compared_and_drawn(whole, tmp_path):
     alone = here("evaluate.py", late, *options, *new).stdout
     total = float(alone.splitlines()[-1].split()[1])
     saved = np.load(tmp_path / "new" / "bounds.npz")
-    assert set(saved) == {"recon", "prior", "diffusion", "total"}
+    assert set(saved) == {"recon", "prior", "diffusion", "nll"}
     assert all(saved[name].shape == (60,) and saved[name].dtype == np.float64 for name in saved)
-    assert (saved["recon"] + saved["prior"] + saved["diffusion"] == saved["total"]).all()
-    assert abs(saved["total"].mean() / 64 / np.log(2) - total) < 1e-4
+    assert (saved["recon"] + saved["prior"] + saved["diffusion"] == saved["nll"]).all()
+    assert abs(saved["nll"].mean() / 64 / np.log(2) - total) < 1e-4
     assert picture(tmp_path / "late.png").std() > 0
     paired = here("evaluate.py", late, *options, "--compare", early).stdout
     a, b, difference = means(paired)
@@ -270,7 +270,7 @@ def test_an_official_checkpoint_is_evaluated(tmp_path):
     order = random.permutation(presets.keys(1)["split"], 6)
     batches = [(torch.tensor(x)[order[:3]], networks.Condition(vector=torch.zeros(3, 1)))]
     want = evaluation.evaluate(c.model, c.params, batches, presets.stream("evaluate", 0, "cpu"))
-    assert float(run.stdout.splitlines()[-1].split()[1]) == pytest.approx(want.total.mean, rel=1e-4)
+    assert float(run.stdout.splitlines()[-1].split()[1]) == pytest.approx(want.nll.mean, rel=1e-4)
 
 
 def test_real_numbers_are_trained_on_bounded_and_drawn(tmp_path):
@@ -307,5 +307,5 @@ def test_several_processes_train_as_one(whole, tmp_path):
     run = call("train.py", *TINY, "--out", tmp_path, processes=2)
     assert run.returncode == 0, run.stderr
     for a, b in zip(log(tmp_path), log(whole), strict=True):
-        for name in a.keys() & {"loss", "test/total"}:
+        for name in a.keys() & {"loss", "test/nll"}:
             assert abs(a[name] - b[name]) < 1e-3 * abs(b[name])

@@ -68,7 +68,7 @@ def test_bits_stand_for_characters():
 def cost(model, x, key) -> tuple[float, float]:
     """What an untrained model spends, bits/dim: the mean over independent batches of times and noise, and its error."""
     params = model.init(random.key(1))
-    found = [evaluation.evaluate(model, params, [x], k).total.mean for k in random.split(key, 16)]
+    found = [evaluation.evaluate(model, params, [x], k).nll.mean for k in random.split(key, 16)]
     return statistics.mean(found), statistics.stdev(found) / 4.0
 
 

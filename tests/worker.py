@@ -1,14 +1,14 @@
 """One process of a group: trains three steps on its part of each batch, evaluates, and the first writes what comes out."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import tiny
 import torch
 from optree import tree_leaves
 
-from purevdm import evaluation, random, training
-from purevdm.training import parallel
+from purevdm import evaluation, likelihood, parallel, random, training
 
 
 def main(path: str) -> None:
@@ -45,12 +45,16 @@ def evaluate(model, params, group) -> None:
     lengths = [len(part) for part in parallel.gather(torch.arange(group.rank))]
     if lengths != list(range(group.size)):
         sys.exit(f"rank {group.rank}: gathered tensors of lengths {lengths}")
-    x, key, pair = tiny.data(50, seed=5), random.key(6), (model, params)
+    x, key, weighted = (
+        tiny.data(50, seed=5),
+        random.key(6),
+        partial(likelihood.importance_bound, model, timesteps=3, samples=2),
+    )
     for size, passes in ((50, 1), (50, 3), (9, 2)):
         shared, alone = (
             (
                 evaluation.evaluate(model, params, x.split(size), key, passes=passes, group=g),
-                evaluation.compare(pair, pair, x.split(size), key, passes=passes, timesteps=3, group=g),
+                evaluation.evaluate(model, params, x.split(size), key, passes=passes, method=weighted, group=g),
                 evaluation.profile(model, params, x.split(size), key, passes=passes, bins=2, group=g).t.mean.tolist(),
             )
             for g in (group, None)

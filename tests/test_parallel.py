@@ -11,8 +11,7 @@ import torch
 from compare import moved_alike
 from optree import tree_leaves
 
-from purevdm import random, training
-from purevdm.training import parallel
+from purevdm import parallel, random, training
 
 HERE = Path(__file__).parent
 
@@ -21,7 +20,7 @@ HERE = Path(__file__).parent
 def test_processes_are_one(tmp_path, processes):
     script, out = [str(HERE / "worker.py"), str(tmp_path / "out.pt")], tmp_path / "out.pt"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    paths = os.pathsep.join([str(HERE / "training"), str(HERE.parent)])
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     run = subprocess.run([*launcher, *script], env=env, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()

@@ -1,5 +1,6 @@
-"""Where the diffusion loss comes from: its mean in bins of time, and in bins of the noise level gamma, with errors."""
+"""The diffusion loss over noise levels: its mean in bins of time, and in bins of gamma, with errors."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -8,10 +9,10 @@ from torch import Tensor
 
 from purevdm import _checks, schedules
 from purevdm.bound import NLLBound
-from purevdm.evaluation.bounds import draws, mean, stepped
-from purevdm.evaluation.figures import Figure, figure, scale
+from purevdm.evaluation._examples import called, draws
+from purevdm.evaluation._figures import Figure, figure, per_unit
 from purevdm.noise import Seeds, discretise
-from purevdm.training.parallel import Group
+from purevdm.parallel import Group
 from purevdm.types import Key, Params
 from purevdm.vdm import VDM
 
@@ -70,11 +71,11 @@ def profile(
     bins: int = 20,
     passes: int = 1,
     timesteps: int | None = None,
-    elbo: Callable[..., NLLBound] | None = None,
+    bound: Callable[..., NLLBound] | None = None,
     group: Group | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Profile:
-    """The diffusion loss against time and against gamma, from the same draws as :func:`evaluate` with this key.
+    """Computes the diffusion loss against time and against gamma, from the same draws as :func:`evaluate` with this key.
 
     In T steps the loss is constant within a step, and gamma is taken to be a line there. So against gamma it is
     expm1(h) / h |eps - eps_hat|**2 / 2 over a step in which gamma rises by h. Mean and integral remain the diffusion loss.
@@ -82,36 +83,37 @@ def profile(
 
     Args:
         bins: how many, even in t and even in gamma.
-        model, params, batches, key, passes, timesteps, elbo, group, callback: as for :func:`bounds`. ``elbo`` is called
-            with the :class:`~purevdm.Seeds` of each batch.
+        bound: ``model.nll_bound`` compiled, called with the :class:`~purevdm.Seeds` of each batch; in eager mode where left
+            out.
+        model, params, batches, key, passes, timesteps, group, callback: as for :func:`per_example`.
 
     Raises:
-        TypeError, ValueError: as :func:`bounds`, a model that is no VDM, and bins < 1.
+        TypeError, ValueError: as :func:`per_example`, a model that is no VDM, and bins < 1.
 
     >>> import purevdm
     >>> from purevdm import evaluation, networks, random, schedules
     >>> model = purevdm.vdm(networks.mlp(16), schedules.fixed_linear(-13.3, 5.0), event_shape=(2,))
     >>> x = random.randint(random.key(0), (64, 2), 0, 256)
-    >>> found = evaluation.profile(model, model.init(random.key(1)), [x], random.key(2), bins=4)
-    >>> found.t.edges.tolist(), found.t.draws.tolist()
+    >>> loss = evaluation.profile(model, model.init(random.key(1)), [x], random.key(2), bins=4)
+    >>> loss.t.edges.tolist(), loss.t.draws.tolist()
     ([0.0, 0.25, 0.5, 0.75, 1.0], [16, 16, 16, 16])
-    >>> abs((found.gamma.mean * found.gamma.edges.diff()).sum().item() - found.diffusion.mean) < 1e-4
+    >>> abs((loss.gamma.mean * loss.gamma.edges.diff()).sum().item() - loss.diffusion.mean) < 1e-4
     True
     """
-    if not isinstance(model, VDM):
-        raise TypeError(f"model: expected a purevdm VDM, whose schedule gives gamma, got {_checks.describe(model)}")
+    _checks.instance("model", model, VDM, "a purevdm VDM, whose schedule gives gamma")
     bins = _checks.integer("bins", bins, 1)
-    model, elbo = stepped(model, timesteps, elbo)
+    model, call = called("bound", model, timesteps, bound)
 
-    def terms(x: Tensor, cond: Any, key: Key) -> Tensor:
+    def losses(x: Tensor, cond: Any, key: Key) -> Tensor:
         even = model._replace(timesteps=0).seeds(key, x.shape[0])
         seeds = Seeds(discretise(even.t, model.timesteps), even.key)
-        loss = elbo(params, x, seeds, cond).diffusion
-        return torch.stack([even.t, *_gamma_and_slope(model, params, even.t), loss], 1)
+        loss = call(params, x, seeds, cond).diffusion
+        return torch.stack([even.t, *_gamma_and_slope(model, params, even.t), loss]).double()
 
-    divisor, unit = scale(model)
-    t, gamma, slope, loss = draws(terms, batches, key, passes, group, callback).unbind(2)
-    loss = loss / divisor
+    unit = model.decoder.unit
+    done, checksum = draws(losses, batches, key, passes, group, callback)
+    t, gamma, slope, loss = torch.stack([torch.cat(of_pass, 1) for of_pass in done]).unbind(1)
+    loss = loss / per_unit(torch.full_like(checksum, math.prod(model.event_shape)), unit)
     against_t = _curve(torch.linspace(0.0, 1.0, bins + 1, dtype=torch.float64, device="cpu"), t, loss, torch.ones_like(t))
     against_gamma = None
     if not model.schedule.contextual:
@@ -120,12 +122,11 @@ def profile(
         edges = torch.linspace(low, high, bins + 1, dtype=torch.float64, device="cpu")
         # Times even in [0, 1] are not even in gamma: each draw stands for the gamma that goes by at its time.
         against_gamma = _curve(edges, gamma, loss / slope, slope)
-    diffusion = mean(loss)
-    return Profile(against_t, against_gamma, figure(diffusion), len(diffusion), len(loss), unit)
+    return Profile(against_t, against_gamma, figure(sum(loss) / passes), loss.shape[1], passes, unit)  # type: ignore[arg-type]
 
 
 def _gamma_and_slope(model: VDM, params: Params, t: Tensor) -> tuple[Tensor, Tensor]:
-    """gamma and its slope at times (n,), each (n,), means over dimensions; in T steps, of the line over each step."""
+    """Returns gamma and its slope at times (n,), each (n,), means over dimensions; in T steps, those of a line over each."""
     schedule, own, steps = model.schedule, params["schedule"], model.timesteps
     if schedule.contextual:
         return torch.zeros_like(t), torch.ones_like(t)
@@ -139,8 +140,8 @@ def _gamma_and_slope(model: VDM, params: Params, t: Tensor) -> tuple[Tensor, Ten
 
 
 def _curve(edges: Tensor, at: Tensor, value: Tensor, weight: Tensor) -> Curve:
-    """The weighted means of values, (passes, N), over the bins that they lie in, with errors from ratios of sums over
-    examples."""
+    """Computes the weighted means of values, (passes, N), over the bins that they lie in, with errors from ratios of sums
+    over examples."""
     bins, n = len(edges) - 1, at.shape[1]
     # Rounding may put a draw outside the outer edges: it belongs to the bin next to it.
     where = torch.bucketize(at.contiguous(), edges[1:-1].contiguous(), right=True)

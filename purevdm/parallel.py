@@ -1,5 +1,5 @@
-"""The same work over several processes. In training each takes a part of every batch, and gradients are averaged in flat
-buckets. In evaluation they take turns at whole batches, and the results are gathered.
+"""Work shared by several processes. In training each takes a part of every batch, and gradients are averaged. In evaluation
+they take turns at whole batches, and the results are gathered.
 
 A batch's noise is a function of its key, and each process draws the noise of its own rows. So N processes compute what one
 computes with the whole batch, except for the order of sums.
@@ -7,7 +7,7 @@ computes with the whole batch, except for the order of sums.
 
 import importlib
 import os
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,15 +17,11 @@ from purevdm import _checks
 
 __all__ = ["Group", "average", "barrier", "gather", "join", "leave"]
 
+T = TypeVar("T")
+
 
 class Group(NamedTuple):
-    """This process's position among the processes of a group.
-
-    Attributes:
-        rank: which it is.
-        size: how many there are.
-        device: where it computes.
-    """
+    """This process's rank among the ``size`` processes of a group, and the device on which it computes."""
 
     rank: int
     size: int
@@ -33,7 +29,7 @@ class Group(NamedTuple):
 
 
 def join(device: str = "cpu") -> Group:
-    """Joins the processes that ``torchrun`` started, gloo on the CPU, nccl on GPUs, one each; alone without them."""
+    """Joins the processes that ``torchrun`` started, by gloo on CPUs, by nccl on GPUs, one each; or this one only."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Group(0, 1, torch.device(device))
@@ -48,9 +44,13 @@ def join(device: str = "cpu") -> Group:
     return Group(dist.get_rank(), size, here)
 
 
+def _size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def barrier() -> None:
     """Waits until every process of the group has come here."""
-    if dist.is_available() and dist.is_initialized():
+    if _size() > 1:
         dist.barrier()
 
 
@@ -64,12 +64,12 @@ def leave() -> None:
 
 
 def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
-    """The mean of each tensor over the processes, with its strides. Every process gives tensors of the same shapes.
+    """Returns the mean of each tensor over the processes, with its strides. Every process gives tensors of the same shapes.
 
     They travel in flat buckets of about ``bucket`` numbers of one dtype: few large messages, not many small ones.
     """
-    bucket = _checks.integer("bucket", bucket, 1)
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    bucket, size = _checks.integer("bucket", bucket, 1), _size()
+    if size == 1:
         return list(tensors)
     result: list[Tensor | None] = [None] * len(tensors)
     waiting: list[int] = []
@@ -77,7 +77,7 @@ def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
     def send() -> None:
         flat = torch.cat([tensors[i].reshape(-1) for i in waiting])
         dist.all_reduce(flat)
-        flat /= dist.get_world_size()
+        flat /= size
         for i, piece in zip(waiting, flat.split([tensors[i].numel() for i in waiting]), strict=True):
             result[i] = torch.empty_like(tensors[i]).copy_(piece.view(tensors[i].shape))
         waiting.clear()
@@ -92,16 +92,9 @@ def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
     return result  # type: ignore[return-value]
 
 
-def gather(x: Tensor) -> list[Tensor]:
-    """Every process's tensor, by rank, in every process. Only their lengths may differ."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [x]
-    n = torch.tensor([x.shape[0]], device=x.device)
-    lengths = [torch.empty_like(n) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, n)
-    # Messages must be of one size.
-    padded = x.new_zeros((max(int(length) for length in lengths), *x.shape[1:]))
-    padded[: x.shape[0]] = x
-    found = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(found, padded)
-    return [tensor[: int(length)] for tensor, length in zip(found, lengths, strict=True)]
+def gather(value: T) -> list[T]:
+    """Returns every process's value, by rank, in every process: anything that pickles, with its tensors on the CPU."""
+    values: list[T] = [value] * _size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
