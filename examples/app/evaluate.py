@@ -4,8 +4,8 @@ standard errors.
     python examples/app/evaluate.py runs/digits_train                                # a run: its best checkpoint
     python examples/app/evaluate.py runs/digits_train --timesteps 1000 --passes 4    # in 1000 discrete steps
     python examples/app/evaluate.py runs/a --compare runs/b                          # paired: the error of the difference
-    python examples/app/evaluate.py runs/a --save bounds.npz --profile profile.png   # of each image; where the loss comes from
-    python examples/app/evaluate.py runs/a --method bound flow iwae --samples 8       # the bound, and log p(x), in one table
+    python examples/app/evaluate.py runs/a --save bounds.npz --profile profile.png   # each image; where the loss is
+    python examples/app/evaluate.py runs/a --method bound flow iwae --samples 8      # the bound, and log p(x), in one table
     python examples/app/evaluate.py checkpoint.flax --data.path data                 # an official checkpoint, on CIFAR-10
     torchrun --nproc-per-node 4 examples/app/evaluate.py runs/a                      # the same figures, sooner
 
