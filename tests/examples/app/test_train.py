@@ -282,7 +282,7 @@ def test_real_numbers_are_trained_on_bounded_and_drawn(tmp_path):
      --eval-every 40 --samples 4 --sample-steps 3 --no-compile""".split()
     run = here("train.py", *tiny, "--out", tmp_path / "run")
     assert run.returncode == 0, run.stderr
-    assert "nats (diffusion" in run.stderr + run.stdout
+    assert "nats (recon" in run.stderr + run.stdout
     drawn = np.load(tmp_path / "run" / "pictures" / "samples_00000040.npy")
     assert drawn.shape == (4, 2)
     assert (abs(drawn[:, 0] - 1000) < 500).all()  # near its mean, if not yet as near as its data
