@@ -68,13 +68,14 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 import purevdm
-from purevdm import flow as likelihood_flow
-from purevdm import interop, likelihood, ode, process, random, training
+from purevdm import interop, likelihood, ode, process, random, solvers, training
 from purevdm.evaluation import evaluate
+from purevdm.likelihood import flow as likelihood_flow
 
 PARTS = ("random", "reconstruction", "evaluation", "step", "sample", "divergence", "ways", "memory", "flow")
 DEFAULT = PARTS[:-3]
 WAYS = (("float32", "default"), ("bfloat16", "default"), ("bfloat16", "reduce-overhead"))
+PAPER = dict(solver=solvers.ancestral(), grid="time")  # the sampler of all that are compared
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -189,15 +190,15 @@ def ways(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[str
     model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
     params = model.init(key)
     for dtype, mode in WAYS:
-        own = network if dtype == "float32" else purevdm.networks.mixed(network, getattr(torch, dtype))
+        own = model.network if dtype == "float32" else purevdm.networks.mixed(model.network, getattr(torch, dtype))
         other, name = model._replace(network=own), dtype if mode == "default" else f"{dtype}, {mode}"
         grad = training.gradients(other, compile=True, mode=mode)
-        sample = torch.compile(other.sample, fullgraph=True, mode=mode)
+        sample = torch.compile(functools.partial(other.sample, **PAPER), fullgraph=True, mode=mode)
         steps[name] = functools.partial(grad, params, x, key)
         samples[name] = functools.partial(sample, params, key, args.samples, steps=count)
     operations = {
         "step": counted(lambda: torch.func.grad_and_value(model.loss_fn)(params, x, key)),
-        "sample": counted(lambda: model.sample(params, key, args.samples, steps=1)) * args.steps,
+        "sample": counted(lambda: model.sample(params, key, args.samples, steps=1, **PAPER)) * args.steps,
     }
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for part, calls, images in (("step", steps, args.batch), ("sample", samples, args.samples)):
@@ -223,8 +224,8 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     x, key = test[: args.images].to(args.device), random.key(0, device=args.device)
     k_eps, k_probes = random.split(key)
     eps = random.normal(k_eps, x.shape)
-    ends = likelihood_flow.ends(model, params, eps)
-    z = process.diffuse(model.decoder.encode({}, x), ends.gamma_0, eps)
+    ends = model.gamma(params, torch.tensor([0.0, 1.0], device=args.device))
+    z = process.diffuse(model.decoder.encode({}, x), ends[0], eps)
     probes = likelihood_flow.draw_probes(random.split(k_probes, len(x)), 1, digits.SHAPE, z.dtype)
 
     pieces = list(zip(z.split(args.piece), probes.split(args.piece, 1), strict=True))
@@ -233,7 +234,8 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         """log p by an integrator of some setting, in a tensor."""
 
         def log_p(z: torch.Tensor, probes: torch.Tensor, setting: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return likelihood.log_prob_latent(model, params, z, integrator=integrator(setting), probes=probes)
+            estimate = likelihood.log_prob_latent(model, params, z, integrator=integrator(setting), probe_noise=probes)
+            return estimate.log_prob, estimate.evaluations
 
         return log_p
 
@@ -249,7 +251,7 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     compiled, points, grid = (torch.compile(run, fullgraph=True) for run in (adaptive, by_points, by(ode.heun)))
     tolerance, fine = (torch.tensor(t, device=args.device) for t in (args.tolerance, 0.1 * args.tolerance))
-    start, stop = (gamma[0].item() for gamma in (ends.gamma_0, ends.gamma_1))
+    start, stop = ends.tolist()
     calls: Calls = {
         "one graph": lambda: all_of(compiled, tolerance),
         "one graph, quadrature=2": lambda: all_of(points, tolerance),
@@ -344,7 +346,7 @@ def main() -> None:
             "reconstruction": reconstruction,
             "evaluation": model.nll_bound,
             "step": loss_and_grad,
-            "sample": model.sample,
+            "sample": functools.partial(model.sample, **PAPER),
             "velocity": velocity,
             "divergence": divergence,
         }.items()
@@ -370,7 +372,7 @@ def main() -> None:
         },
         "sample": {
             "purevdm, compiled": lambda: compiled["sample"](params, key, args.samples, steps=count),
-            "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count),
+            "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count, **PAPER),
         },
         "divergence": {
             "velocity, compiled": lambda: compiled["velocity"](latents),
@@ -382,7 +384,7 @@ def main() -> None:
     flops = {
         "evaluation": lambda: model.nll_bound(params, x, key),
         "step": lambda: loss_and_grad(params, x, key),
-        "sample": lambda: model.sample(params, key, args.samples, steps=1),
+        "sample": lambda: model.sample(params, key, args.samples, steps=1, **PAPER),
     }
     if args.no_eager:
         parts = {part: {n: call for n, call in calls.items() if not n.endswith(", eager")} for part, calls in parts.items()}

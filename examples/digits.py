@@ -22,7 +22,7 @@ from pictures import tiles
 from tqdm import tqdm
 
 import purevdm
-from purevdm import interop, random, training
+from purevdm import interop, random, solvers, training
 from purevdm.evaluation import evaluate
 from purevdm.training.data import batch, split
 
@@ -122,7 +122,8 @@ def main() -> None:
         bound = evaluate(model, ema, [(test, None)], k_test, passes=args.passes, callback=bar.update).total
     baseline = histogram_bits(train, test)
     with tqdm(total=250, desc="sample") as bar:
-        samples = model.sample(ema, k_sample, 64, steps=250, callback=lambda i, z: bar.update())
+        options = dict(steps=250, solver=solvers.ancestral(), grid="time", callback=lambda i, z: bar.update())
+        samples = model.sample(ema, k_sample, 64, **options)
     pictures(args.out, test, samples, losses)
     print(f"test bound          {bound} bits/dim ({args.steps} steps, {len(test)} images)")
     print(f"pixel histograms    {baseline.mean():.4f} +- {baseline.std() / math.sqrt(len(baseline)):.4f} bits/dim")

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from purevdm import VDM, process, random, sampling, solvers
-from purevdm.inversion import interpolate, invert
+from purevdm.sampling import interpolate, invert
 from purevdm.training.data import batch
 
 matplotlib.use("Agg")
@@ -72,8 +72,10 @@ def completions(
     """Draws of what is not known of images x, (n, *event_shape), beside what is: (n, times, *event_shape)."""
     x, known = (repeated(part, times) for part in (x, known))
     f = model.decoder.encode({}, x, dtype=model.dtype)
-    how = dict(project=sampling.inpaint(f, known)) if repeats == 1 else dict(solver=sampling.repaint(f, known, repeats))
-    drawn = model.sample(params, key, len(x), cond=repeated(cond, times), **how, **options)
+    options |= dict(solver=solvers.ancestral(), project=sampling.inpaint(f, known), grid="time", cond=repeated(cond, times))
+    if repeats > 1:
+        options |= dict(solver=sampling.repaint(f, known, repeats), project=None)
+    drawn = model.sample(params, key, len(x), **options)
     return torch.where(known, x, drawn).unflatten(0, (-1, times))
 
 
@@ -91,7 +93,8 @@ def variations(model: VDM, params: dict, key: Tensor, x: Tensor, start: float, c
     f = model.decoder.encode({}, x, dtype=model.dtype)
     gamma = model.gamma(params, torch.tensor(start, dtype=model.dtype, device=x.device))
     z = process.diffuse(f, gamma, random.normal(k_diffuse, f.shape, model.dtype))
-    return model.sample(params, k_sample, len(x), z=z, start=start, cond=cond, steps=math.ceil(start * steps))
+    options = dict(steps=math.ceil(start * steps), solver=solvers.ancestral(), grid="time")
+    return model.sample(params, k_sample, len(x), z=z, start=start, cond=cond, **options)
 
 
 def picture(parts: dict[str, Tensor], vocab_size: int, path: Path) -> None:
@@ -130,7 +133,7 @@ def main() -> None:
     k_complete, k_between, k_vary = random.split(random.key(args.seed, device=args.device), 3)
     known = torch.ones_like(x, dtype=torch.bool)
     known[..., x.shape[-2] // 2 :, :] = False
-    flow = dict(steps=args.flow_steps, solver=solvers.dpmpp_2m())
+    flow = dict(steps=args.flow_steps)
 
     with tqdm(total=3, desc="edit") as bar:
         options = dict(repeats=args.repeats, steps=args.steps)

@@ -107,7 +107,7 @@ def measure(
             dequantisation=method.dequantisation,
             samples=method.samples,
             integrator=ode.dopri5(flow.rtol, flow.atol, quadrature=flow.quadrature, failures="nan"),
-            probes=flow.probes or None,
+            probes=flow.probes or "exact",
             chunk=flow.chunk,
         )
     else:

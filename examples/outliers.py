@@ -159,7 +159,7 @@ def main() -> None:
         dequantisation=args.dequantisation,
         samples=args.samples,
         integrator=ode.dopri5(args.tolerance, args.tolerance),
-        probes=args.probes or None,
+        probes=args.probes or "exact",
     )
 
     def told(params: dict, x: Tensor, key: Tensor, _: None) -> likelihood.Estimate:

@@ -40,7 +40,7 @@ from pictures import grid
 from tqdm import tqdm
 
 import purevdm
-from purevdm import networks, random, schedules, training
+from purevdm import networks, random, schedules, solvers, training
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -134,7 +134,9 @@ def run(found: dict, args) -> None:
             result = evaluate(model, params, test, k_test, args.passes)
             result["parameters"] = sum(leaf.numel() for leaf in optree.tree_leaves(params["network"]))
             if result["bits"] < min((r["bits"] for r in found.values()), default=math.inf):
-                drawn = model.sample(params, random.fold_in(k_test, 1), 64, steps=250)
+                drawn = model.sample(
+                    params, random.fold_in(k_test, 1), 64, steps=250, solver=solvers.ancestral(), grid="time"
+                )
                 grid(drawn, LEVELS, args.out / "best.png")
             found[f"{network}/{schedule}/{seed}"] = result
             programs.write(args.out / "results.json", json.dumps(found))

@@ -55,7 +55,8 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
         path = checkpoint.best(folder) or checkpoint.latest(folder) or path
     form: dict[str, Any] = {}
     if path.suffix == ".safetensors":
-        file, found = path, as_json(replace(PRESETS["digits"][1], seed=0))
+        preset = PRESETS["digits"][1]
+        file, found = path, as_json(replace(preset, seed=0, model=replace(preset.model, gamma_min=-8.0)))
     elif (path / MODEL).is_file():
         notes = programs.saved(path / MODEL)
         file, found, form = path / PARAMS, notes.get("config", {}), notes.get("data", {})

@@ -37,10 +37,11 @@ class Arguments:
     """How many at once."""
     steps: int = 250
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s"] | None = None
-    """The first three are a diffusion model's, the others a Bayesian flow's; the first of each where left out. ddim,
-    dpmpp_2m and the ode solvers are deterministic, and need few steps."""
-    grid: Literal["time", "gamma", "root"] = "time"
-    """In what the steps are even: gamma for a diffusion model, the root of the time for a Bayesian flow."""
+    """The first three are a diffusion model's (dpmpp_2m where left out), the others a Bayesian flow's (bayesian).
+    ddim, dpmpp_2m and the ode solvers are deterministic, and need few steps."""
+    grid: Literal["time", "gamma", "root"] | None = None
+    """In what the steps are even: time, gamma for a diffusion model (where left out), the root of the time for a Bayesian
+    flow."""
     label: int | None = None
     """The class of all; each in turn where left out, for a model that takes classes."""
     guidance: float = 1.0
@@ -70,12 +71,14 @@ def main() -> None:
     own = ("ancestral", "ddim", "dpmpp_2m") if diffusion else ("bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s")
     if args.solver is not None and args.solver not in own:
         sys.exit(f"solver: expected one of {', '.join(own)} for this model")
-    if args.grid != "time" and (args.grid == "gamma") != diffusion:
+    if args.grid not in (None, "time") and (args.grid == "gamma") != diffusion:
         sys.exit(f"grid: expected time or {'gamma' if diffusion else 'root'} for this model")
     if args.clip and not diffusion:
         sys.exit("clip: expected no, as a Bayesian flow's predictions are clamped where it says so itself")
-    options = dict(solver=getattr(solvers if diffusion else bfn.solvers, args.solver or own[0])(), grid=args.grid)
-    options |= dict(clip=args.clip) if diffusion else {}
+    options = dict(clip=args.clip) if diffusion else {}
+    options |= {} if args.grid is None else dict(grid=args.grid)
+    if args.solver is not None:
+        options |= dict(solver=getattr(solvers if diffusion else bfn.solvers, args.solver)())
     drawn = []
     batches = range(0, args.n, args.batch)
     with tqdm(total=len(batches) * args.steps, desc="sample") as bar:

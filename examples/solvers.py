@@ -80,16 +80,16 @@ def error(solver: str, steps: int, grid: str) -> float:
     noises = torch.cat([torch.zeros(steps + 2, 1), torch.eye(steps + 2)[:, 1:]], 1).double()
     mean, std = moments(gammas[0])
     start = mean + std * noises[:, 1]
-    init, take = SOLVERS[solver]
+    own = SOLVERS[solver]
 
     def step(i: Tensor, z: Tensor, *carry: Tensor) -> tuple[Tensor, ...]:
         gamma_t, gamma_s = gammas[i], gammas[i + 1]
         if solver == "ancestral":  # with units of noise in place of random noise
             return (solvers.ancestral_step(z, denoise(z, gamma_t).eps, gamma_t, gamma_s, noises[:, i + 2]),)
-        done = take(denoise, z, gamma_t, gamma_s, None, carry)
+        done = own.step(denoise, z, gamma_t, gamma_s, None, carry)
         return (done.z, *done.carry)
 
-    z = sampling.loop(step, (start, *init(start, gammas[0])), steps)[0]
+    z = sampling.loop(step, (start, *own.init(start, gammas[0])), steps)[0]
     true_mean, true_std = moments(gammas[-1])
     return math.hypot(z[0] - true_mean, (z[1:] - z[0]).square().sum().sqrt() - true_std)
 
@@ -109,7 +109,9 @@ def conditional(repeats: int, steps: int = 100, n: int = 4000) -> tuple[float, f
     model = purevdm.vdm(network, schedule, (2,), decoder=decoders.gaussian(), dtype=torch.float64)
     x = torch.tensor([[0.6, 0.0]], dtype=torch.float64).expand(n, 2)
     known = torch.tensor([True, False]).expand(n, 2)
-    how = dict(solver=sampling.repaint(x, known, repeats)) if repeats else dict(project=sampling.inpaint(x, known))
+    how = dict(solver=solvers.ancestral(), project=sampling.inpaint(x, known), grid="time")
+    if repeats:
+        how |= dict(solver=sampling.repaint(x, known, repeats), project=None)
     z = model.sample({"network": {}, "schedule": {}}, random.key(0), n, steps=steps, until=0.0, **how)
     return z[:, 1].mean().item(), z[:, 1].std().item()
 

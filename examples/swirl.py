@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import purevdm
-from purevdm import random
+from purevdm import random, solvers
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -116,7 +116,8 @@ def main() -> None:
 
     with torch.no_grad():
         bits = torch.stack([model.loss_fn(ema, x, k, train=False) for k in random.split(k_test, 50)]).double()
-    sample = model.sample(ema, k_sample, POINTS, steps=args.sampling_steps, trajectory=True)
+    options = dict(steps=args.sampling_steps, solver=solvers.ancestral(), grid="time", trajectory=True)
+    sample = model.sample(ema, k_sample, POINTS, **options)
     pictures(args.out, x, sample, losses)
     distance = torch.cdist(sample.x.float(), x.float()).amin(1)
     print(f"bound on the data   {bits.mean():.4f} +- {bits.std() / math.sqrt(len(bits)):.4f} bits/dim ({args.steps} steps)")

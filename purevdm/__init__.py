@@ -11,10 +11,8 @@ from purevdm import (
     decoders,
     denoiser,
     evaluation,
-    flow,
     importance,
     interop,
-    inversion,
     likelihood,
     model,
     module,
@@ -30,7 +28,6 @@ from purevdm import (
     training,
     types,
     variance,
-    walks,
 )
 from purevdm.bound import NLLBound
 from purevdm.noise import Noise, Seeds
@@ -47,10 +44,8 @@ __all__ = [
     "decoders",
     "denoiser",
     "evaluation",
-    "flow",
     "importance",
     "interop",
-    "inversion",
     "likelihood",
     "model",
     "module",
@@ -67,6 +62,5 @@ __all__ = [
     "types",
     "variance",
     "vdm",
-    "walks",
 ]
 __version__ = "0.4.0"

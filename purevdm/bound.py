@@ -1,7 +1,7 @@
-"""The variational bound: -log p(x) <= prior + reconstruction + diffusion (eq. 11), each term in nats.
+"""The variational bound: -log p(x) <= reconstruction + prior + diffusion (eq. 11), in nats.
 
-The mathematics of one example takes all that is random, and the predicted noise, as arguments. :func:`bound` puts it
-together for a batch.
+The mathematics is elementwise, and takes all that is random, and the predicted noise, as arguments. :func:`terms` puts it
+together for a batch, unsummed; :func:`summed` adds its elements up.
 """
 
 from typing import Any, NamedTuple
@@ -10,24 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purevdm import _checks, denoiser, process, schedules
+from purevdm import _checks, process, schedules
 from purevdm._compile import exact
-from purevdm.decoders import Decoder
-from purevdm.model import Model, checked
+from purevdm.denoiser import Denoiser
+from purevdm.model import Model, checked, masked
 from purevdm.noise import Noise
+from purevdm.parts import Reverse
 from purevdm.schedules import Levels
 from purevdm.types import Params
 
-__all__ = ["NLLBound", "bound", "bound_at", "diffusion_loss", "prior_loss", "reconstruction_loss", "terms"]
+__all__ = ["NLLBound", "bound", "diffusion_loss", "prior_loss", "reverse_loss", "summed", "terms"]
 
 
 class NLLBound(NamedTuple):
-    """The three terms of the bound on -log p(x), in nats; their sum lies above it.
+    """The three terms of the bound on -log p(x), in nats: of each example, (B,), or, unsummed, of each element.
 
     Attributes:
-        recon: E[-log p(x given z_0)], the reconstruction loss.
-        prior: KL(q(z_1 given x) || N(0, I)), the latent or prior loss.
-        diffusion: the diffusion loss, L_T(x) or L_infinity(x).
+        recon: E[-log p(x given z_0)], the reconstruction loss; unsummed, (B, *event_shape).
+        prior: KL(q(z_1 given x) || N(0, I)), the latent or prior loss; unsummed, (B, *latent_shape).
+        diffusion: the diffusion loss, L_T(x) or L_infinity(x); unsummed, (B, *latent_shape).
     """
 
     recon: Tensor
@@ -36,61 +37,133 @@ class NLLBound(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The bound on -log p(x), in nats."""
+        """The bound on -log p(x) of each example, in nats."""
         return self.recon + self.prior + self.diffusion
 
 
-# The mathematics, for one example
+# The mathematics, elementwise
 
 
-def prior_loss(f: Tensor, gamma_1: Tensor) -> Tensor:
-    """KL(q(z_1 given x) || N(0, I)) in nats, summed over one encoded example f: shape ().
+def prior_loss(f: Tensor, gamma_1: Tensor, share: float | Tensor = 1.0) -> Tensor:
+    """KL(q(z_1 given x) || N(0, I)) of encoded data f, nats: of f's shape.
 
-    Per dimension, (alpha_1**2 f**2 + sigma_1**2 - 1 - log sigma_1**2) / 2. gamma_1 is of shape () or of f's.
+    Per dimension, (alpha_1**2 f**2 + sigma_1**2 - 1 - log sigma_1**2) / 2. gamma_1 broadcasts. In a subspace, ``share`` is
+    its rank over the number of elements, and each element has that share of what does not depend on f.
     """
     alpha2 = torch.sigmoid(-gamma_1)
     # sigma**2 - 1 - log sigma**2 = softplus(-gamma) - sigmoid(-gamma), about alpha**4 / 2: in float64, as the two nearly
     # cancel. Most often one number an example.
     wide = -gamma_1.double()
     excess = (F.softplus(wide, threshold=700) - torch.sigmoid(wide)).to(gamma_1.dtype)
-    return 0.5 * (alpha2 * f.square() + excess).sum()
-
-
-def reconstruction_loss(decoder: Decoder, x: Tensor, eps_0: Tensor, gamma_0: Tensor) -> Tensor:
-    """-log p(x given z_0) in nats, summed over one example x whose latent z_0 has the noise eps_0: shape ()."""
-    return decoder.reconstruction({}, x, eps_0, gamma_0).sum()
+    return 0.5 * (alpha2 * f.square() + excess * share)
 
 
 def diffusion_loss(eps: Tensor, eps_hat: Tensor, weight: Tensor) -> Tensor:
-    """weight |eps - eps_hat|**2 / 2 in nats, summed over one example: shape ().
+    """weight (eps - eps_hat)**2 / 2, nats: of eps' shape.
 
-    The weight, of shape () or of eps', is gamma'(t) in continuous time (eq. 17), T expm1(gamma(t) - gamma(s)) in T steps
-    (eq. 14).
+    The weight broadcasts. It is gamma'(t) in continuous time (eq. 17), T expm1(gamma(t) - gamma(s)) in T steps (eq. 14).
     """
-    return 0.5 * (weight * (eps - eps_hat).square()).sum()
+    return 0.5 * (weight * (eps - eps_hat).square())
 
 
-def terms(decoder: Decoder, x: Tensor, eps_0: Tensor, eps: Tensor, eps_hat: Tensor, levels: Levels) -> NLLBound:
-    """The bound's three terms for one example, each of shape (), from its noise and the noise that a network saw in z_t."""
-    return NLLBound(
-        recon=reconstruction_loss(decoder, x, eps_0, levels.gamma_0),
-        prior=prior_loss(decoder.encode({}, x, dtype=eps.dtype), levels.gamma_1),
-        diffusion=diffusion_loss(eps, eps_hat, levels.weight),
-    )
+def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float | Tensor = 1.0) -> Tensor:
+    """The diffusion loss in T steps under another variance of p(z_s given z_t) than the posterior's, elementwise, nats.
+
+    For a variance r times the posterior's, KL(q || p) is the posterior's over r, plus (1 / r - 1 + log r) / 2.
+
+    Args:
+        loss: :func:`diffusion_loss`.
+        log_ratio: log r, which broadcasts.
+        timesteps: T.
+        share: as in :func:`prior_loss`.
+    """
+    return torch.exp(-log_ratio) * loss + 0.5 * timesteps * share * (torch.expm1(-log_ratio) + log_ratio)
 
 
 # A batch
 
 
-def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
+def terms(
+    model: Model,
+    denoise: Denoiser,
+    params: Params,
+    x: Tensor,
+    noise: Noise,
+    levels: Levels,
+    cond: Any = None,
+    mask: Tensor | None = None,
+) -> NLLBound:
+    """The bound's terms of each element, a deterministic function of the noise; behind the door.
+
+    Args:
+        model: the model.
+        denoise: of the network, with the same condition and mask, and the noise's keys.
+        params: the decoder's parameters, {} where it has none.
+        x: data, (B, *event_shape).
+        noise: the batch's noise.
+        levels: the schedule's at its times.
+        cond: the batch's condition.
+        mask: bool, of x's shape: what exists. Elements that do not have no noise, and terms of 0.
+
+    Returns:
+        Terms that add up over elements to those of the examples, nats.
+    """
+    decoder, subspace = model.decoder, model.subspace
+    eps_0, eps, there = noise.eps_0, noise.eps, None if mask is None else decoder.latent_mask(mask)
+    f = decoder.encode(params, x, cond, eps.dtype)
+    share: float | Tensor = 1.0
+    if there is not None:
+        f, eps_0, eps = (torch.where(there, part, 0.0) for part in (f, eps_0, eps))
+    if subspace is not None:
+        f, eps_0, eps = (subspace.project(part, there) for part in (f, eps_0, eps))
+        full = torch.ones_like(f, dtype=torch.bool) if there is None else there.expand_as(f)
+        share = process.align(subspace.rank(full) / full.reshape(f.shape[0], -1).sum(1).clamp(min=1), f).to(f.dtype)
+    # (B,) or (B, *latent_shape) each, the ends without the leading axis where no context tells examples apart
+    gamma_0, gamma_1, gamma_t, weight = (process.align(level.expand_as(levels.gamma_t), f) for level in levels)
+    z_t = process.diffuse(f, gamma_t, eps)
+    eps_hat = denoise.eps(z_t, levels.gamma_t)
+    estimate = None
+    if decoder.takes_estimate:
+        at_0 = levels.gamma_0.expand_as(levels.gamma_t)
+        estimate = denoise(process.diffuse(f, gamma_0, eps_0), at_0).x
+    with exact(z_t.device):
+        recon = decoder.reconstruction(params, x, eps_0, gamma_0, cond, estimate)
+        if subspace is not None:  # what does not depend on the noise, by the subspace's share
+            still = decoder.reconstruction(params, x, torch.zeros_like(eps_0), gamma_0, cond, estimate)
+            recon = recon + (share - 1.0) * still
+        prior = prior_loss(f, gamma_1, share)
+        diffusion = diffusion_loss(eps, eps_hat, weight)
+        log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps)
+        if log_ratio is not None:
+            diffusion = reverse_loss(diffusion, log_ratio, model.timesteps, share)
+    found = NLLBound(recon, prior, diffusion)
+    if mask is None or there is None:
+        return found
+    return NLLBound(*(torch.where(m, term, 0.0) for m, term in zip((mask, there, there), found, strict=True)))
+
+
+def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int) -> Tensor | None:
+    if timesteps == 0:  # the two variances meet
+        return None
+    return reverse.log_ratio(gamma_t, gamma_t - torch.log1p(weight / timesteps))  # weight = T expm1(gamma_t - gamma_s)
+
+
+def summed(terms: NLLBound) -> NLLBound:
+    """The terms of each example, (B,), from those of its elements."""
+    return NLLBound(*(term.reshape(term.shape[0], -1).sum(1) for term in terms))
+
+
+def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, mask: Tensor | None = None) -> NLLBound:
     """The bound's three terms for a batch, a deterministic function of its noise.
 
     Args:
         model: the model.
-        params: ``{"network": ..., "schedule": ...}``.
+        params: its parameters, the whole tree.
         x: data, (B, *event_shape).
         noise: the batch's noise.
         cond: the batch's condition, as the network takes it.
+        mask: bool, which broadcasts to x: what exists. With the same noise where something exists, the bound of a padded
+            example is that of the unpadded one.
 
     Returns:
         Each term (B,), nats.
@@ -99,20 +172,16 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
         TypeError, ValueError: bad arguments, as for :meth:`purevdm.VDM.nll_bound`; noise of another shape, dtype or device
             than the model's, or that is not finite; times out of range, or that are none of the model's steps.
     """
-    checked(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond)
+    checked(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond, mask=mask)
     levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
-    return bound_at(model, params["network"], x, noise, levels, cond)
+    x, mask = masked(x, mask)
+    return summed(at(model, params, x, noise, levels, cond, mask))
 
 
-def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, levels: Levels, cond: Any = None) -> NLLBound:
-    """:func:`bound` with the schedule's values given; ``params`` are the network's."""
-    f = model.decoder.encode({}, x, cond, noise.eps.dtype)
-    z_t = process.diffuse(f, process.align(levels.gamma_t, f), noise.eps)
-    eps_hat = denoiser.in_bound(model.network, model.decoder, params, z_t, levels.gamma_t, cond, noise.key)
-    each = Levels(*(level.expand_as(levels.gamma_t) for level in levels))
-
-    def one(x: Tensor, eps_0: Tensor, eps: Tensor, eps_hat: Tensor, levels: Levels) -> NLLBound:
-        return terms(model.decoder, x, eps_0, eps, eps_hat, levels)
-
-    with exact(z_t.device):
-        return torch.func.vmap(one)(x, noise.eps_0, noise.eps, eps_hat, each)
+def at(
+    model: Model, params: Params, x: Tensor, noise: Noise, levels: Levels, cond: Any = None, mask: Tensor | None = None
+) -> NLLBound:
+    """:func:`terms` of a model's whole parameters."""
+    there = None if mask is None else model.decoder.latent_mask(mask)
+    denoise = Denoiser(model.network, model.decoder, params["network"], cond, noise.key, there, model.subspace)
+    return terms(model, denoise, params.get("decoder", {}), x, noise, levels, cond, mask)

@@ -17,9 +17,10 @@ from purevdm.decoders import Decoder
 from purevdm.model import batch_axes
 from purevdm.networks import Network, _regions
 from purevdm.networks._explain import explained
+from purevdm.parts import Subspace
 from purevdm.types import Params
 
-__all__ = ["Prediction", "eps_hat", "guide", "in_bound", "output", "predict", "update"]
+__all__ = ["Denoiser", "Prediction", "eps_hat", "guide", "in_bound", "output", "predict", "update"]
 
 T = TypeVar("T")
 
@@ -40,9 +41,10 @@ def output(
     cond: Any = None,
     key: Tensor | None = None,
     x_hat: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """What the network returns, with z added where it is residual: (B, *event_shape), with a last axis of ``outputs``
-    where it has them, in z's dtype.
+    where it has them, in z's dtype. A masked network is given ``mask``, bool, which broadcasts to z.
 
     Raises:
         TypeError, ValueError: a condition that is not one for each example, or an output of another shape.
@@ -56,16 +58,19 @@ def output(
 
     by_regions = _regions.for_batch(network, params, z, gamma, cond, x_hat)
     apply = by_regions or network.apply
+    mask = mask if network.masked else None
 
-    def one(z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:
-        estimate = {} if x_hat is None else {"x_hat": x_hat}
-        return apply(params, z, gamma, cond=cond, key=key, **estimate)
+    def one(z: Tensor, gamma: Tensor, cond: Any, *optional: Tensor | None) -> Tensor:
+        key, *others = optional
+        given = {name: value for name, value in zip(("x_hat", "mask"), others, strict=True) if value is not None}
+        return apply(params, z, gamma, cond=cond, key=key, **given)
 
     def whole() -> Tensor:
+        optional = (key, x_hat, mask)
         if network.batched or by_regions is not None:
-            return one(z, gamma, cond, key, x_hat)
-        in_dims = (0, 0, axes, None if key is None else 0, None if x_hat is None else 0)
-        return torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, key, x_hat)
+            return one(z, gamma, cond, *optional)
+        in_dims = (0, 0, axes, *(None if value is None else 0 for value in optional))
+        return torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, *optional)
 
     found = whole() if torch.compiler.is_compiling() else _or_explained(network, whole)
     wanted = z.shape if network.outputs is None else (*z.shape, network.outputs)
@@ -95,13 +100,14 @@ def eps_hat(
     cond: Any = None,
     key: Tensor | None = None,
     x_hat: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The noise that the network sees in z, whatever it predicts; arguments as :func:`output`.
 
     Raises:
         ValueError: besides, a network with several outputs, which predicts a distribution and not the noise.
     """
-    found = _single(network, params, z, gamma, cond, key, x_hat)
+    found = _single(network, params, z, gamma, cond, key, x_hat, mask)
     return _to_eps(network, z, found, process.align(gamma, z))
 
 
@@ -136,6 +142,7 @@ def predict(
     x_hat: Tensor | None = None,
     guidance: float | Tensor | None = None,
     bounds: tuple[Tensor, Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> Prediction:
     """The noise and the data that a sampler's step works with.
 
@@ -145,10 +152,11 @@ def predict(
         guidance: the weight of the condition against none, a number or (B,): see :func:`guide`. None applies the network
             once, with the condition.
         bounds: what to clamp the data to, or None; the noise is then the one that goes with the clamped data.
+        mask: for a masked network.
     """
-    found = _single(network, params, z, gamma, cond, None, x_hat)
+    found = _single(network, params, z, gamma, cond, None, x_hat, mask)
     if guidance is not None:
-        found = guide(found, _single(network, params, z, gamma, None, None, x_hat), guidance)
+        found = guide(found, _single(network, params, z, gamma, None, None, x_hat, mask), guidance)
     level = process.align(gamma, z)
     x = _to_x(network, z, found, level)
     if bounds is None:
@@ -176,6 +184,7 @@ def in_bound(
     key: Tensor | None = None,
     *,
     detach: bool = True,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """eps_hat as a function of the latent alone, which the bound asks for.
 
@@ -184,18 +193,64 @@ def in_bound(
     half of the time, as training does (Chen, Zhang, Hinton 2022).
     """
     if not network.self_condition:
-        return eps_hat(network, params, z, gamma, cond, key)
+        return eps_hat(network, params, z, gamma, cond, key, None, mask)
     k_first = k_second = k_coin = None
     if key is not None:
         k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
-    x_hat = _to_x(network, z, _single(network, params, z, gamma, cond, k_first), process.align(gamma, z))
+    x_hat = _to_x(network, z, _single(network, params, z, gamma, cond, k_first, None, mask), process.align(gamma, z))
     bounds = decoder.bounds(z)
     x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
     x_hat = x_hat.detach() if detach else x_hat
     if k_coin is not None:
         coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
         x_hat = torch.where(process.align(coin, z), x_hat, 0.0)
-    return eps_hat(network, params, z, gamma, cond, k_second, x_hat)
+    return eps_hat(network, params, z, gamma, cond, k_second, x_hat, mask)
+
+
+class Denoiser(NamedTuple):
+    """A network with all that it is given besides latents: a function of (z, gamma). ``model.denoiser`` makes one, and
+    checks what goes in; each call is then that of a plain function.
+
+    Attributes:
+        network, decoder: a model's.
+        params: the network's parameters.
+        cond: a condition for each example, or None.
+        key: keys (B, 2) for what is random in training, or None.
+        mask: bool, which broadcasts to latents: what exists. Elsewhere predictions are 0.
+        subspace: the one that predictions are projected to, or None.
+        guidance: the weight of the condition against none, a number or (B,), or None for 1.
+        clip: whether to clamp estimates of the data to their range.
+    """
+
+    network: Network
+    decoder: Decoder
+    params: Params
+    cond: Any = None
+    key: Tensor | None = None
+    mask: Tensor | None = None
+    subspace: Subspace | None = None
+    guidance: float | Tensor | None = None
+    clip: bool = False
+
+    def __call__(self, z: Tensor, gamma: Tensor, x_hat: Tensor | None = None) -> Prediction:
+        """The noise and the data that the network sees in latents z, (B, *latent_shape), at gamma, (B,) or z's shape: what a
+        sampler's step takes. ``x_hat`` is the last step's estimate, for a self-conditioned network."""
+        bounds = self.decoder.bounds(z) if self.clip else None
+        options: Any = dict(x_hat=x_hat, guidance=self.guidance, bounds=bounds, mask=self.mask)
+        found = predict(self.network, self.params, z, gamma, self.cond, **options)
+        return Prediction(*map(self.within, found))
+
+    def eps(self, z: Tensor, gamma: Tensor, *, detach: bool = True) -> Tensor:
+        """The noise as a function of the latent only, which the bound asks for; see :func:`in_bound`."""
+        options: Any = dict(detach=detach, mask=self.mask)
+        network, decoder = self.network, self.decoder
+        return self.within(in_bound(network, decoder, self.params, z, gamma, self.cond, self.key, **options))
+
+    def within(self, found: Tensor) -> Tensor:
+        """A prediction, or a latent, where something exists, projected to the subspace; elsewhere 0."""
+        if self.subspace is not None:
+            return self.subspace.project(found, self.mask)
+        return found if self.mask is None else torch.where(self.mask, found, 0.0)
 
 
 @torch.no_grad()

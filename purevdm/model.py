@@ -1,5 +1,6 @@
 """The door: what a model's functions are given, held against one another once; behind it nothing is checked again."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,13 +10,30 @@ from torch import Tensor
 
 from purevdm import _checks, random, schedules
 from purevdm._compile import OLD, untraced
-from purevdm.decoders import Decoder
+from purevdm.decoders import Decoder, plain
 from purevdm.networks import Network
 from purevdm.noise import Seeds
+from purevdm.parts import Posterior, Reverse, Subspace
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
-__all__ = ["Model", "batch_axes", "checked", "device_of", "drawn", "latents", "nonempty", "seeds_of", "structure_of"]
+__all__ = [
+    "Model",
+    "batch_axes",
+    "checked",
+    "device_of",
+    "dims",
+    "direct",
+    "drawn",
+    "inside",
+    "latent_shape",
+    "latents",
+    "mask_of",
+    "masked",
+    "nonempty",
+    "seeds_of",
+    "structure_of",
+]
 
 
 class Model(Protocol):
@@ -33,6 +51,10 @@ class Model(Protocol):
     def timesteps(self) -> int: ...
     @property
     def dtype(self) -> torch.dtype: ...
+    @property
+    def subspace(self) -> Subspace | None: ...
+    @property
+    def reverse(self) -> Reverse: ...
 
 
 def device_of(params: Params) -> torch.device | None:
@@ -55,7 +77,15 @@ def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.S
 
 
 def checked(
-    model: Any, params: Params, x: Any = ..., key: Any = None, cond: Any = None, *, n: int = 0, **given: Tensor | None
+    model: Any,
+    params: Params,
+    x: Any = ...,
+    key: Any = None,
+    cond: Any = None,
+    *,
+    n: int = 0,
+    mask: Any = None,
+    **given: Tensor | None,
 ) -> int:
     """The door of a model's functions: holds its settings, its parameters and what else they are given against one another,
     and reads what values must be in one transfer from the device.
@@ -67,6 +97,8 @@ def checked(
         key: a key, or the seeds or the noise of these examples.
         cond: a condition for each example.
         n: the number of examples, where there are no data that say it; 0 for any number.
+        mask: bool, which broadcasts to the data, or, where there are none, to the latents: what exists. Data are looked at
+            only there.
         given: further tensors by name, whose shapes and dtypes the caller checks; they must be finite.
 
     Returns:
@@ -78,7 +110,7 @@ def checked(
     names = [name for name in ("network", "schedule") if hasattr(model, name)]
     tracing = OLD and torch.compiler.is_compiling()  # it would trace init
     structure = () if tracing else model._structure()
-    facts = [] if x is ... else _data(model, x)
+    facts = [] if x is ... else _data(model, x, mask)
     n = n if x is ... else x.shape[0]
     if not isinstance(params, dict) or any(name not in params for name in names):
         found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
@@ -91,6 +123,8 @@ def checked(
     explicit = isinstance(key, tuple) and hasattr(key, "t")  # seeds or noise
     if explicit:
         facts += drawn(model, key, n)
+    if mask is not None:
+        given["mask"] = mask if x is not ... else mask_of(mask, (n, *latent_shape(model)))
     trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
     device = device_of(params) or device_of({"x": x, **trees})
     if device is not None:
@@ -106,7 +140,7 @@ def checked(
     return n
 
 
-def _data(model: Any, x: Any) -> list[_checks.Fact]:
+def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
     """That x is a batch of at least one example; that it is in the decoder's support, and that the model's dtype holds real
     numbers and the sum of their squares once encoded, comes back as facts."""
     decoder, shape = model.decoder, model.event_shape
@@ -117,14 +151,66 @@ def _data(model: Any, x: Any) -> list[_checks.Fact]:
         wanted = ", ".join(map(str, ("B", *shape))) if shape else "B,"
         raise ValueError(f"x: expected shape ({wanted}), got {_checks.describe(x)}{hint}")
     nonempty("x", x)
+    if mask is not None:
+        holds = holds | ~_checks.together("mask", mask_of(mask, tuple(x.shape)), x.device)
     if not _checks.readable(x):
         return []
     facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
-    if decoder.vocab_size is None:
-        squares = decoder.encode({}, x, dtype=model.dtype).square().sum(tuple(range(1, x.ndim)))
+    if mask is not None:
+        some = mask.expand_as(x).reshape(x.shape[0], -1).any(1)
+        nothing = "mask: expected something in every example, got none"
+        facts.append(_checks.Fact(some, lambda: ValueError(nothing)))
+    subspace = getattr(model, "subspace", None)
+    if plain(decoder, shape) and (decoder.vocab_size is None or subspace is not None):
+        f = decoder.encode({}, masked(x, mask)[0], dtype=model.dtype)
         wanted = f"numbers whose latents {model.dtype} holds"
+        squares = f.square().sum(tuple(range(1, x.ndim)))
         facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", x)))
+        if subspace is not None:
+            facts.append(_near("x", f, subspace.project(f, mask), f"data in the model's subspace, {subspace!r}", mask))
     return facts
+
+
+def _near(name: str, f: Tensor, wanted: Tensor, text: str, mask: Tensor | None = None) -> _checks.Fact:
+    """That latents are what they ought to be, up to rounding."""
+    size = 1.0 + f.abs().amax(tuple(range(1, f.ndim)), keepdim=True)
+    near = (f - wanted).abs() <= 1e-4 * size
+    told = f"{name}: expected {text}, got some that are not"
+    return _checks.Fact(near if mask is None else near | ~mask, lambda: ValueError(told))
+
+
+def inside(name: str, z: Tensor, within: Tensor) -> Tensor:
+    """Latents that are what they are within the model's subspace and the mask; in eager, all must be."""
+    if within is not z and _checks.readable(z):
+        _checks.verify([_near(name, z, within, "latents in the model's subspace, and 0 where nothing exists")])
+    return within
+
+
+def mask_of(mask: Any, shape: tuple[int, ...]) -> Tensor:
+    """A mask of a batch of this shape."""
+    if _checks.broadcasting("mask", mask, shape).dtype != torch.bool or mask.ndim != len(shape):
+        wanted = f"a bool tensor that broadcasts to {shape}, with as many axes"
+        raise TypeError(f"mask: expected {wanted}, got {_checks.describe(mask)}")
+    return mask  # type: ignore[no-any-return]
+
+
+def masked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The data with zeros where nothing exists, and the mask in their shape."""
+    if mask is None:
+        return x, None
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)), mask.expand_as(x)
+
+
+def dims(model: Model, n: int, mask: Tensor | None, like: Tensor) -> Tensor | float:
+    """How many dimensions each of n examples has: a number, or (n,) where they differ. ``mask`` is in the data's shape."""
+    subspace = getattr(model, "subspace", None)
+    if mask is None and subspace is None:
+        return float(math.prod(model.event_shape))
+    if mask is None:
+        mask = torch.ones((n, *model.event_shape), dtype=torch.bool, device=like.device)
+    if subspace is not None:
+        return subspace.rank(mask).to(like)  # type: ignore[no-any-return]
+    return mask.reshape(n, -1).sum(1).to(like)
 
 
 def nonempty(name: str, x: Tensor) -> Tensor:
@@ -134,16 +220,41 @@ def nonempty(name: str, x: Tensor) -> Tensor:
     return x
 
 
+def latent_shape(model: Any) -> tuple[int, ...]:
+    """The shape of one example's latent."""
+    return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type: ignore[no-any-return]
+
+
+def direct(model: Any, use: str, *, chain: bool = False) -> None:
+    """Refuses a model whose latents are not its data encoded by a fixed map, for what has no formula for others.
+
+    Args:
+        model: a VDM.
+        use: for what, as messages say it.
+        chain: whether the variances of the reverse process count, too.
+    """
+    decoder = _checks.instance("decoder", model.decoder, Decoder, "a purevdm Decoder")
+    if model.subspace is not None:
+        raise ValueError(f"model: expected one without a subspace for {use}, got {model.subspace!r}")
+    if decoder.takes_estimate or not plain(decoder, model.event_shape):
+        wanted = "a decoder without parameters or estimate, whose latents have the data's shape,"
+        raise ValueError(f"model: expected {wanted} for {use}, got {decoder!r}")
+    if chain and not isinstance(model.reverse, Posterior):
+        raise ValueError(
+            f"model: expected the posterior's variance (reverse=parts.posterior()) for {use}, got {model.reverse!r}"
+        )
+
+
 def latents(name: str, z: Any, model: Any) -> Tensor:
     """Latents of at least one example, (B, *event_shape), of the model's dtype."""
     z = _checks.tensor(name, z)
-    return nonempty(name, _checks.alike(name, z, (*z.shape[:1], *model.event_shape), model.dtype))
+    return nonempty(name, _checks.alike(name, z, (*z.shape[:1], *latent_shape(model)), model.dtype))
 
 
 def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
     """That seeds or noise are those of n examples of a model; that their times are the model's comes back as a fact."""
     name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
-    latent = model.flow.latent_shape(model.event_shape) if hasattr(model, "flow") else model.event_shape
+    latent = latent_shape(model)
     for field, value in noise._asdict().items():
         if value is not None or field not in ("timesteps" if name == "key" else "key", "sender"):
             count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()

@@ -152,7 +152,7 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
     """gamma(t) and its derivative gamma'(t), each as :func:`gamma` returns it, by reverse-mode differentiation.
 
     So that a further backward pass goes through both in one graph, and finds right gradients: those of a forward-mode
-    derivative lack terms for the operations that :func:`purevdm.flow.divergence` names. They do, too, in an exported
+    derivative lack terms for the operations that :mod:`purevdm.likelihood.flow` names. They do, too, in an exported
     program, which has forward mode as ``torch.export`` (2.13) cannot trace the other, and where gamma is of the event's
     shape: write such operations out there, as a layer norm by means. :func:`purevdm.testing.check_schedule` finds the
     second case. Arguments and errors are those of :func:`gamma`.
@@ -168,14 +168,17 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
         found, pull = torch.func.vjp(partial(of, params), flat)  # type: ignore[misc]
         return found, pull(torch.ones_like(found) if cotangent is None else cotangent)[0]
 
-    if torch.compiler.is_exporting():
-        # The parameters get zero tangents made here: those that PyTorch makes itself have no storage.
-        still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
-        found, slope = torch.func.jvp(of, (params, flat), (still, torch.ones_like(flat)))  # type: ignore[misc]
-    else:
-        found, slope = backward(None)
-        if found.ndim > 1:  # many numbers of one time: `backward` is linear in the cotangent, and its transpose is the slope
-            slope = torch.func.vjp(lambda c: backward(c)[1], torch.zeros_like(found))[1](torch.ones_like(flat))[0]  # type: ignore[misc]
+    with exact(t.device):
+        if torch.compiler.is_exporting():
+            # The parameters get zero tangents made here: those that PyTorch makes itself have no storage.
+            still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
+            found, slope = torch.func.jvp(of, (params, flat), (still, torch.ones_like(flat)))  # type: ignore[misc]
+        else:
+            found, slope = backward(None)
+            # Many numbers of one time: `backward` is linear in the cotangent, and its transpose is the slope.
+            if found.ndim > 1:
+                turned = torch.func.vjp(lambda c: backward(c)[1], torch.zeros_like(found))[1]  # type: ignore[misc]
+                slope = turned(torch.ones_like(flat))[0]
     return found.reshape((*t.shape, *found.shape[1:])), slope.reshape((*t.shape, *slope.shape[1:]))
 
 

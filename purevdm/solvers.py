@@ -1,7 +1,7 @@
 """One step of the reverse process, from noise at time 1 towards data at time 0, of several kinds.
 
 A :class:`Solver` is a value: a pure step, and what it carries from step to step. Each kind's mathematics is a function
-beside it, elementwise, with all noise as an argument. :mod:`purevdm.walks` loops over the steps.
+beside it, elementwise, with all noise as an argument. :mod:`purevdm.sampling` loops over the steps.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ __all__ = ["Solver", "Step", "ancestral", "ancestral_step", "ddim", "ddim_step",
 
 
 class Step(NamedTuple):
-    """What a solver's step gives: the next latents, the estimate of the data that they were made from (both of z's shape),
+    """One step: the next latents, the estimate of the data that they were made from (both of z's shape),
     and what the solver carries on."""
 
     z: Tensor
@@ -55,14 +55,14 @@ class Solver(Value):
             z_t: latents, (B, *latent_shape).
             gamma_t, gamma_s: gamma at t and at s, (B, 1, ..., 1) or (B, *latent_shape).
             key: the step's own. A deterministic solver does not use it, and may be run forward, from t to a later s
-                (:func:`purevdm.inversion.invert`): there the key is None.
+                (:func:`purevdm.sampling.invert`): there the key is None.
             carry: what :meth:`init` or the last step returned.
         """
         raise NotImplementedError
 
     @staticmethod
     def of(step: Callable[..., Step], init: Callable[[Tensor, Tensor], Carry] | None = None) -> "Solver":
-        """A solver of one's own functions, with the arguments of the methods."""
+        """Makes a solver of one's own functions, with the arguments of the methods."""
         return Functions(step, init)
 
 
@@ -108,7 +108,7 @@ def ancestral_step(z_t: Tensor, eps_hat: Tensor, gamma_t: Tensor, gamma_s: Tenso
 
     Args:
         z_t: the latent at the later time t.
-        eps_hat: the noise that the network sees in it.
+        eps_hat: the noise that the network predicts in it.
         gamma_t, gamma_s: gamma at t and at an earlier s; they broadcast.
         eps: standard normal noise, of z_t's shape.
     """
@@ -168,7 +168,7 @@ def dpmpp_2m_step(
     h is the step in lambda = -gamma / 2, half the log signal-to-noise ratio.
 
     Args:
-        z_t, x_hat: the latent, and the data that the network sees in it.
+        z_t, x_hat: the latent, and the data that the network predicts from it.
         gamma_t, gamma_s: gamma at t and at an earlier s; they broadcast.
         x_last, gamma_last: the last step's x_hat, and the gamma at which it was made; infinity where there was none, and
             then this step is :func:`ddim_step`.

@@ -91,8 +91,8 @@ def gradients(
     """
     at = curve(model.schedule, params["schedule"], noise.t, cond)
 
-    def mean(params: Params, curve: Curve) -> tuple[Tensor, NLLBound]:
-        terms = bound.bound_at(model, params, x, noise, levels(curve), cond)
+    def mean(network: Params, curve: Curve) -> tuple[Tensor, NLLBound]:
+        terms = bound.summed(bound.at(model, params | {"network": network}, x, noise, levels(curve), cond))
         return terms.total.mean() * scale, terms
 
     (network, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(params["network"], at)

@@ -10,21 +10,24 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, bound, denoiser, process, random, sampling, schedules, variance
+from purevdm import _checks, _values, bound, denoiser, process, random, schedules, variance
 from purevdm._compile import constant
 from purevdm.bound import NLLBound
-from purevdm.decoders import Decoder, discrete, fits, reconstruction_bits, spacing
-from purevdm.model import checked, latents, seeds_of, structure_of
+from purevdm.decoders import Decoder, Gaussian, discrete, fits, reconstruction_bits, spacing
+from purevdm.denoiser import Denoiser
+from purevdm.model import checked, dims, latent_shape, latents, masked, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.networks._network import same
 from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
-from purevdm.sampling import Sample
+from purevdm.parts import Reverse, Subspace, Weighting, posterior
+from purevdm.sampling import Options, Sample, sample
 from purevdm.schedules import Schedule
-from purevdm.solvers import Solver, ancestral
+from purevdm.solvers import Solver, dpmpp_2m
 from purevdm.types import Key, Params, Shape
-from purevdm.walks import Walk
 
 __all__ = ["VDM", "Sample", "vdm"]
+
+POSTERIOR = posterior()
 
 
 class VDM(NamedTuple):
@@ -35,7 +38,10 @@ class VDM(NamedTuple):
     In the methods, B is the batch size. ``params`` are nested dicts of tensors, ``{"network": ..., "schedule": ...}``, of
     the structure, shapes and dtypes that ``init`` gives. x holds data, (B, *event_shape), which the decoder checks.
     ``cond`` is a condition for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of
-    these examples where they are rows of a larger batch. ``train`` switches the network's dropout on.
+    these examples where they are rows of a larger batch. ``mask`` is bool, with as many axes as x, and broadcasts to it:
+    what exists, where data of varying size are padded. An element that does not exist has latent 0, no noise, no term and no
+    dimension; what x holds there does not count. ``train`` switches the network's dropout on; ``nll_bound`` and ``terms``
+    are without it.
 
     The losses, ``nll_bound`` and ``sample`` compile with ``fullgraph=True``, in every mode of ``torch.compile`` (tested on a
     CPU) and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes. Under
@@ -49,6 +55,10 @@ class VDM(NamedTuple):
         event_shape: the shape of one example.
         timesteps: T, the number of steps of the discrete-time bound, or 0 for continuous time.
         antithetic: whether a batch's times are spread evenly.
+        reverse: the variance of p(z_s given z_t) in T steps: the posterior's (the paper's), or another of
+            :mod:`purevdm.parts`. Solvers that draw noise have their own.
+        weighting: of the diffusion loss in ``loss_fn``, or None for the bound; ``nll_bound`` and ``terms`` never have one.
+        subspace: the one that data and latents lie in, or None.
         dtype: of parameters, latents and losses. Times and noise are drawn in it, and a key gives other numbers in another
             dtype; ``init`` gives the same parameters. To compare dtypes, give both one noise (:func:`purevdm.bound.bound`).
 
@@ -67,14 +77,16 @@ class VDM(NamedTuple):
     timesteps: int = 0
     antithetic: bool = True
     dtype: torch.dtype = torch.float32
+    reverse: Reverse = POSTERIOR
+    weighting: Weighting | None = None
+    subspace: Subspace | None = None
 
     # Parameters and noise
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters: ``{"network": ..., "schedule": ...}``."""
+        """Fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"`` for one that has any."""
         self._structure()
-        k_network, k_schedule = random.split(_checks.key("key", key)).unbind(0)
-        params = {"network": self.network.init(k_network, self.event_shape), "schedule": self.schedule.init(k_schedule)}
+        params = _init(self.network, self.schedule, self.decoder, self.event_shape, _checks.key("key", key))
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
@@ -83,30 +95,57 @@ class VDM(NamedTuple):
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        return draw_noise(seeds_of(self, key, n), self.event_shape, _checks.boolean("train", train))
+        return draw_noise(seeds_of(self, key, n), latent_shape(self), _checks.boolean("train", train))
 
     # The bound
 
-    def loss_fn(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True) -> Tensor:
-        """The bound's Monte Carlo estimate, the mean over the batch: bits per dimension, shape ().
+    def loss_fn(
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = True,
+    ) -> Tensor:
+        """The bound's Monte Carlo estimate, the mean over the batch of bits per dimension, shape (); each example's
+        dimensions are those that exist. With a weighting it is no bound.
 
         For real data it bounds -log2 of a density, and may be negative.
         """
-        return self.loss_and_stats(params, x, key, cond, train=train)[0]
+        return self.loss_and_stats(params, x, key, cond, mask=mask, train=train)[0]
 
     def loss_and_stats(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = True,
     ) -> tuple[Tensor, dict[str, Any]]:
         """:meth:`loss_fn` and its parts, for ``has_aux=True``.
 
         Returns:
-            The loss, and a dict of the parts ``recon``, ``prior`` and ``diffusion`` (bits/dim, they sum to the loss) and of
-            the endpoints ``gamma_0`` and ``gamma_1`` (means, where a dimension or an example has its own). Under a schedule
-            of :func:`purevdm.importance.warped` in continuous time, also ``schedule``: the branches of
-            ``params["schedule"]`` that this batch moves.
+            The loss, and a dict of the bound's parts ``recon``, ``prior`` and ``diffusion`` (bits/dim; without a weighting
+            they sum to the loss) and of the endpoints ``gamma_0`` and ``gamma_1`` (means, where dimensions or examples have
+            their own). Under a schedule of :func:`purevdm.importance.warped` in continuous time, also ``schedule``: the
+            branches of ``params["schedule"]`` that this batch moves.
         """
-        terms, levels, t = self._bound(params, x, key, cond, train)
-        return self._summary(params, terms, levels.gamma_0, levels.gamma_1, t)
+        terms, levels, t = self._terms(params, x, key, cond, mask, train)
+        each = bound.summed(terms)
+        size = dims(self, x.shape[0], None if mask is None else mask.expand_as(x), terms.diffusion)
+        weighted = each
+        if self.weighting is not None:
+            gamma_t = process.align(levels.gamma_t, terms.diffusion)
+            diffusion = self.weighting.weight(gamma_t) * terms.diffusion
+            weighted = each._replace(diffusion=diffusion.reshape(x.shape[0], -1).sum(1))
+        loss, stats = self._summary(params, each, levels.gamma_0, levels.gamma_1, t, size)
+        if self.weighting is not None:
+            loss = sum(self._mean(term, size) for term in weighted)  # type: ignore[assignment]
+        return loss, stats
 
     def vlb_and_variance_grads(
         self,
@@ -127,19 +166,31 @@ class VDM(NamedTuple):
         """
         if self.timesteps:
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
+        if self.weighting is not None or self.subspace is not None:
+            raise ValueError("weighting, subspace: expected None, as the variance is taken of the bound's loss an example")
         noise = self._noise(params, x, key, cond, train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
         _checks.verify(schedules.rising(variance.levels(curve)))
-        loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t)
+        size = dims(self, x.shape[0], None, terms.diffusion)
+        loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t, size)
         return grads, (loss, stats) if has_aux else loss
 
-    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> NLLBound:
-        """The bound's three terms for each example: each (B,), nats (of a density, where data are real).
+    def nll_bound(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> NLLBound:
+        """An upper bound on -log p(x), by its three terms for each example: each (B,), nats (of a density, where data are
+        real).
 
         To compare an example's bounds, as under each class in a classifier, give all the same key; see
         :mod:`purevdm.evaluation`.
         """
-        return self._bound(params, x, key, cond, train)[0]
+        return bound.summed(self.terms(params, x, key, cond, mask=mask))
+
+    def terms(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> NLLBound:
+        """The terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up."""
+        return self._terms(params, x, key, cond, mask, False)[0]
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training, such as batch norms' means and
@@ -182,20 +233,65 @@ class VDM(NamedTuple):
         checked(self, params, cond=cond, t=t)
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
-    def eps_hat(self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, x_hat: Tensor | None = None) -> Tensor:
-        """The predicted noise in latents z, (B, *event_shape) of the model's dtype, at gamma, (B,) or (B, *event_shape).
+    def eps_hat(
+        self,
+        params: Params,
+        z: Tensor,
+        gamma: Tensor,
+        cond: Any = None,
+        x_hat: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The predicted noise in latents z, (B, *latent_shape) of the model's dtype, at gamma, (B,) or z's shape.
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
-        n = len(latents("z", z, self))
+        n = latents("z", z, self).shape[0]
         if _checks.floating("gamma", gamma).shape != z.shape:
             _checks.shaped("gamma", gamma, (n,))
         if x_hat is not None:
             _checks.alike("x_hat", x_hat, z.shape, z.dtype)
-        checked(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat)
-        if x_hat is None:
-            return denoiser.in_bound(self.network, self.decoder, params["network"], z, gamma, cond)
-        return denoiser.eps_hat(self.network, params["network"], z, gamma, cond, None, x_hat)
+        checked(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat, mask=mask)
+        denoise = self._denoiser(params, cond, None, mask)
+        return denoise.eps(z, gamma) if x_hat is None else denoise(z, gamma, x_hat).eps
+
+    def denoiser(
+        self,
+        params: Params,
+        cond: Any = None,
+        key: Tensor | None = None,
+        *,
+        n: int,
+        mask: Tensor | None = None,
+        guidance: float | Tensor | None = None,
+        clip: bool = False,
+    ) -> Denoiser:
+        """The network for one batch, for a sampler or an estimate of one's own: checked here, and then a plain function.
+
+        Args:
+            params, cond, mask: the parameters, the batch's condition, and what exists of its latents.
+            key: keys (n, 2) for what is random in training, or None.
+            n: the batch size.
+            guidance, clip: as in :meth:`sample`.
+
+        >>> import torch, purevdm
+        >>> from purevdm import networks, process, random, schedules
+        >>> model = purevdm.vdm(networks.mlp(hidden=8), schedules.fixed_linear(), event_shape=(2,))
+        >>> denoise = model.denoiser(model.init(random.key(0)), n=4)
+        >>> z, gamma = random.normal(random.key(1), (4, 2)), torch.linspace(5.0, -13.3, 11)
+        >>> for t in range(10):  # DDIM
+        ...     eps, x = denoise(z, gamma[t].expand(4))
+        ...     z = process.diffuse(x, gamma[t + 1], eps)
+        >>> z.shape
+        torch.Size([4, 2])
+        """
+        n = _checks.integer("n", n, 1)
+        if key is not None:
+            _checks.alike("key", key, (n, 2), torch.int32)
+        given = guidance if isinstance(guidance, Tensor) else None
+        checked(self, params, cond=cond, n=n, mask=mask, key=key, guidance=given)
+        return self._denoiser(params, cond, key, mask)._replace(guidance=guidance, clip=_checks.boolean("clip", clip))
 
     def sample(
         self,
@@ -203,9 +299,9 @@ class VDM(NamedTuple):
         key: Key,
         n: int,
         *,
-        steps: int | Tensor = 1000,
+        steps: int | Tensor = 250,
         solver: Solver | None = None,
-        grid: str = "time",
+        grid: str = "gamma",
         cond: Any = None,
         guidance: float | Tensor = 1.0,
         decode: str = "argmax",
@@ -217,22 +313,26 @@ class VDM(NamedTuple):
         trajectory: bool = False,
         callback: Callable[[int, Tensor], None] | None = None,
         differentiable: bool = False,
+        mask: Tensor | None = None,
     ) -> Any:
         """n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0.
 
-        A self-conditioned network sees each step's estimate of the data, clamped to their range, in the next.
+        A self-conditioned network takes each step's estimate of the data, clamped to their range, in the next.
+
+        Where solver and grid are left out, samples are a deterministic function of the latents at time 1
+        (:func:`purevdm.sampling.invert` is its inverse). The paper's sampler is ``solver=solvers.ancestral(), grid="time"``.
 
         Args:
             params, key, n: the parameters, a key, how many.
             steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
-            solver: a value of :mod:`purevdm.solvers`; ancestral sampling (eq. 34) where left out.
-            grid: the variable in which steps are evenly spaced, "time" or "gamma".
+            solver: a value of :mod:`purevdm.solvers`; ``dpmpp_2m()`` where left out; ``ancestral()`` is eq. 34.
+            grid: the variable in which steps are evenly spaced, "gamma" or "time".
             cond: a batch of n conditions.
             guidance: above 1, strengthens the condition, for a network with ``cond_drop`` > 0 (classifier-free,
                 Ho & Salimans 2022): a number, or a tensor of shape () or (n,). See :func:`purevdm.denoiser.guide`.
             decode: "argmax" for the likeliest data, or "sample" to draw from p(x given z_0).
             clip: whether to clamp every estimate of the data to their range; real data have none.
-            z: the latents to start from, (n, *event_shape) of the model's dtype; standard normal noise where left out.
+            z: the latents to start from, (n, *latent_shape) of the model's dtype; standard normal noise where left out.
             start: z's time, in (0, 1]: a number, or a floating-point tensor of shape (), for which one compiled graph
                 serves every value. Data diffused to a start below 1 come back changed a little (SDEdit, Meng et al. 2022).
             until: the time to stop at, in [0, start), as ``start``: the latents at that time are returned, not data.
@@ -244,6 +344,7 @@ class VDM(NamedTuple):
             differentiable: whether derivatives pass, from latents (or data that are real numbers) to params, z, cond,
                 guidance and times. A compiled graph then holds every step, for a Python integer of them. Where it is False,
                 no autograd graph is built, and ``torch.func`` transforms that want derivatives are refused.
+            mask: what exists of each sample, bool, which broadcasts to (n, *event_shape); elsewhere samples are 0.
 
         >>> import torch, purevdm
         >>> from purevdm import networks, random, schedules, solvers
@@ -262,16 +363,19 @@ class VDM(NamedTuple):
         torch.Size([3, 2])
         """
         checked(self, params, key=_checks.key("key", key), cond=cond)
-        solver = ancestral() if solver is None else solver
-        how = Walk(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable)
-        return sampling.sample(self, params, key, n, how, z=z, start=start, until=until, decode=decode)
+        solver = dpmpp_2m() if solver is None else solver
+        options = Options(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable, mask)
+        return sample(self, params, key, n, options, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
 
     @property
     def _bits_per_nat(self) -> float:
-        """From nats an example to bits per dimension."""
+        """From nats an example to bits per dimension, where all is there."""
         return 1.0 / (math.prod(self.event_shape) * math.log(2.0))
+
+    def _denoiser(self, params: Params, cond: Any, key: Tensor | None, mask: Tensor | None) -> Denoiser:
+        return Denoiser(self.network, self.decoder, params["network"], cond, key, mask, self.subspace)
 
     @constant
     def _structure(self) -> _checks.Structure:
@@ -280,26 +384,39 @@ class VDM(NamedTuple):
         _checks.dtype("dtype", self.dtype, (torch.float32, torch.float64))
         _checks.timesteps(self.timesteps, self.dtype)
         _checks.boolean("antithetic", self.antithetic)
-        return _structure(*map(_values.Same, (self.network, self.schedule, self.decoder)), shape, self.dtype)
+        for name, kind in (("reverse", Reverse), ("weighting", Weighting), ("subspace", Subspace)):
+            if getattr(self, name) is not None or name == "reverse":
+                _checks.instance(name, getattr(self, name), kind, f"a purevdm.parts.{kind.__name__}")
+        parts = (self.network, self.schedule, self.decoder, self.subspace)
+        return _structure(*map(_values.Same, parts), shape, self.dtype)
 
-    def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
+    def _noise(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, mask: Tensor | None = None
+    ) -> Noise:
         """The noise of a batch, behind the door."""
-        n = checked(self, params, x, key, cond)
+        n = checked(self, params, x, key, cond, mask=mask)
         seeds = key if isinstance(key, Seeds) else self.seeds(key, n)
-        return draw_noise(seeds, self.event_shape, _checks.boolean("train", train))
+        return draw_noise(seeds, latent_shape(self), _checks.boolean("train", train))
 
-    def _bound(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool
+    def _terms(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
     ) -> tuple[NLLBound, schedules.Levels, Tensor]:
-        noise = self._noise(params, x, key, cond, train)
+        noise = self._noise(params, x, key, cond, train, mask)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
-        return bound.bound_at(self, params["network"], x, noise, levels, cond), levels, noise.t
+        x, mask = masked(x, mask)
+        return bound.at(self, params, x, noise, levels, cond, mask), levels, noise.t
+
+    def _mean(self, term: Tensor, size: Tensor | float) -> Tensor:
+        """The mean over examples of a term, bits/dim."""
+        if isinstance(size, Tensor):
+            return (term / size).mean() / math.log(2.0)
+        return term.mean() * (1.0 / (size * math.log(2.0)))
 
     def _summary(
-        self, params: Params, terms: NLLBound, gamma_0: Tensor, gamma_1: Tensor, t: Tensor
+        self, params: Params, terms: NLLBound, gamma_0: Tensor, gamma_1: Tensor, t: Tensor, size: Tensor | float
     ) -> tuple[Tensor, dict[str, Any]]:
-        stats: dict[str, Any] = {name: term.mean() * self._bits_per_nat for name, term in terms._asdict().items()}
+        stats: dict[str, Any] = {name: self._mean(term, size) for name, term in terms._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
         stats |= {"gamma_0": gamma_0.mean(), "gamma_1": gamma_1.mean()}
         if self.schedule.observe is not None and self.timesteps == 0:
@@ -307,9 +424,21 @@ class VDM(NamedTuple):
         return loss, stats
 
 
+def _init(network: Network, schedule: Schedule, decoder: Decoder, event_shape: tuple[int, ...], key: Key) -> Params:
+    k_network, k_schedule = random.split(key).unbind(0)
+    params = {"network": network.init(k_network, decoder.latent_shape(event_shape)), "schedule": schedule.init(k_schedule)}
+    own = decoder.init(random.fold_in(key, 2))
+    return params | ({"decoder": own} if own else {})
+
+
 @functools.lru_cache(maxsize=256)
 def _structure(
-    network: _values.Same, schedule: _values.Same, decoder: _values.Same, event_shape: Shape, dtype: torch.dtype
+    network: _values.Same,
+    schedule: _values.Same,
+    decoder: _values.Same,
+    subspace: _values.Same,
+    event_shape: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> _checks.Structure:
     """The leaves of a model's parameters, without computing them where their ``init`` runs on the meta device.
 
@@ -324,10 +453,14 @@ def _structure(
     if _told(network.value, _ends(schedule.value, dtype)) != network.value:
         raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.vdm")
 
-    def init(key: Key) -> Params:
-        return {"network": network.value.init(key, event_shape), "schedule": schedule.value.init(key)}
-
-    return structure_of(init, dtype)
+    if subspace.value is not None:
+        own = decoder.value
+        if not isinstance(own, Gaussian) or isinstance(own.scale, tuple):
+            raise ValueError(f"subspace: expected a decoders.gaussian with one scale, got {own!r}")
+        if schedule.value.contextual is False and _ends(schedule.value, dtype) is None:
+            raise ValueError("schedule: expected one gamma for all dimensions of a subspace")
+    parts = (network.value, schedule.value, decoder.value)
+    return structure_of(lambda key: _init(*parts, event_shape, key), dtype)
 
 
 def vdm(
@@ -340,12 +473,15 @@ def vdm(
     timesteps: int | None = 0,
     antithetic: bool = True,
     dtype: torch.dtype = torch.float32,
+    reverse: Reverse = POSTERIOR,
+    weighting: Weighting | None = None,
+    subspace: Subspace | None = None,
 ) -> VDM:
     """A variational diffusion model of a network, a schedule and a decoder.
 
-    There are no masks of data. Every element of an event is noised, predicted and counted, so padded ones are data like the
-    rest: the same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that masked its attention. Compare
-    likelihoods at one size alone, or fit a model for each size.
+    Data of varying size are padded, and their losses given a mask. Without it padded elements are data like the rest: they
+    are noised, predicted and counted. The same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that
+    masked its attention. Masks go through the bound and samples; likelihoods by the flow, inversion and files take none.
 
     Args:
         network: predicts the noise, the data or v; see :mod:`purevdm.networks`.
@@ -359,6 +495,7 @@ def vdm(
             most 100,663 in float32, which does not resolve more.
         antithetic: whether a batch's times are spread evenly (App. I) or independent.
         dtype: of parameters, latents and losses: float32, or float64 for proofs.
+        reverse, weighting, subspace: of :mod:`purevdm.parts`; see :class:`VDM`.
 
     Returns:
         A :class:`VDM`.
@@ -393,7 +530,8 @@ def vdm(
     if step is not None and decoder.vocab_size is not None and endpoints is not None:
         _warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
     timesteps = 0 if timesteps is None else timesteps
-    model = VDM(_told(network, endpoints), schedule, decoder, event_shape, timesteps, antithetic, dtype)
+    network = _told(network, endpoints)
+    model = VDM(network, schedule, decoder, event_shape, timesteps, antithetic, dtype, reverse, weighting, subspace)
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
 

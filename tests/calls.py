@@ -19,7 +19,6 @@ from purevdm import (
     evaluation,
     importance,
     interop,
-    inversion,
     likelihood,
     networks,
     ode,
@@ -79,7 +78,7 @@ def doors(folder: Path) -> dict[str, Door]:
     interop.save_params(folder / "params.safetensors", PARAMS)
     bound = dict(model=MODEL, params=PARAMS, x=X, key=KEY, cond=COND)
     measured = dict(model=MODEL, params=PARAMS, batches=[(X, COND)], key=KEY, passes=1, timesteps=None)
-    flow = dict(dequantisation="uniform", samples=2, integrator=EULER, probes=1, probe="gaussian", chunk=None)
+    flow = dict(dequantisation="uniform", samples=2, integrator=EULER, probes=1, chunk=None)
     made: dict[str, Door] = {
         "random.key": _of(random.key, seed=0, device=None),
         "random.split": _of(random.split, key=KEY, num=2),
@@ -188,11 +187,10 @@ def doors(folder: Path) -> dict[str, Door]:
         ),
         "sampling.inpaint": _of(sampling.inpaint, x=Z, known=Z > 0),
         "sampling.repaint": _of(sampling.repaint, x=Z, known=Z > 0, repeats=2, solver=None),
-        "inversion.invert": _of(inversion.invert, model=MODEL, params=PARAMS, x=X, cond=COND, start=0.0, until=1.0, steps=2),
-        "inversion.interpolate": _of(inversion.interpolate, z_a=Z[0], z_b=Z[1], weights=torch.linspace(0, 1, 3)),
+        "sampling.invert": _of(sampling.invert, model=MODEL, params=PARAMS, x=X, cond=COND, start=0.0, until=1.0, steps=2),
+        "sampling.interpolate": _of(sampling.interpolate, z_a=Z[0], z_b=Z[1], weights=torch.linspace(0, 1, 3)),
         "ode.heun": _of(ode.heun, steps=2),
         "ode.rk4": _of(ode.rk4, steps=2),
-        "ode.dop853": _of(ode.dop853, rtol=1e-3, atol=1e-3, limit=100),
         "importance.warped": _of(importance.warped, base=schedules.learned_linear(), bins=4, uniform=0.1, rate=0.9),
         "evaluation.likelihoods": _of(
             evaluation.likelihoods,
@@ -224,6 +222,9 @@ def doors(folder: Path) -> dict[str, Door]:
             cond=COND,
             guidance=1.0,
             decode="argmax",
+            z=Z[:, :, None].expand(3, 2, 3).contiguous(),
+            start=0.25,
+            until=0.5,
             trajectory=False,
             callback=None,
             differentiable=False,
@@ -253,10 +254,17 @@ def doors(folder: Path) -> dict[str, Door]:
         "ode.dopri5": _of(ode.dopri5, rtol=1e-3, atol=1e-3, limit=100),
         "likelihood.log_prob": _of(likelihood.log_prob, **bound, **flow),
         "likelihood.importance_bound": _of(likelihood.importance_bound, **bound, timesteps=2, samples=2),
-        "likelihood.encode": _of(likelihood.encode, model=MODEL, params=PARAMS, z_0=Z, cond=COND, integrator=EULER),
-        "likelihood.decode": _of(likelihood.decode, model=MODEL, params=PARAMS, z_1=Z, cond=COND, integrator=EULER),
+        "likelihood.to_noise": _of(likelihood.to_noise, model=MODEL, params=PARAMS, z_0=Z, cond=COND, integrator=EULER),
+        "likelihood.to_data": _of(likelihood.to_data, model=MODEL, params=PARAMS, z_1=Z, cond=COND, integrator=EULER),
         "likelihood.log_prob_latent": _of(
-            likelihood.log_prob_latent, model=MODEL, params=PARAMS, z_0=Z, cond=COND, integrator=EULER, probes=None, chunk=1
+            likelihood.log_prob_latent,
+            model=MODEL,
+            params=PARAMS,
+            z_0=Z,
+            cond=COND,
+            probe_noise=Z[None],
+            integrator=EULER,
+            chunk=1,
         ),
         "likelihood.log_weight": _of(
             likelihood.log_weight,
@@ -267,7 +275,7 @@ def doors(folder: Path) -> dict[str, Door]:
             cond=COND,
             dequantisation="variational",
             integrator=EULER,
-            probes=None,
+            probe_noise=Z[None],
             chunk=1,
         ),
         "evaluation.bounds": _of(evaluation.bounds, **measured, elbo=None, group=None, callback=None),

@@ -22,8 +22,9 @@ from compare import close, decoded_alike, moved_alike
 from goldens import CASES, case, flow_case, nchw
 
 import purevdm
-from purevdm import bfn, bound, flow, likelihood, networks, ode, random, schedules, solvers, training
+from purevdm import bfn, bound, likelihood, networks, ode, random, schedules, solvers, training
 from purevdm.evaluation import evaluate
+from purevdm.likelihood import flow
 
 DEVICE = os.environ.get("PUREVDM_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE.startswith("cuda")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import Noise, Seeds, bfn, decoders, inversion, likelihood, networks, ode, random, schedules, training
+from purevdm import Noise, Seeds, bfn, decoders, likelihood, networks, ode, random, sampling, schedules, training
 from purevdm import bound as diffusion_bound
 from purevdm.bfn import bound
 from purevdm.bfn.flows import Normal
@@ -34,7 +34,7 @@ def of_noise(model, params, noise, x=X):
     """The bound of explicit noise."""
     if model is VDM:
         return diffusion_bound.bound(model, params, x, noise, COND)
-    return bound.bound(model, params["network"], x, noise, COND)
+    return bound.bound(model, params, x, noise, COND)
 
 
 @MODELS
@@ -61,10 +61,10 @@ def test_every_tensor_is_on_one_device(model):
 def test_likelihoods_tensors_are_on_one_device():
     params = VDM.init(KEY)
     for call, name in (
-        (lambda: likelihood.log_weight(VDM, params, X, Z.to("meta"), COND), "eps"),
-        (lambda: likelihood.log_prob_latent(VDM, params, Z, COND, probes=Z[None].to("meta")), "probes"),
+        (lambda: likelihood.log_weight(VDM, params, X, Z.to("meta"), COND, probe_noise="exact"), "eps"),
+        (lambda: likelihood.log_prob_latent(VDM, params, Z, COND, probe_noise=Z[None].to("meta")), "probe_noise"),
         (lambda: likelihood.log_prob(VDM, params, X, KEY.to("meta"), COND), "key"),
-        (lambda: likelihood.encode(VDM, params, Z, COND.to("meta")), "cond"),
+        (lambda: likelihood.to_noise(VDM, params, Z, COND.to("meta")), "cond"),
         (lambda: VDM.eps_hat(params, Z, Z[:, 0].to("meta"), COND), "gamma"),
         (lambda: VDM.gamma(params, torch.tensor(0.5, device="meta")), "t"),
     ):
@@ -108,9 +108,7 @@ def test_seeds_and_noise_are_those_of_the_model(model):
         with pytest.raises((TypeError, ValueError), match=f"^{word}"):
             of_noise(model, params, noise._replace(**harm))
     with pytest.raises(ValueError, match=r"^x: expected integers"):
-        (diffusion_bound.bound if model is VDM else bound.bound)(
-            model, params if model is VDM else params["network"], X + 9, noise, COND
-        )
+        (diffusion_bound.bound if model is VDM else bound.bound)(model, params, X + 9, noise, COND)
 
 
 @pytest.mark.parametrize("recon_std", [1e-30, -1.0])
@@ -122,7 +120,7 @@ def test_a_reconstructions_deviation_is_held_by_the_models_dtype(recon_std):
 
 def test_a_loss_in_steps_takes_the_senders_noise():
     model = FLOW._replace(timesteps=4)
-    noise, params = model.draw(KEY, 3), model.init(KEY)["network"]
+    noise, params = model.draw(KEY, 3), model.init(KEY)
     assert torch.isfinite(bound.bound(model, params, X, noise, COND).total).all()
     with pytest.raises(ValueError, match=r"^noise\.sender: expected the sender's noise"):
         bound.bound(model, params, X, noise._replace(sender=None), COND)
@@ -203,7 +201,7 @@ OF_BFN = [
     (dict(flow=Normal(0.1)), "flow: expected a Categorical flow"),
     (dict(flow=FLOW.flow._replace(classes=4)), "flow, output: expected as many classes"),
     (dict(flow=FLOW.flow._replace(beta_1=-1.0)), "beta_1: expected a number above 0"),
-    (dict(flow=FLOW.flow._replace(beta_1=2e38)), "flow: expected one whose accuracy at t = 1 torch.float32 holds"),
+    (dict(flow=FLOW.flow._replace(beta_1=2e38)), "beta_1: expected a signal-to-noise ratio of at most"),
 ]
 
 
@@ -237,10 +235,10 @@ def test_an_event_without_axes_is_one_of_one_number(x, options):
         lambda model, x, z: likelihood.log_prob(model, params, x, KEY, probes=1, **exact).log_prob,
         lambda model, x, z: likelihood.log_prob(model, params, x, KEY, probes=2, **exact).log_prob,
         lambda model, x, z: likelihood.importance_bound(model, params, x, KEY, timesteps=3, samples=2).log_prob,
-        lambda model, x, z: likelihood.log_prob_latent(model, params, z, **exact)[0],
-        lambda model, x, z: likelihood.encode(model, params, z, **exact).flatten(),
+        lambda model, x, z: likelihood.log_prob_latent(model, params, z, probe_noise="exact", **exact).log_prob,
+        lambda model, x, z: likelihood.to_noise(model, params, z, **exact).flatten(),
         lambda model, x, z: model.eps_hat(params, z, torch.zeros(3)).flatten(),
-        lambda model, x, z: inversion.invert(model, params, x, steps=2).flatten(),
+        lambda model, x, z: sampling.invert(model, params, x, steps=2).flatten(),
         lambda model, x, z: model.sample(params, KEY, 3, steps=2).flatten(),
     ):
         assert torch.equal(call(flat, x, Z[:, 1]), call(one, x[:, None], Z[:, 1:]))
@@ -271,7 +269,7 @@ def test_parameters_made_in_inference_mode_are_as_any_others():
         lambda params: likelihood.log_prob(model, params, X, KEY, integrator=integrator).log_prob,
         lambda params: likelihood.log_prob(model, params, X, KEY, integrator=integrator, probes=1).log_prob,
         lambda params: likelihood.importance_bound(model, params, X, KEY, timesteps=2).log_prob,
-        lambda params: inversion.invert(model, params, X, steps=2),
+        lambda params: sampling.invert(model, params, X, steps=2),
     ):
         assert all(map(torch.equal, optree.tree_leaves(call(made)), optree.tree_leaves(call(params))))
     with torch.inference_mode():
@@ -282,11 +280,11 @@ def test_parameters_made_in_inference_mode_are_as_any_others():
 def test_batches_hold_at_least_one_example():
     params, none, seeds = VDM.init(KEY), Z[:0], VDM.seeds(KEY, 3)
     for call, name in (
-        (lambda: likelihood.encode(VDM, params, none, COND[:0]), "z_0"),
-        (lambda: likelihood.decode(VDM, params, none, COND[:0]), "z_1"),
-        (lambda: likelihood.log_prob_latent(VDM, params, none, COND[:0]), "z_0"),
+        (lambda: likelihood.to_noise(VDM, params, none, COND[:0]), "z_0"),
+        (lambda: likelihood.to_data(VDM, params, none, COND[:0]), "z_1"),
+        (lambda: likelihood.log_prob_latent(VDM, params, none, COND[:0], probe_noise="exact"), "z_0"),
         (lambda: VDM.eps_hat(params, none, none[:, 0], COND[:0]), "z"),
-        (lambda: inversion.invert(VDM, params, cond=COND[:0], z=none), "z"),
+        (lambda: sampling.invert(VDM, params, cond=COND[:0], z=none), "z"),
         (lambda: VDM.draw(seeds.rows(slice(0, 0)), 0), "n"),
         (lambda: diffusion_bound.bound(VDM, params, X[:0], VDM.draw(KEY, 3), COND), "x"),
     ):

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from versions import since_2_13
 
 import purevdm
-from purevdm import importance, inversion, networks, nn, random, schedules, testing
+from purevdm import importance, networks, nn, random, sampling, schedules, testing
 from purevdm.schedules import Schedule
 from purevdm.testing import sources
 
@@ -189,10 +189,10 @@ def test_a_fall_between_eighths_is_refused_where_a_call_meets_it():
     with pytest.raises(ValueError, match=r"schedule: .*increase at the times of every example"):
         model._replace(timesteps=500).nll_bound(NO_PARAMS, x.repeat(8, 1), random.key(0))
     with pytest.raises(ValueError, match=r"schedule: expected .*increase from each step's time to the next.* falls by 0\.0"):
-        model.sample(NO_PARAMS, random.key(0), 2, steps=500)
+        model.sample(NO_PARAMS, random.key(0), 2, steps=500, grid="time")
     with pytest.raises(ValueError, match=r"schedule: expected .*increase from each step's time"):
-        inversion.invert(model, NO_PARAMS, x[:2], steps=500)
-    model.sample(NO_PARAMS, random.key(0), 2, steps=500, grid="gamma")  # looks at its ends alone
+        sampling.invert(model, NO_PARAMS, x[:2], steps=500, grid="time")
+    model.sample(NO_PARAMS, random.key(0), 2, steps=500, grid="gamma")  # looks at its ends only
     with pytest.raises(testing.LawError, match="increase strictly"):
         testing.check_schedule(model.schedule)
     narrow = schedules.Schedule.of(
@@ -209,7 +209,7 @@ def test_a_contextual_schedule_is_looked_at_for_every_example():
     for call in (
         lambda c: model.loss_fn(NO_PARAMS, x, random.key(0), c),
         lambda c: model.sample(NO_PARAMS, random.key(0), 3, steps=2, cond=c),
-        lambda c: inversion.invert(model, NO_PARAMS, x, c, steps=2),
+        lambda c: sampling.invert(model, NO_PARAMS, x, c, steps=2),
     ):
         with pytest.raises(ValueError, match=r"schedule: .*got -10, -10\.5, -11, -11\.5, -12 at .* in example 2"):
             call(cond)

@@ -14,6 +14,7 @@ from optree import tree_leaves, tree_map
 
 import purevdm
 from purevdm import networks, random, schedules, variance
+from purevdm.bound import bound as diffusion_of
 
 SCHEDULES = {
     "pinned": schedules.monotone_mlp(hidden=6, pin_endpoints=True),
@@ -45,7 +46,7 @@ def test_the_interior_follows_the_squared_loss_and_the_rest_the_bound(name):
     close(grads["network"], bound["network"], 1e-9)
 
     def squared(params):
-        diffusion = model.nll_bound(params, x, key, train=True).diffusion / (2 * math.log(2))
+        diffusion = diffusion_of(model, params, x, model.draw(key, len(x))).diffusion / (2 * math.log(2))
         return diffusion.square().mean()
 
     square = torch.func.grad(squared)(params)
@@ -77,7 +78,7 @@ def test_ends_that_drift_are_told_from_the_interior():
 
     def bound(curve):
         noise = model.draw(random.key(3), len(x))
-        terms = purevdm.bound.bound_at(model, params["network"], x, noise, variance.levels(curve))
+        terms = purevdm.bound.summed(purevdm.bound.at(model, params, x, noise, variance.levels(curve)))
         return tree_map(lambda term: term / (2 * math.log(2)), terms)
 
     def target(schedule):

@@ -153,7 +153,7 @@ def bound(
 
     Args:
         model: the model.
-        params: the network's.
+        params: its parameters, the whole tree.
         x: data, (B, *event_shape).
         noise: the batch's noise.
         cond: the batch's condition.
@@ -166,14 +166,16 @@ def bound(
         TypeError, ValueError: bad arguments, as for :func:`purevdm.bound.bound`.
     """
     _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise")
-    checked(model, {"network": params}, x, noise, cond)
+    checked(model, params, x, noise, cond)
     if noise.sender is None and model.timesteps and model.output.mixture:
         raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
-    return bound_at(model, params, x, noise, cond, reconstruction=reconstruction)
+    return bound_at(model, params["network"], x, noise, cond, reconstruction=reconstruction)
 
 
-def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool) -> NLLBound:
-    """:func:`bound`, behind the door."""
+def bound_at(
+    model: Model, net_params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool
+) -> NLLBound:
+    """:func:`bound` of the network's parameters, behind the door."""
     flow, output, n = model.flow, model.output, fixed(model.timesteps)
     t, end = step_of(noise.t, n) if n else (noise.t, noise.t)
     h = output.encode(x, noise.eps.dtype)
@@ -183,7 +185,7 @@ def bound_at(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = 
         w_1 = latent(h, process.align(flow.snr(last), h), noise.eps_1)
         w, times = torch.cat([w, w_1]), torch.cat([t, last])
         cond, key = (_doubled(part) for part in (cond, key))
-    out = in_bound(model, params, w, times, cond, key)
+    out = in_bound(model, net_params, w, times, cond, key)
     first = tuple(part[: len(x)] for part in out)
 
     def loss(out: Out, x: Tensor, h: Tensor, t: Tensor, end: Tensor, sender: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ a BFN, with its parameters.
 >>> params = model.init(random.key(1))
 >>> xs = random.normal(random.key(2), (5, 3), torch.float64)
 >>> noise = model.draw(random.key(3), 5, train=False)
->>> ours = bfn.bound.bound(model, params["network"], xs, noise).diffusion
+>>> ours = bfn.bound.bound(model, params, xs, noise).diffusion
 >>> mirrored = purevdm.Noise(1 - noise.t, noise.eps_1, noise.eps)
 >>> theirs = purevdm.bound.bound(diffusion, params | {"schedule": {}}, xs, mirrored).diffusion
 >>> bool(torch.allclose(ours, theirs, rtol=1e-10))

@@ -26,8 +26,8 @@ from purevdm.model import checked, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.noise import Seeds, draw_seeds
 from purevdm.process import align
+from purevdm.sampling import Options
 from purevdm.types import Key, Params, Shape
-from purevdm.walks import Walk
 
 __all__ = ["BFN", "continuous", "discrete", "discretised"]
 
@@ -102,17 +102,18 @@ class BFN(NamedTuple):
     def loss_and_stats(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """:meth:`loss_fn` and its parts, for ``has_aux=True``: a dict of ``recon`` (0 where the model leaves it out) and
-        ``diffusion``, the loss of the steps, bits/dim."""
+        """:meth:`loss_fn` and its parts, for ``has_aux=True``: a dict of ``recon`` (0 where the model leaves it out),
+        ``prior``, which is 0, and ``diffusion``, the loss of the steps, bits/dim."""
         terms = self._bound(params, x, key, cond, train, self.reconstruction)
         scale = 1.0 / (math.prod(self.event_shape) * math.log(2.0))
-        stats = {"recon": terms.recon.mean() * scale, "diffusion": terms.diffusion.mean() * scale}
+        stats = {name: term.mean() * scale for name, term in terms._asdict().items()}
         return stats["recon"] + stats["diffusion"], stats
 
-    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = False) -> NLLBound:
-        """The bound's terms for each example: each (B,), nats (of a density, where data are real). ``diffusion`` is the loss
-        of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior itself."""
-        return self._bound(params, x, key, cond, train, True)
+    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> NLLBound:
+        """An upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data are real).
+        ``diffusion`` is the loss of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior
+        itself."""
+        return self._bound(params, x, key, cond, False, True)
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training moved by this one; see
@@ -140,13 +141,17 @@ class BFN(NamedTuple):
         cond: Any = None,
         guidance: float | Tensor = 1.0,
         decode: str = "argmax",
+        z: Tensor | None = None,
+        start: float | Tensor = 0.0,
+        until: float | Tensor | None = None,
         trajectory: bool = False,
         callback: Callable[[int, Tensor], None] | None = None,
         differentiable: bool = False,
     ) -> Any:
         """n samples, (n, *event_shape), by steps from t = 0 to t = 1.
 
-        A self-conditioned network sees each step's estimate of the data in the next.
+        A self-conditioned network takes each step's estimate of the data in the next. :meth:`purevdm.VDM.sample` also has
+        ``project``, whose hooks take latents at a gamma, and ``clip``, which a BFN has as a setting of its own.
 
         Args:
             params, key, n: the parameters, a key, how many.
@@ -159,8 +164,13 @@ class BFN(NamedTuple):
                 or on the predicted noise: a number, or a tensor of shape () or (n,).
             decode: "argmax" for the likeliest data under the last output distribution, as in the official code, or
                 "sample" for a draw from it, as in the paper.
-            trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions on the way.
-            callback: in eager, called as ``callback(i, w)`` after each step.
+            z: the latents w to start from (:mod:`purevdm.bfn.process`), (n, *latent_shape) of the model's dtype; standard
+                normal noise where left out.
+            start: z's time, in [0, 1), a number or a floating-point tensor of shape (). Time runs from 0 to 1 here.
+            until: the time to stop at, in (start, 1], as ``start``: the latents at that time are returned, not data.
+            trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions at each step (and,
+                with ``until``, no data).
+            callback: in eager mode, called as ``callback(i, w)`` after each step.
             differentiable: whether derivatives pass, as in :meth:`purevdm.VDM.sample`: to data that are real numbers, or to
                 ``theta``.
 
@@ -174,11 +184,13 @@ class BFN(NamedTuple):
         """
         checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
-        if differentiable is True and trajectory is False and self.decoder.vocab_size is not None:
-            raise ValueError("differentiable: data that are integers have no gradient; ask for theta, by trajectory")
+        if differentiable is True and trajectory is False and until is None and self.decoder.vocab_size is not None:
+            raise ValueError(
+                "differentiable: data that are integers have no gradient; ask for latents, by until or trajectory"
+            )
         options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable)
-        how = Walk(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
-        return sampling.sample(self, params["network"], key, n, how, decode)
+        how = Options(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
+        return sampling.sample(self, params["network"], key, n, how, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
 
@@ -235,9 +247,10 @@ def _structure(
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
     fits(output.value.decoder, event_shape, dtype)
-    accuracy = flow.value.snr(torch.ones((), dtype=dtype, device="cpu"))
-    if not accuracy.isfinite():
-        raise ValueError(f"flow: expected one whose accuracy at t = 1 {dtype} holds, got {flow.value}")
+    snr, most = flow.value.snr(torch.ones((), dtype=dtype, device="cpu")).item(), torch.finfo(dtype).max ** 0.5
+    if not snr <= most:
+        name = "beta_1" if kind is Categorical else "sigma_1"
+        raise ValueError(f"{name}: expected a signal-to-noise ratio of at most {most:.2g} at t = 1, got {snr:.2g}")
     std = _positive("recon_std", getattr(output.value, "recon_std", 1.0))
     if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
         raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")
@@ -256,7 +269,11 @@ def continuous(
     decoder: Decoder | None = None,
     clip: tuple[float, float] | bool = True,
     recon_std: float | None = None,
-    **options: Any,
+    timesteps: int | None = 0,
+    draws: int = 1,
+    reconstruction: bool = True,
+    antithetic: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> BFN:
     """A BFN of real numbers (sec. 4), or of integers by their positions on the real line.
 
@@ -272,7 +289,7 @@ def continuous(
             the official code takes to compare likelihoods of integers.
         clip: what to clamp the predicted data to. True: [-1, 1] for integers, as in the paper, and nothing for real data.
         recon_std: the deviation of p(x) around the prediction at t = 1; sigma_1 where left out.
-        options: ``timesteps``, ``draws``, ``reconstruction``, ``antithetic`` and ``dtype`` of the :class:`BFN`.
+        timesteps, draws, reconstruction, antithetic, dtype: of the :class:`BFN`.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network that returns several numbers a dimension.
@@ -294,7 +311,8 @@ def continuous(
     else:
         limits = _pair("clip", clip)
     std = flow.sigma_1 if recon_std is None else _positive("recon_std", recon_std)
-    return _model(network, flow, Point(decoder, limits, std), event_shape, options)
+    options = (timesteps, draws, reconstruction, antithetic, dtype)
+    return _model(network, flow, Point(decoder, limits, std), event_shape, *options)
 
 
 def discretised(
@@ -304,7 +322,11 @@ def discretised(
     sigma_1: float,
     *,
     std_bounds: tuple[float, float] | None = (1e-3, 10.0),
-    **options: Any,
+    timesteps: int | None = 0,
+    draws: int = 1,
+    reconstruction: bool = True,
+    antithetic: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> BFN:
     """A BFN of integers in [0, bins), such as pixels, with normals over bins for output distributions (sec. 5).
 
@@ -314,7 +336,7 @@ def discretised(
         bins: how many values, at least 2; value v is the bin around (2 v + 1) / bins - 1.
         sigma_1: the input distribution's deviation at t = 1, in (0, 1).
         std_bounds: what to clamp the deviations of the data to, as the official code does; None for nothing.
-        options: ``timesteps``, ``draws``, ``reconstruction``, ``antithetic`` and ``dtype`` of the :class:`BFN`.
+        timesteps, draws, reconstruction, antithetic, dtype: of the :class:`BFN`.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network without two outputs.
@@ -330,11 +352,22 @@ def discretised(
         _positive("std_bounds[0]", std_bounds[0])
     flow = Normal(_between("sigma_1", sigma_1))
     output = Normals(binned(_checks.integer("bins", bins, 2, 2**22)), std_bounds)
-    return _model(network, flow, output, event_shape, options)
+    options = (timesteps, draws, reconstruction, antithetic, dtype)
+    return _model(network, flow, output, event_shape, *options)
 
 
 def discrete(
-    network: Network, event_shape: Shape, classes: int, beta_1: float, *, classes_last: bool = False, **options: Any
+    network: Network,
+    event_shape: Shape,
+    classes: int,
+    beta_1: float,
+    *,
+    classes_last: bool = False,
+    timesteps: int | None = 0,
+    draws: int = 1,
+    reconstruction: bool = True,
+    antithetic: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> BFN:
     """A BFN of classes, integers in [0, classes) without an order, such as characters (sec. 6).
 
@@ -346,7 +379,7 @@ def discrete(
         classes: K, at least 2.
         beta_1: the accuracy at t = 1: 3**2 for two classes, 0.75**2 for 27 in the paper.
         classes_last: whether a network for K > 2 sees (*event_shape, K) instead, as transformers over tokens do.
-        options: ``timesteps``, ``draws``, ``reconstruction``, ``antithetic`` and ``dtype`` of the :class:`BFN`.
+        timesteps, draws, reconstruction, antithetic, dtype: of the :class:`BFN`.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network with an axis of outputs.
@@ -360,17 +393,24 @@ def discrete(
     """
     classes = _checks.integer("classes", classes, 2, 2**22)
     flow = Categorical(classes, _positive("beta_1", beta_1), _checks.boolean("classes_last", classes_last))
-    return _model(network, flow, Classes(integers(classes)), event_shape, options)
+    options = (timesteps, draws, reconstruction, antithetic, dtype)
+    return _model(network, flow, Classes(integers(classes)), event_shape, *options)
 
 
-def _model(network: Network, flow: Flow, output: Output, event_shape: Shape, options: dict[str, Any]) -> BFN:
+def _model(
+    network: Network,
+    flow: Flow,
+    output: Output,
+    event_shape: Shape,
+    timesteps: int | None,
+    draws: int,
+    reconstruction: bool,
+    antithetic: bool,
+    dtype: torch.dtype,
+) -> BFN:
     _checks.instance("network", network, Network, "a purevdm Network")
-    known = ("timesteps", "draws", "reconstruction", "antithetic", "dtype")
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{name}: expected one of the arguments {', '.join(known)}, got another")
-    model = BFN(_timed(network), flow, output, _checks.shape("event_shape", event_shape))._replace(**options)
-    model = model if model.timesteps is not None else model._replace(timesteps=0)
+    settings = (0 if timesteps is None else timesteps, draws, reconstruction, antithetic, dtype)
+    model = BFN(_timed(network), flow, output, _checks.shape("event_shape", event_shape), *settings)
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
 

@@ -44,7 +44,7 @@ Told = Callable[[int, int], None]
 
 def encode(chain: Chain, number: int, x: Tensor, cond: Any, lanes: int, told: Told | None = None) -> Payload:
     """A block of examples x, (n, *event_shape)."""
-    rows = x.reshape(len(x), -1).to(torch.int64).cpu().numpy()
+    rows = x.reshape(x.shape[0], -1).to(torch.int64).cpu().numpy()
     digest, cond = cond_digest(cond), _cast(chain, cond)
     first = _levels(chain, cond, 0, 1)
     need = _swap.needed(first, rows.shape[1]) * _SPARE + _FEW

@@ -20,7 +20,7 @@ from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
 from purevdm.evaluation.bounds import pairs
-from purevdm.model import checked
+from purevdm.model import checked, direct
 from purevdm.types import Params
 from purevdm.vdm import VDM
 
@@ -194,7 +194,7 @@ def read(
         ImportError: constriction is not installed.
     """
     file = _checks.path("path", path)
-    _checks.instance("model", model, VDM, "a purevdm VDM")
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
     wanted = None if blocks is None else _checks.integers("blocks", blocks, 0)
     if conds is not None and (isinstance(conds, (Tensor, str, bytes, dict)) or not isinstance(conds, Iterable)):
         raise TypeError(f"conds: expected the conditions of blocks, got {_checks.describe(conds)}")
@@ -388,7 +388,7 @@ def _chain_of(denoise: Denoiser, steps: int, seed: int, dither: int | None) -> C
 
 
 def _finite_values(model: VDM) -> None:
-    _checks.instance("model", model, VDM, "a purevdm VDM")
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
     if model.decoder.log_probs is None or model.decoder.vocab_size is None:
         raise ValueError(
             f"model.decoder: expected finitely many values (decoders.discrete), got {model.decoder.support}, which would "

@@ -5,8 +5,8 @@ bounds are of a density, in nats an example. In both, a latent enters divided by
 ``z``), which is the data plus noise of scale exp(gamma_0 / 2).
 """
 
-from purevdm.decoders._decoder import Decoder, fits, spacing
+from purevdm.decoders._decoder import Decoder, fits, plain, spacing
 from purevdm.decoders.discrete import Discrete, discrete, reconstruction_bits
-from purevdm.decoders.gaussian import gaussian
+from purevdm.decoders.gaussian import Gaussian, gaussian
 
-__all__ = ["Decoder", "Discrete", "discrete", "fits", "gaussian", "reconstruction_bits", "spacing"]
+__all__ = ["Decoder", "Discrete", "Gaussian", "discrete", "fits", "gaussian", "plain", "reconstruction_bits", "spacing"]

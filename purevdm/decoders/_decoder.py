@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import fixed
+from purevdm._compile import fixed, untraced
 from purevdm._values import Value
 from purevdm.types import Key, Params, Shape
 
@@ -148,8 +148,12 @@ def finite(z: Tensor) -> Tensor:
 def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
     """Refuses a decoder that gives an event another shape, or from whose numbers in this dtype data do not come back:
     integers exactly, real numbers to a hundredth of their scale."""
-    if not _plain(decoder, event_shape):
-        return
+    if plain(decoder, event_shape):
+        with untraced():
+            _fits(decoder, event_shape, dtype)
+
+
+def _fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
     one = (1,) * len(event_shape)
     if _shape(decoder, one, dtype) == one:  # the same for every element, and an event may be larger than the memory
         event_shape = one
@@ -177,7 +181,7 @@ def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
         )
 
 
-def _plain(decoder: Decoder, event_shape: Shape) -> bool:
+def plain(decoder: Decoder, event_shape: Shape) -> bool:
     """Whether a decoder has nothing to learn, and latents of its data's shape."""
     return type(decoder).init is Decoder.init and decoder.latent_shape(event_shape) == tuple(event_shape)
 
@@ -192,7 +196,7 @@ def _shape(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> tuple[in
 
 def spacing(decoder: Decoder, event_shape: Shape) -> float | None:
     """The least distance, over an event, of neighbouring values that are spaced evenly; None for real data."""
-    if decoder.vocab_size is None or not _plain(decoder, event_shape):
+    if decoder.vocab_size is None or not plain(decoder, event_shape):
         return None
     one = (1,) * len(event_shape)
     event_shape = one if _shape(decoder, one, torch.float64) == one else event_shape

@@ -96,7 +96,6 @@ def likelihoods(
     >>> gap = evaluation.difference(model, terms, found)  # how far the flow is below the bound, paired
     """
     _checks.instance("model", model, VDM, "a purevdm VDM")
-    failures = _checks.choice("failures", failures, ode.FAILURES)
     own = partial(likelihood.log_prob, model, integrator=ode.dopri5(failures=failures))
     call = own if estimate is None else _checks.function("estimate", estimate)
 

@@ -131,9 +131,9 @@ def _gamma_and_slope(model: VDM, params: Params, t: Tensor) -> tuple[Tensor, Ten
         return torch.zeros_like(t), torch.ones_like(t)
     if steps == 0:
         gamma, slope = schedules.gamma_and_slope(schedule, own, t)
-        return gamma.reshape(len(t), -1).mean(1), slope.reshape(len(t), -1).mean(1)
+        return gamma.reshape(t.shape[0], -1).mean(1), slope.reshape(t.shape[0], -1).mean(1)
     end = discretise(t, steps)
-    low, high = (schedules.gamma(schedule, own, at).reshape(len(t), -1).mean(1) for at in (end - 1.0 / steps, end))
+    low, high = (schedules.gamma(schedule, own, at).reshape(t.shape[0], -1).mean(1) for at in (end - 1.0 / steps, end))
     slope = (high - low) * steps
     return low + (t - end + 1.0 / steps) * slope, slope
 

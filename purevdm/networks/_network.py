@@ -39,6 +39,8 @@ class Network(Value):
         update: for networks whose parameters hold statistics of what they saw, such as batch norms' means:
             ``update(params, z, gamma, cond=None, key=None) -> params`` with those that a training pass leaves. None where
             there are none.
+        masked: whether ``apply`` takes a further keyword ``mask``: bool, which broadcasts to z, what exists; None where all
+            does.
         frozen: paths of leaves or branches of the parameters that training leaves as they are, as ``"params.encoder"``.
     """
 
@@ -51,6 +53,7 @@ class Network(Value):
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
     frozen: tuple[str, ...] = ()
+    masked: bool = False
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         """Fresh parameters for latents of this shape."""
@@ -125,6 +128,7 @@ class Functions(Network):
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
     frozen: tuple[str, ...] = ()
+    masked: bool = False
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return self.own_init(key, event_shape)
@@ -166,7 +170,18 @@ def _of_own(name: str) -> Any:
     return property(lambda self: getattr(self.own, name))
 
 
-for _name in ("batched", "predicts", "self_condition", "residual", "outputs", "dtype", "endpoints", "update", "frozen"):
+for _name in (
+    "batched",
+    "predicts",
+    "self_condition",
+    "residual",
+    "outputs",
+    "dtype",
+    "endpoints",
+    "update",
+    "frozen",
+    "masked",
+):
     setattr(Wrapped, _name, _of_own(_name))
 
 

@@ -164,11 +164,13 @@ def check_density(
         gamma_0 = model.gamma(params, t, repeated(1)) if model.schedule.contextual else model.gamma(params, t)
         x = model.decoder.mode({}, z / process.alpha(gamma_0))
         scale = _cell(x.reshape(len(x), -1))
-        log_p = likelihood.log_prob(model, params, x, key, repeated(len(x)), integrator=integrator).log_prob
-        see = "likelihood.log_prob(model, params, x, key, cond).log_prob.exp().sum() * cell"
+        options: Any = dict(probes="exact", integrator=integrator)
+        log_p = likelihood.log_prob(model, params, x, key, repeated(len(x)), **options).log_prob
+        see = "likelihood.log_prob(model, params, x, key, cond, probes='exact').log_prob.exp().sum() * cell"
     else:
-        log_p, _ = likelihood.log_prob_latent(model, params, z, repeated(len(z)), integrator=integrator)
-        see = "likelihood.log_prob_latent(model, params, z, cond)[0].exp().sum() * cell"
+        options = dict(probe_noise="exact", integrator=integrator)
+        log_p = likelihood.log_prob_latent(model, params, z, repeated(len(z)), **options).log_prob
+        see = "likelihood.log_prob_latent(model, params, z, cond, probe_noise='exact').log_prob.exp().sum() * cell"
     total = log_p.double().exp().sum().item() * scale
     told = f"{total:.6g}, where an error of {tolerance:g} is tolerated, on {len(z)} points"
     require(abs(total - 1) <= tolerance, "the density must integrate to one", told, see)
@@ -180,7 +182,7 @@ def _box(model: VDM, params: Params, repeated: Any, integrator: Integrator, poin
     angle = torch.linspace(0.0, 2.0 * math.pi, 65, dtype=model.dtype)[:-1]
     circle = torch.stack([angle.cos(), angle.sin()], 1) if dims == 2 else torch.tensor([[-1.0], [1.0]], dtype=model.dtype)
     z_1 = 6.0 * circle.reshape(-1, *model.event_shape)
-    z_0 = likelihood.decode(model, params, z_1, repeated(len(z_1)), integrator=integrator).reshape(len(z_1), dims)
+    z_0 = likelihood.to_data(model, params, z_1, repeated(len(z_1)), integrator=integrator).reshape(len(z_1), dims)
     ends = zip(z_0.amin(0).tolist(), z_0.amax(0).tolist(), strict=True)
     axes = [torch.linspace(low, high, points, dtype=model.dtype) for low, high in ends]
     grid = torch.cartesian_prod(*axes).reshape(-1, dims)

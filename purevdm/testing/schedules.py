@@ -103,7 +103,7 @@ def check_schedule(
 
 def _rising(at: Any, params: Params, t: torch.Tensor) -> torch.Tensor:
     """gamma at the times, (n, dimensions), which must rise from each to the next."""
-    g = at(t, params).reshape(len(t), -1)
+    g = at(t, params).reshape(t.shape[0], -1)
     falls = ~(g.diff(dim=0) > 0).all(1)
     i = int(falls.nonzero()[0]) if falls.any() else 0
     j = int((g[i + 1] - g[i]).argmin())
@@ -127,7 +127,7 @@ def _slope_learns(schedule: Schedule, params: Params, t: torch.Tensor, context: 
         def both(leaf: torch.Tensor, i: int = i) -> tuple[torch.Tensor, torch.Tensor]:
             tree: Any = optree.tree_unflatten(spec, [*leaves[:i], leaf, *leaves[i + 1 :]])
             found = gamma_and_slope(schedule, tree, t, _repeated(context, len(t)))
-            return tuple((part.reshape(len(t), -1).mean(1) * weights).sum() for part in found)  # type: ignore[return-value]
+            return tuple((part.reshape(t.shape[0], -1).mean(1) * weights).sum() for part in found)  # type: ignore[return-value]
 
         grads = [torch.func.grad(lambda leaf, j=j: both(leaf)[j])(leaf) for j in range(2)]  # type: ignore[misc]
         if not any(grad.any() for grad in grads):

@@ -163,8 +163,8 @@ def test_clipping_bounds_the_loss_of_a_wild_network():
     x = random.randint(random.key(0), (64, 2), 0, 4)
     noise = model.draw(random.key(1), 64)
     t = noise.t
-    found = bound.bound(model, {}, x, noise).diffusion
+    found = bound.bound(model, {"network": {}}, x, noise).diffusion
     at_most = 0.5 * normal.rate(t, 0.1) * 2 * (1 + 0.75) ** 2
     assert (found <= at_most * 1.001).all()
     free = bfn.continuous(model.network, (2,), 0.1, decoder=bfn.binned(4), clip=False)
-    assert (bound.bound(free, {}, x, noise).diffusion > found).any()
+    assert (bound.bound(free, {"network": {}}, x, noise).diffusion > found).any()

@@ -68,7 +68,7 @@ def test_the_schedule_is_the_formula():
 def test_the_integrand_is_the_diffusion_s(kind):
     model, diffusion, params, paired, x, cond = both(kind)
     noise = model.draw(random.key(3), 64, train=False)
-    ours = bound.bound(model, params["network"], x, noise, cond).diffusion
+    ours = bound.bound(model, params, x, noise, cond).diffusion
     theirs = diffusion_bound.bound(diffusion, paired, x, Noise(1 - noise.t, noise.eps_1, noise.eps), cond).diffusion
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     assert ours.min() > 0
@@ -81,7 +81,7 @@ def test_the_steps_are_the_diffusion_s(kind):
     noise = model.draw(random.key(3), 64, train=False)
     later = noise.t > 1.5 / 7
     mirrored = (8 / 7 - noise.t).clamp(max=1.0)  # the step of BFN's i = 2, ..., n is the diffusion's n + 1 - i
-    ours = bound.bound(model, params["network"], x, noise, cond).diffusion
+    ours = bound.bound(model, params, x, noise, cond).diffusion
     theirs = diffusion_bound.bound(diffusion, paired, x, Noise(mirrored, noise.eps_1, noise.eps), cond).diffusion
     assert later.sum() > 40
     torch.testing.assert_close(ours[later], theirs[later], rtol=1e-10, atol=1e-10)
@@ -166,7 +166,7 @@ def test_bits_of_images_by_either_decoder():
     diffusion, params = bridge.as_vdm(model), model.init(random.key(0))
     x = random.randint(random.key(1), (32, 2), 0, 16)
     noise = model.draw(random.key(3), 32, train=False)
-    ours = bound.bound(model, params["network"], x, noise)
+    ours = bound.bound(model, params, x, noise)
     theirs = diffusion_bound.bound(diffusion, params | {"schedule": {}}, x, Noise(1 - noise.t, noise.eps_1, noise.eps))
     torch.testing.assert_close(ours.diffusion, theirs.diffusion, rtol=1e-10, atol=1e-10)
     assert (ours.recon - theirs.recon).abs().max() > 0.01

@@ -48,7 +48,7 @@ def started(model):
 def test_losses_are_the_mean_bound_in_bits(make, timesteps):
     model = make(timesteps=timesteps)
     params, x = started(model), data(6)
-    terms = model.nll_bound(params, x, random.key(2), train=True)
+    terms = bfn.bound.bound(model, params, x, model.draw(random.key(2), 6))
     loss, stats = model.loss_and_stats(params, x, random.key(2))
     scale = 1 / (3 * math.log(2))
     torch.testing.assert_close(loss, terms.total.mean() * scale)
@@ -208,6 +208,23 @@ def test_samples_are_differentiable_where_asked():
         discrete().sample(started(discrete()), random.key(1), 2, differentiable=True)
 
 
+@pytest.mark.parametrize("grid", ["time", "root"])
+@pytest.mark.parametrize("make", KINDS)
+def test_samples_start_and_stop_at_any_time_and_from_any_latents(make, grid):
+    model = make()
+    params, key, options = started(model), random.key(1), dict(solver=bfn.solvers.ode_1(), grid=grid)
+    whole = model.sample(params, key, 4, steps=8, trajectory=True, **options)
+    w_0 = random.normal(random.split(key, 3)[0], (4, *model.flow.latent_shape(model.event_shape)), model.dtype)
+    assert torch.equal(model.sample(params, random.key(2), 4, steps=8, z=w_0, **options), whole.x)
+    middle = 0.5 if grid == "time" else 0.25
+    half = model.sample(params, key, 4, steps=4, until=middle, trajectory=True, **options)
+    assert half.x is None
+    close(half.theta, whole.theta[:5], 1e-5)
+    w = model.sample(params, key, 4, steps=4, until=torch.tensor(middle), **options)
+    rest = model.sample(params, key, 4, steps=4, z=w, start=middle, trajectory=True, **options)
+    close(rest.theta, whole.theta[4:], 1e-5)
+
+
 @pytest.mark.parametrize("make", KINDS)
 def test_training_lowers_the_loss(make):
     """The library's own loop: gradients in pieces, steps, an average."""
@@ -218,7 +235,7 @@ def test_training_lowers_the_loss(make):
     for _ in range(30):
         state, metrics = training.train_step(settings, grad_fn, state, x, random.key(1))
     assert model.loss_fn(state.params, x, random.key(3)) < 0.75 * before  # the same times and noise
-    assert set(metrics) == {"loss", "recon", "diffusion", "grad_norm", "lr"}
+    assert set(metrics) == {"loss", "recon", "prior", "diffusion", "grad_norm", "lr"}
     whole = training.gradients(model)(state.params, x, model.seeds(random.key(2), 16))
     close(grad_fn(state.params, x, model.seeds(random.key(2), 16)), whole, 1e-4)
     with pytest.raises(ValueError, match="variance: expected False for a BFN"):
@@ -302,7 +319,7 @@ MLP = networks.mlp(4)
         (lambda: bfn.discrete(MLP, (2,), 3, 1.0, timesteps=-1), ValueError, "timesteps"),
         (lambda: bfn.discrete(MLP, (2,), 3, 1.0, draws=0), ValueError, "draws"),
         (lambda: bfn.discrete(MLP, (2,), 3, 1.0, dtype=torch.float16), TypeError, "dtype"),
-        (lambda: bfn.discrete(MLP, (2,), 3, 1.0, steps=3), TypeError, "steps: expected"),
+        (lambda: bfn.discrete(MLP, (2,), 3, 1.0, steps=3), TypeError, "unexpected keyword argument .steps"),
         (lambda: bfn.discrete(5, (2,), 3, 1.0), TypeError, "network"),
         (lambda: bfn.discrete(networks.mlp(4, gamma_min=-1.0, gamma_max=1.0), (2,), 3, 1.0), ValueError, "network: a BFN's"),
         (lambda: loss(data(2).float()), TypeError, "x: expected a tensor of integers"),
@@ -314,11 +331,14 @@ MLP = networks.mlp(4)
         (lambda: loss(data(2), key=3), TypeError, "key: expected a key"),
         (lambda: loss(data(2), key=discrete().seeds(random.key(0), 3)), ValueError, "key.t"),
         (lambda: sample(steps=0), ValueError, "steps"),
-        (lambda: sample(solver=purevdm.solvers.ddim()), TypeError, "solver: expected a Solver of purevdm.bfn.solvers"),
+        (lambda: sample(solver=purevdm.solvers.ddim()), TypeError, r"solver: expected a Solver such as purevdm\.bfn"),
         (lambda: sample(grid="gamma"), ValueError, "grid"),
         (lambda: sample(decode="mean"), ValueError, "decode"),
         (lambda: sample(guidance=2.0), ValueError, "cond"),
         (lambda: sample(n=0), ValueError, "n: expected"),
+        (lambda: sample(start=0.5), ValueError, "z: expected the latents at the time `start`"),
+        (lambda: sample(z=torch.zeros(2, 3)), ValueError, "z: expected shape"),
+        (lambda: sample(until=0.0), ValueError, "start, until: expected 0 <= start < until <= 1, got 0.0 and 0.0"),
     ],
 )
 def test_bad_input_is_named(make, error, word):

@@ -165,7 +165,11 @@ def test_bad_input_is_named():
         (dict(batches=[]), ValueError, "batches: expected at least one"),
         (dict(batches=x), TypeError, "batches: expected an iterable"),
         (dict(batches=[x.double()]), TypeError, "x: expected a tensor of integers"),
-        (dict(estimate=model.nll_bound), TypeError, r"estimate: expected it to return a likelihood.Estimate, got NLLBound"),
+        (
+            dict(estimate=model.nll_bound),
+            TypeError,
+            r"estimate: expected it to return a likelihood.Estimate, got a NLLBound",
+        ),
         (dict(estimate=lambda p, x, *rest: method(p, x[:-1], *rest)), ValueError, "estimate's log_weights: expected shape"),
         (dict(batches=[x], estimate=lost), ValueError, f"estimate: expected weights, got nan for example {first} of"),
     ):
@@ -204,7 +208,7 @@ def stiff(params, z, gamma, cond=None, key=None):
     return z + torch.where(cond > 0, torch.nan, 0.0)
 
 
-@pytest.mark.parametrize("integrator", [ode.dopri5, ode.dop853, partial(ode.rk4, 5), partial(ode.heun, 5)])
+@pytest.mark.parametrize("integrator", [ode.dopri5, partial(ode.rk4, 5), partial(ode.heun, 5)])
 def test_an_example_that_fails_is_marked_and_counted_and_the_others_are_as_without_it(integrator):
     model = purevdm.vdm(Network.of(lambda key, shape: {}, stiff), schedules.fixed_linear(-4.0, 4.0), (2,), 16)
     x, fails = random.randint(random.key(1), (4, 2), 0, 16), torch.tensor([0.0, 1.0, 0.0, 0.0])

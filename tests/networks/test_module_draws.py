@@ -7,7 +7,7 @@ from compare import close
 from modules import KEY, KINDS, made
 from torch import nn
 
-from purevdm import networks, random
+from purevdm import bound, networks, random
 
 DRAWS = [name for name in KINDS if "dropout" in name or name in ("transformer", "checkpoint", "reentrant checkpoint")]
 
@@ -16,10 +16,15 @@ DRAWS = [name for name in KINDS if "dropout" in name or name in ("transformer", 
 def test_dropout_is_by_key_and_a_part_of_a_batch_is_part_of_the_whole(name):
     model, params, x = made(KINDS[name])
     seeds = model.seeds(KEY, 5)
-    whole = model.nll_bound(params, x, seeds, train=True).diffusion
-    assert torch.equal(whole, model.nll_bound(params, x, seeds, train=True).diffusion)
-    assert not torch.equal(whole, model.nll_bound(params, x, seeds, train=False).diffusion)
-    parts = [model.nll_bound(params, x[rows], seeds.rows(rows), train=True).diffusion for rows in (slice(0, 1), slice(1, 5))]
+
+    def losses(rows=slice(0, 5)):
+        part = seeds.rows(rows)
+        return bound.bound(model, params, x[rows], model.draw(part, len(part.t))).diffusion
+
+    whole = losses()
+    assert torch.equal(whole, losses())
+    assert not torch.equal(whole, model.nll_bound(params, x, seeds).diffusion)
+    parts = [losses(rows) for rows in (slice(0, 1), slice(1, 5))]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
 
 

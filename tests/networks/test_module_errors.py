@@ -215,13 +215,13 @@ def test_likelihoods_of_attention_and_recurrent_layers_by_probes_and_exactly():
 
     def log_p(module, probes):
         model = purevdm.vdm(networks.from_module(module), schedules.fixed_linear(-4.0, 4.0), (3, 2))
-        options = dict(integrator=ode.rk4(4), probes=probes)
-        return likelihood.log_prob_latent(model, model.init(KEY), z, **options)[0]
+        options = dict(integrator=ode.rk4(4), probe_noise=probes)
+        return likelihood.log_prob_latent(model, model.init(KEY), z, **options).log_prob
 
     eye = torch.eye(6).reshape(6, 1, 3, 2).expand(6, 2, 3, 2) * 6**0.5  # probes whose mean is the exact divergence
     for kind in (Attending, Recurrent):
         assert log_p(kind, probes).isfinite().all()
-        torch.testing.assert_close(log_p(kind, eye), log_p(kind, None), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_p(kind, eye), log_p(kind, "exact"), rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_of_likelihoods_of_gated_linear_units():
@@ -234,7 +234,7 @@ def test_gradients_of_likelihoods_of_gated_linear_units():
     def log_p(bias):
         layer = params["network"]["params"]["inner"]["0"] | {"bias": bias}
         tree = params | {"network": {"params": {"inner": {"0": layer}}}}
-        return likelihood.log_prob_latent(model, tree, z, integrator=ode.rk4(2))[0].sum()
+        return likelihood.log_prob_latent(model, tree, z, probe_noise="exact", integrator=ode.rk4(2)).log_prob.sum()
 
     bias = params["network"]["params"]["inner"]["0"]["bias"]
     step = 1e-5 * torch.eye(4, dtype=torch.float64)

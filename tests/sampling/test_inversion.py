@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import purevdm
-from purevdm import inversion, networks, process, random, schedules, solvers
+from purevdm import bfn, networks, process, random, sampling, schedules, solvers
 from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
@@ -37,7 +37,7 @@ def test_round_trips_and_flows_have_the_order_of_the_solver(solver, order, grid,
     there, back = [], []
     for steps in (80, 160, 320):
         options = dict(steps=steps, solver=solver, grid=grid)
-        z_1 = inversion.invert(model, NO_PARAMS, z=z_0, **options)
+        z_1 = sampling.invert(model, NO_PARAMS, z=z_0, **options)
         want = z_0 * scale(model, 1.0) / scale(model, 0.0)
         there.append((z_1 - want).norm() / want.norm())
         back.append((model.sample(NO_PARAMS, random.key(1), 50, z=z_1, until=0.0, **options) - z_0).norm() / z_0.norm())
@@ -50,22 +50,29 @@ def test_round_trips_and_flows_have_the_order_of_the_solver(solver, order, grid,
 def test_data_start_from_the_mean_and_return():
     model = purevdm.vdm(sources.gaussian(STD), BENT, (2,), 16, dtype=torch.float64)
     x = random.randint(random.key(0), (30, 2), 0, 16)
-    z = inversion.invert(model, NO_PARAMS, x, trajectory=True)
+    z = sampling.invert(model, NO_PARAMS, x, trajectory=True)
     assert z.x is None
-    assert z.z.shape == (101, 30, 2)
+    assert z.z.shape == (251, 30, 2)
     gamma_0 = model.gamma(NO_PARAMS, torch.tensor(0.0, dtype=torch.float64))
     assert torch.equal(z.z[0], process.alpha(gamma_0) * model.decoder.encode({}, x, dtype=torch.float64))
-    options = dict(steps=100, solver=solvers.dpmpp_2m())
-    assert torch.equal(inversion.invert(model, NO_PARAMS, x), z.z[-1])
-    assert torch.equal(model.sample(NO_PARAMS, random.key(0), 30, z=z.z[-1], **options), x)
+    assert torch.equal(sampling.invert(model, NO_PARAMS, x), z.z[-1])
+    assert torch.equal(model.sample(NO_PARAMS, random.key(0), 30, z=z.z[-1]), x)
+
+
+def test_the_defaults_of_both_directions_are_a_round_trip():
+    model = purevdm.vdm(sources.gaussian(STD), BENT, (2,), dtype=torch.float64)
+    z_0 = STD * random.normal(random.key(0), (50, 2), torch.float64)
+    z_1 = sampling.invert(model, NO_PARAMS, z=z_0)
+    back = model.sample(NO_PARAMS, random.key(1), 50, z=z_1, until=0.0)
+    assert (back - z_0).norm() < 1e-3 * z_0.norm()
 
 
 def test_parts_of_the_way_make_the_whole():
     model = purevdm.vdm(sources.gaussian(STD), BENT, (2,), dtype=torch.float64)
-    x, options = random.randint(random.key(0), (5, 2), 0, 256), dict(solver=solvers.ddim())
-    half = inversion.invert(model, NO_PARAMS, x, until=0.5, steps=4, **options)
-    whole = inversion.invert(model, NO_PARAMS, z=half, start=torch.tensor(0.5), steps=4, **options)
-    torch.testing.assert_close(whole, inversion.invert(model, NO_PARAMS, x, steps=8, **options), rtol=1e-12, atol=1e-12)
+    x, options = random.randint(random.key(0), (5, 2), 0, 256), dict(solver=solvers.ddim(), grid="time")
+    half = sampling.invert(model, NO_PARAMS, x, until=0.5, steps=4, **options)
+    whole = sampling.invert(model, NO_PARAMS, z=half, start=torch.tensor(0.5), steps=4, **options)
+    torch.testing.assert_close(whole, sampling.invert(model, NO_PARAMS, x, steps=8, **options), rtol=1e-12, atol=1e-12)
 
 
 def conditional():
@@ -78,9 +85,9 @@ def conditional():
 def test_each_example_inverts_under_its_own_condition():
     model, params, label = conditional()
     x, weights = torch.tensor([[3, 8], [0, 15], [7, 7]]), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    z = inversion.invert(model, params, x, label, guidance=weights, steps=5)
+    z = sampling.invert(model, params, x, label, guidance=weights, steps=5)
     for i in range(3):
-        one = inversion.invert(model, params, x[i : i + 1], label[i : i + 1], guidance=weights[i].item(), steps=5)
+        one = sampling.invert(model, params, x[i : i + 1], label[i : i + 1], guidance=weights[i].item(), steps=5)
         torch.testing.assert_close(z[i : i + 1], one, rtol=1e-9, atol=1e-9)
 
 
@@ -89,7 +96,7 @@ def test_one_graph_inverts_in_any_number_of_steps():
     x = torch.tensor([[3, 8], [0, 15], [7, 7]])
 
     def invert(params, x, steps):
-        return inversion.invert(model, params, x, label, steps=steps, guidance=2.0)
+        return sampling.invert(model, params, x, label, steps=steps, guidance=2.0)
 
     compiled = torch.compile(invert, fullgraph=True, backend="eager")
     for steps in (2, 5):
@@ -102,7 +109,7 @@ def test_derivatives_of_inverted_data():
 
     def energy(weight, differentiable=True):
         options = dict(steps=3, guidance=weight, differentiable=differentiable)
-        return inversion.invert(model, params, x, label, **options).square().mean()
+        return sampling.invert(model, params, x, label, **options).square().mean()
 
     weight, h = torch.tensor(1.5, dtype=torch.float64), 1e-4
     want = (energy(weight + h) - energy(weight - h)) / (2 * h)
@@ -133,7 +140,13 @@ def test_derivatives_of_inverted_data():
 def test_bad_input_is_named(options, error, word):
     model = purevdm.vdm(sources.gaussian(STD), schedules.fixed_linear(), (2,))
     with pytest.raises(error, match=word):
-        inversion.invert(model, options.pop("params", NO_PARAMS), **options)
+        sampling.invert(model, options.pop("params", NO_PARAMS), **options)
+
+
+def test_other_models_are_refused():
+    model = bfn.continuous(networks.mlp(8, predicts="v"), (2,), 0.02)
+    with pytest.raises(TypeError, match="model: expected a model"):
+        sampling.invert(model, model.init(random.key(0)), torch.zeros(1, 2))
 
 
 # The great circle
@@ -144,7 +157,7 @@ def test_the_circle_keeps_length_and_moves_evenly(seed, weight, shape):
     z_a, z_b = random.normal(random.key(seed), (2, *shape), torch.float64)
     z_b = z_b * z_a.norm() / z_b.norm()
     weights = torch.tensor([0.0, weight, 1.0], dtype=torch.float64)
-    path = inversion.interpolate(z_a, z_b, weights)
+    path = sampling.interpolate(z_a, z_b, weights)
     assert path.shape == (3, *shape)
     assert torch.equal(path[0], z_a)
     assert torch.equal(path[2], z_b)
@@ -158,19 +171,19 @@ def test_the_circle_keeps_length_and_moves_evenly(seed, weight, shape):
 def test_directions_that_are_close_are_interpolated_in_length(dtype):
     z, weights = random.normal(random.key(0), (7,), dtype), torch.tensor([0.0, 0.25, 1.0], dtype=dtype)
     scales = torch.tensor([1.0, 1.5, 3.0], dtype=dtype)
-    path = inversion.interpolate(z, 3.0 * z, weights)
+    path = sampling.interpolate(z, 3.0 * z, weights)
     torch.testing.assert_close(path, scales[:, None] * z, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(inversion.interpolate(z, z, weights), z.expand(3, 7), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(sampling.interpolate(z, z, weights), z.expand(3, 7), rtol=1e-5, atol=0.0)
     near = z + 1e-6 * random.normal(random.key(1), (7,), dtype)
     torch.testing.assert_close(
-        inversion.interpolate(z, near, weights), torch.lerp(z, near, weights[:, None]), rtol=1e-5, atol=1e-6
+        sampling.interpolate(z, near, weights), torch.lerp(z, near, weights[:, None]), rtol=1e-5, atol=1e-6
     )
 
 
 def test_points_between_noises_are_noise():
     """Straight lines between them are too short by a factor of up to sqrt(2)."""
     z_a, z_b = random.normal(random.key(0), (2, 10_000), torch.float64)
-    path = inversion.interpolate(z_a, z_b, torch.linspace(0.0, 1.0, 5, dtype=torch.float64))
+    path = sampling.interpolate(z_a, z_b, torch.linspace(0.0, 1.0, 5, dtype=torch.float64))
     assert (path.std(1) - 1).abs().max() < 0.04
 
 
@@ -192,4 +205,4 @@ def test_points_between_noises_are_noise():
 def test_bad_latents_are_named(change, error, word):
     call = dict(z_a=torch.ones(3), z_b=torch.tensor([1.0, 0.0, 2.0]), weights=torch.tensor([0.5])) | change
     with pytest.raises(error, match=word):
-        inversion.interpolate(**call)
+        sampling.interpolate(**call)

@@ -13,11 +13,12 @@ from torch._dynamo.utils import counters
 from versions import since_2_13
 
 import purevdm
-from purevdm import decoders, inversion, networks, process, random, sampling, schedules, solvers
+from purevdm import decoders, networks, process, random, sampling, schedules, solvers
 from purevdm._compile import OLD
 from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
+PAPER = dict(solver=solvers.ancestral(), grid="time")
 
 
 def test_the_loop_is_the_steps():
@@ -35,11 +36,11 @@ def test_the_loop_is_the_steps():
         latents.append(z)
     seen = []
     x, z = model.sample(
-        params, random.key(4), 5, steps=steps, trajectory=True, callback=lambda i, z: seen.append((i, z.shape))
+        params, random.key(4), 5, steps=steps, trajectory=True, callback=lambda i, z: seen.append((i, z.shape)), **PAPER
     )
     torch.testing.assert_close(z, torch.stack(latents))
     assert seen == [(i, (5, 3)) for i in range(steps)]
-    assert torch.equal(x, model.sample(params, random.key(4), 5, steps=steps))
+    assert torch.equal(x, model.sample(params, random.key(4), 5, steps=steps, **PAPER))
     assert x.dtype == torch.int64
 
 
@@ -48,7 +49,7 @@ def test_the_loop_is_the_steps():
 def test_samples_follow_the_source(decode, clip):
     p = torch.tensor([0.5, 0.1, 0.1, 0.3], dtype=torch.float64)
     model = purevdm.vdm(sources.categorical(p), schedules.fixed_linear(-10.0, 10.0), (50,), 4, dtype=torch.float64)
-    x = model.sample(NO_PARAMS, random.key(0), 400, steps=150, decode=decode, clip=clip)
+    x = model.sample(NO_PARAMS, random.key(0), 400, steps=150, decode=decode, clip=clip, **PAPER)
     frequencies = x.flatten().bincount(minlength=4) / x.numel()
     # 20,000 pixels: four standard errors, and the bias of 150 steps
     assert (frequencies - p).abs().max() < 4 * 0.5 / math.sqrt(20_000) + 0.01
@@ -57,7 +58,7 @@ def test_samples_follow_the_source(decode, clip):
 def test_gaussian_variance_of_many_steps():
     std = 0.4
     model = purevdm.vdm(sources.gaussian(std), schedules.fixed_linear(-9.0, 9.0), (200,), 256, dtype=torch.float64)
-    _, z = model.sample(NO_PARAMS, random.key(1), 100, steps=300, trajectory=True)
+    _, z = model.sample(NO_PARAMS, random.key(1), 100, steps=300, trajectory=True, **PAPER)
     assert abs(z[-1].std() / std - 1) < 0.03
 
 
@@ -160,7 +161,7 @@ def test_a_self_conditioned_sampler_hands_its_estimate_on():
         x_hat = process.x_from_eps(z, eps_hat, gamma_t)
         z = solvers.ancestral_step(z, eps_hat, gamma_t, gamma_s, eps)
         x_hat = x_hat.clamp(-15 / 16, 15 / 16)
-    got = model.sample(params, random.key(4), 3, steps=steps, trajectory=True).z
+    got = model.sample(params, random.key(4), 3, steps=steps, trajectory=True, **PAPER).z
     torch.testing.assert_close(got[-1], z, rtol=1e-4, atol=1e-4)
 
 
@@ -262,11 +263,11 @@ def bent():
 
 def test_parts_of_a_deterministic_way_make_the_whole():
     model, params = bent()
-    key, solver = random.key(3), solvers.ddim()
-    whole = model.sample(params, key, 4, steps=8, solver=solver, trajectory=True).z
-    half = model.sample(params, key, 4, steps=4, solver=solver, until=0.5)
+    key, way = random.key(3), dict(solver=solvers.ddim(), grid="time")
+    whole = model.sample(params, key, 4, steps=8, trajectory=True, **way).z
+    half = model.sample(params, key, 4, steps=4, until=0.5, **way)
     torch.testing.assert_close(half, whole[4], rtol=1e-12, atol=1e-12)
-    rest = model.sample(params, key, 4, steps=4, solver=solver, z=half, start=0.5, trajectory=True)
+    rest = model.sample(params, key, 4, steps=4, z=half, start=0.5, trajectory=True, **way)
     torch.testing.assert_close(rest.z, whole[4:], rtol=1e-12, atol=1e-12)
 
 
@@ -277,7 +278,7 @@ def test_a_part_of_the_way_keeps_the_marginals():
     x, eps = random.normal(random.key(0), (2, 100, 200), torch.float64)
     for start in (0.3, 0.8):
         gamma = model.gamma(NO_PARAMS, torch.tensor(start, dtype=torch.float64))
-        options = dict(z=process.diffuse(std * x, gamma, eps), start=start, until=0.1, steps=200)
+        options = dict(z=process.diffuse(std * x, gamma, eps), start=start, until=0.1, steps=200, **PAPER)
         z = model.sample(NO_PARAMS, random.key(1), 100, **options)
         gamma = model.gamma(NO_PARAMS, torch.tensor(0.1, dtype=torch.float64))
         want = torch.sqrt((process.alpha(gamma) * std) ** 2 + process.sigma(gamma) ** 2)
@@ -292,7 +293,7 @@ def test_the_hook_sees_each_step_and_decides():
         seen.append((i, gamma, key))
         return 0.5 * z
 
-    z = model.sample(params, key, 4, steps=5, project=hook, trajectory=True, solver=solvers.ddim()).z
+    z = model.sample(params, key, 4, steps=5, project=hook, trajectory=True, solver=solvers.ddim(), grid="time").z
     for step, (i, gamma, own) in enumerate(seen):
         assert i.dtype == torch.int32
         assert i == step
@@ -318,7 +319,7 @@ def test_inpainting_keeps_the_known_and_follows_it():
     x = (torch.arange(200) % 2)[:, None].expand(200, 4)
     known = torch.tensor([True, True, True, False]).expand(200, 4)
     free, kept = (
-        model.sample(NO_PARAMS, random.key(0), 200, steps=50, project=hook)
+        model.sample(NO_PARAMS, random.key(0), 200, steps=50, project=hook, **PAPER)
         for hook in (None, sampling.inpaint(model.decoder.encode({}, x), known))
     )
     assert (free == free[:, :1]).all()
@@ -346,7 +347,7 @@ def test_repeated_steps_bring_inpainting_near_to_the_conditional():
     known = torch.tensor([True, False]).expand(n, 2)
 
     def moments(**options):
-        z = model.sample(NO_PARAMS, random.key(0), n, steps=60, until=0.0, **options)
+        z = model.sample(NO_PARAMS, random.key(0), n, steps=60, until=0.0, **(PAPER | options))
         return z[:, 1].mean().item(), z[:, 1].std().item()
 
     error = 0.6 / math.sqrt(n)
@@ -373,7 +374,7 @@ def test_repaint_is_a_value_of_its_parts_and_refuses_others():
     with pytest.raises(ValueError, match=r"x: expected shape \(4, 3\)"):
         model.sample(params, random.key(0), 4, steps=3, solver=sampling.repaint(x, known))
     with pytest.raises(ValueError, match="solver: expected a deterministic one"):
-        inversion.invert(model, params, x.long(), solver=sampling.repaint(x, known, solver=solvers.ddim()))
+        sampling.invert(model, params, x.long(), solver=sampling.repaint(x, known, solver=solvers.ddim()))
     # nothing known: one repeat of a deterministic solver is that solver
     plain = dict(z=torch.ones(2, 3), start=1.0, until=0.0, steps=3)
     ways = (solvers.ddim(), sampling.repaint(x, known, 1, solvers.ddim()))

@@ -1,26 +1,29 @@
-"""The probability flow: the deterministic way between data and noise with the diffusion's marginals, and its divergence.
+"""The probability flow: the deterministic map between data and noise with the diffusion's marginals, and its divergence.
 
 In gamma it is dz / dgamma = sigma (eps_hat - sigma z) / 2, whatever the schedule's interior (Song et al. 2021, arXiv
 2011.13456, eq. 13, in terms of gamma), and log p(z) changes along it by minus its divergence. Under a schedule of the
-event's shape the way is in t, and each dimension moves at its own gamma'(t).
+event's shape it is taken in t, and each dimension moves at its own gamma'(t).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from purevdm import _checks, denoiser, process, random, schedules
-from purevdm.model import Model, batch_axes
+from purevdm import _checks, ode, process, random, schedules
+from purevdm.denoiser import Denoiser
+from purevdm.model import Model, checked, direct, latents
 from purevdm.ode import Integrator
+from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
+from purevdm.vdm import VDM
 
-__all__ = ["Ends", "divergence", "draw_probes", "ends", "integrate", "velocity"]
+__all__ = ["divergence", "draw_probes", "integrate", "to_data", "to_noise", "velocity"]
 
 
 def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:
-    """dz / dgamma = sigma (eps_hat - sigma z) / 2, elementwise.
+    """Gives dz / dgamma = sigma (eps_hat - sigma z) / 2, elementwise.
 
     Args:
         model: the model.
@@ -32,7 +35,7 @@ def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any =
     Returns:
         Of z's shape.
     """
-    eps_hat = denoiser.in_bound(model.network, model.decoder, params["network"], z, gamma, cond, detach=False)
+    eps_hat = Denoiser(model.network, model.decoder, params["network"], cond).eps(z, gamma, detach=False)
     sigma = process.sigma(process.align(gamma, z))
     return 0.5 * sigma * (eps_hat - sigma * z)
 
@@ -41,9 +44,9 @@ def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any =
 
 
 def divergence(
-    field: Callable[[Tensor], Tensor], z: Tensor, probes: Tensor | None = None, chunk: int | None = None
+    field: Callable[[Tensor], Tensor], z: Tensor, probe_noise: Tensor | str, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A field and its divergence, by vector-Jacobian products.
+    """Gives a field and its divergence, by vector-Jacobian products.
 
     Its derivative is right, too, as long as PyTorch's second derivative in reverse mode is. By Jacobian-vector products it
     would not be: the derivative of ``torch.func.jvp`` silently lacks terms (PyTorch 2.11 to 2.13) for ``layer_norm``,
@@ -53,29 +56,27 @@ def divergence(
     Args:
         field: ``field(z)``, of z's shape; example i of it depends on example i of z alone.
         z: (B, *event_shape).
-        probes: (n, B, *event_shape), of mean 0 and covariance the identity: the divergence is estimated by the mean of
-            probe . J probe (Hutchinson 1989). One costs about two applications of the field. None computes the divergence
-            exactly, from a product for each dimension.
+        probe_noise: probes, (n, B, *event_shape), of mean 0 and covariance the identity: the divergence is estimated by the
+            mean of probe . J probe (Hutchinson 1989). One costs about two applications of the field. Or "exact": a product
+            for each dimension.
         chunk: how many products at once; all where left out. Fewer need less memory.
 
     Returns:
         field(z), and the divergence, (B,).
 
     >>> import torch
-    >>> from purevdm import flow
-    >>> value, div = flow.divergence(lambda z: z**3, torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+    >>> from purevdm.likelihood import flow
+    >>> value, div = flow.divergence(lambda z: z**3, torch.tensor([[1.0, 2.0], [0.0, 3.0]]), "exact")
     >>> div
     tensor([15., 27.])
     """
-    if probes is not None and not len(_checks.alike("probes", probes, (*probes.shape[:1], *z.shape), z.dtype)):
-        raise ValueError(f"probes: expected at least one, got {_checks.describe(probes)}")
-    dims = z[0].numel()
+    probes, dims = checked_probes(probe_noise, z), z[0].numel()
     n = dims if probes is None else len(probes)
     chunk = n if chunk is None else min(_checks.integer("chunk", chunk, 1), n)
 
     def product(v: Tensor) -> tuple[Tensor, Tensor]:
         value, pull = torch.func.vjp(field, z)  # type: ignore[misc]
-        return value, (v * pull(v)[0]).reshape(len(z), -1).sum(1)
+        return value, (v * pull(v)[0]).reshape(z.shape[0], -1).sum(1)
 
     if probes is not None and n == 1:
         return product(probes[0])
@@ -98,60 +99,40 @@ def divergence(
     return value, total if probes is None else total / n
 
 
-def draw_probes(keys: Tensor, n: int, event_shape: Shape, dtype: torch.dtype, kind: str = "rademacher") -> Tensor:
-    """Probes for :func:`divergence`, (n, B, *event_shape).
+def checked_probes(probe_noise: Tensor | str, z: Tensor) -> Tensor | None:
+    """Gives the probes for latents z, or None for "exact"."""
+    if isinstance(probe_noise, str):
+        _checks.choice("probe_noise", probe_noise, ("exact",))
+        return None
+    n = _checks.tensor("probe_noise", probe_noise).shape[:1]
+    if len(_checks.alike("probe_noise", probe_noise, (*n, *z.shape), z.dtype)) == 0:
+        raise ValueError(f"probe_noise: expected at least one probe, got {_checks.describe(probe_noise)}")
+    return probe_noise
+
+
+def draw_probes(keys: Tensor, n: int, event_shape: Shape, dtype: torch.dtype) -> Tensor:
+    """Draws Rademacher probes for :func:`divergence`, (n, B, *event_shape), which give the least variance of all with
+    independent components.
 
     Args:
         keys: a key for each example, (B, 2).
-        n: how many for each example.
+        n: how many for each example, at least 1.
         event_shape, dtype: of one example's latent.
-        kind: "rademacher", which gives the least variance of all with independent components, or "gaussian".
-
-    Raises:
-        TypeError, ValueError: n < 1, or an unknown kind.
     """
     n = _checks.integer("probes", n, 1)
-    _checks.choice("probe", kind, ("rademacher", "gaussian"))
-    draw = random.rademacher if kind == "rademacher" else random.normal
-    return torch.func.vmap(lambda k: draw(k, (n, *event_shape), dtype), out_dims=1)(keys)
+    return torch.func.vmap(lambda k: random.rademacher(k, (n, *event_shape), dtype), out_dims=1)(keys)
 
 
-# The way
-
-
-class Ends(NamedTuple):
-    """Where the flow of a batch begins and ends.
-
-    Attributes:
-        gamma_0, gamma_1: gamma at the times 0 and 1, shaped to broadcast against the latents.
-        univariate: whether it is one number an example; the flow then goes in gamma, or else in t.
-    """
-
-    gamma_0: Tensor
-    gamma_1: Tensor
-    univariate: bool
-
-
-def ends(model: Model, params: Params, z: Tensor, cond: Any = None) -> Ends:
-    """The ends of the flow for latents z, (B, *event_shape)."""
-    if model.schedule.contextual:
-        batch_axes(cond, len(z))
-
-    def gamma(t: float) -> Tensor:
-        times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)
-        return process.align(schedules.gamma(model.schedule, params["schedule"], times, cond), z)
-
-    gamma_0, gamma_1 = gamma(0.0), gamma(1.0)
-    return Ends(gamma_0, gamma_1, gamma_0[0].numel() == 1)
+# Along the flow
 
 
 def integrate(
     model: Model,
     params: Params,
     z: Tensor,
-    integrator: Integrator,
     cond: Any = None,
     *,
+    integrator: Integrator | None = None,
     backward: bool = False,
     divergence_of: Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +141,7 @@ def integrate(
     Args:
         model, params, cond: the model, its parameters, the batch's condition.
         z: latents, (B, *event_shape).
-        integrator: of :mod:`purevdm.ode`.
+        integrator: of :mod:`purevdm.ode`; ``ode.dopri5()`` where left out.
         backward: whether from time 1 to time 0.
         divergence_of: ``divergence_of(field, z) -> (field(z), divergence)``, as :func:`divergence`; None for none.
 
@@ -168,13 +149,13 @@ def integrate(
         The latents at the other end, the integral of the divergence (B,), zero without one, and the number of evaluations of
         the field, int64 (B,).
     """
-    if not isinstance(integrator, Integrator):
-        wanted = "expected an Integrator such as purevdm.ode.dopri5()"
-        raise TypeError(f"integrator: {wanted}, got {_checks.describe(integrator)}")
-    gamma_0, gamma_1, univariate = ends(model, params, z, cond)
+    integrator = ode.dopri5() if integrator is None else integrator
+    _checks.instance("integrator", integrator, Integrator, "an Integrator such as purevdm.ode.dopri5()")
+    gamma_0, gamma_1 = (level(model, params, z.new_full((), t), len(z), cond) for t in (0.0, 1.0))
+    univariate = gamma_0[0].numel() == 1
 
     def at(t: Tensor) -> Callable[[Tensor], Tensor]:
-        """The field at times t, as a function of the latents."""
+        """Gives the field at times t, as a function of the latents."""
         if univariate:
             return lambda z: velocity(model, params, z, t, cond)
         gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], t, cond)
@@ -198,3 +179,22 @@ def integrate(
 
     done, change = integrator.along(field, rated, (z,), start, stop)
     return done.state[0], change, done.evaluations
+
+
+def to_noise(model: VDM, params: Params, z_0: Tensor, cond: Any = None, *, integrator: Integrator | None = None) -> Tensor:
+    """Takes latents z_0 along the flow to z_1: both (B, *event_shape), at least one. ``integrator`` as for
+    :func:`purevdm.likelihood.log_prob`."""
+    return _mapped("z_0", model, params, z_0, cond, integrator, backward=False)
+
+
+def to_data(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integrator: Integrator | None = None) -> Tensor:
+    """Takes latents z_1 along the flow back to z_0: the inverse of :func:`to_noise`."""
+    return _mapped("z_1", model, params, z_1, cond, integrator, backward=True)
+
+
+def _mapped(
+    name: str, model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool
+) -> Tensor:
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow")
+    checked(model, params, cond=cond, n=len(latents(name, z, model)), **{name: z})
+    return integrate(model, params, z, cond, integrator=integrator, backward=backward)[0]

@@ -1,16 +1,15 @@
 """From data to the noise that they are sampled from, by a deterministic solver run forward; and from one noise to another.
 
 >>> import torch, purevdm
->>> from purevdm import inversion, networks, random, schedules, solvers
+>>> from purevdm import networks, random, sampling, schedules
 >>> model = purevdm.vdm(networks.mlp(hidden=8, fourier=()), schedules.learned_linear(), event_shape=(2,))
->>> params, options = model.init(random.key(0)), dict(steps=200, solver=solvers.dpmpp_2m())
->>> x = torch.tensor([[10, 200], [128, 31]])
->>> z_1 = inversion.invert(model, params, x, **options)
->>> model.sample(params, random.key(1), 2, z=z_1, **options)
+>>> params, x = model.init(random.key(0)), torch.tensor([[10, 200], [128, 31]])
+>>> z_1 = sampling.invert(model, params, x)
+>>> model.sample(params, random.key(1), 2, z=z_1)
 tensor([[ 10, 200],
         [128,  31]])
->>> between = inversion.interpolate(z_1[0], z_1[1], torch.linspace(0.0, 1.0, 5))
->>> model.sample(params, random.key(1), 5, z=between, **options).shape
+>>> between = sampling.interpolate(z_1[0], z_1[1], torch.linspace(0.0, 1.0, 5))
+>>> model.sample(params, random.key(1), 5, z=between).shape
 torch.Size([5, 2])
 """
 
@@ -22,19 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, walks
-from purevdm.model import checked, latents
-from purevdm.sampling import Sample
+from purevdm import _checks, process
+from purevdm.model import Model, checked, inside, latents
+from purevdm.sampling import trajectory as trajectories
+from purevdm.sampling.reverse import Sample
 from purevdm.solvers import Solver, dpmpp_2m
 from purevdm.types import Params
-from purevdm.vdm import VDM
-from purevdm.walks import Walk
 
 __all__ = ["interpolate", "invert"]
 
 
 def invert(
-    model: VDM,
+    model: Model,
     params: Params,
     x: Tensor | None = None,
     cond: Any = None,
@@ -42,22 +40,22 @@ def invert(
     z: Tensor | None = None,
     start: float | Tensor = 0.0,
     until: float | Tensor = 1.0,
-    steps: int | Tensor = 100,
+    steps: int | Tensor = 250,
     solver: Solver | None = None,
-    grid: str = "time",
+    grid: str = "gamma",
     guidance: float | Tensor = 1.0,
     trajectory: bool = False,
     callback: Callable[[int, Tensor], None] | None = None,
     differentiable: bool = False,
 ) -> Any:
-    """The latents at time 1 from which a deterministic solver samples given data, (n, *event_shape): the solver's own steps
-    on the probability flow, run from time 0 to time 1 (DDIM inversion, Song, Meng, Ermon 2020, sec. 5.4).
+    """Gives the latents at time 1 from which a deterministic solver samples given data, (n, *event_shape): the solver's own
+    steps on the probability flow, run from time 0 to time 1 (DDIM inversion, Song, Meng, Ermon 2020, sec. 5.4).
 
-    ``model.sample(z=...)`` with the same solver, grid and steps returns to where this started, up to an error of the
-    solver's order in the step.
+    ``model.sample(z=...)`` with the same solver, grid and steps, as both have where left out, returns to where this started,
+    up to an error of the solver's order in the step.
 
     Args:
-        model, params, cond: the model, and a condition for each example.
+        model, params, cond: a VDM, its parameters, and a condition for each example.
         x: data, (n, *event_shape). Their latents at time 0 are alpha_0 times the encoded data, the mean of q(z_0 given x).
         z: in place of data, latents (n, *event_shape) of the model's dtype. Those of data with their noise
             (:func:`purevdm.process.diffuse`) end like standard normal noise; those of the mean end nearer to zero.
@@ -70,50 +68,45 @@ def invert(
         TypeError, ValueError: bad arguments, named, as by :meth:`purevdm.VDM.sample`; both or neither of x and z; data at
             another start than 0; a solver that draws noise.
     """
-    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    if not hasattr(model, "schedule"):
+        raise TypeError(f"model: expected a model of purevdm.vdm, got {_checks.describe(model)}")
     if (x is None) == (z is None):
         raise ValueError(f"x, z: expected either data or latents, got {'neither' if x is None else 'both'}")
     if x is not None:
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
         checked(model, params, x, cond=cond)
-        at = model.decoder.encode({}, x, cond, model.dtype)
+        at = model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype)
     else:
         at = latents("z", z, model)
         checked(model, params, cond=cond, n=len(at), z=at)
-    begin, end = walks.times("start", start, "until", until, at)
-    how = Walk(
-        steps,
-        dpmpp_2m() if solver is None else solver,
-        grid,
-        cond,
-        guidance,
-        trajectory=trajectory,
-        callback=callback,
-        differentiable=differentiable,
-    )
-    walks.checked(how)
+    if model.subspace is not None:
+        at = inside("z", at, model.subspace.project(at))
+    begin, end = trajectories.times("start", start, "until", until, at)
+    solver = dpmpp_2m() if solver is None else solver
+    given = trajectories.Options(steps, solver, grid, cond, guidance, False, None, trajectory, callback, differentiable)
+    options = trajectories.checked(given, Solver, "purevdm.solvers.ddim()", ("time", "gamma"))
     if x is not None:
-        at = process.alpha(walks.level(model, params, begin, len(at), cond)) * at
-    found, _ = walks.walk(model, params, at, begin, end, how)
-    _checks.verify(_checks.finite("latents", {(): found}))
-    return Sample(None, found) if trajectory else found
+        at = process.alpha(trajectories.level(model, params, begin, len(at), cond)) * at
+    z_1, _ = trajectories.solve(model, params, at, begin, end, options)
+    _checks.verify(_checks.finite("latents", {(): z_1}))
+    return Sample(None, z_1) if trajectory else z_1
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, weights: Tensor) -> Tensor:
-    """Latents on the great circle from z_a to z_b, sin((1 - w) a) / sin(a) z_a + sin(w a) / sin(a) z_b, with a the angle
-    between the two (Shoemake 1985; Song, Meng, Ermon 2020, sec. 5.3). Straight lines would leave the sphere that standard
-    normal latents lie near.
+    """Gives latents on the great circle from z_a to z_b, sin((1 - w) a) / sin(a) z_a + sin(w a) / sin(a) z_b, with a the
+    angle between the two (Shoemake 1985; Song, Meng, Ermon 2020, sec. 5.3). Straight lines would leave the sphere that
+    standard normal latents lie near.
 
     Args:
         z_a, z_b: latents at time 1 of one example, of the same shape and floating-point dtype.
         weights: w, (k,), of the same dtype: 0 gives z_a exactly, 1 gives z_b; any finite number goes on along the circle.
 
     Returns:
-        Shape (k, *z_a.shape). Latents of the same direction are interpolated in length alone.
+        Shape (k, *z_a.shape). Latents of the same direction are interpolated in length only.
 
     Raises:
-        TypeError, ValueError: tensors of another form; in eager, values that are not finite, and latents of opposite
+        TypeError, ValueError: tensors of another form; in eager mode, values that are not finite, and latents of opposite
             directions or zeros, between which the circle is not defined.
     """
     _checks.alike("z_b", z_b, _checks.floating("z_a", z_a).shape, z_a.dtype)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from functools import partial
+import pickle
 
 import hypothesis.strategies as st
 import pytest
@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from torch._dynamo.utils import counters
 
-from purevdm import _tableaus, ode, random
+from purevdm import ode, random
+from purevdm.ode import _fixed, _tableaus
 
 ZERO, TWO = torch.zeros(4, dtype=torch.float64), torch.full((4,), 2.0, dtype=torch.float64)
 START = (random.normal(random.key(0), (4, 3), torch.float64), torch.zeros(4, dtype=torch.float64))
@@ -54,36 +55,31 @@ def test_fixed_grids_converge_at_their_order(make, order, stages):
     assert make(40)(field, START, ZERO, TWO).evaluations.tolist() == [40 * stages] * 4
 
 
-@pytest.mark.parametrize(("tableau", "order"), [(_tableaus.DOPRI5, 5), (_tableaus.DOP853, 8)])
-def test_the_steps_of_adaptive_pairs_converge_at_their_order(tableau, order):
-    grids = [ode.Integrator(partial(ode._fixed, tableau, steps)) for steps in (5, 10, 20)]
-    errors = [off(grid(field, START, ZERO, TWO)) for grid in grids]
-    assert all(order - 0.2 < math.log2(a / b) < order + 1.2 for a, b in itertools.pairwise(errors)), errors
+def test_the_steps_of_the_adaptive_pair_converge_at_their_order():
+    errors = [off(_fixed.Fixed(_tableaus.DOPRI5, steps)(field, START, ZERO, TWO)) for steps in (5, 10, 20)]
+    assert all(4.8 < math.log2(a / b) < 6.2 for a, b in itertools.pairwise(errors)), errors
 
 
-@pytest.mark.parametrize(("make", "order"), [(ode.dopri5, 5), (ode.dop853, 8)])
-def test_adaptive_steps_gain_by_their_order_and_are_as_exact_as_they_are_told(make, order):
+def test_adaptive_steps_gain_by_their_order_and_are_as_exact_as_their_tolerance():
     tolerances = (1e-6, 1e-8, 1e-10, 1e-12)
-    runs = [make(tolerance, tolerance)(field, START, ZERO, TWO) for tolerance in tolerances]
+    runs = [ode.dopri5(tolerance, tolerance)(field, START, ZERO, TWO) for tolerance in tolerances]
     errors, work = [off(run) for run in runs], [run.evaluations.double().mean().item() for run in runs]
     assert all(error < 10 * tolerance for error, tolerance in zip(errors, tolerances, strict=True))
     orders = [math.log(errors[i] / errors[i + 1]) / math.log(work[i + 1] / work[i]) for i in (1, 2)]
-    assert all(found > order - 0.3 for found in orders)
+    assert all(found > 5 - 0.3 for found in orders)
 
 
-@pytest.mark.parametrize("tableau", [_tableaus.HEUN, _tableaus.RK4, _tableaus.DOPRI5, _tableaus.DOP853])
-def test_the_coefficients_satisfy_their_conditions(tableau):
+@pytest.mark.parametrize(("tableau", "order"), [(_tableaus.HEUN, 2), (_tableaus.RK4, 4), (_tableaus.DOPRI5, 5)])
+def test_the_coefficients_satisfy_their_conditions(tableau, order):
     """Each stage is at the sum of its row. Steps integrate powers of t exactly up to their order."""
     nodes, weights = (torch.tensor(x, dtype=torch.float64) for x in (tableau.nodes, tableau.weights))
     for node, row in zip(tableau.nodes, tableau.rows, strict=True):
         assert sum(row) == pytest.approx(node, abs=1e-13)
-    order = tableau.order or {2: 2, 4: 4}[len(tableau.nodes)]
     for power in range(order):
         assert weights @ nodes**power == pytest.approx(1 / (power + 1), abs=1e-13)
     assert abs(weights @ nodes**order - 1 / (order + 1)) > 1e-7
-    for errors in tableau.errors:
-        assert sum(errors) == pytest.approx(0.0, abs=1e-13)
-    if tableau.errors:
+    assert sum(tableau.error) == pytest.approx(0.0, abs=1e-13)
+    if tableau.error:
         assert tableau.rows[-1] == tableau.weights[:-1]
 
 
@@ -148,21 +144,42 @@ def test_derivatives_pass_through_an_integral(nodes):
     torch.testing.assert_close(got, torch.full_like(got, 1 - math.exp(-2.0)), rtol=1e-6, atol=0)
 
 
-def test_dop853_takes_the_steps_of_its_authors():
-    """SciPy's first steps of one example, by the same rule where the state is one tensor."""
+def test_a_reference_by_another_library():
+    """SciPy's DOP853, of order 8, at a far smaller tolerance."""
     integrate = pytest.importorskip("scipy.integrate")
     y, tolerance = START[0][0], 1e-9
     a = torch.arange(1, 4, dtype=torch.float64)
     other = integrate.solve_ivp(
-        lambda t, y: -a.numpy() * y + math.sin(3 * t), (0.0, 2.0), y.numpy(), "DOP853", rtol=tolerance, atol=tolerance
+        lambda t, y: -a.numpy() * y + math.sin(3 * t), (0.0, 2.0), y.numpy(), "DOP853", rtol=1e-12, atol=1e-12
     )
-
-    def alone(t, state):
-        return (-a * state[0] + torch.sin(3 * t)[:, None],)
-
-    done = ode.dop853(tolerance, tolerance)(alone, (y[None],), ZERO[:1], TWO[:1])
+    done = ode.dopri5(tolerance, tolerance)(lambda t, s: (field(t, (s[0], ZERO))[0],), (y[None],), ZERO[:1], TWO[:1])
     torch.testing.assert_close(done.state[0][0], torch.from_numpy(other.y[:, -1]), rtol=0, atol=20 * tolerance)
-    assert abs(done.evaluations.item() - other.nfev) <= 36
+
+
+def test_integrators_are_values():
+    pair = ode.dopri5(1e-3, quadrature=3)
+    assert pair == ode.dopri5(1e-3, quadrature=3) != ode.dopri5(1e-3)
+    assert pair._replace(failures="nan") == ode.dopri5(1e-3, quadrature=3, failures="nan")
+    for integrator in (pair, ode.rk4(5), ode.heun(2)):
+        assert pickle.loads(pickle.dumps(integrator)) == integrator
+    assert ode.rk4(5) != ode.heun(5)
+
+
+class Euler(ode.Integrator):
+    """An integrator of one's own: one method."""
+
+    def solve(self, field, state, start, stop):
+        t, h = start, (stop - start) / 4096
+        for _ in range(4096):
+            state = tuple(y + h.reshape(-1, *[1] * (y.ndim - 1)) * k for y, k in zip(state, field(t, state), strict=True))
+            t = t + h
+        return ode.Solution(state, torch.full((len(start),), 4096))
+
+
+def test_an_integrator_of_ones_own_is_one_method():
+    done, integral = Euler().along(moving, rated, START[:1], ZERO, TWO)
+    for got, want in zip((*done.state, integral), exact(), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=5e-3)
 
 
 def test_it_goes_back_to_where_it_came_from():
@@ -285,9 +302,7 @@ def test_a_compiled_loop_refuses_derivatives():
         solve(torch.ones(4, 1, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: ode.dopri5(), lambda: ode.dop853(), lambda: ode.dopri5(quadrature=3), lambda: ode.rk4(1000)]
-)
+@pytest.mark.parametrize("make", [lambda: ode.dopri5(), lambda: ode.dopri5(quadrature=3), lambda: ode.rk4(1000)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_times_are_as_exact_as_they_are_given(make, dtype):
     start, seen = torch.full((2,), 2.0**24, dtype=torch.float64), set()

@@ -1,5 +1,5 @@
-"""The way back: from a key to data. A hook between the steps may change the latents: :func:`inpaint` makes one that fills in
-what is not known of data. :func:`repaint` does so by a solver, slower and nearer to draws given what is known.
+"""The reverse process, from a key to data. A hook between the steps may change the latents: :func:`inpaint` makes one that
+fills in what is not known of data. :func:`repaint` does so by a solver, slower and nearer to draws given what is known.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
-from purevdm.model import Model
-from purevdm.solvers import Solver, Step, ancestral
+from purevdm.denoiser import Denoiser
+from purevdm.model import Model, inside, latent_shape, mask_of
+from purevdm.sampling.trajectory import Options, checked, solve, started, times
+from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
 from purevdm.types import Key, Params
-from purevdm.walks import Walk, checked, loop, times, walk
 
-__all__ = ["Sample", "inpaint", "loop", "repaint", "sample"]
+__all__ = ["Sample", "inpaint", "repaint", "sample"]
 
 
 class Sample(NamedTuple):
-    """What sampling gives when the trajectory is asked for.
+    """Samples and the trajectory that led to them.
 
     Attributes:
         x: data, (n, *event_shape); None where sampling stops at latents.
@@ -37,49 +38,53 @@ def sample(
     params: Params,
     key: Key,
     n: int,
-    how: Walk,
+    options: Options,
     *,
     z: Tensor | None = None,
     start: float | Tensor = 1.0,
     until: float | Tensor | None = None,
     decode: str = "argmax",
 ) -> Any:
-    """See :meth:`purevdm.VDM.sample`, which checks the parameters and the key first.
+    """Samples as :meth:`purevdm.VDM.sample` says, which checks the parameters and the key first.
 
     The sampling key is split in four: the first draws z_1, step i draws from ``fold_in`` of the second and i, the third
     decodes, and the hook after step i gets ``fold_in`` of the fourth and i.
     """
-    checked(how)
+    options = checked(options, Solver, "purevdm.solvers.ddim()", ("time", "gamma"))
     k_z, k_steps, k_decode, k_project = random.split(key, 4).unbind(0)
-    shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.event_shape)
+    n, decoder, cond, mask = _checks.integer("n", n, 1, 2**31 - 1), model.decoder, options.cond, options.mask
     _checks.choice("decode", decode, ("argmax", "sample"))
-    if how.differentiable and until is None and not how.trajectory and model.decoder.vocab_size is not None:
+    if options.differentiable and until is None and not options.trajectory and decoder.vocab_size is not None:
         raise ValueError("differentiable: data that are integers have no gradient; ask for latents, by until or trajectory")
-    if z is not None:
-        _checks.verify(_checks.finite("z", {(): _checks.alike("z", z, shape, model.dtype)}))
-        _checks.together("z", z, key.device)
-    elif isinstance(start, Tensor) or start != 1.0:
-        raise ValueError("z: expected the latents at the time `start`, because start was given, got None")
-    else:
-        z = random.normal(k_z, shape, model.dtype)
+    there = None
+    if mask is not None:
+        mask_of(mask, (n, *model.event_shape))
+        there = decoder.latent_mask(mask)
+    given, z = z, started(z, start, 1.0, (n, *latent_shape(model)), model.dtype, k_z)
+    denoise = Denoiser(model.network, decoder, params["network"], cond, None, there, model.subspace)
+    z = denoise.within(z) if given is None else inside("z", z, denoise.within(z))
     end, begin = times("until", 0.0 if until is None else until, "start", start, z)
     # A copy, as a compiled loop may not take two views of one tensor.
-    latents, gamma = walk(model, params, z, begin, end, how, k_steps, k_project.clone())
+    latents, gamma = solve(model, params, z, begin, end, options, k_steps, k_project.clone())
     if until is not None:
         _checks.verify(_checks.finite("latents", {(): latents}))
-        return Sample(None, latents) if how.trajectory else latents
-    z_0 = (latents[-1] if how.trajectory else latents) / process.alpha(gamma)
-    x = model.decoder.mode({}, z_0) if decode == "argmax" else model.decoder.sample({}, k_decode, z_0, gamma)
-    return Sample(x, latents) if how.trajectory else x
+        return Sample(None, latents) if options.trajectory else latents
+    z_0 = latents[-1] if options.trajectory else latents
+    x_hat = denoise(z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma).x if decoder.takes_estimate else None
+    own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
+    x = decoder.mode(own, z_0, cond, x_hat) if decode == "argmax" else decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
+    x = x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return Sample(x, latents) if options.trajectory else x
 
 
 def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key], Tensor]:
-    """A hook for ``sample(project=...)`` that draws what is not known of data given the rest, by replacement (Song et al.
-    2021, arXiv 2011.13456, app. I.2): after each step the known dimensions become a draw of q(z_s given x).
+    """Makes a hook for ``sample(project=...)`` that draws what is not known of data given the rest, by replacement (Song et
+    al. 2021, arXiv 2011.13456, app. I.2): after each step the known dimensions become a draw of q(z_s given x).
 
     These draws are biased, also with an exact network: too little of what is known reaches the rest. Of two numbers with a
-    correlation of 0.8, the second has a mean of 0.30 where the first is 0.6, not 0.48, and a deviation of 0.68, not 0.6.
-    More steps do not mend it; :func:`repaint` is nearer, at its cost.
+    correlation of 0.8, the second has a mean of 0.30 where the first is 0.6, not 0.48, and a deviation of 0.68, not 0.6, by
+    ancestral sampling. More steps do not mend it; :func:`repaint` is nearer, at its cost. Deterministic solvers
+    were not measured.
 
     The last latents are still those of noisy data: take the known part of the result from x.
 
@@ -91,12 +96,12 @@ def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key],
         TypeError, ValueError: tensors of another form.
 
     >>> import torch, purevdm
-    >>> from purevdm import networks, random, sampling, schedules
+    >>> from purevdm import networks, random, sampling, schedules, solvers
     >>> model = purevdm.vdm(networks.mlp(hidden=8), schedules.learned_linear(), event_shape=(4,))
     >>> params = model.init(random.key(0))
     >>> x, known = torch.tensor([[10, 200, 0, 0]] * 3), torch.tensor([[True, True, False, False]] * 3)
     >>> hook = sampling.inpaint(model.decoder.encode({}, x), known)
-    >>> drawn = model.sample(params, random.key(1), 3, steps=20, project=hook)
+    >>> drawn = model.sample(params, random.key(1), 3, steps=20, solver=solvers.ancestral(), project=hook)
     >>> (drawn - x)[:, :2].abs().max() <= 1
     tensor(True)
     """
@@ -111,9 +116,9 @@ def _partly(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def repaint(x: Tensor, known: Tensor, repeats: int = 10, solver: Solver | None = None) -> Solver:
-    """A solver that draws what is not known of data given the rest, by replacement and resampling (RePaint, Lugmayr et al.
-    2022, arXiv 2201.09865): after each step and its replacement, as :func:`inpaint` does it, noise takes the latents back to
-    where the step began, and the step is taken again, so that the rest comes to fit what is known.
+    """Makes a solver that draws what is not known of data given the rest, by replacement and resampling (RePaint, Lugmayr et
+    al. 2022, arXiv 2201.09865): after each step and its replacement, as :func:`inpaint` does it, noise takes the latents
+    back to where the step began, and the step is taken again, so that the rest comes to fit what is known.
 
     In the example of :func:`inpaint`, 100 steps with 2, 5 and 10 repeats give means of 0.39, 0.45 and 0.47 for 0.48, and
     deviations of 0.63, 0.61 and 0.59 for 0.6. The network is applied ``repeats`` times as often.
@@ -125,15 +130,6 @@ def repaint(x: Tensor, known: Tensor, repeats: int = 10, solver: Solver | None =
 
     Raises:
         TypeError, ValueError: tensors of another form, repeats below 1, another thing than a solver.
-
-    >>> import torch, purevdm
-    >>> from purevdm import networks, random, sampling, schedules
-    >>> model = purevdm.vdm(networks.mlp(hidden=8), schedules.learned_linear(), event_shape=(4,))
-    >>> params = model.init(random.key(0))
-    >>> x, known = torch.tensor([[10, 200, 0, 0]] * 3), torch.tensor([[True, True, False, False]] * 3)
-    >>> drawn = model.sample(params, random.key(1), 3, steps=20, solver=sampling.repaint(model.decoder.encode({}, x), known))
-    >>> (drawn - x)[:, :2].abs().max() <= 1
-    tensor(True)
     """
     x, known = _partly(x, known)
     base = _checks.instance("solver", ancestral() if solver is None else solver, Solver, "a Solver such as ancestral()")
@@ -149,12 +145,10 @@ class Repaint(Solver):
     repeats: int
     base: Solver
 
-    def init(self, z_1: Tensor, gamma_1: Tensor) -> tuple[Tensor, ...]:
+    def init(self, z_1: Tensor, gamma_1: Tensor) -> Carry:
         return self.base.init(z_1, gamma_1)
 
-    def step(
-        self, denoise: Any, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key | None, carry: tuple[Tensor, ...]
-    ) -> Step:
+    def step(self, denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key | None, carry: Carry) -> Step:
         if key is None:
             raise ValueError("solver: expected a deterministic one, such as purevdm.solvers.ddim(), got repaint()")
         repeats = fixed(self.repeats)
@@ -173,6 +167,6 @@ def _replace(x: Tensor, known: Tensor, i: Tensor, z: Tensor, gamma: Tensor, key:
 
 
 def _known(x: Tensor, known: Tensor, z: Tensor, gamma: Tensor, key: Key) -> Tensor:
-    """Latents whose known dimensions are a draw of q(z given x)."""
+    """Gives latents whose known dimensions are a draw of q(z given x)."""
     _checks.alike("x", x, z.shape, z.dtype)
     return torch.where(known, process.diffuse(x, gamma, random.normal(key, z.shape, z.dtype)), z)

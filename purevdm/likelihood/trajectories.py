@@ -1,0 +1,86 @@
+"""Bounds on log p(x) by whole trajectories of latents, weighted by importance."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, process, random
+from purevdm.denoiser import Denoiser
+from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
+from purevdm.model import checked, direct
+from purevdm.sampling.trajectory import level, loop
+from purevdm.types import Key, Params
+from purevdm.vdm import VDM
+
+__all__ = ["importance_bound"]
+
+
+def importance_bound(
+    model: VDM,
+    params: Params,
+    x: Tensor,
+    key: Key,
+    cond: Any = None,
+    *,
+    timesteps: int | Tensor | None = None,
+    samples: int = 1,
+) -> Estimate:
+    """A lower bound on log p(x) of the model in T steps, by K whole trajectories from q(z_0, ..., z_1 given x).
+
+    With K = 1 its mean is that of the discrete-time bound (eq. 13, without its shortcut of one random step). With more it
+    rises to log p(x) (Burda et al. 2016, arXiv 1509.00519, over the chain of all latents). Keys as in :func:`log_prob`.
+
+    Args:
+        model, params, x, key, cond: as in :func:`log_prob`.
+        timesteps: T; the model's where left out. In an integer tensor of shape (), one compiled graph serves every number.
+        samples: K. All K B trajectories run at once.
+
+    Raises:
+        TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
+    """
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories", chain=True)
+    n = checked(model, params, x, _checks.key("key", key), cond)
+    samples = _checks.integer("samples", samples, 1)
+    timesteps = model.timesteps if timesteps is None else timesteps
+    if isinstance(timesteps, Tensor):
+        _checks.count("timesteps", timesteps)
+        _checks.within("timesteps", timesteps, 1, _checks.most_steps(model.dtype))
+    elif _checks.timesteps(timesteps, model.dtype) == 0:
+        raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
+    x, cond = repeated(x, samples), repeated(cond, samples)
+    k_start, k_steps = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
+    f = model.decoder.encode({}, x, cond, model.dtype)
+
+    def noise(keys: Tensor) -> Tensor:
+        return torch.func.vmap(lambda k: random.normal(k, model.event_shape, model.dtype))(keys)
+
+    def gamma(t: Tensor) -> Tensor:
+        return level(model, params, t, len(f), cond)
+
+    denoise = Denoiser(model.network, model.decoder, params["network"], cond)
+    total = torch.as_tensor(timesteps, device=f.device).to(model.dtype)
+    one = torch.ones((), dtype=model.dtype, device=f.device)
+    gamma_1 = gamma(one)
+    univariate = gamma_1[0].numel() == 1
+
+    def step(i: Tensor, eps: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        gamma_t, gamma_s = gamma((total - i) / total), gamma((total - i - 1) / total)
+        at = gamma_t.reshape(-1) if univariate else gamma_t
+        z_t = process.diffuse(f, gamma_t, eps)
+        eps_hat = denoise.eps(z_t, at)
+        # In units of q(z_s given z_t, x)'s deviation, p(z_s given z_t)'s mean is off by delta, and z_s by e.
+        rise = gamma_t - gamma_s
+        delta = torch.sqrt(torch.expm1(rise)) * (eps_hat - eps)
+        e = noise(torch.func.vmap(lambda k: random.fold_in(k, i))(k_steps))
+        log_w = log_w - summed(delta * e + 0.5 * delta.square())
+        # The noise in z_s, as z_s = alpha_s f + sigma_s eps.
+        return torch.exp(-0.5 * rise) * eps + torch.sqrt(-torch.expm1(-rise)) * e, log_w
+
+    eps = noise(k_start)
+    log_q = summed(log_normal(eps) - torch.log(process.sigma(gamma_1)))
+    log_p = summed(log_normal(process.diffuse(f, gamma_1, eps)))
+    eps, log_w = loop(step, (eps, log_p - log_q), timesteps)
+    log_w = log_w - summed(model.decoder.reconstruction({}, x, eps, gamma(0.0 * one)))
+    evaluations = (total.to(torch.int64) * samples).expand(n).clone()
+    return combine(log_w.reshape(samples, n), evaluations)

@@ -1,0 +1,83 @@
+"""Fixed grids: a given number of even Runge-Kutta steps."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks
+from purevdm.ode import _tableaus
+from purevdm.ode._integrator import Field, Integrator, Solution, State
+from purevdm.ode._runge_kutta import column, finite, in_tensors, loop, plus, point, put, total
+
+
+def heun(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
+    """Heun's method, of order 2, in even steps: two evaluations each.
+
+    Args:
+        steps: how many; in an integer tensor of shape (), one compiled graph serves every number.
+        failures: what becomes of an example whose state is not finite. "raise" is an error, in eager mode. "nan" leaves that
+            example NaN, as a compiled graph does, and the others as they are.
+
+    Raises:
+        TypeError, ValueError: steps below 1 or of the wrong form. From the integrator, in eager mode: a state that is not
+            finite; the example and the step are named.
+    """
+    return _grid(_tableaus.HEUN, steps, failures)
+
+
+def rk4(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
+    """The classical Runge-Kutta method, of order 4, in even steps: four evaluations each. Arguments as :func:`heun`."""
+    return _grid(_tableaus.RK4, steps, failures)
+
+
+def _grid(tableau: _tableaus.Tableau, steps: int | Tensor, failures: str) -> Integrator:
+    return Fixed(tableau, _checks.count("steps", steps), _checks.choice("failures", failures, ("raise", "nan")))
+
+
+@dataclass(frozen=True)
+class Fixed(Integrator):
+    """The integrator of :func:`heun` and :func:`rk4`."""
+
+    tableau: _tableaus.Tableau
+    steps: int | Tensor
+    failures: str = "raise"
+
+    def solve(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
+        stages, n, width = in_tensors(self.tableau, start, state), len(self.tableau.nodes), len(state)
+        steps = torch.as_tensor(self.steps, dtype=torch.int64, device=None if isinstance(self.steps, Tensor) else "cpu")
+        count = steps.to(start.device)
+        h = (stop - start) / count
+
+        def unfinished(host: Tensor, *rest: Tensor) -> Tensor:
+            return host < steps * n
+
+        def evaluate(host: Tensor, here: Tensor, broken: Tensor, *rest: Tensor) -> State:
+            state, slopes = rest[:width], rest[width:]
+            step, stage = here // n, here % n
+            slopes = put(slopes, stage, field(*point(stages, stage, start + h * step, h, state, slopes)))
+            last = stage == n - 1
+            moved = plus(state, total(stages.weights, slopes, h))
+            new = tuple(torch.where(last, a, b) for a, b in zip(moved, state, strict=True))
+            broken = torch.where((broken < 0) & ~finite(new), step, broken)
+            return host + 1, here + 1, broken, *new, *slopes
+
+        slopes = tuple(y.new_zeros((n, *y.shape)) for y in state)
+        host = torch.zeros((), dtype=torch.int64, device="cpu")
+        here = torch.zeros(1, dtype=torch.int64, device=start.device)
+        begin = (host, here, torch.full_like(start, -1, dtype=torch.int64), *state, *slopes)
+        _, _, broken, *rest = loop(unfinished, evaluate, begin)
+
+        def error() -> Exception:
+            i = int((_checks.plain(broken) >= 0).nonzero()[0])
+            step = int(_checks.plain(broken)[i])
+            at = (_checks.plain(start) + _checks.plain(h) * step)[i]
+            return ValueError(
+                f"field: expected finite slopes, got NaN or infinity in example {i}, step {step}, from {at:.6g}"
+            )
+
+        if self.failures == "raise" and _checks.readable(broken):
+            _checks.verify([_checks.Fact(broken < 0, error)])
+        ends = tuple(torch.where(column(broken < 0, y), y, math.nan) for y in rest[:width])
+        return Solution(ends, (count * n).expand(len(start)).clone())

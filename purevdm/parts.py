@@ -1,0 +1,156 @@
+"""What a model may be given besides a network, a schedule and a decoder: a subspace that its latents lie in, the variance of
+its reverse process, a weighting of its training loss.
+
+Each is a value with one or two methods. To make one of your own, derive from its class.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks
+from purevdm._values import Value
+
+__all__ = [
+    "Posterior",
+    "Reverse",
+    "Sigmoid",
+    "Subspace",
+    "Upper",
+    "Weighting",
+    "ZeroCentre",
+    "posterior",
+    "sigmoid",
+    "upper",
+    "zero_centre",
+]
+
+
+# Subspaces
+
+
+class Subspace(Value):
+    """A linear subspace that data and latents lie in. Noise, prior, samples and the count of dimensions follow it."""
+
+    def project(self, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Projects latents, (B, *latent_shape), orthogonally. ``mask`` is bool, broadcasts to v, and says what exists."""
+        raise NotImplementedError
+
+    def rank(self, mask: Tensor) -> Tensor:
+        """The dimensions of each example's subspace, (B,), floating-point or integer, of a mask of v's shape."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ZeroCentre(Subspace):
+    """The subspace of :func:`zero_centre`."""
+
+    axis: int
+
+    def project(self, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        axis = self.axis + 1
+        if mask is None:
+            return v - v.mean(axis, keepdim=True)
+        mask = mask.expand_as(v)
+        count = mask.sum(axis, keepdim=True).clamp(min=1)
+        return torch.where(mask, v - torch.where(mask, v, 0.0).sum(axis, keepdim=True) / count, 0.0)
+
+    def rank(self, mask: Tensor) -> Tensor:
+        there = mask.any(self.axis + 1)  # each other coordinate loses one dimension, if it has any
+        return mask.reshape(mask.shape[0], -1).sum(1) - there.reshape(mask.shape[0], -1).sum(1)
+
+
+def zero_centre(axis: int = 0) -> Subspace:
+    """Latents whose mean over one axis of an event is 0, such as positions of atoms (points, 3) whose centre of mass is at
+    the origin (Hoogeboom et al. 2022, arXiv 2203.17003): n points in d coordinates have (n - 1) d dimensions.
+
+    Args:
+        axis: of the points, counted in an event.
+
+    Raises:
+        TypeError, ValueError: no integer, or a negative one.
+    """
+    return ZeroCentre(_checks.integer("axis", axis, 0))
+
+
+# The variance of the reverse process
+
+
+class Reverse(Value):
+    """The variance of p(z_s given z_t) in T steps."""
+
+    def log_ratio(self, gamma_t: Tensor, gamma_s: Tensor) -> Tensor | None:
+        """log of the variance over that of q(z_s given z_t, x), elementwise; None for none, where the two are the same."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Posterior(Reverse):
+    """The variance of :func:`posterior`."""
+
+    def log_ratio(self, gamma_t: Tensor, gamma_s: Tensor) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Upper(Reverse):
+    """The variance of :func:`upper`."""
+
+    def log_ratio(self, gamma_t: Tensor, gamma_s: Tensor) -> Tensor | None:
+        # sigma_t**2 / sigma_s**2, as sigma_Q**2 = sigma_{t|s}**2 sigma_s**2 / sigma_t**2
+        return torch.nn.functional.logsigmoid(gamma_t) - torch.nn.functional.logsigmoid(gamma_s)
+
+
+def posterior() -> Reverse:
+    """The variance of q(z_s given z_t, x), the paper's (eq. 33): the smaller of the two that a DDPM chooses between."""
+    return Posterior()
+
+
+def upper() -> Reverse:
+    """The variance of q(z_t given z_s), sigma_{t|s}**2: the larger of the two (Ho, Jain, Abbeel 2020, sec. 3.2)."""
+    return Upper()
+
+
+# Weightings of the training loss
+
+
+class Weighting(Value):
+    """The weight of the diffusion loss in training, as a function of the noise level (Kingma & Gao 2023, arXiv 2303.00848).
+    A weighted loss is no bound; ``nll_bound`` never has one."""
+
+    def weight(self, gamma: Tensor) -> Tensor:
+        """w(gamma), elementwise, at least 0; 1 gives the bound."""
+        raise NotImplementedError
+
+    @staticmethod
+    def of(weight: Callable[[Tensor], Tensor]) -> "Weighting":
+        """A weighting by one's own function."""
+        return Weight(weight)
+
+
+@dataclass(frozen=True)
+class Weight(Weighting):
+    """A weighting made of a function."""
+
+    own: Callable[[Tensor], Tensor]
+
+    def weight(self, gamma: Tensor) -> Tensor:
+        return self.own(gamma)
+
+
+@dataclass(frozen=True)
+class Sigmoid(Weighting):
+    """The weighting of :func:`sigmoid`."""
+
+    bias: float
+
+    def weight(self, gamma: Tensor) -> Tensor:
+        return torch.sigmoid(gamma + self.bias)
+
+
+def sigmoid(bias: float = 2.0) -> Weighting:
+    """The sigmoid weighting w = sigmoid(gamma + bias), which gives less weight to small noise (Kingma & Gao 2023, sec. 4.3;
+    gamma is minus their lambda)."""
+    return Sigmoid(_checks.real("bias", bias))

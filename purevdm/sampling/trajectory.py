@@ -1,0 +1,322 @@
+"""Latents from one time to another, earlier or later, by the steps of any of :mod:`purevdm.solvers`; and the loop that
+takes them, in eager mode and compiled.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, random, schedules
+from purevdm._compile import fixed, transformed
+from purevdm.denoiser import Denoiser, Prediction
+from purevdm.model import Model, batch_axes, latent_shape
+from purevdm.types import Key, Params
+
+__all__ = ["Options", "checked", "guidance_weight", "level", "loop", "recording", "solve", "started", "stepped", "times"]
+
+State: TypeAlias = tuple[Tensor, ...]
+
+
+class Options(NamedTuple):
+    """How latents go from one time to another. The fields are arguments of :meth:`purevdm.VDM.sample`."""
+
+    steps: int | Tensor
+    solver: Any
+    grid: str
+    cond: Any = None
+    guidance: float | Tensor = 1.0
+    clip: bool = False
+    project: Callable[..., Tensor] | None = None
+    trajectory: bool = False
+    callback: Callable[[int, Tensor], None] | None = None
+    differentiable: bool = False
+    mask: Tensor | None = None
+
+
+def checked(options: Options, solver: type, example: str, grids: tuple[str, ...]) -> Options:
+    """Refuses options of another type, a solver of another class, and a grid that there is not; tensors are read later.
+
+    Raises:
+        TypeError, ValueError: the option is named.
+    """
+    for name in ("clip", "trajectory", "differentiable"):
+        _checks.boolean(name, getattr(options, name))
+    for name in ("project", "callback"):
+        if getattr(options, name) is not None:
+            _checks.function(name, getattr(options, name))
+    _checks.choice("grid", options.grid, grids)
+    _checks.instance("solver", options.solver, solver, f"a Solver such as {example}")
+    return options._replace(steps=_step_count(options.steps, options.trajectory))
+
+
+def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives two times, 0 <= low < high <= 1, numbers or floating-point tensors of shape (), as tensors like ``like``.
+
+    Raises:
+        TypeError, ValueError: times of another form, range or order; those in tensors are read in eager mode only.
+    """
+
+    def time(name: str, t: float | Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            return _checks.shaped(name, _checks.floating(name, t), ()).to(like)
+        return torch.tensor(fixed(_checks.real(name, t)), dtype=like.dtype, device=like.device)
+
+    def error() -> ValueError:
+        values = [_checks.plain(t).item() if isinstance(t, Tensor) else t for t in (low, high)]
+        wanted = f"{low_name}, {high_name}: expected 0 <= {low_name} < {high_name} <= 1"
+        return ValueError(f"{wanted}, got {values[0]} and {values[1]}")
+
+    a, b = time(low_name, low), time(high_name, high)
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not 0.0 <= low < high <= 1.0:
+        raise error()
+    if _checks.readable(a, b):  # rounded to the dtype, too
+        _checks.verify([_checks.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
+    return a, b
+
+
+def started(
+    z: Tensor | None, start: float | Tensor, first: float, shape: tuple[int, ...], dtype: torch.dtype, key: Key
+) -> Tensor:
+    """Gives the latents to start from: z, checked, or standard normal noise where the start is the first time of all."""
+    if z is not None:
+        _checks.verify(_checks.finite("z", {(): _checks.alike("z", z, shape, dtype)}))
+        return _checks.together("z", z, key.device)
+    if isinstance(start, Tensor) or start != first:
+        raise ValueError("z: expected the latents at the time `start`, because start was given, got None")
+    return random.normal(key, shape, dtype)
+
+
+def level(model: Model, params: Params, t: Tensor, n: int, cond: Any = None) -> Tensor:
+    """Gives gamma of n latents at one time t, (), as it broadcasts against them: (n, 1, ..., 1) or (n, *latent_shape)."""
+    if model.schedule.contextual:
+        batch_axes(cond, n)
+        gamma = schedules.gamma(model.schedule, params["schedule"], t.expand(n), cond)
+    else:
+        gamma = schedules.gamma(model.schedule, params["schedule"], t)
+        gamma = gamma.expand(n, *gamma.shape)
+    return gamma.reshape(gamma.shape + (1,) * (1 + len(latent_shape(model)) - gamma.ndim))
+
+
+def recording(options: Options, inputs: Any) -> AbstractContextManager[Any]:
+    """Gives the mode of autograd that steps run in, once no transform would find zero derivatives of the inputs.
+
+    Raises:
+        ValueError: an input that a ``torch.func`` transform differentiates with respect to, where no derivative passes.
+    """
+    _refuse_lost_gradients(options, inputs)
+    # An exported program unrolls the loop, and so can be differentiated whole; torch.export (2.13) fails on the block.
+    if torch.compiler.is_exporting():
+        return nullcontext()
+    return torch.set_grad_enabled(options.differentiable and torch.is_grad_enabled())
+
+
+def _refuse_lost_gradients(options: Options, inputs: Any) -> None:
+    if options.differentiable:
+        return
+    wanted = "expected True under torch.func.grad, vjp and jvp, which would find zero derivatives, got False"
+    if torch.compiler.is_compiling():
+        if transformed():
+            raise ValueError(f"differentiable: {wanted}; a compiled loop passes no transform, and True unrolls it")
+    elif any(_checks.differentiated(t) for t in _checks.leaves(inputs, "guidance").values()):
+        raise ValueError(f"differentiable: {wanted}; or detach the inputs")
+
+
+def _projected(options: Options, i: Tensor, z: Tensor, gamma: Tensor, key: Key | None) -> Tensor:
+    """Gives the latents that the hook returns. Tensors that it closes over may be differentiated with respect to, too."""
+    if options.project is None:
+        return z
+    watched = not options.differentiable and not torch.compiler.is_compiling() and transformed()
+    with torch.set_grad_enabled(watched or torch.is_grad_enabled()):
+        moved = _checks.alike("project", options.project(i, z, gamma, key), z.shape, z.dtype)
+    if watched:
+        _refuse_lost_gradients(options, moved)
+    return moved
+
+
+def solve(
+    model: Model,
+    params: Params,
+    z: Tensor,
+    start: Tensor,
+    until: Tensor,
+    options: Options,
+    k_steps: Key | None = None,
+    k_project: Key | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Takes latents z, (n, *latent_shape), from the time start to the time until, earlier or later.
+
+    Args:
+        model, params: the model.
+        z: the latents at start, within the model's subspace and the mask.
+        start, until: times, shape ().
+        options: the rest, :func:`checked`.
+        k_steps, k_project: the keys that steps and hook draw from; without the first, the solver must be deterministic.
+
+    Returns:
+        The latents at until, or all of them for ``options.trajectory``, and gamma at until, which broadcasts against them.
+    """
+    n, network, steps, cond = len(z), model.network, options.steps, options.cond
+    there = None if options.mask is None else model.decoder.latent_mask(options.mask)
+    limits = model.decoder.bounds(z[0])
+    if options.clip and limits is None:
+        raise ValueError("clip: expected False, as these data have no bounds")
+
+    def gamma(t: Tensor) -> Tensor:
+        return level(model, params, t, n, cond)
+
+    with recording(options, (params, z, start, until, cond, options.guidance)):
+        weight, total = guidance_weight(options, z), torch.as_tensor(steps, device=z.device).to(z.dtype)
+        denoiser = Denoiser(
+            network, model.decoder, params["network"], cond, None, there, model.subspace, weight, options.clip
+        )
+        first, last = gamma(start), gamma(until)
+        univariate = first[0].numel() == 1
+        watched, sense, falls = _checks.readable(z), torch.sign(start - until), [until.new_zeros(())]
+
+        def after(i: Tensor) -> Tensor:
+            """Gives gamma after i steps."""
+            left = (total - i) / total
+            return gamma(torch.lerp(until, start, left)) if options.grid == "time" else last + (first - last) * left
+
+        def step(i: Tensor, z: Tensor, *state: Tensor) -> State:
+            # A self-conditioned network takes the last step's estimate.
+            x_last, carry = (state[0], state[1:]) if network.self_condition else (None, state)
+            if x_last is not None and limits is not None:
+                x_last = x_last.clamp(*limits)
+
+            def denoise(z: Tensor, gamma: Tensor) -> Prediction:
+                return denoiser(z, gamma.reshape(n) if univariate else gamma, x_last)
+
+            gamma_t, gamma_s = after(i), after(i + 1)
+            if watched:
+                falls[0] = torch.maximum(falls[0], (sense * (gamma_s - gamma_t)).detach().amax())
+            key = None if k_steps is None else random.fold_in(k_steps, i)
+            z, x_hat, carry = stepped(options.solver.step(denoise, z, gamma_t, gamma_s, key, carry), z)
+            z = denoiser.within(z)
+            z = _projected(options, i, z, gamma_s, None if k_project is None else random.fold_in(k_project, i))
+            # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
+            return (z, x_hat.clone(), *carry) if network.self_condition else (z, *carry)
+
+        estimate = (torch.zeros_like(z),) if network.self_condition else ()
+        state = (z, *estimate, *options.solver.init(z, first))
+        how = dict(trajectory=options.trajectory, callback=options.callback, unroll=options.differentiable)
+        latents = loop(step, state, steps, **how)[0]  # type: ignore[arg-type]
+
+    def falling() -> ValueError:
+        wanted = "schedule: expected gamma(t) to be finite and to increase from each step's time to the next"
+        return ValueError(f"{wanted}, got one that falls by {_checks.plain(falls[0]).max().item():.4g}")
+
+    if watched:
+        _checks.verify([_checks.Fact(falls[0] <= schedules.slack(z.dtype), falling)])
+    return latents, last
+
+
+def stepped(done: Any, like: Tensor) -> tuple[Tensor, Tensor, State]:
+    """Gives what a solver's step returned: latents and an estimate, both like the latents before, and what it carries.
+
+    Raises:
+        TypeError, ValueError: something else; a tensor of another shape would be broadcast.
+    """
+    if not isinstance(done, tuple) or len(done) != 3:
+        raise TypeError(f"solver: expected a Step from its step, got {_checks.describe(done)}")
+    for name, x in zip(("latents", "estimate"), done[:2], strict=True):
+        _checks.alike(f"solver: the {name} of its step", x, like.shape, like.dtype)
+    return done
+
+
+def guidance_weight(options: Options, z: Tensor) -> float | Tensor | None:
+    """Gives the weight of the condition, or None where it is 1 and the condition's own prediction serves."""
+    weight = options.guidance
+    if isinstance(weight, Tensor):
+        if _checks.floating("guidance", weight).ndim:
+            _checks.shaped("guidance", weight, z.shape[:1])
+        _checks.verify(_checks.finite("guidance", {(): weight}, z.dtype))
+        weight = weight.to(z)
+    elif (weight := fixed(_checks.real("guidance", weight))) == 1.0:
+        return None
+    if options.cond is None:
+        raise ValueError("cond: expected the condition that guidance strengthens, got None")
+    return weight
+
+
+def _step_count(steps: int | Tensor, trajectory: bool) -> int | Tensor:
+    steps = _checks.count("steps", steps)
+    if trajectory and isinstance(steps, Tensor):
+        raise TypeError("steps: a trajectory has as many latents as steps; give a Python integer, not a tensor")
+    return steps
+
+
+def loop(
+    step: Callable[..., State],
+    state: State,
+    steps: int | Tensor,
+    *,
+    trajectory: bool = False,
+    callback: Callable[[int, Tensor], None] | None = None,
+    unroll: bool = False,
+) -> State:
+    """Applies ``state = step(i, *state)`` for i = 0, ..., steps - 1.
+
+    In eager mode this is a Python loop. Under ``torch.compile`` it is one ``torch.while_loop``, whose graph does not depend
+    on the number of steps where that is a tensor. ``torch.export`` unrolls it: it loses a ``vmap`` inside a ``while_loop``.
+
+    Args:
+        step: ``step(i, *state) -> state``, with i an int32 tensor of shape () on the state's device.
+        state: the start: the latents z, and whatever else steps hand on.
+        steps: how many, an integer >= 1, or an integer tensor of shape () (on the CPU: a loop's end is tested there).
+        trajectory: whether to return, in place of the last z, all of them, from the start on, stacked: (steps + 1,
+            *z.shape). Takes an integer.
+        callback: in eager mode, ``callback(i, z)`` after each step, for a progress bar.
+        unroll: whether a compiled graph holds every step, so that derivatives and transforms pass. Takes an integer.
+
+    Raises:
+        TypeError, ValueError: steps below 1 or of the wrong form; a trajectory of a tensor of steps; such steps unrolled, or
+            exported; a callback under compile.
+    """
+    steps = _step_count(steps, trajectory)
+    if torch.compiler.is_compiling():
+        if callback is not None:
+            raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager mode")
+        exporting = torch.compiler.is_exporting()
+        if not unroll and not exporting:
+            return _compiled(step, state, steps, trajectory)
+        if isinstance(steps, Tensor):
+            wanted = "an exported program has its own number of steps" if exporting else "compiled derivatives unroll them"
+            raise TypeError(f"steps: {wanted}; give a Python integer, not a tensor")
+
+    latents = [state[0]]
+    for i in range(int(steps)):
+        state = step(torch.tensor(i, dtype=torch.int32, device=state[0].device), *state)
+        if trajectory:
+            latents.append(state[0])
+        if callback is not None:
+            callback(i, state[0])
+    return (torch.stack(latents), *state[1:]) if trajectory else state
+
+
+def _compiled(step: Callable[..., State], state: State, steps: int | Tensor, trajectory: bool) -> State:
+    # The derivative of torch.while_loop (2.13) lacks what comes by a state that starts without one: hence ``unroll``.
+    # Two counters: the loop's end is tested on the CPU without waiting for the device, the step counts on z's device.
+    end = torch.as_tensor(steps, dtype=torch.int32, device=None if isinstance(steps, Tensor) else "cpu")
+    host = torch.zeros((), dtype=torch.int32, device="cpu")
+    here = torch.zeros((), dtype=torch.int32, device=state[0].device)
+
+    def unfinished(host: Tensor, here: Tensor, *state: Tensor) -> Tensor:
+        return host < end
+
+    def body(host: Tensor, here: Tensor, *state: Tensor) -> State:
+        return host + 1, here + 1, *step(here, *state)
+
+    def recording(host: Tensor, here: Tensor, latents: Tensor, *state: Tensor) -> State:
+        state = step(here, *state)
+        latents = latents.index_copy(0, (here + 1).to(torch.int64)[None], state[0][None])
+        return host + 1, here + 1, latents, *state
+
+    if not trajectory:
+        return torch.while_loop(unfinished, body, (host, here, *state))[2:]
+    latents = torch.cat([state[0][None], state[0].new_zeros((steps, *state[0].shape))])  # type: ignore[arg-type]
+    _, _, latents, _, *rest = torch.while_loop(unfinished, recording, (host, here, latents, *state))
+    return latents, *rest
