@@ -21,6 +21,7 @@ from purevdm import (
     noise,
     ode,
     parallel,
+    parts,
     process,
     random,
     sampling,
@@ -30,9 +31,9 @@ from purevdm import (
     types,
     variance,
 )
+from purevdm._vdm import VDM, Sample, vdm
 from purevdm.bound import NLLBound
 from purevdm.noise import Noise, Seeds
-from purevdm.vdm import VDM, Sample, vdm
 
 __all__ = [
     "VDM",
@@ -55,6 +56,7 @@ __all__ = [
     "noise",
     "ode",
     "parallel",
+    "parts",
     "process",
     "random",
     "sampling",

@@ -12,8 +12,8 @@ from versions import since_2_13
 
 import purevdm
 from purevdm import bound, networks, random, schedules, solvers
+from purevdm._vdm import _structure
 from purevdm.module import Module
-from purevdm.vdm import _structure
 
 MODEL = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
 PARAMS = perturb.perturbed(MODEL.init(random.key(0)), 1, 0.05)

@@ -61,13 +61,13 @@ from torch import Tensor
 
 from purevdm import _checks, process
 from purevdm._compile import fixed
+from purevdm._vdm import VDM, vdm
 from purevdm.bfn.model import BFN
 from purevdm.bfn.normal import T_MIN
 from purevdm.bfn.outputs import Point
 from purevdm.networks import Network, Wrapped
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
-from purevdm.vdm import VDM, vdm
 
 __all__ = ["as_vdm", "schedule", "time"]
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from purevdm import schedules
+from purevdm._vdm import VDM
 from purevdm.codec._arithmetic import Floats, Integers, exp, expm1, rounded, widest
 from purevdm.codec._lattice import NARROW, width_index
 from purevdm.codec._network import cast, device_of
 from purevdm.types import Params
-from purevdm.vdm import VDM
 
 _FINE = 2.0**20
 _STEEPEST = 60.0

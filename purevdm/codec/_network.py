@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from purevdm import denoiser
 from purevdm import model as door
 from purevdm._compile import exact
+from purevdm._vdm import VDM
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
-from purevdm.vdm import VDM
 
 
 class Denoiser(NamedTuple):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from purevdm import _checks, _files
 from purevdm._batches import pairs
+from purevdm._vdm import VDM
 from purevdm.codec import _chain, _container
 from purevdm.codec._chain import Chain
 from purevdm.codec._container import Block, Head
@@ -22,7 +23,6 @@ from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
 from purevdm.model import checked, direct
 from purevdm.types import Params
-from purevdm.vdm import VDM
 
 __all__ = ["Block", "CodecError", "Info", "decode", "encode", "info", "read", "write"]
 

@@ -6,7 +6,7 @@ bounds are of a density, in nats an example. In both, a latent enters divided by
 """
 
 from purevdm.decoders._decoder import Decoder, fits, plain, spacing
-from purevdm.decoders.discrete import Discrete, discrete, reconstruction_bits
-from purevdm.decoders.gaussian import Gaussian, gaussian
+from purevdm.decoders._discrete import Discrete, discrete, reconstruction_bits
+from purevdm.decoders._gaussian import Gaussian, gaussian
 
 __all__ = ["Decoder", "Discrete", "Gaussian", "discrete", "fits", "gaussian", "plain", "reconstruction_bits", "spacing"]

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from purevdm import _checks, likelihood, parallel, random
 from purevdm._batches import pairs
+from purevdm._vdm import VDM
 from purevdm.bfn import BFN
 from purevdm.bound import NLLBound
 from purevdm.evaluation._figures import Evaluation, PerExample
 from purevdm.likelihood import Estimate
 from purevdm.parallel import Group
 from purevdm.types import Key, Params
-from purevdm.vdm import VDM
 
 __all__ = ["evaluate", "per_example"]
 

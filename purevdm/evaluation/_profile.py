@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, schedules
+from purevdm._vdm import VDM
 from purevdm.bound import NLLBound
 from purevdm.evaluation._examples import called, draws
 from purevdm.evaluation._figures import Figure, figure, per_unit
 from purevdm.noise import Seeds, discretise
 from purevdm.parallel import Group
 from purevdm.types import Key, Params
-from purevdm.vdm import VDM
 
 __all__ = ["Curve", "Profile", "profile"]
 

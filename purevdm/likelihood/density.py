@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm._vdm import VDM
 from purevdm.likelihood import _dequantise, flow
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
 from purevdm.model import checked, direct, latents
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params
-from purevdm.vdm import VDM
 
 __all__ = ["log_prob", "log_prob_latent", "log_weight"]
 

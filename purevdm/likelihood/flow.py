@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, ode, process, random, schedules
+from purevdm._vdm import VDM
 from purevdm.denoiser import Denoiser
 from purevdm.model import Model, checked, direct, latents
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
-from purevdm.vdm import VDM
 
 __all__ = ["divergence", "draw_probes", "integrate", "to_data", "to_noise", "velocity"]
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
+from purevdm._vdm import VDM
 from purevdm.denoiser import Denoiser
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
 from purevdm.model import checked, direct
 from purevdm.sampling.trajectory import level, loop
 from purevdm.types import Key, Params
-from purevdm.vdm import VDM
 
 __all__ = ["importance_bound"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, bound, likelihood, ode, process, random
+from purevdm._vdm import VDM
 from purevdm.noise import Noise, draw_noise, draw_seeds
 from purevdm.ode import Integrator
 from purevdm.testing._law import off, require, trying
 from purevdm.types import Key, Params
-from purevdm.vdm import VDM
 
 __all__ = ["check_density", "check_model"]
 

@@ -7,12 +7,12 @@ from functools import partial
 import torch
 
 from purevdm import _checks, decoders, process, random
+from purevdm._vdm import vdm
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver
 from purevdm.testing import sources
 from purevdm.testing._law import require, trying
 from purevdm.types import Key
-from purevdm.vdm import vdm
 
 __all__ = ["check_solver"]
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from purevdm import decoders, networks, random, schedules
+from purevdm._vdm import VDM, vdm
 from purevdm.types import Shape
-from purevdm.vdm import VDM, vdm
 
 try:
     from hypothesis import strategies as st

@@ -12,6 +12,7 @@ from torch._functorch import config
 
 from purevdm import _checks, random
 from purevdm._compile import OLD, exact
+from purevdm._vdm import VDM
 from purevdm.bfn import BFN
 from purevdm.model import batch_axes
 from purevdm.networks import _regions
@@ -19,7 +20,6 @@ from purevdm.noise import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
 from purevdm.types import Key, Params
-from purevdm.vdm import VDM
 
 __all__ = ["NonFiniteLossError", "TrainState", "gradients", "init", "train_step"]
 
