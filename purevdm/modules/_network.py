@@ -172,8 +172,8 @@ def from_module(
     Args:
         module: the module, which is copied, or a function without arguments that makes one: a class, or
             ``functools.partial(Net, width=16)``, which compares and pickles by content.
-        call: ``call(module, z, gamma, cond) -> output``, for modules with another signature. A model pickles if this
-            function does.
+        call: ``call(module, z, gamma, cond) -> output``, for modules with another signature; it also takes the keywords
+            ``x_hat`` and ``mask`` where the network does. A model pickles if this function does.
         time: ``time(gamma) -> time``, elementwise, of gamma's shape: what the module takes instead of gamma, such as the
             index of a DDPM's betas, interpolated.
         pretrained: whether ``init`` gives the values that the module has.
