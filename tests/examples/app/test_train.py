@@ -269,7 +269,7 @@ def test_an_official_checkpoint_is_evaluated(tmp_path):
     assert run.returncode == 0, run.stderr
     order = random.permutation(presets.keys(1)["split"], 6)
     batches = [(torch.tensor(x)[order[:3]], networks.Condition(vector=torch.zeros(3, 1)))]
-    want = evaluation.evaluate(c.model, c.params, batches, random.key(0))
+    want = evaluation.evaluate(c.model, c.params, batches, presets.stream("evaluate", 0, "cpu"))
     assert float(run.stdout.splitlines()[-1].split()[1]) == pytest.approx(want.total.mean, rel=1e-4)
 
 
