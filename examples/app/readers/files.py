@@ -101,7 +101,7 @@ def image_folder(
     """
     folder = Path(path)
     found = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    files = sorted(file for file in found if file.is_file() or not file.exists())  # a link to nothing is named as missing
+    files = sorted(file for file in found if not file.is_dir())  # a pipe is refused, a link to nothing named as missing
     if not files:
         raise DataError(f"{folder}: expected a folder of images ({', '.join(sorted(SUFFIXES))}), found none")
     groups = [file.relative_to(folder).parts[:-1] for file in files]

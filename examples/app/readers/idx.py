@@ -47,7 +47,7 @@ def _found(path: Path, names: list[str], what: str, ndim: int) -> Path:
     form = re.compile(rf"(?:(.+)[-_.])?(?:{'|'.join(names)})-{what}[-.]idx{ndim}-ubyte(?:\.gz)?")
     sets: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir() if folder.is_dir() else ()):
-        if (named := form.fullmatch(file.name)) and file.is_file() and chosen in (None, named[1]):
+        if (named := form.fullmatch(file.name)) and not file.is_dir() and chosen in (None, named[1]):
             sets.setdefault(named[1] or "", []).append(file)
     if len(sets) > 1:
         raise DataError(f"{folder}: expected one set, found {', '.join(sets)}; give the path of one, {folder / min(sets)}")
