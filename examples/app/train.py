@@ -295,7 +295,9 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
                 if first:
                     tqdm.write(f"stopped at step {state.step}, saved in {last_good}; go on with --resume")
                 return 130
-    except (training.NonFiniteLossError, OSError) as error:
+    except (training.NonFiniteLossError, OSError, ValueError) as error:  # a schedule out of its range is a ValueError
+        if not programs.expected(error):
+            raise
         where = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
         tqdm.write(f"{programs.told(error)}; {where}", file=sys.stderr)
         return 1
