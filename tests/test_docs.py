@@ -22,7 +22,9 @@ def test_docstrings_run(name):
 
 
 def test_docstrings_have_examples():
-    found = [doctest.testmod(importlib.import_module(name)).attempted for name in ("purevdm._vdm", "purevdm.networks._unets")]
+    found = [
+        doctest.testmod(importlib.import_module(name)).attempted for name in ("purevdm._vdm", "purevdm.networks._unets")
+    ]
     assert all(found)
 
 

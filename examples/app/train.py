@@ -295,13 +295,8 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
                 if first:
                     tqdm.write(f"stopped at step {state.step}, saved in {last_good}; go on with --resume")
                 return 130
-<<<<<<< HEAD
-    except (training.NonFiniteLossError, OSError, ValueError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith("schedule:"):  # one that ran away
-=======
     except (training.NonFiniteLossError, OSError, ValueError) as error:  # a schedule out of its range is a ValueError
         if not programs.expected(error):
->>>>>>> h-exam
             raise
         where = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
         tqdm.write(f"{programs.told(error)}; {where}", file=sys.stderr)
