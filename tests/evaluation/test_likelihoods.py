@@ -165,7 +165,11 @@ def test_bad_input_is_named():
         (dict(batches=[]), ValueError, "batches: expected at least one"),
         (dict(batches=x), TypeError, "batches: expected an iterable"),
         (dict(batches=[x.double()]), TypeError, "x: expected a tensor of integers"),
-        (dict(estimate=model.nll_bound), TypeError, r"estimate: expected it to return a likelihood.Estimate, got a NLLBound"),
+        (
+            dict(estimate=model.nll_bound),
+            TypeError,
+            r"estimate: expected it to return a likelihood.Estimate, got a NLLBound",
+        ),
         (dict(estimate=lambda p, x, *rest: method(p, x[:-1], *rest)), ValueError, "estimate's log_weights: expected shape"),
         (dict(batches=[x], estimate=lost), ValueError, f"estimate: expected weights, got nan for example {first} of"),
     ):
