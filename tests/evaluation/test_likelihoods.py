@@ -168,7 +168,7 @@ def test_bad_input_is_named():
         (
             dict(estimate=model.nll_bound),
             TypeError,
-            r"estimate: expected it to return a likelihood.Estimate, got a NLLBound",
+            r"expected it to return a likelihood.Estimate, got a NLLBound",
         ),
         (dict(estimate=lambda p, x, *rest: method(p, x[:-1], *rest)), ValueError, "estimate's log_weights: expected shape"),
         (dict(batches=[x], estimate=lost), ValueError, f"estimate: expected weights, got nan for example {first} of"),
