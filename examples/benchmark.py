@@ -190,7 +190,7 @@ def ways(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[str
     model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
     params = model.init(key)
     for dtype, mode in WAYS:
-        own = network if dtype == "float32" else purevdm.networks.mixed(network, getattr(torch, dtype))
+        own = model.network if dtype == "float32" else purevdm.networks.mixed(model.network, getattr(torch, dtype))
         other, name = model._replace(network=own), dtype if mode == "default" else f"{dtype}, {mode}"
         grad = training.gradients(other, compile=True, mode=mode)
         sample = torch.compile(functools.partial(other.sample, **PAPER), fullgraph=True, mode=mode)
