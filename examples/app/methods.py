@@ -66,7 +66,7 @@ def chosen(
         ValueError: a dequantisation that does not fit the data.
     """
     real = model.decoder.log_probs is None
-    fitting = likelihood.REAL if real else likelihood.DISCRETE
+    fitting = ("none", "variational") if real else ("variational", "truncated", "uniform")
     for entry in dequantisations:
         if entry not in fitting:
             data = "real" if real else "discrete"
