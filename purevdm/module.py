@@ -1,7 +1,7 @@
 """A pure function of parameters as a ``torch.nn.Module``, for loops and tools that want one.
 
 ``DistributedDataParallel``, Hugging Face Accelerate, Lightning, ``torch.optim.swa_utils`` and ``torch.export`` take modules.
-``examples/loops.py`` trains in the first three.
+``examples/copy/loops.py`` trains in the first three.
 
 ``torch.export``, strict or not, takes a module of ``loss_fn``, ``nll_bound``, ``eps_hat`` or ``sample``. The batch may be
 dynamic; where noise is drawn it needs a bound, ``Dim("B", max=1024)``. A sampler's steps are a Python integer, and are

@@ -43,7 +43,7 @@ class Solver(Value):
     """
 
     def init(self, z_1: Tensor, gamma_1: Tensor) -> Carry:
-        """The tensors that the first step is handed: none, unless a solver says otherwise."""
+        """Gives the tensors that the first step takes: none, unless a solver says otherwise."""
         return ()
 
     def step(self, denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, key: Key | None, carry: Carry) -> Step:
@@ -80,9 +80,6 @@ class Functions(Solver):
         return self.own_step(denoise, z_t, gamma_t, gamma_s, key, carry)
 
 
-# Ancestral sampling
-
-
 @dataclass(frozen=True)
 class Ancestral(Solver):
     """The solver of :func:`ancestral`."""
@@ -99,7 +96,7 @@ class Ancestral(Solver):
 
 
 def ancestral() -> Solver:
-    """The paper's sampler: a draw of p(z_s given z_t) in each step (eq. 34)."""
+    """Makes the paper's sampler: a draw of p(z_s given z_t) in each step (eq. 34)."""
     return Ancestral()
 
 
@@ -116,9 +113,6 @@ def ancestral_step(z_t: Tensor, eps_hat: Tensor, gamma_t: Tensor, gamma_s: Tenso
     return q.mean + q.std * eps
 
 
-# DDIM
-
-
 @dataclass(frozen=True)
 class DDIM(Solver):
     """The solver of :func:`ddim`."""
@@ -129,16 +123,13 @@ class DDIM(Solver):
 
 
 def ddim() -> Solver:
-    """The deterministic DDIM (Song, Meng, Ermon 2020): of order 1 in the step, for few steps."""
+    """Makes the deterministic DDIM (Song, Meng, Ermon 2020): of order 1 in the step, for few steps."""
     return DDIM()
 
 
 def ddim_step(x_hat: Tensor, eps_hat: Tensor, gamma_s: Tensor) -> Tensor:
     """Gives z_s = alpha_s x_hat + sigma_s eps_hat: the first-order solver of the probability flow."""
     return process.diffuse(x_hat, gamma_s, eps_hat)
-
-
-# DPM-Solver++(2M)
 
 
 @dataclass(frozen=True)
@@ -155,8 +146,8 @@ class DPMpp2M(Solver):
 
 
 def dpmpp_2m() -> Solver:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): deterministic, of order 2, one evaluation of the
-    network a step. It wants steps even in gamma."""
+    """Makes DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): deterministic, of order 2, one evaluation of
+    the network a step. It wants steps even in gamma."""
     return DPMpp2M()
 
 

@@ -192,14 +192,15 @@ def doors(folder: Path) -> dict[str, Door]:
         "ode.heun": _of(ode.heun, steps=2),
         "ode.rk4": _of(ode.rk4, steps=2),
         "importance.warped": _of(importance.warped, base=schedules.learned_linear(), bins=4, uniform=0.1, rate=0.9),
-        "evaluation.likelihoods": _of(
-            evaluation.likelihoods,
+        "evaluation.of_method": _of(
+            evaluation.per_example,
             model=REAL,
             params=REAL_PARAMS,
             batches=[Z],
             key=KEY,
             passes=2,
-            estimate=partial(likelihood.importance_bound, REAL, timesteps=2),
+            method=partial(likelihood.importance_bound, REAL, timesteps=2),
+            failures="raise",
             group=None,
             callback=None,
         ),
@@ -278,12 +279,9 @@ def doors(folder: Path) -> dict[str, Door]:
             probe_noise=Z[None],
             chunk=1,
         ),
-        "evaluation.bounds": _of(evaluation.bounds, **measured, elbo=None, group=None, callback=None),
-        "evaluation.evaluate": _of(evaluation.evaluate, **measured, elbo=None, group=None, callback=None),
-        "evaluation.profile": _of(evaluation.profile, **measured, bins=2),
-        "evaluation.compare": _of(
-            evaluation.compare, a=(MODEL, PARAMS), b=(MODEL, PARAMS), batches=[(X, COND)], key=KEY, passes=1, timesteps=None
-        ),
+        "evaluation.per_example": _of(evaluation.per_example, **measured, group=None, callback=None),
+        "evaluation.evaluate": _of(evaluation.evaluate, **measured, method=None, group=None, callback=None),
+        "evaluation.profile": _of(evaluation.profile, **measured, bound=None, bins=2),
         "training.init": _of(training.init, model=MODEL, key=KEY),
         "training.gradients": _of(training.gradients, model=MODEL, variance=False, compile=False, remat=False, accumulate=1),
         "training.learning_rate": _of(training.learning_rate, settings=training.AdamW(), step=3),
@@ -328,8 +326,7 @@ def _more(folder: Path, saved: Path) -> dict[str, Door]:
     flax = folder / "checkpoint.flax"
     flax.write_bytes(msgpack.packb({"step": 1, "params": packed, "ema_params": packed}))
     noise = MODEL.draw(KEY, 3)
-    terms = evaluation.bounds(REAL, REAL_PARAMS, [Z], KEY)
-    estimate = likelihood.log_prob(REAL, REAL_PARAMS, Z, KEY, integrator=EULER)
+    each = evaluation.per_example(REAL, REAL_PARAMS, [Z], KEY)
     examples = data.Dataset("x", 20, (2,), 8, lambda i: np.zeros((len(i), 2), np.uint8), np.zeros(20, np.int64), 1)
     module = Module(MODEL.loss_fn, PARAMS)
     of_flow = dict(params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND)
@@ -378,9 +375,7 @@ def _more(folder: Path, saved: Path) -> dict[str, Door]:
             skip=None,
             callback=None,
         ),
-        "evaluation.summary": _of(evaluation.summary, model=REAL, terms=terms, passes=1),
-        "evaluation.measurement": _of(evaluation.measurement, model=REAL, found=estimate),
-        "evaluation.difference": _of(evaluation.difference, model=REAL, a=terms, b=estimate),
+        "evaluation.compare": _of(evaluation.compare, a=each, b=each),
         "interop.from_flax": _of(interop.from_flax, tree=official),
         "interop.to_flax": _of(interop.to_flax, params=REAL_PARAMS),
         "interop.load_flax": _of(interop.load_flax, path=flax),

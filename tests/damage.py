@@ -14,6 +14,7 @@ import lzma
 import pickle
 import random as dice
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -24,16 +25,19 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 import optree
-import presets
-import readers
 import safetensors.torch
 import torch
-import train
 from PIL import Image
 
 import purevdm
 from purevdm import codec, interop, networks, random, schedules, training
 from purevdm.training import checkpoint
+
+sys.path.insert(1, str(Path(__file__).parents[1] / "examples" / "app"))
+
+import presets
+import readers
+import train
 
 MODEL = purevdm.vdm(networks.mlp(4, 1, fourier=()), schedules.learned_linear(), (2,), 8)
 PARAMS = MODEL.init(random.key(0))

@@ -87,7 +87,7 @@ PATIENT = {"steps", "limit", "timesteps", "passes"}
 """Arguments of which a large number is valid, and takes as long as it says."""
 
 
-CALLED = {"grad_fn", "skip", "project", "callback", "elbo", "estimate", "call", "function"}
+CALLED = {"grad_fn", "skip", "project", "callback", "bound", "method", "call", "function"}
 """Arguments that are called: what another function raises is its own."""
 
 

@@ -22,7 +22,7 @@ def test_docstrings_run(name):
 
 
 def test_docstrings_have_examples():
-    found = [doctest.testmod(importlib.import_module(name)).attempted for name in ("purevdm.vdm", "purevdm.networks.unet")]
+    found = [doctest.testmod(importlib.import_module(name)).attempted for name in ("purevdm.vdm", "purevdm.networks._unets")]
     assert all(found)
 
 

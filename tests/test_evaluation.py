@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import purevdm
 from purevdm import evaluation, networks, process, random, schedules
-from purevdm.evaluation.figures import figure
-from purevdm.evaluation.profile import _curve
+from purevdm.evaluation._figures import figure, per_unit
+from purevdm.evaluation._profile import _curve
 from purevdm.networks import Condition
 from purevdm.schedules import Schedule
 from purevdm.testing import sources
@@ -41,12 +41,13 @@ def test_the_entropy_of_independent_pixels():
     batches = [(x[i : i + 250], None) for i in range(0, 600, 250)]
     done = []
     found = evaluation.evaluate(ideal(), PARAMS, batches, random.key(1), passes=3, callback=done.append)
-    assert abs(found.total.mean - sources.entropy(P) / math.log(2)) < 4 * found.total.error
-    assert math.isclose(found.total.mean, found.diffusion.mean + found.prior.mean + found.recon.mean)
+    assert abs(found.nll.mean - sources.entropy(P) / math.log(2)) < 4 * found.nll.error
+    assert list(found.terms) == ["recon", "prior", "diffusion"]
+    assert math.isclose(found.nll.mean, sum(term.mean for term in found.terms.values()))
     assert (found.examples, found.passes, found.unit, done) == (600, 3, "bits/dim", [250, 250, 100])
     # more passes leave less noise
     once = evaluation.evaluate(ideal(), PARAMS, batches, random.key(1), passes=1)
-    assert found.diffusion.error < once.diffusion.error
+    assert found.terms["diffusion"].error < once.terms["diffusion"].error
 
 
 def test_one_batch_by_hand_with_conditions_and_a_smaller_one():
@@ -64,28 +65,29 @@ def test_one_batch_by_hand_with_conditions_and_a_smaller_one():
         shapes.append(tuple(x.shape))
         return model.nll_bound(params, x, key, cond)
 
-    found = evaluation.evaluate(model, params, batches, random.key(2), passes=2, elbo=nll_bound)
+    found = evaluation.evaluate(model, params, batches, random.key(2), passes=2, method=nll_bound)
     assert shapes == [(3, 2)] * 2 + [(2, 2)] * 2
-    each = evaluation.bounds(model, params, batches, random.key(2), passes=2)
-    assert all(term.dtype == torch.float64 and term.shape == (5,) for term in each)
+    each = evaluation.per_example(model, params, batches, random.key(2), passes=2)
+    assert all(term.dtype == torch.float64 and term.shape == (5,) for term in each.result)
+    assert each.dims.tolist() == [2] * 5
     want = []
     for j, (batch, given) in enumerate(batches):
         keys = random.split(random.fold_in(random.key(2), j), 2)
         terms = [torch.stack(list(model.nll_bound(params, batch, k, given)), 1).double() for k in keys]
         want.append((terms[0] + terms[1]) / 2)
-    assert torch.equal(torch.stack(list(each), 1), torch.cat(want))
-    assert evaluation.summary(model, each, 2) == found
-    bits = each.total / (2 * math.log(2))
-    assert math.isclose(found.total.mean, bits.mean(), rel_tol=1e-12)
-    assert math.isclose(found.total.error, bits.std() / math.sqrt(5), rel_tol=1e-12)
-    assert str(found.total) == f"{found.total.mean:.4f} +- {found.total.error:.4f}"
+    assert torch.equal(torch.stack(list(each.result), 1), torch.cat(want))
+    assert each.summary() == found
+    bits = each.nll / (2 * math.log(2))
+    assert math.isclose(found.nll.mean, bits.mean(), rel_tol=1e-12)
+    assert math.isclose(found.nll.error, bits.std() / math.sqrt(5), rel_tol=1e-12)
+    assert str(found.nll) == f"{found.nll.mean:.4f} +- {found.nll.error:.4f}"
 
 
 def test_errors_cover_the_truth_as_often_as_they_say():
     """Of 200 sets' intervals of two standard errors, 95 in 100 hold the truth. Times are independent, so that sets are."""
     models = [ideal(p, n=4, antithetic=False) for p in (P, P * 0.8 + 0.05)]
     x = pixels(5, 200 * 50, 4)
-    a, b = (evaluation.bounds(m, PARAMS, [x], random.key(6), passes=16).total / (4 * math.log(2)) for m in models)
+    a, b = (evaluation.per_example(m, PARAMS, [x], random.key(6), passes=16).nll / (4 * math.log(2)) for m in models)
     for each, truth in ((a, sources.entropy(P) / math.log(2)), (a - b, (a - b).mean())):
         found = [figure(part) for part in each.split(50)]
         held = sum(abs(f.mean - truth) < 2 * f.error for f in found)
@@ -94,7 +96,7 @@ def test_errors_cover_the_truth_as_often_as_they_say():
         means, errors = (torch.tensor(column) for column in zip(*found, strict=True))
         assert errors.square().mean().sqrt() < 1.25 * means.std()
     # times spread over a batch leave less noise than they say
-    sets = evaluation.bounds(ideal(n=4), PARAMS, x[:5000].split(50), random.key(7)).total.reshape(100, 50)
+    sets = evaluation.per_example(ideal(n=4), PARAMS, x[:5000].split(50), random.key(7)).nll.reshape(100, 50)
     assert sets.mean(1).std() < sets.var(1).mean().div(50).sqrt()
 
 
@@ -117,7 +119,11 @@ def test_figures_show_two_digits_of_their_error():
 
 def test_batches_of_every_form_are_one():
     model, params, x = points()
-    want = evaluation.bounds(model, params, [(part, None) for part in x.split(20)], random.key(2))
+
+    def each(batches):
+        return evaluation.per_example(model, params, batches, random.key(2)).result
+
+    want = each([(part, None) for part in x.split(20)])
     for batches in (
         x.split(20),
         ((part,) for part in x.split(20)),
@@ -125,14 +131,11 @@ def test_batches_of_every_form_are_one():
         DataLoader(TensorDataset(x), batch_size=20),
         DataLoader(x, batch_size=20),
     ):
-        found = evaluation.bounds(model, params, batches, random.key(2))
-        assert all(map(torch.equal, found, want))
+        assert all(map(torch.equal, each(batches), want))
     model, params, _ = points(classes=3)
     labels = torch.arange(50) % 3
     pairs = DataLoader(TensorDataset(x, labels), batch_size=20)
-    found = evaluation.bounds(model, params, pairs, random.key(2))
-    want = evaluation.bounds(model, params, zip(x.split(20), labels.split(20), strict=True), random.key(2))
-    assert all(map(torch.equal, found, want))
+    assert all(map(torch.equal, each(pairs), each(zip(x.split(20), labels.split(20), strict=True))))
 
 
 def test_steps_are_those_asked_for():
@@ -161,11 +164,9 @@ def test_steps_are_those_asked_for():
 )
 def test_bad_batches_are_named(batches, error, word):
     model, params, _ = points()
-    for call in (evaluation.bounds, evaluation.evaluate, evaluation.profile):
+    for call in (evaluation.per_example, evaluation.evaluate, evaluation.profile):
         with pytest.raises(error, match=word):
             call(model, params, batches, random.key(0))
-    with pytest.raises(error, match=word):
-        evaluation.compare((model, params), (model, params), batches, random.key(0))
 
 
 def test_bad_input_is_named():
@@ -174,8 +175,7 @@ def test_bad_input_is_named():
         (dict(passes=0), ValueError, "passes"),
         (dict(key=0), TypeError, "key"),
         (dict(timesteps=-1), ValueError, "timesteps"),
-        (dict(timesteps=5, elbo=model.nll_bound), ValueError, "elbo: expected None with timesteps=5"),
-        (dict(group=purevdm.training.parallel.Group(0, 2, torch.device("cpu"))), ValueError, "group: expected"),
+        (dict(group=purevdm.parallel.Group(0, 2, torch.device("cpu"))), ValueError, "group: expected"),
     ):
         given = dict(key=random.key(0)) | options
         with pytest.raises(error, match=word):
@@ -184,6 +184,11 @@ def test_bad_input_is_named():
             evaluation.profile(model, params, [x], **given)
     with pytest.raises(ValueError, match="bins"):
         evaluation.profile(model, params, [x], random.key(0), bins=0)
+    for call, name in ((evaluation.evaluate, "method"), (evaluation.profile, "bound")):
+        with pytest.raises(ValueError, match=f"{name}: expected None with timesteps=5"):
+            call(model, params, [x], random.key(0), timesteps=5, **{name: model.nll_bound})
+    with pytest.raises(ValueError, match="failures: expected one of 'raise', 'nan'"):
+        evaluation.evaluate(model, params, [x], random.key(0), failures="skip")
 
 
 # Two models
@@ -192,11 +197,11 @@ def test_bad_input_is_named():
 def test_pairs_share_what_differs_between_examples():
     a, b = ideal(), ideal(P * 0.8 + 0.05)
     batches, key = pixels(2, 1000).split(500), random.key(3)
-    found = evaluation.compare((a, PARAMS), (b, PARAMS), batches, key, passes=8)
+    found = evaluation.compare(*(evaluation.per_example(model, PARAMS, batches, key, passes=8) for model in (a, b)))
     assert found.a == evaluation.evaluate(a, PARAMS, batches, key, passes=8)
     assert found.b == evaluation.evaluate(b, PARAMS, batches, key, passes=8)
-    assert math.isclose(found.difference.mean, found.a.total.mean - found.b.total.mean, abs_tol=1e-12)
-    unpaired = math.hypot(found.a.total.error, found.b.total.error)
+    assert math.isclose(found.difference.mean, found.a.nll.mean - found.b.nll.mean, abs_tol=1e-12)
+    unpaired = math.hypot(found.a.nll.error, found.b.nll.error)
     assert found.difference.error < unpaired / 8
     # a knows the truth, which the pair tells and two evaluations do not
     assert -unpaired < found.difference.mean < -4 * found.difference.error
@@ -206,39 +211,54 @@ def test_pairs_share_what_differs_between_examples():
 
 
 def test_models_of_other_kinds_are_compared():
-    """Another network, schedule and number of steps, and a condition that one of them takes."""
+    """Another network, schedule and number of steps, a condition that one of them takes, and other batches."""
     (a, of_a, x), (b, of_b, _) = points(), points(classes=3)
     b = b._replace(schedule=schedules.fixed_linear(-6.0, 4.0), timesteps=1000)
-    of_b = of_b | {"schedule": {}}
     labels = torch.arange(50) % 3
-
-    def alone(params, x, key, cond):
-        return a.nll_bound(params, x, key)
-
-    pairs = [(x, labels)]
-    found = evaluation.compare((a, of_a), (b, of_b), pairs, random.key(3), elbos=(alone, b.nll_bound))
-    assert found.a == evaluation.evaluate(a, of_a, [x], random.key(3))
-    assert found.b == evaluation.evaluate(b, of_b, pairs, random.key(3))
-    stepped = evaluation.compare((a, of_a), (a._replace(timesteps=5), of_a), [x], random.key(3), timesteps=8)
-    assert stepped.a == stepped.b
-    assert stepped.difference == (0.0, 0.0)
+    of = evaluation.per_example(a, of_a, [x], random.key(3))
+    found = evaluation.compare(of, evaluation.per_example(b, of_b | {"schedule": {}}, [(x, labels)], random.key(3)))
+    assert found.difference.mean == pytest.approx(found.a.nll.mean - found.b.nll.mean)
+    stepped = [evaluation.per_example(m, of_a, [x], random.key(3), timesteps=8) for m in (a, a._replace(timesteps=5))]
+    assert evaluation.compare(*stepped).difference == (0.0, 0.0)
+    assert evaluation.compare(of, evaluation.per_example(a, of_a, x.split(20), random.key(4))).difference.error > 0
 
 
 def test_what_cannot_be_compared_is_named():
     model, params, x = points()
-    pair, key = (model, params), random.key(0)
+    of = evaluation.per_example(model, params, [x], random.key(0))
     for other, word in (
-        (model._replace(event_shape=(3,)), r"event_shape of a, \(2,\), got \(3,\)"),
-        (model._replace(decoder=purevdm.decoders.discrete(8)), r"support of data of a, integers in \[0, 15\], got"),
-        (model._replace(dtype=torch.float64), "dtype"),
-        (model._replace(antithetic=False), "antithetic"),
+        (of._replace(unit="nats"), "b: expected the unit of a, bits/dim, got nats"),
+        (of.rows(torch.arange(49)), "b: expected the examples of a, 50, got 49"),
+        (of.rows(torch.arange(50).flip(0)), r"b: expected the examples of a in .* order, got another as example \d"),
+        (of._replace(dims=of.dims + (torch.arange(50) == 7)), "got another as example 7"),
+        (
+            of._replace(result=purevdm.NLLBound(*(term * math.nan for term in of.result))),
+            "b: expected an example that failed",
+        ),
     ):
-        with pytest.raises(ValueError, match=f"b: expected a model with the {word}"):
-            evaluation.compare(pair, (other, params), [x], key)
-    with pytest.raises(TypeError, match=r"b: expected a pair \(model, params\), got VDM"):
-        evaluation.compare(pair, model, [x], key)
-    with pytest.raises(ValueError, match="elbos: expected None with timesteps=3"):
-        evaluation.compare(pair, pair, [x], key, timesteps=3, elbos=(model.nll_bound, model.nll_bound))
+        with pytest.raises(ValueError, match=word):
+            evaluation.compare(of, other)
+    with pytest.raises(TypeError, match=r"b: expected what evaluation\.per_example returns, got a NLLBound"):
+        evaluation.compare(of, of.result)
+
+
+def test_examples_of_several_sizes_are_pooled():
+    """The mean of ratios, and the ratio of sums with the error of one, covered by repeated draws."""
+    draw = torch.Generator().manual_seed(0)
+    dims = torch.randint(1, 20, (400, 60), generator=draw)
+    nll = dims * (2.0 + torch.randn(400, 60, generator=draw, dtype=torch.float64)) + dims.double().sqrt()
+    found = []
+    for d, each in zip(dims, nll, strict=True):
+        result = purevdm.NLLBound(each, 0.0 * each, 0.0 * each)
+        found.append(evaluation.PerExample(result, d, d, 1, "bits/dim").summary())
+    one = found[0]
+    assert one.nll == pytest.approx(figure(nll[0] / per_unit(dims[0], "bits/dim")))
+    assert one.pooled.mean == pytest.approx(nll[0].sum().item() / dims[0].sum().item() / math.log(2))
+    means, errors = (torch.tensor(column) for column in zip(*(each.pooled for each in found), strict=True))
+    assert errors.mean() == pytest.approx(means.std().item(), rel=4 / math.sqrt(800) + 0.05)  # and a little for the ratio
+    real = evaluation.PerExample(result, d, d, 1, "nats").summary()
+    assert real.nll == figure(nll[-1])
+    assert real.pooled.mean == pytest.approx(nll[-1].sum().item() / dims[-1].sum().item())
 
 
 # The loss over noise levels
@@ -263,7 +283,7 @@ def test_mean_and_integral_are_the_diffusion_loss(steps):
     found = evaluation.profile(model, PARAMS, batches, key, bins=30, passes=3)
     assert (found.examples, found.passes, found.unit) == (600, 3, "bits/dim")
     whole = evaluation.evaluate(model, PARAMS, batches, key, passes=3)  # of the same draws
-    assert found.diffusion == pytest.approx(whole.diffusion, rel=1e-9)
+    assert found.diffusion == pytest.approx(whole.terms["diffusion"], rel=1e-9)
     assert found.t.draws.sum() == found.gamma.draws.sum() == 1800
     assert found.t.centres.tolist() == pytest.approx([(i + 0.5) / 30 for i in range(30)])
     assert found.gamma.edges[[0, -1]].tolist() == pytest.approx([-9.0, 8.0])
@@ -333,15 +353,14 @@ def test_schedules_of_several_levels():
 def test_bounds_that_are_no_numbers_are_named():
     model, params, x = points()
 
-    def told(value, n):
+    def constant(value, n):
         return lambda *_: purevdm.NLLBound(*[torch.full((n,), value)] * 3)
 
-    for elbo, error, word in (
-        (told(math.nan, 50), ValueError, "elbo: expected bounds that are numbers, got NaN for example 0"),
-        (told(1.0, 3), ValueError, r"elbo's recon: expected shape \(50,\)"),
-        (lambda *_: "bound", TypeError, "elbo: expected it to return a purevdm.NLLBound"),
+    for method, error, word in (
+        (constant(math.nan, 50), ValueError, r"method: expected -log p\(x\) that is a number, got nan for example 0"),
+        (constant(-math.inf, 50), ValueError, r"method: expected -log p\(x\) that is a number, got -inf for example 0"),
+        (constant(1.0, 3), ValueError, r"method's recon: expected shape \(50,\)"),
+        (lambda *_: "bound", TypeError, "method: expected it to return a purevdm.NLLBound or a likelihood.Estimate"),
     ):
         with pytest.raises(error, match=word):
-            evaluation.bounds(model, params, [x], random.key(0), elbo=elbo)
-        with pytest.raises(error, match=word.replace("elbo", "elbos", 1)):
-            evaluation.compare((model, params), (model, params), [x], random.key(0), elbos=(elbo, model.nll_bound))
+            evaluation.per_example(model, params, [x], random.key(0), method=method)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _files
+from purevdm._batches import pairs
 from purevdm.codec import _chain, _container
 from purevdm.codec._chain import Chain
 from purevdm.codec._container import Block, Head
@@ -19,7 +20,6 @@ from purevdm.codec._errors import CodecError
 from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
-from purevdm.evaluation.bounds import pairs
 from purevdm.model import checked, direct
 from purevdm.types import Params
 from purevdm.vdm import VDM
@@ -194,7 +194,7 @@ def read(
         ImportError: constriction is not installed.
     """
     file = _checks.path("path", path)
-    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
+    _checks.instance("model", model, VDM, "a purevdm VDM")
     wanted = None if blocks is None else _checks.integers("blocks", blocks, 0)
     if conds is not None and (isinstance(conds, (Tensor, str, bytes, dict)) or not isinstance(conds, Iterable)):
         raise TypeError(f"conds: expected the conditions of blocks, got {_checks.describe(conds)}")

@@ -1,46 +1,41 @@
-"""The likelihood of a data set: the bound of each example, its mean with a standard error, two models paired, the loss over
-noise levels; and log p(x) by any method of :mod:`purevdm.likelihood`, two methods paired.
+"""The likelihood of a data set: -log p(x) of each example by any method, or the bound on it, its mean with a standard error,
+two models or methods paired, and the loss over noise levels.
 
-All functions take ``batches``, an iterable: each batch is a tensor x, (B, *event_shape), alone or in a tuple or list (x,),
-or a pair (x, cond), with cond as the network takes it or None. So a ``torch.utils.data.DataLoader`` works.
+``batches`` is an iterable: each batch is a tensor x, (B, *event_shape), by itself or in a tuple or list (x,), or a pair
+(x, cond), with cond as the network takes it or None. So a ``torch.utils.data.DataLoader`` works.
 
 Batch j draws from ``fold_in(key, j)``, split for its passes. The same batches and key give the same noise, to any model, in
 any number of processes. A batch's times are spread evenly over it, so larger ones have less noise; one of another size is
 another compilation.
 
-What is compared should be paired: two models, two methods, or one model under several conditions, on the same noise. To
-classify by likelihood, bound the same batches under each class **with the same key**. Most of the spread of a bound comes
-from its times and noise, and cancels. With another key for each class the noise decides: 0.125 of the digits are then
-classified rightly, and 0.845 with one key.
+What is compared should be paired: two models, two methods, or one model under several conditions, on the same batches **with
+the same key**. To classify by likelihood, bound the same batches under each class. Most of the spread of a bound comes from
+its times and noise, and cancels. With another key for each class the noise decides: 0.125 of the digits are then classified
+rightly, and 0.845 with one key.
 
 >>> import purevdm, torch
 >>> from purevdm import evaluation, networks, random, schedules
 >>> model = purevdm.vdm(networks.mlp(16, classes=3), schedules.fixed_linear(), event_shape=(2,))
 >>> params, x = model.init(random.key(0)), random.randint(random.key(1), (8, 2), 0, 256)
 >>> labels = [torch.full((8,), c) for c in range(3)]
->>> bounds = [evaluation.bounds(model, params, [(x, label)], random.key(2), passes=4).total for label in labels]
->>> torch.stack(bounds).argmin(0).shape
+>>> each = [evaluation.per_example(model, params, [(x, label)], random.key(2), passes=4).nll for label in labels]
+>>> torch.stack(each).argmin(0).shape
 torch.Size([8])
 """
 
-from purevdm.evaluation.bounds import bounds
-from purevdm.evaluation.figures import Comparison, Evaluation, Figure, compare, evaluate, summary
-from purevdm.evaluation.likelihoods import Measurement, difference, likelihoods, measurement
-from purevdm.evaluation.profile import Curve, Profile, profile
+from purevdm.evaluation._examples import evaluate, per_example
+from purevdm.evaluation._figures import Comparison, Evaluation, Figure, PerExample, compare
+from purevdm.evaluation._profile import Curve, Profile, profile
 
 __all__ = [
     "Comparison",
     "Curve",
     "Evaluation",
     "Figure",
-    "Measurement",
+    "PerExample",
     "Profile",
-    "bounds",
     "compare",
-    "difference",
     "evaluate",
-    "likelihoods",
-    "measurement",
+    "per_example",
     "profile",
-    "summary",
 ]

@@ -31,7 +31,7 @@ def log_prob(
     probes: int | str = 1,
     chunk: int | None = None,
 ) -> Estimate:
-    """log p(x) by the probability flow, for each example.
+    """Computes log p(x) by the probability flow, for each example.
 
     Example i draws from ``split(key, B)[i]``, and its sample k from ``fold_in`` of that and k. So more examples or samples
     leave the first ones as they are.
@@ -93,7 +93,7 @@ def log_weight(
     integrator: Integrator | None = None,
     chunk: int | None = None,
 ) -> Estimate:
-    """One log w of the table in :mod:`purevdm.likelihood`, with all noise explicit: the estimate of one sample.
+    """Computes one log w of the table in :mod:`purevdm.likelihood`, with all noise explicit: the estimate of one sample.
 
     Args:
         model, params, x, cond, dequantisation, integrator, chunk: as in :func:`log_prob`.
@@ -125,7 +125,7 @@ def log_prob_latent(
     integrator: Integrator | None = None,
     chunk: int | None = None,
 ) -> Estimate:
-    """log p(z_0), the flow's density of latents at time 0, with all noise explicit: the estimate of one sample.
+    """Computes log p(z_0), the flow's density of latents at time 0, with all noise explicit: the estimate of one sample.
 
     Args:
         z_0: latents, (B, *event_shape), of the model's dtype.
@@ -148,7 +148,7 @@ def _log_p(
     probe_noise: Tensor | str,
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """log p(z_0), (B,), and the number of evaluations."""
+    """Gives log p(z_0), (B,), and the number of evaluations."""
     divergence_of = partial(flow.divergence, probe_noise=probe_noise, chunk=chunk)
     z_1, change, evaluations = flow.integrate(model, params, z_0, cond, integrator=integrator, divergence_of=divergence_of)
     return summed(log_normal(z_1)) + change, evaluations

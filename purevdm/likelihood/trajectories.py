@@ -26,7 +26,7 @@ def importance_bound(
     timesteps: int | Tensor | None = None,
     samples: int = 1,
 ) -> Estimate:
-    """A lower bound on log p(x) of the model in T steps, by K whole trajectories from q(z_0, ..., z_1 given x).
+    """Computes a lower bound on log p(x) of the model in T steps, by K whole trajectories from q(z_0, ..., z_1 given x).
 
     With K = 1 its mean is that of the discrete-time bound (eq. 13, without its shortcut of one random step). With more it
     rises to log p(x) (Burda et al. 2016, arXiv 1509.00519, over the chain of all latents). Keys as in :func:`log_prob`.

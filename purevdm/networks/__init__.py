@@ -1,4 +1,4 @@
-"""Score networks: each a pair of pure functions that predict the noise, the data or v in a latent.
+"""Score networks: each a pair of pure functions, which predict the noise, the data or v in a latent.
 
 A network is any :class:`Network`. Ten lines make one of your own:
 
@@ -11,7 +11,7 @@ A network is any :class:`Network`. Ten lines make one of your own:
 ...     return nn.dense(params, torch.cat([z, gamma[None]]))
 >>> network = networks.Network.of(init, apply)
 
-``apply`` sees one example, and the model maps it over a batch. With ``batched=True`` it sees the whole batch, as networks
+``apply`` takes one example, and the model maps it over a batch. With ``batched=True`` it takes the whole batch, as networks
 made of a ``torch.nn.Module`` by :func:`from_module` do:
 
 >>> class Net(torch.nn.Module):
@@ -39,20 +39,22 @@ lets all positions attend to all. ``("c h w -> h w c", "c h w -> w h c")`` atten
 made.
 
 **Conditions** are a vector of numbers (``cond_dim``), a class (``classes``), a control sequence for cross-attention
-(``ctrl_dim``, of :func:`unet`), or several of them in a :class:`Condition`. ``cond_drop`` drops the condition in training,
-by key. Then ``sample(..., guidance=2.0)`` strengthens it (classifier-free guidance).
+(``ctrl_dim``, of :func:`unet`), a map of the event's own size (``map_channels``, of :func:`unet`), or several of them in a
+:class:`Condition`. ``cond_drop`` drops the condition in training, by key. Then ``sample(..., guidance=2.0)`` strengthens it
+(classifier-free guidance).
 
-**Self-conditioning** (``self_condition=True``) shows the network its earlier estimate of the data: half of the time in
+**Self-conditioning** (``self_condition=True``) gives the network its earlier estimate of the data: half of the time in
 training, and always in the bound, which takes two passes and so stays a bound. A sampler hands the estimate from step to
 step.
 """
 
 from purevdm.networks._condition import Condition
+from purevdm.networks._mixed import mixed
+from purevdm.networks._mlp import mlp
 from purevdm.networks._network import Network, Wrapped
-from purevdm.networks.mixed import mixed
-from purevdm.networks.mlp import mlp
-from purevdm.networks.module import from_module, load_module, module_params
-from purevdm.networks.unet import unet, vdm_unet
+from purevdm.networks._unets import unet, vdm_unet
+
+from purevdm.modules import from_module, load_module, module_params  # isort: skip (they derive from Network)
 
 __all__ = [
     "Condition",

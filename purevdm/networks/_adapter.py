@@ -1,4 +1,4 @@
-"""How a feature map becomes the tokens of an attention, by an einops pattern, and back."""
+"""Turns a feature map into the tokens of an attention, by an einops pattern, and back."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ DEFAULTS = {1: "c l -> l c", 2: "c h w -> (h w) c", 3: "c d h w -> (d h w) c"}
 
 
 def patterns(adapter: str | Sequence[str]) -> tuple[str, ...]:
-    """One pattern or several."""
+    """Lists one pattern or several."""
     if isinstance(adapter, str):
         return (adapter,)
     if isinstance(adapter, (bytes, dict, Tensor)) or not isinstance(adapter, Iterable):
@@ -21,11 +21,11 @@ def patterns(adapter: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def rank(pattern: str) -> int:
-    """How many axes of space a pattern's feature map has. Checks the whole pattern.
+    """Checks a pattern and counts the axes of space of its feature map.
 
-    Left of the arrow stand the feature map's axes, the channels first; right of it the same axes, grouped at will: last
-    the channels alone, before them what attends to one another, before that what is kept apart, if anything. So
-    ``"c h w -> (h w) c"`` lets all positions attend to all, ``"c h w -> h w c"`` those of each row (axial attention),
+    Left of the arrow are the feature map's axes, the channels first. Right of it are the same axes, grouped: the channels
+    last, ungrouped; before them what attends to one another; before that, if anything, what is kept apart.
+    So ``"c h w -> (h w) c"`` lets all positions attend to all, ``"c h w -> h w c"`` those of each row (axial attention),
     ``"c d h w -> d (h w) c"`` those of each slice.
 
     Raises:
@@ -59,11 +59,11 @@ def rank(pattern: str) -> int:
 
 
 def tokens(pattern: str, x: Tensor) -> Tensor:
-    """A feature map (channels, *space) as tokens, (..., tokens, channels)."""
+    """Rearranges a feature map (channels, *space) into tokens, (..., tokens, channels)."""
     return rearrange(x, pattern)
 
 
 def feature_map(pattern: str, tokens: Tensor, space: tuple[int, ...]) -> Tensor:
-    """The way back."""
+    """Rearranges tokens into the feature map (channels, *space) that they came from."""
     left, right = (side.strip() for side in pattern.split("->"))
     return rearrange(tokens, f"{right} -> {left}", **dict(zip(left.split()[1:], space, strict=True)))

@@ -16,7 +16,7 @@ from purevdm.types import Key, Params
 
 
 def exponents(fourier: Sequence[int]) -> tuple[int, ...]:
-    """The exponents of Fourier features; 2**n must be a float32."""
+    """Checks the exponents of Fourier features; 2**n must be a float32."""
     return _checks.integers("fourier", fourier, -126, 126)
 
 
@@ -36,7 +36,7 @@ def resnet_init(key: Key, n_in: int, n_out: int, hidden: int, rank: int = 2) -> 
 
 
 def resnet(params: Params, x: Tensor, context: Tensor, groups: int, keep: Tensor | None, rate: float) -> Tensor:
-    """Norm, swish, convolution, twice, around a shift by the context; ``keep`` is the mask of the dropout at ``rate``."""
+    """Applies norm, swish and convolution twice, around a shift by the context; ``keep`` is dropout's mask."""
     h = nn.conv(params["conv1"], nn.swish(nn.group_norm(params["norm1"], x, groups)))
     h = h + nn.over_space(nn.dense(params["cond_proj"], context), h)
     h = nn.swish(nn.group_norm(params["norm2"], h, groups))
@@ -47,7 +47,7 @@ def resnet(params: Params, x: Tensor, context: Tensor, groups: int, keep: Tensor
 
 
 def attention_init(key: Key, channels: int, ctrl_dim: int = 0) -> Params:
-    """Attention of a map's positions to one another, or, with a ``ctrl_dim``, to a sequence of that width."""
+    """Draws an attention of a map's positions to one another, or, with a ``ctrl_dim``, to a sequence of that width."""
     keys = random.split(key, 3)
     sources = {"q": channels, "k": ctrl_dim or channels, "v": ctrl_dim or channels}
     return {
@@ -66,7 +66,7 @@ def attend(params: Params, x: Tensor, adapter: str, groups: int, heads: int = 1,
 
 
 def dropout_masks(key: Key | None, rate: float, shapes: Sequence[tuple[int, ...]]) -> list[Tensor] | None:
-    """A mask for each shape, all from one draw (it compiles faster), or None without a key or a rate."""
+    """Draws a mask for each shape, all in one draw (it compiles faster); None without a key or a rate."""
     if key is None or rate == 0.0:
         return None
     sizes = [math.prod(shape) for shape in shapes]
@@ -75,10 +75,10 @@ def dropout_masks(key: Key | None, rate: float, shapes: Sequence[tuple[int, ...]
 
 
 def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., Tensor]:
-    """A block that keeps nothing for the backward pass but its inputs, and is computed again there.
+    """Makes a block that keeps only its inputs for the backward pass, and is computed again there.
 
-    In a compiled graph that is differentiated from outside, as ``training.gradients(..., remat=True)`` does; elsewhere the
-    block as it is, since ``torch.func.grad`` knows no checkpoints.
+    This works where ``torch.autograd`` differentiates a compiled graph, as in ``training.gradients(..., remat=True)``.
+    Elsewhere the block stays as it is, since ``torch.func.grad`` does not support checkpoints.
     """
     if not remat:
         return block
@@ -92,21 +92,21 @@ def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., T
 
 
 def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, float] | None:
-    """A network's arguments, checked: both, or None for neither."""
+    """Checks a network's arguments: both, or None for neither."""
     if gamma_min is None and gamma_max is None:
         return None
     return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
 
 
 def time_scale(x: float) -> float:
-    """A network's argument, checked."""
+    """Checks a network's argument."""
     if (scale := _checks.real("time_scale", x)) <= 0.0:
         raise ValueError(f"time_scale: expected a number above 0, got {x}")
     return scale
 
 
 def normalised(gamma: Tensor, endpoints: tuple[float, float], z: Tensor) -> Tensor:
-    """gamma between its endpoints, from 0 to 1, one number: the mean where each dimension has its own (MuLAN's choice)."""
+    """Normalises gamma between its endpoints to [0, 1], one number: the mean where each dimension has its own."""
     if gamma.ndim and gamma.shape != z.shape:
         raise ValueError(f"gamma: expected shape () or {tuple(z.shape)}, got {_checks.describe(gamma)}")
     low, high = endpoints
@@ -121,7 +121,7 @@ def context_init(keys: Tensor, embed: int, cond_dim: int) -> Params:
 def context(
     params: Params, gamma: Tensor, time_scale: float, embed: int, vector: Tensor | None, label: Tensor | None
 ) -> Tensor:
-    """What the blocks know of the normalised gamma and of the condition: (4 * embed,)."""
+    """Embeds the normalised gamma and the condition for the blocks: (4 * embed,)."""
     features = nn.timestep_embedding(time_scale * gamma, embed)
     features = (features if vector is None else nn.concatenate([features, vector])).to(params["dense0"]["kernel"].dtype)
     h = nn.dense(params["dense0"], features)
@@ -130,12 +130,12 @@ def context(
 
 
 def split_key(key: Key | None) -> tuple[Tensor | None, Tensor | None]:
-    """A network's key in two: for the dropout of features, and for that of the condition."""
+    """Splits a network's key in two: for the dropout of features, and for that of the condition."""
     return (None, None) if key is None else tuple(random.split(key).unbind(0))  # type: ignore[return-value]
 
 
 def estimate(z: Tensor, x_hat: Tensor | None, self_condition: bool) -> Tensor | None:
-    """The earlier estimate of the data that a self-conditioned network sees: zeros for none; None for other networks."""
+    """Returns the earlier estimate of the data that a self-conditioned network takes, zeros for none; None for others."""
     if self_condition:
         return torch.zeros_like(z) if x_hat is None else _checks.shaped("x_hat", x_hat, z.shape)
     if x_hat is not None:
@@ -143,11 +143,14 @@ def estimate(z: Tensor, x_hat: Tensor | None, self_condition: bool) -> Tensor | 
     return None
 
 
-def inputs(z: Tensor, exponents: Sequence[int], x_hat: Tensor | None, self_condition: bool, dtype: torch.dtype) -> Tensor:
-    """What goes into a network: z, its Fourier features, and an estimate of the data where the network takes one.
+def inputs(
+    z: Tensor, exponents: Sequence[int], x_hat: Tensor | None, self_condition: bool, field: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Concatenates a network's input channels: z, its Fourier features, and an estimate of the data and a condition's map
+    where the network takes them.
 
-    They are made in z's dtype, as fine features need its digits, and then cast to the parameters'.
+    They are made in z's dtype, as fine features need its digits, and then cast to the parameters' dtype.
     """
     features = nn.fourier_features(z, exponents) if exponents else None
-    parts = [part for part in (z, features, estimate(z, x_hat, self_condition)) if part is not None]
+    parts = [part for part in (z, features, estimate(z, x_hat, self_condition), field) if part is not None]
     return channels_last((nn.concatenate(parts) if len(parts) > 1 else z).to(dtype))

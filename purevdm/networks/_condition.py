@@ -1,4 +1,4 @@
-"""What a prediction may depend on besides the latent: a vector, a class, a sequence; and how training drops it."""
+"""Conditions: a vector, a class, a sequence, a map; how networks read them, and how training drops them."""
 
 from typing import Any, NamedTuple
 
@@ -13,17 +13,19 @@ from purevdm.types import Key, Params
 class Condition(NamedTuple):
     """A condition of one example (or a batch of them, with a leading axis on each field).
 
-    A network that takes one kind alone also takes that tensor bare: ``cond=labels``.
+    A network that takes only one kind also takes that tensor bare: ``cond=labels``.
 
     Attributes:
         vector: numbers, (cond_dim,), or () where cond_dim is 1.
         label: a class, an integer of shape () in [0, classes).
         ctrl: a control sequence for cross-attention, (tokens, ctrl_dim).
+        map: numbers over the event's own space, (map_channels, *space), such as a low-resolution image, upsampled.
     """
 
     vector: Tensor | None = None
     label: Tensor | None = None
     ctrl: Tensor | None = None
+    map: Tensor | None = None
 
 
 class Kinds(NamedTuple):
@@ -32,43 +34,49 @@ class Kinds(NamedTuple):
     cond_dim: int
     classes: int
     ctrl_dim: int
+    map_channels: int
     drop: float
 
+    def __bool__(self) -> bool:
+        return any(self[:-1])
 
-def kinds(cond_dim: int, classes: int, ctrl_dim: int, cond_drop: float) -> Kinds:
-    """The arguments of a network, checked."""
-    found = Kinds(
+
+def kinds(cond_dim: int, classes: int, ctrl_dim: int, map_channels: int, cond_drop: float) -> Kinds:
+    """Checks the arguments of a network."""
+    kinds = Kinds(
         _checks.integer("cond_dim", cond_dim, 0),
         _checks.integer("classes", classes, 0),
         _checks.integer("ctrl_dim", ctrl_dim, 0),
+        _checks.integer("map_channels", map_channels, 0),
         _checks.probability("cond_drop", cond_drop),
     )
-    if found.drop > 0.0 and not any(found[:3]):
-        raise ValueError(f"cond_drop: expected 0 for a network without a condition, got {found.drop}")
-    return found
+    if kinds.drop > 0.0 and not kinds:
+        raise ValueError(f"cond_drop: expected 0 for a network without a condition, got {kinds.drop}")
+    return kinds
 
 
 def init(kinds: Kinds, key: Key, width: int) -> Params:
-    """``{"cond": ...}``: an embedding of the classes, and of what stands for a dropped condition; {} where there is none."""
+    """Draws ``{"cond": ...}``: an embedding of the classes, and stand-ins for a dropped condition; {} without any."""
     params: Params = {}
     dropped = kinds.drop > 0.0
     if kinds.classes:
         params["label"] = nn.embedding_init(key, kinds.classes + dropped, width)
-    if kinds.cond_dim and dropped:
-        params["no_vector"] = torch.zeros(kinds.cond_dim, dtype=torch.float32, device=key.device)
-    if kinds.ctrl_dim and dropped:
-        params["no_ctrl"] = torch.zeros(kinds.ctrl_dim, dtype=torch.float32, device=key.device)
+    sizes = {"no_vector": kinds.cond_dim, "no_ctrl": kinds.ctrl_dim, "no_map": kinds.map_channels}
+    for name, size in sizes.items():
+        if size and dropped:
+            params[name] = torch.zeros(size, dtype=torch.float32, device=key.device)
     return {"cond": params} if params else {}
 
 
 def read(kinds: Kinds, params: Params, cond: Any, like: Tensor, key: Key | None = None) -> Condition:
-    """The condition as the layers take it, in z's dtype: the vector (cond_dim,), the label's embedding (width,), the
-    sequence (tokens, ctrl_dim); None for the kinds that the network does not take.
+    """Reads the condition as the layers take it, in z's dtype: the vector (cond_dim,), the label's embedding (width,), the
+    sequence (tokens, ctrl_dim), the map (map_channels, *space); None for the kinds that the network does not take.
 
-    A key drops the whole condition at the network's rate; cond = None stands for a dropped one.
+    A key drops the whole condition at the network's rate; cond = None stands for a dropped one. Then a learned vector stands
+    for the vector, for each token of the sequence, and for the map at each position.
     """
     cond = _sorted(kinds, cond)
-    if not any(kinds[:3]):
+    if not kinds:
         return cond
     params = params.get("cond", {})
     keep = random.bernoulli(key, 1.0 - fixed(kinds.drop), ()) if key is not None and kinds.drop > 0.0 else None
@@ -78,7 +86,7 @@ def read(kinds: Kinds, params: Params, cond: Any, like: Tensor, key: Key | None 
             return params[stand_in]
         return value if keep is None else torch.where(keep, value, params[stand_in])
 
-    vector = label = ctrl = None
+    vector = label = ctrl = field = None
     if kinds.cond_dim:
         given = None if cond.vector is None else _vector(kinds.cond_dim, cond.vector).to(like.dtype)
         vector = or_none(given, "no_vector").to(like.dtype)
@@ -93,29 +101,35 @@ def read(kinds: Kinds, params: Params, cond: Any, like: Tensor, key: Key | None 
         given = None if cond.ctrl is None else _ctrl(kinds.ctrl_dim, cond.ctrl).to(like.dtype)
         ctrl = or_none(given, "no_ctrl").to(like.dtype)
         ctrl = ctrl if ctrl.ndim == 2 else ctrl[None]
-    return Condition(vector, label, ctrl)
+    if kinds.map_channels:
+        shape = (kinds.map_channels, *like.shape[1:])
+        given = None if cond.map is None else _checks.floating("cond.map", _checks.shaped("cond.map", cond.map, shape))
+        if "no_map" in params:
+            params = params | {"no_map": nn.over_space(params["no_map"], like).expand(shape)}
+        field = or_none(given, "no_map").to(like.dtype)
+    return Condition(vector, label, ctrl, field)
 
 
-_FIELDS = {"vector": "cond_dim", "label": "classes", "ctrl": "ctrl_dim"}
+_FIELDS = {"vector": "cond_dim", "label": "classes", "ctrl": "ctrl_dim", "map": "map_channels"}
 
 
 def _sorted(kinds: Kinds, cond: Any) -> Condition:
-    """The condition by kind; refused where the network takes other kinds."""
-    sizes = dict(zip(_FIELDS, kinds[:3], strict=True))
+    """Sorts the condition by kind, and refuses kinds that the network does not take."""
+    sizes = dict(zip(_FIELDS, kinds[:-1], strict=True))
     taken = [name for name, size in sizes.items() if size]
 
-    def wanted() -> str:
+    def expected() -> str:
         return ", ".join(f"{name} ({_FIELDS[name]}={sizes[name]})" for name in taken)
 
     if isinstance(cond, Tensor) and len(taken) == 1:
         cond = Condition(**{taken[0]: cond})
     if cond is not None and not isinstance(cond, Condition):
         if taken:
-            raise TypeError(f"cond: expected a Condition with {wanted()}, got {_checks.describe(cond)}")
+            raise TypeError(f"cond: expected a Condition with {expected()}, got {_checks.describe(cond)}")
         raise ValueError(f"cond: expected None, as this network takes none (cond_dim=0), got {_checks.describe(cond)}")
     if cond is None or all(value is None for value in cond):
         if taken and kinds.drop == 0.0:
-            raise ValueError(f"cond: expected {wanted()}, got None; a network with cond_drop > 0 learns to go without")
+            raise ValueError(f"cond: expected {expected()}, got None; a network with cond_drop > 0 learns to go without")
         return Condition()
     for name, size in sizes.items():
         value = getattr(cond, name)

@@ -1,4 +1,4 @@
-"""torch's own errors about what a network does, as errors that name the network and say what to do."""
+"""Turns torch's errors about what a network does into errors that name the network and say what to do."""
 
 import re
 import traceback
@@ -7,11 +7,11 @@ from purevdm.networks._network import Network
 
 _REMATERIALISE = (
     "torch.func cannot differentiate through checkpoints. Take gradients by purevdm.training.gradients(model, remat=True) "
-    "or by loss.backward(), which know them, or compile, which leaves them out under torch.func; for per-example gradients, "
+    "or by loss.backward(), which can, or compile, which leaves them out under torch.func; for per-example gradients, "
     "likelihoods and differentiable samples, switch them off"
 )
 
-# What torch's message holds, or the function that raised it (" in name"), what happened in plain words, and what to do.
+# A pattern of torch's message, or of the function that raised it (" in name"); what happened in plain words; what to do.
 _KNOWN = (
     ("saved tensor hooks", "checkpoints its activations", _REMATERIALISE),
     (
@@ -26,13 +26,13 @@ _KNOWN = (
     ),
     (
         "Expected more than 1 value per channel",
-        "normalises over the batch, and sees one example",
+        "normalises over the batch, which holds one example",
         "A batch norm needs a batch of at least 2 in training; in evaluation (train=False) one will do",
     ),
     (
         "Batch norm got a batched tensor",
-        "normalises over the batch, and sees one example at a time",
-        "Per-example gradients of a batch norm exist in evaluation alone: leave the key out (train=False), or use a norm "
+        "normalises over the batch, and is given one example at a time",
+        "Per-example gradients of a batch norm exist only in evaluation: leave the key out (train=False), or use a norm "
         "that stays within an example, such as torch.nn.GroupNorm",
     ),
     (
@@ -48,7 +48,7 @@ _KNOWN = (
     (
         "must only return Tensors",
         "returns something else than a tensor",
-        "Return the tensor alone, such as the field of an object that holds it",
+        "Return only the tensor, such as the field of an object that holds it",
     ),
     (
         "forward AD|forward-mode",
@@ -69,15 +69,10 @@ _KNOWN = (
 
 
 def explained(network: Network, error: BaseException) -> RuntimeError | None:
-    """The error to raise instead of torch's, or None for one that is not known: it passes as it is."""
+    """Makes the error to raise instead of torch's, or None for an unknown one, which passes as it is."""
     trace = traceback.extract_tb(error.__traceback__)
     text = " in ".join([str(error), *(frame.name for frame in reversed(trace) if not frame.name.startswith("_"))])
     for pattern, happened, remedy in _KNOWN:
         if re.search(pattern, text):
-            return RuntimeError(f"network: {named(network)} {happened}. {remedy}.")
+            return RuntimeError(f"network: {network.name} {happened}. {remedy}.")
     return None
-
-
-def named(network: Network) -> str:
-    """A network's name: its module's, or its settings', or its function's."""
-    return network.name

@@ -1,9 +1,8 @@
-"""What a score network is."""
+"""The base class of score networks, and networks of one's own functions or around another."""
 
 import dataclasses
 import inspect
 import math
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,39 +23,39 @@ class Network(Value):
     """A score network. Derive from it and write :meth:`init` and :meth:`apply`, or give two functions to :meth:`of`.
 
     Attributes:
-        batched: whether ``apply`` takes a whole batch, with a leading axis B on z, gamma, every tensor of the condition, and
-            the keys, (B, 2). It is then called without ``vmap``, as a network needs that normalises over the batch,
-            checkpoints, or calls kernels without a batching rule.
+        batched: whether ``apply`` takes a whole batch, with a leading axis B on z, gamma, every tensor of the condition, the
+            mask, and the keys, (B, 2). It is then called without ``vmap``. A network needs this if it normalises over the
+            batch, checkpoints, or calls kernels without a batching rule.
         predicts: what the output is: the noise "eps", the clean data "x", or "v" = alpha eps - sigma x (Salimans & Ho
             2022).
         self_condition: whether ``apply`` also takes ``x_hat``, an earlier estimate of the data (``event_shape``) or None
             for none (Chen, Zhang, Hinton 2022, arXiv 2208.04202).
+        masked: whether ``apply`` (and ``update``) also takes ``mask``, bool, which broadcasts to z and is True where an
+            element exists, or None where all do.
         residual: whether z is added to what ``apply`` returns.
         outputs: how many numbers ``apply`` returns for each of z's, on a new last axis; None for one, of z's shape.
         dtype: what ``apply`` computes in: floating-point parameters are cast to it in each call. None leaves them.
         endpoints: the values of gamma that ``apply`` normalises between; None where it does not, and takes gamma as it is. A
             model refuses a schedule with a different pair, and gives its own to a network by :meth:`between`.
-        update: for networks whose parameters hold statistics of what they saw, such as batch norms' means:
-            ``update(params, z, gamma, cond=None, key=None) -> params`` with those that a training pass leaves. None where
-            there are none.
-        masked: whether ``apply`` takes a further keyword ``mask``: bool, which broadcasts to z, what exists; None where all
-            does.
-        frozen: paths of leaves or branches of the parameters that training leaves as they are, as ``"params.encoder"``.
+        update: ``update(params, z, gamma, cond=None, key=None) -> params``, for networks whose parameters hold statistics
+            of their inputs, such as a batch norm's means: the parameters with the statistics that a training pass leaves.
+            None where there are none.
+        frozen: paths of leaves or branches of the parameters that training does not change, such as ``"params.encoder"``.
     """
 
     batched: bool = False
     predicts: str = "eps"
     self_condition: bool = False
+    masked: bool = False
     residual: bool = False
     outputs: int | None = None
     dtype: torch.dtype | None = None
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
     frozen: tuple[str, ...] = ()
-    masked: bool = False
 
     def init(self, key: Key, event_shape: Shape) -> Params:
-        """Fresh parameters for latents of this shape."""
+        """Draws parameters for latents of this shape."""
         raise NotImplementedError
 
     def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -69,12 +68,13 @@ class Network(Value):
             cond: the example's condition.
             key: switches on what is random in training (dropout of features and of the condition); without one the network
                 is deterministic.
-            x_hat: a further keyword for a self-conditioned network.
+            x_hat: a further keyword for a self-conditioned network, of z's shape.
+            mask: a further keyword for a masked network: a bool tensor that broadcasts to z.
         """
         raise NotImplementedError
 
     def between(self, endpoints: tuple[float, float]) -> "Network":
-        """The network for a schedule between these endpoints: with them, if it has a field for them that is not filled.
+        """Returns the network for a schedule between these endpoints, which fill its field for them where that is None.
 
         Raises:
             ValueError: its ``apply`` calls a library network that was given no endpoints, and would normalise gamma by the
@@ -83,18 +83,18 @@ class Network(Value):
         if self.endpoints is None and self._settable("endpoints"):
             return self._replace(endpoints=endpoints)
         if self.endpoints is None:
-            _hold_inner(self.apply, endpoints)
+            _check_inner(self, endpoints)
         return self
 
     def computing_in(self, dtype: torch.dtype | None) -> "Network":
-        """The network that computes in another dtype; see :func:`purevdm.networks.mixed`."""
+        """Returns the network that computes in another dtype; see :func:`purevdm.networks.mixed`."""
         if not self._settable("dtype"):
             raise TypeError(f"network: expected one with a field dtype, got {_checks.describe(self)}")
         return self._replace(dtype=dtype)
 
     @constant
     def has_regions(self) -> bool:
-        """Whether ``apply_by_regions`` computes what ``apply`` does: not where a class exchanged one of them alone."""
+        """Says whether ``apply_by_regions`` computes what ``apply`` does: not where a subclass overrides only one."""
         owners = [next((kind for kind in type(self).__mro__ if name in vars(kind)), None) for name in _FORMS]
         return owners[0] is owners[1]
 
@@ -103,12 +103,12 @@ class Network(Value):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The network's name in messages."""
         return type(self).__name__.lower()
 
     @staticmethod
     def of(init: Callable[[Key, Shape], Params], apply: Callable[..., Tensor], **settings: Any) -> "Network":
-        """A network of one's own functions, with the arguments of the methods; ``settings`` are the attributes of
+        """Makes a network of one's own functions, with the arguments of the methods; ``settings`` are the attributes of
         :class:`Network`."""
         return Functions(init, apply, **settings)
 
@@ -122,13 +122,13 @@ class Functions(Network):
     batched: bool = False
     predicts: str = "eps"
     self_condition: bool = False
+    masked: bool = False
     residual: bool = False
     outputs: int | None = None
     dtype: torch.dtype | None = None
     endpoints: tuple[float, float] | None = None
     update: Callable[..., Params] | None = None
     frozen: tuple[str, ...] = ()
-    masked: bool = False
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return self.own_init(key, event_shape)
@@ -137,8 +137,8 @@ class Functions(Network):
         return self.own_apply(params, z, gamma, *args, **kwargs)
 
     def between(self, endpoints: tuple[float, float]) -> "Network":
-        if self.endpoints is None:  # its functions would not be told
-            _hold_inner(self.own_apply, endpoints)
+        if self.endpoints is None:  # its functions would not receive them
+            _check_inner(self.own_apply, endpoints)
         return self
 
     @property
@@ -170,34 +170,23 @@ def _of_own(name: str) -> Any:
     return property(lambda self: getattr(self.own, name))
 
 
-for _name in (
-    "batched",
-    "predicts",
-    "self_condition",
-    "residual",
-    "outputs",
-    "dtype",
-    "endpoints",
-    "update",
-    "frozen",
-    "masked",
-):
+for _name in Network.__annotations__:
     setattr(Wrapped, _name, _of_own(_name))
 
 
 def checked_predicts(x: str) -> str:
-    """A network's argument, checked."""
+    """Checks a network's argument."""
     return _checks.choice("predicts", x, ("eps", "x", "v"))
 
 
 PAPER = (-13.3, 5.0)  # the endpoints of a network outside of a model
 
 
-def _hold_inner(apply: Any, endpoints: tuple[float, float]) -> None:
+def _check_inner(apply: Any, endpoints: tuple[float, float]) -> None:
     """Refuses library networks without endpoints in a user's function, unless the paper's are the model's."""
     if same(endpoints, PAPER):
         return
-    for inner in _within(apply, set()):
+    for inner in _networks_in(apply, set()):
         if inner.endpoints is None and inner._settable("endpoints") and not isinstance(inner, Functions):
             low, high = endpoints
             raise ValueError(
@@ -207,37 +196,30 @@ def _hold_inner(apply: Any, endpoints: tuple[float, float]) -> None:
 
 
 def same(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Whether two pairs of endpoints are the same."""
+    """Compares two pairs of endpoints."""
     return all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-6) for x, y in zip(a, b, strict=True))
 
 
-def _within(value: Any, seen: set[int]) -> Iterator[Network]:
-    """The networks that a function of a user's holds: bound to it, in its closure, in its object, or as globals."""
+def _networks_in(value: Any, seen: set[int]) -> Iterator[Network]:
+    """Yields the networks that a user's function calls: bound to it, in its closure, its object or its globals."""
     if id(value) in seen:
         return
     seen.add(id(value))
     parts: list[Any] = []
     if isinstance(value, Network):
         yield value
-        parts = [value.apply]
+        parts = [*vars(value).values(), type(value).apply]
     elif isinstance(value, partial):
         parts = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, (tuple, list)):
-        parts = list(value)
-    elif isinstance(value, dict):
-        parts = list(value.values())
     elif inspect.ismethod(value):
-        own = value.__self__
-        parts = [own] if isinstance(own, Network) else [value.__func__, vars(own) if hasattr(own, "__dict__") else own]
+        parts = [value.__func__, *getattr(value.__self__, "__dict__", {}).values()]
     elif inspect.isfunction(value) and value.__module__.partition(".")[0] not in ("purevdm", "torch"):
-        codes = [value.__code__]
-        for code in codes:  # and those of functions in it
-            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-        named = (value.__globals__.get(name) for code in codes for name in code.co_names)
-        near = (x for x in named if isinstance(x, Network) or getattr(x, "__module__", None) == value.__module__)
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        parts = [*cells, *(value.__defaults__ or ()), *near]
+        named = inspect.getclosurevars(value)
+        near = (
+            x for x in named.globals.values() if isinstance(x, Network) or getattr(x, "__module__", None) == value.__module__
+        )
+        parts = [*named.nonlocals.values(), *near]
     elif not isinstance(value, (type, torch.nn.Module)) and inspect.ismethod(getattr(value, "__call__", None)):  # noqa: B004
         parts = [value.__call__]
     for part in parts:
-        yield from _within(part, seen)
+        yield from _networks_in(part, seen)

@@ -1,12 +1,12 @@
-"""Repeated blocks as regions: a compiler makes the code of one, and calls it for every other of the same form.
+"""Repeated blocks as regions: a compiler makes the code of one, and calls it for all others of the same form.
 
-Only in a graph that is differentiated from outside, if at all: the transforms of ``torch.func`` know no regions. There a
-network of blocks is applied to a whole batch, each block a region that maps over the examples inside. Everywhere else the
-network of one example is mapped over the batch as any network is. Both compute the same.
+The transforms of ``torch.func`` do not support regions, so they are used only in a compiled graph outside of these. There a
+network of blocks is applied to a whole batch, and each block is a region that maps over the examples inside. Everywhere else
+the network of one example is mapped over the batch, as any network is. Both compute the same.
 
-Under gradients the inductor of PyTorch 2.13 takes what a region saves for the backward pass for memory of its own, even
-where that is an input, and writes over it: over parameters, too. So regions go under gradients only where
-a network's ``owned_buffers`` says that the compiler was told, by :func:`without_reuse`, to write nothing twice.
+Under gradients, the inductor of PyTorch 2.13 reuses the memory of what a region saves for the backward pass, even if that is
+an input such as a parameter. So regions are used under gradients only if the network's ``owned_buffers`` says that the
+compiler was given the options of :func:`without_reuse`.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def known(network: Network) -> bool:
-    """Whether a network is applied to a batch by regions, and this compiler takes them."""
+    """Says whether a network is applied to a batch by regions, and this compiler supports them."""
     return network.has_regions() and not OLD
 
 
 def for_batch(network: Network, *inputs: Any) -> Callable[..., Any] | None:
-    """A network's ``apply_by_regions``, where there is one and regions go for these inputs; else None."""
+    """Returns a network's ``apply_by_regions``, if there is one and regions work for these inputs; else None."""
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not known(network):
         return None
     if torch.is_grad_enabled() and not network.owned_buffers:  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def for_batch(network: Network, *inputs: Any) -> Callable[..., Any] | None:
 
 
 def without_reuse(options: dict[str, Any]) -> dict[str, Any]:
-    """Options for ``torch.compile``, with which inductor gives each result memory of its own, until it is freed."""
+    """Adds options to ``torch.compile``'s, with which inductor never writes one result over another."""
     if options.get("backend", "inductor") != "inductor" or {"mode", "options"} <= options.keys():
         return options  # another compiler; or what torch.compile itself refuses
     mode = options.get("mode") or "default"
@@ -51,12 +51,11 @@ def without_reuse(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def region(kind: type[Any]) -> Callable[[F], F]:
-    """Makes of ``f(settings, params, *inputs)`` what a compiler makes once for all inputs of one form; of as many forms as a
-    network may have.
+    """Makes ``f(settings, params, *inputs)`` a region, which a compiler traces once for each form of inputs.
 
     Settings are a NamedTuple of this kind, of numbers and strings. Parameters are dicts of tensors, whose names are strings
-    without spaces and dots. The inputs are tensors and None. So the compiler is given no containers, whose form it would
-    follow step by step at every call.
+    without spaces and dots. The inputs are tensors and None. They are passed flat, as the compiler follows a container
+    step by step at every call.
     """
 
     def of(f: F) -> F:
@@ -88,16 +87,16 @@ def region(kind: type[Any]) -> Callable[[F], F]:
 
 
 def one(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of parameters and one example, for one example."""
+    """Returns a function of parameters and one example, for one example."""
     return f
 
 
 def over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of parameters and one example, for a batch: every tensor but the parameters has a leading axis."""
+    """Maps a function of parameters and one example over a batch: every tensor but the parameters has a leading axis."""
 
     def mapped(params: Any, *inputs: Any) -> Any:
         axes: Any = optree.tree_map(lambda leaf: None if leaf is None else 0, inputs, none_is_leaf=True)  # type: ignore[arg-type]
-        # Parameters that vmap is not given are none that a compiler flattens by Python's own steps.
+        # Parameters are not arguments of vmap's function, as a compiler would flatten them by Python's own steps.
         return torch.func.vmap(lambda *inputs: f(params, *inputs), in_dims=axes)(*inputs)
 
     return mapped

@@ -1,4 +1,4 @@
-"""The U-Net: its parameters, and how it is applied to one example and to a batch."""
+"""The U-Net: its parameters, and its application to one example and to a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from purevdm.types import Key, Params, Shape
 
 
 class Inside(NamedTuple):
-    """What a block sees of the settings, as a region takes it: numbers and strings. Patterns are parted by ";"."""
+    """The settings of a block, as a region takes them: numbers and strings. Patterns are joined by ";"."""
 
     groups: int
     heads: int
@@ -30,7 +30,7 @@ class UNet(Network):
     """The network of :func:`unet`.
 
     Attributes:
-        owned_buffers: whether a compiler was told to write nothing twice, so that regions go under gradients.
+        owned_buffers: whether a compiler was told not to reuse buffers, so that regions work under gradients.
     """
 
     embed: int
@@ -86,7 +86,7 @@ class UNet(Network):
 
     @constant
     def ends(self) -> tuple[float, float]:
-        """The endpoints, or those of a network outside of a model."""
+        """Returns the endpoints, or those of a network outside of a model."""
         return self.endpoints or _blocks.PAPER
 
     @property
@@ -125,7 +125,7 @@ def _init(settings: UNet, key: Key, event_shape: Shape) -> Params:
     if len(event_shape) != 1 + rank:
         raise ValueError(f"event_shape: expected channels and {rank} axes of space, as the adapter has, got {event_shape}")
     channels, last, size = event_shape[0], len(widths) - 1, (3,) * rank
-    n_in = channels * (1 + 2 * len(settings.fourier) + settings.self_condition)
+    n_in = channels * (1 + 2 * len(settings.fourier) + settings.self_condition) + settings.condition.map_channels
     keys = random.split(key, 7)
     k_in, k_down, k_mid, k_up, k_cond = keys[2:]
     down, up, skips, n = {}, {}, [embed], embed
@@ -169,7 +169,7 @@ def _init(settings: UNet, key: Key, event_shape: Shape) -> Params:
 
 
 def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shapes that dropout meets, in the order of the forward pass."""
+    """Lists the shapes of the dropout masks, in the order of the forward pass."""
     widths, blocks, spaces = settings.widths, settings.blocks, [space]
     while len(spaces) < len(widths):
         spaces.append(tuple((n + 1) // 2 for n in spaces[-1]))
@@ -193,16 +193,16 @@ def _attend(settings: Inside, params: Params, x: Tensor, ctrl: Tensor | None) ->
 
 
 @_regions.region(Inside)
-def _resnet_of_batch(settings: Inside, params: Params, *seen: Any) -> Tensor:
-    context, mask, *maps = seen
-    if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor: another form, another region
+def _resnet_of_batch(settings: Inside, params: Params, *given: Any) -> Tensor:
+    context, mask, *maps = given
+    if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor, which would be another region
         maps = [materialize(x) for x in maps]
     return _regions.over_batch(partial(_resnet, settings))(params, context, mask, *maps)
 
 
 @_regions.region(Inside)
-def _attend_of_batch(settings: Inside, params: Params, *seen: Any) -> Tensor:
-    return _regions.over_batch(partial(_attend, settings))(params, *seen)
+def _attend_of_batch(settings: Inside, params: Params, *given: Any) -> Tensor:
+    return _regions.over_batch(partial(_attend, settings))(params, *given)
 
 
 def _block(
@@ -215,7 +215,8 @@ def _block(
     ctrl: Tensor | None,
     *maps: Tensor,
 ) -> Tensor:
-    """A ResNet block, and attention where it has parameters of one: two regions, as most networks share the first alone."""
+    """Applies a ResNet block, and attention where there are parameters for it: two regions, as most blocks share only the
+    first."""
     x = resnet(settings, params["resnet"], context, mask, *maps)
     rest = {name: params[name] for name in ("attn", "cross") if name in params}
     return attend(settings, rest, x, ctrl) if rest else x
@@ -224,8 +225,8 @@ def _block(
 def _enter(
     settings: UNet, params: Params, z: Tensor, gamma: Tensor, cond: Any, key: Key | None, x_hat: Tensor | None
 ) -> dict[str, Any]:
-    """The first feature map, and what the blocks see beside theirs: the context, a mask for each and the control sequence,
-    where there are such."""
+    """Computes the first feature map, and the blocks' further inputs: the context, a dropout mask for each, and the control
+    sequence, where there is one."""
     if z.ndim != 1 + settings.rank:
         raise ValueError(f"z: expected channels and {settings.rank} axes of space, got {_checks.describe(z)}")
     level = _blocks.normalised(gamma, settings.ends(), z)
@@ -234,9 +235,10 @@ def _enter(
     context = _blocks.context(params, level, fixed(settings.time_scale), settings.embed, given.vector, given.label)
     masks = _blocks.dropout_masks(k_dropout, fixed(settings.dropout), _mask_shapes(settings, tuple(z.shape[1:])))
     dtype = params["dense0"]["kernel"].dtype
-    h = nn.conv(params["conv_in"], _blocks.inputs(z, settings.fourier, x_hat, settings.self_condition, dtype))
-    found = {"h": h, "context": context, "masks": masks, "ctrl": given.ctrl}
-    return {name: value for name, value in found.items() if value is not None}
+    x = _blocks.inputs(z, settings.fourier, x_hat, settings.self_condition, given.map, dtype)
+    h = nn.conv(params["conv_in"], x)
+    start = {"h": h, "context": context, "masks": masks, "ctrl": given.ctrl}
+    return {name: value for name, value in start.items() if value is not None}
 
 
 def _down(params: Params, h: Tensor) -> Tensor:
@@ -257,11 +259,11 @@ def _forward(
     over: Callable[[Callable[..., Any]], Callable[..., Any]],
     apply_block: Callable[..., Tensor],
     params: Params,
-    *seen: Any,
+    *given: Any,
 ) -> Tensor:
-    """Goes down, through the middle and up. ``over`` maps a function of one example, its first argument the parameters, over
-    what ``h`` is of: one example, or a batch."""
-    start = over(partial(_enter, settings))(params, *seen)
+    """Goes down, through the middle and up. ``over`` applies a function of parameters and one example to one example or to a
+    batch, whichever the inputs are."""
+    start = over(partial(_enter, settings))(params, *given)
     h, masks = start["h"], iter(start.get("masks", ()))
     down, up, inside = over(_down), over(_up), settings.inside
 

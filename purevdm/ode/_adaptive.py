@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm.ode import _runge_kutta
 from purevdm.ode._integrator import Field, Integrator, Rated, Solution, State
-from purevdm.ode._runge_kutta import column, in_tensors, loop, plus, point, put, total
-from purevdm.ode._tableaus import DOPRI5, LOBATTO, Tableau, with_quadrature
+from purevdm.ode._runge_kutta import DOPRI5, LOBATTO, Tableau, column, in_tensors, loop, plus, point, put, total
 
 
 def dopri5(
@@ -20,7 +20,8 @@ def dopri5(
     quadrature: int | None = None,
     failures: str = "raise",
 ) -> Integrator:
-    """The pair of orders 5 and 4 of Dormand & Prince (1980), each example with steps of its own: six evaluations each.
+    """Integrates by the pair of orders 5 and 4 of Dormand & Prince (1980), each example in steps of its own: six evaluations
+    each.
 
     A step is taken where its estimated error is at most atol + rtol |y|, in the root mean square over each tensor of the
     state; the ratio e of the worst tensor counts. The next step is 0.9 e**(-1/5) times as long, between a fifth and five
@@ -76,7 +77,7 @@ class Adaptive(Integrator):
     def solve_along(self, field: Field, rated: Rated, state: State, start: Tensor, stop: Tensor) -> Solution:
         if self.quadrature is None:
             return super().solve_along(field, rated, state, start, stop)
-        return self._solve(with_quadrature(DOPRI5, self.quadrature), field, rated, state, start, stop)
+        return self._solve(_runge_kutta.with_quadrature(DOPRI5, self.quadrature), field, rated, state, start, stop)
 
     def _solve(
         self, tableau: Tableau, field: Field, rated: Rated | None, state: State, start: Tensor, stop: Tensor

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm.ode import _tableaus
 from purevdm.ode._integrator import Field, Integrator, Solution, State
-from purevdm.ode._runge_kutta import column, finite, in_tensors, loop, plus, point, put, total
+from purevdm.ode._runge_kutta import HEUN, RK4, Tableau, column, finite, in_tensors, loop, plus, point, put, total
 
 
 def heun(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
-    """Heun's method, of order 2, in even steps: two evaluations each.
+    """Integrates by Heun's method, of order 2, in even steps: two evaluations each.
 
     Args:
         steps: how many; in an integer tensor of shape (), one compiled graph serves every number.
@@ -24,15 +23,15 @@ def heun(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
         TypeError, ValueError: steps below 1 or of the wrong form. From the integrator, in eager mode: a state that is not
             finite; the example and the step are named.
     """
-    return _grid(_tableaus.HEUN, steps, failures)
+    return _grid(HEUN, steps, failures)
 
 
 def rk4(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
-    """The classical Runge-Kutta method, of order 4, in even steps: four evaluations each. Arguments as :func:`heun`."""
-    return _grid(_tableaus.RK4, steps, failures)
+    """Integrates by the classical Runge-Kutta method, of order 4, in even steps: four evaluations each; as :func:`heun`."""
+    return _grid(RK4, steps, failures)
 
 
-def _grid(tableau: _tableaus.Tableau, steps: int | Tensor, failures: str) -> Integrator:
+def _grid(tableau: Tableau, steps: int | Tensor, failures: str) -> Integrator:
     return Fixed(tableau, _checks.count("steps", steps), _checks.choice("failures", failures, ("raise", "nan")))
 
 
@@ -40,7 +39,7 @@ def _grid(tableau: _tableaus.Tableau, steps: int | Tensor, failures: str) -> Int
 class Fixed(Integrator):
     """The integrator of :func:`heun` and :func:`rk4`."""
 
-    tableau: _tableaus.Tableau
+    tableau: Tableau
     steps: int | Tensor
     failures: str = "raise"
 

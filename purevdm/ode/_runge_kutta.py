@@ -1,5 +1,7 @@
-"""Runge-Kutta steps for a batch, in tensors, and the loop that takes them: shared by fixed and adaptive grids."""
+"""Runge-Kutta steps for a batch: their coefficients, those of order 5 by Dormand & Prince (1980), and the loop that takes
+them, on fixed and adaptive grids."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +11,86 @@ from torch import Tensor
 from purevdm import _checks
 from purevdm._compile import exact
 from purevdm.ode._integrator import State
-from purevdm.ode._tableaus import Tableau
+
+
+class Tableau(NamedTuple):
+    """The coefficients of an explicit Runge-Kutta step.
+
+    Stage i is at t + nodes[i] h, from the slopes before it with the weights rows[i]. The step ends by ``weights``, and
+    ``error`` estimates its error; a tableau that has it ends with the first stage of the next step. ``interpolant`` gives
+    the state inside a step, to order 4. ``quadrature`` has weights for an integral along the step, some of them for stages
+    of its own at the end (:func:`with_quadrature`).
+    """
+
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    error: tuple[float, ...] = ()
+    interpolant: tuple[float, ...] = ()
+    quadrature: tuple[float, ...] = ()
+
+
+HEUN = Tableau((0.0, 1.0), ((), (1.0,)), (1 / 2, 1 / 2))
+RK4 = Tableau((0.0, 1 / 2, 1 / 2, 1.0), ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+_LAST = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
+DOPRI5 = Tableau(
+    (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        _LAST,
+    ),
+    (*_LAST, 0.0),
+    (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+    (
+        -12715105075 / 11282082432,
+        0.0,
+        87487479700 / 32700410799,
+        -10690763975 / 1880347072,
+        701980252875 / 199316789632,
+        -1453857185 / 822651844,
+        69997945 / 29380423,
+    ),
+)
+
+
+# Lobatto's rules on [0, 1] by their number of points: the inner points, their weight, and that of either end.
+LOBATTO: dict[int, tuple[tuple[float, ...], float, float]] = {
+    2: ((), 0.0, 1 / 2),
+    3: ((0.5,), 2 / 3, 1 / 6),
+    4: ((0.5 - math.sqrt(1 / 20), 0.5 + math.sqrt(1 / 20)), 5 / 12, 1 / 12),
+}
+
+
+def with_quadrature(tableau: Tableau, count: int) -> Tableau:
+    """Gives a pair with the points of Lobatto's rule, of order 2 count - 2.
+
+    They are the first stage, the last, and inner points behind them. The ends cost nothing but the rate there, and the last
+    is the next step's first. At the inner points the state is y + h b(theta) . slopes, with
+
+        b(theta) = theta w + theta (1 - theta) (first - w + theta (2 w - first - last + (1 - theta) d)),
+
+    w the weights, d the tableau's ``interpolant``, first and last the unit vectors of those stages (Hairer, Norsett & Wanner
+    1993, sec. II.6).
+    """
+    n = len(tableau.nodes)
+    inner, weight, end = LOBATTO[count]
+
+    def row(theta: float) -> tuple[float, ...]:
+        def entry(i: int) -> float:
+            w, d, first, last = tableau.weights[i], tableau.interpolant[i], float(i == 0), float(i == n - 1)
+            rest = 2.0 * w - first - last + (1.0 - theta) * d
+            return theta * w + theta * (1.0 - theta) * (first - w + theta * rest)
+
+        return tuple(entry(i) for i in range(n))
+
+    quadrature = (end, *[0.0] * (n - 2), end, *[weight] * len(inner))
+    rows = (*tableau.rows, *(row(theta) for theta in inner))
+    return tableau._replace(nodes=(*tableau.nodes, *inner), rows=rows, quadrature=quadrature)
 
 
 class Stages(NamedTuple):

@@ -1,4 +1,4 @@
-"""Training: a state, the pure step from one state to the next, checkpoints, and training over several processes.
+"""Training: a state, the pure step from one state to the next, checkpoints, and the order of data.
 
     state = training.init(model, k_init)
     grad_fn = training.gradients(model, compile=True)

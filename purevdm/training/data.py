@@ -1,7 +1,7 @@
 """Data for training: integers or real numbers, in an order that is a pure function of a key and the step.
 
 A :class:`Dataset` gives any rows by index, from memory, a memory map, or files read when they are asked for;
-``examples/readers`` makes them of published and of your own data. Needs NumPy (extra ``train``).
+``examples/app/readers`` makes them of published and of your own data. Needs NumPy (extra ``train``).
 """
 
 import functools

@@ -225,7 +225,7 @@ def train_step(
             training, and a state says all that is needed to go on. For rows of a larger batch, their Seeds:
             ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
         cond: its conditions.
-        average: takes a list of tensors to their means over the processes, as :func:`purevdm.training.parallel.average`.
+        average: takes a list of tensors to their means over the processes, as :func:`purevdm.parallel.average`.
         update: ``model.update``, for networks that keep statistics of their batches, such as modules with batch norms: they
             move by this batch, under the parameters that the gradients are taken at. Processes average theirs.
 

@@ -248,10 +248,11 @@ def test_evaluation_takes_bfns_beside_diffusion_models():
     params, theirs, x = started(model), vdm.init(random.key(0)), data(32)
     found = evaluation.evaluate(model, params, x.split(16), random.key(1), passes=2, timesteps=10)
     assert found.unit == "bits/dim"
-    assert found.prior.mean == 0
-    assert 0 < found.recon.mean < found.total.mean
-    pair = evaluation.compare((model, params), (vdm, theirs), [x], random.key(2))
-    assert abs(pair.a.total.mean - pair.b.total.mean - pair.difference.mean) < 1e-9
+    assert found.terms["prior"].mean == 0
+    assert 0 < found.terms["recon"].mean < found.nll.mean
+    each = [evaluation.per_example(m, p, [x], random.key(2)) for m, p in ((model, params), (vdm, theirs))]
+    pair = evaluation.compare(*each)
+    assert abs(pair.a.nll.mean - pair.b.nll.mean - pair.difference.mean) < 1e-9
     real = bfn.continuous(networks.mlp(8, predicts="v"), (2,), 0.1)
     points = random.normal(random.key(0), (8, 2))
     assert evaluation.evaluate(real, started(real), [points], random.key(1)).unit == "nats"

@@ -1,4 +1,4 @@
-"""The programs by their command lines: in a process of their own, or, sooner, in this one."""
+"""The programs by their command lines: in a process of their own, or, sooner, in this one. What their tests share."""
 
 import importlib
 import io
@@ -9,12 +9,15 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+from purevdm import ode
+
 ROOT = Path(__file__).parents[2]
+PROGRAMS = {path.name: path for path in (ROOT / "examples").glob("*/*.py")}
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def command(program, *arguments):
-    return [sys.executable, str(ROOT / "examples" / program), *map(str, arguments)]
+    return [sys.executable, str(PROGRAMS[program]), *map(str, arguments)]
 
 
 def call(program, *arguments, processes=1):
@@ -36,3 +39,15 @@ def here(program, *arguments):
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
     return subprocess.CompletedProcess(line, status, out.getvalue(), err.getvalue())
+
+
+def figures(program, *arguments):
+    """The lines of what a program prints, by the words that they begin with."""
+    done = here(program, *arguments)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split("  ", 1) for line in done.stdout.splitlines() if "  " in line)
+
+
+def small_flow(monkeypatch, module):
+    """Makes adaptive integrators of a module take few steps whatever the tolerance."""
+    monkeypatch.setattr(module, "ode", type("Few", (), {"dopri5": staticmethod(lambda rtol, atol, **options: ode.rk4(4))}))

@@ -3,8 +3,10 @@
 import perturb
 import pytest
 import torch
+from compare import close
 
-from purevdm import networks, random, testing
+import purevdm
+from purevdm import denoiser, networks, nn, random, schedules, testing
 from purevdm.networks import Condition
 
 ZERO = torch.tensor(0.0)
@@ -54,7 +56,8 @@ def every_kind(make):
     cond = Condition(torch.tensor([1.0, 2.0]), torch.tensor(1))
     if make is MAKERS["unet"]:
         options["ctrl_dim"] = 5
-        cond = cond._replace(ctrl=random.normal(random.key(7), (3, 5)))
+        options["map_channels"] = 3
+        cond = cond._replace(ctrl=random.normal(random.key(7), (3, 5)), map=random.normal(random.key(8), (3, 4, 4)))
     return ready(make(**options)), cond
 
 
@@ -79,9 +82,72 @@ def test_each_example_sees_its_own_condition(make):
     testing.check_network(make(classes=3, cond_dim=1), SHAPE, cond=cond)
 
 
+@pytest.mark.parametrize("space", [(6,), (3, 5), (3, 2, 4)])
+def test_a_map_is_concatenated_to_the_input_channels(space):
+    """As by hand: the network of a map is one of more channels whose first convolution sees them."""
+    options = dict(embed=4, multipliers=(1, 2), blocks=1, groups=2, heads=1, fourier=(1,), self_condition=True)
+    adapter = {1: "c l -> l c", 2: "c h w -> (h w) c", 3: "c d h w -> (d h w) c"}[len(space)]
+    network = networks.unet(**options, adapter=adapter, map_channels=3)
+    params = perturb.perturbed(network.init(random.key(0), (2, *space)), 1, 0.2)
+    z, x_hat = random.normal(random.key(2), (2, 2, *space)).unbind(0)
+    field = random.normal(random.key(3), (3, *space))
+    conv = params["conv_in"]
+    first, inputs = 2 * (1 + 2 + 1), list(conv["kernel"].shape).index(11)
+    cut = conv | {"kernel": conv["kernel"].narrow(inputs, 0, first)}
+    rest = conv | {"kernel": conv["kernel"].narrow(inputs, first, 3)}
+    plain = networks.unet(**options, adapter=adapter)
+    shift = nn.conv(rest | {"bias": torch.zeros(4)}, field)
+
+    got = network.apply(params, z, ZERO, cond=field, x_hat=x_hat)
+    assert torch.equal(got, network.apply(params, z, ZERO, cond=Condition(map=field), x_hat=x_hat))
+    with pytest.MonkeyPatch.context() as patch:
+        conv_of, seen = nn.conv, []
+
+        def shifted(params, x, **options):
+            out = conv_of(params, x, **options)
+            if not seen:
+                seen.append(x)
+                out = out + shift
+            return out
+
+        patch.setattr(nn, "conv", shifted)
+        want = plain.apply(params | {"conv_in": cut}, z, ZERO, x_hat=x_hat)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    grad = torch.func.grad(lambda field: network.apply(params, z, ZERO, cond=field, x_hat=x_hat).square().sum())(field)
+    assert (grad != 0).all()
+
+
+def mapped_model():
+    network = networks.unet(4, (1, 2), 1, groups=2, heads=1, map_channels=2, classes=3, cond_drop=0.3)
+    model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
+    params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
+    cond = Condition(label=torch.tensor([0, 2, 1]), map=random.normal(random.key(4), (3, 2, 3, 4)))
+    return model, params, random.randint(random.key(1), (3, 1, 3, 4), 0, 16), cond
+
+
+def test_a_map_is_learned_from_compiled_dropped_and_guided():
+    model, params, x, cond = mapped_model()
+    grad_fn = torch.func.grad_and_value(model.loss_fn)
+    grads, loss = grad_fn(params, x, random.key(2), cond)
+    assert loss.isfinite()
+    dropped = [grad_fn(params, x, random.key(i), cond)[0]["network"]["cond"]["no_map"].norm() > 0 for i in range(8)]
+    assert sum(dropped) > 0
+    close(torch.compile(grad_fn, fullgraph=True, backend="eager")(params, x, random.key(2), cond), (grads, loss), 1e-4)
+    z, gamma = random.normal(random.key(5), (3, 1, 3, 4)), torch.zeros(3)
+    network, own = model.network, params["network"]
+    given, free = (denoiser.output(network, own, z, gamma, c) for c in (cond, None))
+    guided = denoiser.predict(network, own, z, gamma, cond, guidance=2.0).eps
+    torch.testing.assert_close(guided, free + 2.0 * (given - free))
+    no_map = cond._replace(map=own["cond"]["no_map"][None, :, None, None].expand(3, 2, 3, 4))
+    label = dict(cond=own["cond"] | {"label": {"embedding": own["cond"]["label"]["embedding"][[3, 3, 3, 3]]}})
+    torch.testing.assert_close(denoiser.output(network, own | label, z, gamma, no_map), free)
+    assert model.sample(params, random.key(3), 3, steps=2, cond=cond, guidance=2.0).shape == (3, 1, 3, 4)
+
+
 CLASSES, VECTOR = networks.mlp(4, classes=3), networks.mlp(4, cond_dim=2)
 CTRL = networks.unet(8, (1,), 1, ctrl_dim=5, heads=2)
 BOTH = networks.mlp(4, cond_dim=2, classes=3)
+MAP = networks.unet(8, (1,), 1, map_channels=3, heads=2)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +166,12 @@ BOTH = networks.mlp(4, cond_dim=2, classes=3)
         (CTRL, torch.zeros(4), ValueError, r"cond\.ctrl: expected shape \(tokens, 5\)"),
         (CTRL, torch.zeros(0, 5), ValueError, r"cond\.ctrl"),
         (CTRL, torch.zeros(2, 5, dtype=torch.int64), TypeError, r"cond\.ctrl"),
+        (MAP, torch.zeros(2, 4, 4), ValueError, r"cond\.map: expected shape \(3, 4, 4\)"),
+        (MAP, torch.zeros(3, 4, 5), ValueError, r"cond\.map: expected shape \(3, 4, 4\)"),
+        (MAP, torch.zeros(3), ValueError, r"cond\.map: expected shape \(3, 4, 4\)"),
+        (MAP, torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, r"cond\.map: expected a floating-point"),
+        (MAP, None, ValueError, r"cond: expected map \(map_channels=3\), got None"),
+        (VECTOR, Condition(torch.zeros(2), map=torch.zeros(3, 4, 4)), ValueError, r"cond\.map: this network takes none"),
         (BOTH, torch.zeros(2), TypeError, "a Condition with vector .*label"),
         (networks.mlp(4), torch.zeros(2), ValueError, "takes none"),
     ],

@@ -22,7 +22,7 @@ OPTIONS = dict(groups=2, heads=1, dropout=0.25)
     "options",
     [
         {},
-        dict(classes=3, cond_dim=2, ctrl_dim=2, cond_drop=0.5, attention=(0,)),
+        dict(classes=3, cond_dim=2, ctrl_dim=2, map_channels=1, cond_drop=0.5, attention=(0,)),
         dict(self_condition=True, fourier=(1,), outputs=2),
         dict(remat=True),
     ],
@@ -37,7 +37,7 @@ def test_for_a_batch_it_computes_what_it_does_for_each_example(options):
     cond, estimate = None, {}
     if "classes" in options:
         vector, ctrl = random.normal(random.key(4), (4, 2)), random.normal(random.key(5), (4, 3, 2))
-        cond = Condition(vector, torch.tensor([0, 2, 1, 1]), ctrl)
+        cond = Condition(vector, torch.tensor([0, 2, 1, 1]), ctrl, random.normal(random.key(6), (4, 1, 5, 3)))
     if "self_condition" in options:
         estimate = {"x_hat": x_hat}
     batch = network.apply_by_regions

@@ -58,12 +58,13 @@ def test_any_size_odd_ones_too(space, levels):
 
 def test_every_leaf_matters():
     """No parameter is dead: each has a gradient somewhere."""
-    network = networks.unet(**TINY, attention=(0, 1), classes=3, cond_dim=2, ctrl_dim=5, cond_drop=0.5, self_condition=True)
+    kinds = dict(classes=3, cond_dim=2, ctrl_dim=5, map_channels=1, cond_drop=0.5)
+    network = networks.unet(**TINY, attention=(0, 1), **kinds, self_condition=True)
     params = perturbed(network, (1, 5, 6), 0.3)
     z, x_hat, ctrl = (random.normal(random.key(i), s) for i, s in enumerate(((1, 5, 6), (1, 5, 6), (3, 5))))
 
     def loss(params):
-        cond = Condition(torch.tensor([1.0, 2.0]), torch.tensor(1), ctrl)
+        cond = Condition(torch.tensor([1.0, 2.0]), torch.tensor(1), ctrl, x_hat)
         outs = [network.apply(params, z, ZERO, cond=c, x_hat=x_hat) for c in (cond, None)]
         return sum(((out - 1) ** 3).sum() for out in outs)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from torch._dynamo.utils import counters
 
 from purevdm import ode, random
-from purevdm.ode import _fixed, _tableaus
+from purevdm.ode import _fixed, _runge_kutta
 
 ZERO, TWO = torch.zeros(4, dtype=torch.float64), torch.full((4,), 2.0, dtype=torch.float64)
 START = (random.normal(random.key(0), (4, 3), torch.float64), torch.zeros(4, dtype=torch.float64))
@@ -56,7 +56,7 @@ def test_fixed_grids_converge_at_their_order(make, order, stages):
 
 
 def test_the_steps_of_the_adaptive_pair_converge_at_their_order():
-    errors = [off(_fixed.Fixed(_tableaus.DOPRI5, steps)(field, START, ZERO, TWO)) for steps in (5, 10, 20)]
+    errors = [off(_fixed.Fixed(_runge_kutta.DOPRI5, steps)(field, START, ZERO, TWO)) for steps in (5, 10, 20)]
     assert all(4.8 < math.log2(a / b) < 6.2 for a, b in itertools.pairwise(errors)), errors
 
 
@@ -69,7 +69,7 @@ def test_adaptive_steps_gain_by_their_order_and_are_as_exact_as_their_tolerance(
     assert all(found > 5 - 0.3 for found in orders)
 
 
-@pytest.mark.parametrize(("tableau", "order"), [(_tableaus.HEUN, 2), (_tableaus.RK4, 4), (_tableaus.DOPRI5, 5)])
+@pytest.mark.parametrize(("tableau", "order"), [(_runge_kutta.HEUN, 2), (_runge_kutta.RK4, 4), (_runge_kutta.DOPRI5, 5)])
 def test_the_coefficients_satisfy_their_conditions(tableau, order):
     """Each stage is at the sum of its row. Steps integrate powers of t exactly up to their order."""
     nodes, weights = (torch.tensor(x, dtype=torch.float64) for x in (tableau.nodes, tableau.weights))
@@ -107,8 +107,8 @@ def test_an_integral_along_a_fixed_grid_is_one_more_number_of_the_state():
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_points_inside_a_step_see_the_state_to_order_4_and_integrate_to_theirs(count):
-    tableau = _tableaus.with_quadrature(_tableaus.DOPRI5, count)
-    assert len(tableau.nodes) == len(_tableaus.DOPRI5.nodes) + count - 2
+    tableau = _runge_kutta.with_quadrature(_runge_kutta.DOPRI5, count)
+    assert len(tableau.nodes) == len(_runge_kutta.DOPRI5.nodes) + count - 2
     for theta, row in zip(tableau.nodes[7:], tableau.rows[7:], strict=True):
         for power in range(4):
             found = sum(b * node**power for b, node in zip(row, tableau.nodes, strict=False))

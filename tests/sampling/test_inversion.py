@@ -190,14 +190,14 @@ def test_points_between_noises_are_noise():
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
-        (dict(z_a=torch.zeros(3)), ValueError, "z_a: expected a direction, got zeros"),
-        (dict(z_b=torch.zeros(3)), ValueError, "z_b: expected a direction, got zeros"),
-        (dict(z_b=-2.0 * torch.ones(3)), ValueError, "z_a, z_b: expected directions that are not opposite"),
+        (dict(z_a=torch.zeros(3)), ValueError, "z_a, z_b: expected directions, neither zero"),
+        (dict(z_b=torch.zeros(3)), ValueError, "z_a, z_b: expected directions, neither zero"),
+        (dict(z_b=-2.0 * torch.ones(3)), ValueError, "z_a, z_b: expected directions, neither zero nor opposite"),
         (dict(z_b=torch.ones(4)), ValueError, r"z_b: expected shape \(3,\)"),
         (dict(z_b=torch.ones(3).double()), TypeError, r"z_b: expected torch\.float32"),
         (dict(z_a=torch.ones(3, dtype=torch.int64)), TypeError, "z_a: expected a floating-point"),
         (dict(z_b=torch.full((3,), math.nan)), ValueError, "z_b: expected finite numbers"),
-        (dict(weights=torch.tensor(0.5)), ValueError, r"weights: expected shape \(k,\)"),
+        (dict(weights=torch.tensor(0.5)), ValueError, r"weights: expected shape \(1,\)"),
         (dict(weights=torch.tensor([0.5]).double()), TypeError, r"weights: expected torch\.float32"),
         (dict(weights=[0.5]), TypeError, "weights: expected a torch.Tensor"),
     ],

@@ -1,0 +1,392 @@
+"""What a run is made of: its configuration, the presets, and the data and the model that they stand for."""
+
+import zlib
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import readers
+import torch
+
+import purevdm
+from purevdm import bfn, decoders, importance, networks, random, schedules
+from purevdm.training import AdamW
+from purevdm.training.data import Dataset, batch, split
+
+
+class Checked:
+    """Refuses fields of other types or names than are annotated, also where they come from a file."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            found = getattr(self, name)
+            if not _fits(found, kind):
+                names = ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
+                wanted = (names and f"one of {names}") or getattr(kind, "__name__", str(kind).replace("typing.", ""))
+                raise ValueError(f"{type(self).__name__.lower()}.{name}: expected {wanted}, got {found!r:.80}")
+
+
+def _fits(x: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation's kind."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if type(None) in parts:
+        return any(_fits(x, part) for part in parts)
+    if origin is Literal:
+        return isinstance(x, str) and x in parts
+    if origin is tuple:
+        return isinstance(x, tuple) and all(_fits(value, parts[0]) for value in x)
+    return type(x) in (int, float) if kind is float else type(x) is int if kind is int else isinstance(x, kind)
+
+
+@dataclass(frozen=True)
+class Data(Checked):
+    """Where examples come from."""
+
+    source: Literal["digits", "idx", "cifar10", "imagenet32", "imagenet64", "folder", "array", "huggingface"] = "digits"
+    path: str = ""
+    """The archive, folder or file, or the name of a Hugging Face data set."""
+    size: int | None = None
+    """Images of a folder or of Hugging Face are cropped and resized to this."""
+    channels: int | None = None
+    """Of images: 3 for colour, 1 for grey, 4 or 2 for these with their opacity. Left out, colour for a folder, and as the
+    images are for Hugging Face."""
+    background: int | None = None
+    """A grey, 0 to 255, that images with transparent pixels are laid on; else these are refused."""
+    label: str | None = None
+    """The column of Hugging Face's data with the classes, where it is not "label"; empty for none."""
+    layout: Literal["channels_first", "channels_last", "none"] | None = None
+    """Of an array, where it cannot be guessed."""
+    vocab_size: int = 256
+    """How many values an array of integers takes. Booleans take 2, and floats are real data, modelled by their density."""
+    loc: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    """Real data are standardised to (x - loc) / scale, a number for each channel (or column of a table). Left out, the mean
+    and the standard deviation of the training examples."""
+    held_out: int = 297
+    """How many examples make the test set, where the source has none of its own."""
+    augment: bool = False
+    """Flips and 90-degree rotations in training, told to the network by a flag."""
+
+
+@dataclass(frozen=True)
+class Model(Checked):
+    """The network and the schedule."""
+
+    network: Literal["vdm_unet", "unet", "mlp"] = "vdm_unet"
+    embed: int = 64
+    """The width (of the mlp: of its hidden layers)."""
+    layers: int = 2
+    """The depth: blocks of each half of the vdm_unet, of each resolution of the unet, hidden layers of the mlp."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Of the unet: the width at each resolution."""
+    attention: tuple[int, ...] = ()
+    """Of the unet: resolutions with attention. Of the vdm_unet: any number for attention after every block."""
+    heads: int = 4
+    time_scale: float = 1000.0
+    """Of the unets: how fast the sinusoids are that embed gamma; 20 makes log p by the flow cheaper."""
+    groups: int = 32
+    dropout: float = 0.1
+    fourier: tuple[int, ...] = (6, 7)
+    flag: bool = True
+    """Whether the network takes the flag of augmentation as a number; always so in the official model."""
+    labels: bool = False
+    """Whether it takes the class."""
+    cond_drop: float = 0.0
+    """The rate at which the condition is dropped in training, for guidance."""
+    self_condition: bool = False
+    predicts: Literal["eps", "x", "v"] = "eps"
+    """What the network predicts: the noise, the data, or v."""
+    remat: bool = False
+    """Whether blocks are computed again in the backward pass, for less memory."""
+    schedule: Literal["fixed_linear", "learned_linear", "monotone_mlp", "monotone_mlp_pinned", "constrained_monotone"] = (
+        "learned_linear"
+    )
+    gamma_min: float | None = None
+    """Left out, the one that suits the number of levels of the data (-13.3 for 256, and for real data)."""
+    gamma_max: float = 5.0
+    variance: bool = False
+    """Whether the schedule's interior follows the variance of the loss (App. I.2)."""
+    importance: bool = False
+    """Whether times are drawn by importance, by a histogram of the loss (purevdm.importance); in continuous time."""
+    timesteps: int = 0
+    """T, or 0 for continuous time."""
+    kind: Literal["vdm", "bfn_continuous", "bfn_discretised", "bfn_discrete"] = "vdm"
+    """A diffusion model, or a Bayesian Flow Network, which has no schedule to learn."""
+    sigma_1: float = 0.03
+    """Of continuous and discretised Bayesian flows: the deviation at their end."""
+    beta_1: float = 3.0
+    """Of discrete ones: the accuracy at their end."""
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """A run."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optimizer: AdamW = field(default_factory=AdamW)
+    batch: int = 128
+    """Examples a step, over all processes."""
+    accumulate: int = 1
+    """In how many pieces a process computes its part of a batch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters, schedule and losses stay float32."""
+    seed: int = 1
+    out: Path = Path("runs/train")
+    resume: bool = False
+    """Go on from the latest checkpoint in out, bit for bit as if never stopped."""
+    extend: bool = False
+    """With resume: go on by the learning rate of these settings, where its steps, lr, warmup or decay are others than
+    before. A constant rate may go on for more steps without it."""
+    log_every: int = 50
+    eval_every: int = 1000
+    save_every: int = 1000
+    keep: int = 3
+    """How many of the latest checkpoints stay; the best stays besides."""
+    eval_examples: int = 10_000
+    eval_batch: int = 128
+    eval_passes: int = 1
+    samples: int = 16
+    sample_steps: int = 100
+    device: str = "cpu"
+    compile: bool = True
+
+
+# How the unet's feature maps become tokens, by the rank of an event: series, images, volumes.
+ADAPTERS = {2: "c l -> l c", 3: "c h w -> (h w) c", 4: "c d h w -> (d h w) c"}
+
+SCHEDULES = {
+    "fixed_linear": schedules.fixed_linear,
+    "learned_linear": schedules.learned_linear,
+    "monotone_mlp": schedules.monotone_mlp,
+    "monotone_mlp_pinned": partial(schedules.monotone_mlp, pin_endpoints=True),
+    "constrained_monotone": schedules.constrained_monotone,
+}
+
+# Those of the official configurations; what else they hold are the defaults above.
+_cifar10 = Config(
+    data=Data(source="cifar10", path="data"),
+    model=Model(embed=128, layers=32),
+    optimizer=AdamW(lr=2e-4, steps=10_000_000),
+    device="cuda",
+    **dict(log_every=1000, eval_every=10_000, save_every=10_000, eval_batch=128, sample_steps=1000, keep=5),
+)
+_aug = replace(
+    _cifar10,
+    data=Data(source="cifar10", path="data", augment=True),
+    model=Model(embed=256, layers=32, dropout=0.05, schedule="monotone_mlp"),
+    optimizer=AdamW(lr=1e-4, steps=100_000_000),
+    **dict(batch=768, eval_batch=1024),
+)
+_short = AdamW(decay="cosine", clip_norm=1.0, ema_rate=0.99, ema_warmup=True)
+_digits = Config(
+    model=Model(groups=16, dropout=0.0, fourier=(1, 2, 3), flag=False, gamma_max=4.0),
+    optimizer=_short._replace(lr=2e-3, warmup=30, steps=550),
+    out=Path("runs/digits_train"),
+    **dict(batch=64, eval_every=275, save_every=275, eval_batch=99, eval_passes=10),
+)
+_fashion = Config(
+    data=Data(source="idx", path="/usr/share/datasets/fashion-mnist"),
+    model=Model(
+        **dict(network="unet", embed=32, multipliers=(1, 2, 2), attention=(2,), groups=16, dropout=0.0, flag=False),
+        **dict(schedule="constrained_monotone", variance=True),
+    ),
+    optimizer=_short._replace(lr=1e-3, warmup=100, steps=11_000, ema_rate=0.999),
+    out=Path("runs/fashion_mnist"),
+    **dict(batch=64, eval_every=1000, save_every=500, eval_examples=1000, eval_batch=100),
+)
+_real = Config(
+    data=Data(source="array", path="x.npy"),
+    model=Model(network="mlp", embed=128, layers=3, fourier=(), flag=False, gamma_min=-8.0, schedule="fixed_linear"),
+    optimizer=_short._replace(lr=1e-3, warmup=100, steps=5000),
+    out=Path("runs/real"),
+    **dict(batch=256, eval_passes=16),
+)
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "digits": ("scikit-learn's digits, for two CPU cores: a few minutes", _digits),
+    "fashion_mnist": ("Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: two to three hours", _fashion),
+    "digits_bfn": (
+        "digits by a Bayesian Flow Network of discretised data",
+        replace(_digits, model=replace(_digits.model, kind="bfn_discretised"), out=Path("runs/digits_bfn")),
+    ),
+    "real": ("an array of real numbers, .npy: rows of a table, for one CPU core", _real),
+    "cifar10_small": (
+        "CIFAR-10, for one GPU of 8 GB",
+        replace(
+            _cifar10,
+            model=Model(embed=64, layers=8),
+            optimizer=AdamW(lr=4e-4, warmup=1000, decay="cosine", steps=200_000, clip_norm=1.0, ema_rate=0.999),
+            dtype="bfloat16",
+            eval_every=5000,
+            save_every=5000,
+        ),
+    ),
+    "cifar10": ("CIFAR-10, the paper's (2.65 bits/dim)", _cifar10),
+    "cifar10_aug": ("CIFAR-10 with augmentation, the official code's", _aug),
+    "cifar10_aug_paper": (
+        "CIFAR-10 with augmentation, the paper's (2.49 bits/dim)",
+        replace(_aug, model=replace(_aug.model, attention=(0,)), optimizer=_aug.optimizer._replace(lr=2e-4), batch=1024),
+    ),
+    "imagenet32": (
+        "ImageNet 32x32",
+        replace(_cifar10, data=Data(source="imagenet32", path="data"), model=Model(embed=256, layers=32)),
+    ),
+    "imagenet64": (
+        "ImageNet 64x64",
+        replace(_cifar10, data=Data(source="imagenet64", path="data"), model=Model(embed=256, layers=64)),
+    ),
+}
+
+
+def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
+    """The training and the test set; the key decides what is held out where the source has no test set."""
+    if data.source != "digits" and not data.path:
+        raise readers.DataError(f"data.path: expected where the data of data.source {data.source} are, got none")
+    match data.source:
+        case "idx":
+            return readers.idx(data.path, "train"), readers.idx(data.path, "test")
+        case "cifar10":
+            return readers.cifar10(data.path, "train"), readers.cifar10(data.path, "test")
+        case "imagenet32" | "imagenet64":
+            size = int(data.source[-2:])
+            return readers.imagenet(data.path, size, "train"), readers.imagenet(data.path, size, "test")
+        case "digits":
+            whole = readers.digits()
+        case "folder":
+            channels = 3 if data.channels is None else data.channels
+            whole = readers.image_folder(data.path, data.size, channels, data.background)
+        case "array":
+            whole = readers.array(data.path, data.layout, data.vocab_size)
+        case "huggingface":
+            options = dict(label=data.label, size=data.size, channels=data.channels, background=data.background)
+            whole = readers.huggingface(data.path, **options)
+    return split(whole, key, data.held_out)
+
+
+def standardised(data: Data, train: Dataset, size: int = 4096) -> Data:
+    """The configuration of real data with the ``loc`` and ``scale`` of the training examples, where it has none.
+
+    Raises:
+        DataError: a channel that is constant, which has no density; one of loc and scale without the other, or of another
+            length than there are channels.
+    """
+    if train.vocab_size is not None:
+        return data
+    channels = train.event_shape[0]
+    if data.loc or data.scale:
+        if not len(data.loc) == len(data.scale) == channels:
+            raise readers.DataError(f"data.loc, data.scale: expected {channels} numbers in each, one a channel")
+        return data
+    axes = (0, *range(2, 1 + len(train.event_shape)))
+    parts = [np.arange(i, min(train.size, i + size)) for i in range(0, train.size, size)]
+    loc = sum(train.take(part).mean(axes, dtype=np.float64) * len(part) for part in parts) / train.size
+    centre = loc.reshape(-1, *[1] * (len(train.event_shape) - 1))
+    variance = sum(np.square(train.take(part) - centre).mean(axes) * len(part) for part in parts) / train.size
+    scale = np.sqrt(variance)
+    if not (scale > 0).all():
+        raise readers.DataError(f"{train.name}: channel {int(scale.argmin())} is constant, and has no density")
+    return replace(data, loc=tuple(loc.tolist()), scale=tuple(scale.tolist()))
+
+
+def decoder(data: Data, event_shape: tuple[int, ...], vocab_size: int | None) -> decoders.Decoder:
+    """Integers, or real numbers standardised by channel, as :func:`standardised` says."""
+    if vocab_size is not None:
+        return decoders.discrete(vocab_size)
+
+    loc, scale = (np.reshape(a, (-1, *[1] * (len(event_shape) - 1))).tolist() for a in (data.loc, data.scale))
+    return decoders.gaussian(loc=loc, scale=scale)
+
+
+def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, classes: int = 0) -> purevdm.VDM | bfn.BFN:
+    """The model of a configuration for some data; ``vocab_size`` is None for real data."""
+    m = config.model
+    if m.labels and not classes:
+        raise ValueError("model.labels: the data have no classes")
+    options = dict(fourier=m.fourier, cond_drop=m.cond_drop, self_condition=m.self_condition, predicts=m.predicts)
+    options |= dict(cond_dim=int(m.flag), classes=classes if m.labels else 0)
+    options |= dict(outputs=2 if m.kind == "bfn_discretised" else None)
+    if m.network == "mlp":
+        network = networks.mlp(m.embed, m.layers, **options)
+    else:
+        options |= dict(dropout=m.dropout, groups=m.groups, remat=m.remat, time_scale=m.time_scale)
+        if m.network == "vdm_unet":
+            network = networks.vdm_unet(m.embed, m.layers, attention=bool(m.attention), **options)
+        else:
+            options |= dict(heads=m.heads, adapter=ADAPTERS.get(len(event_shape), ADAPTERS[3]))
+            network = networks.unet(m.embed, m.multipliers, m.layers, attention=m.attention, **options)
+    if config.dtype == "bfloat16":
+        network = networks.mixed(network)
+    if m.kind != "vdm":
+        return bayesian(m, network, event_shape, decoder(config.data, event_shape, vocab_size))
+    # Without gamma_min, purevdm.vdm takes one for the data.
+    schedule = SCHEDULES[m.schedule](gamma_min=m.gamma_min, gamma_max=m.gamma_max)
+    if m.importance:
+        schedule = importance.warped(schedule)
+    found = decoder(config.data, event_shape, vocab_size)
+    return purevdm.vdm(network, schedule, event_shape, decoder=found, timesteps=m.timesteps)
+
+
+def bayesian(m: Model, network: networks.Network, event_shape: tuple[int, ...], found: decoders.Decoder) -> bfn.BFN:
+    """The Bayesian Flow Network of a configuration. As in the official code, training leaves the reconstruction out."""
+    options = dict(event_shape=event_shape, timesteps=m.timesteps, reconstruction=False)
+    values = found.vocab_size
+    if m.kind == "bfn_continuous":
+        found = found if values is None else bfn.binned(values)
+        return bfn.continuous(network, sigma_1=m.sigma_1, decoder=found, **options)
+    if values is None:
+        raise ValueError(f"model.kind: real data take bfn_continuous, got {m.kind}")
+    if m.kind == "bfn_discretised":
+        return bfn.discretised(network, bins=values, sigma_1=m.sigma_1, **options)
+    return bfn.discrete(network, classes=values, beta_1=m.beta_1, **options)
+
+
+def condition(config: Config, flags: torch.Tensor, labels: torch.Tensor | None):
+    """What the network is told of a batch: the flag of augmentation, the class, or nothing."""
+    if not (config.model.flag or config.model.labels):
+        return None
+    return networks.Condition(
+        vector=flags[:, None] if config.model.flag else None, label=labels if config.model.labels else None
+    )
+
+
+def as_json(config: Config) -> dict:
+    """A configuration as plain values."""
+    found = asdict(config)
+    found["optimizer"] = config.optimizer._asdict()
+    return found | {"out": str(config.out)}
+
+
+def from_json(found: dict) -> Config:
+    """A configuration from what :func:`as_json` made."""
+    parts = dict(data=Data, model=Model)
+    data = found["data"]
+    if "label" not in data and (
+        data.get("channels") == 3 or data["source"] == "huggingface"
+    ):  # 3 stood for what None does now
+        found = found | {"data": data | {"channels": None}}
+    tuples = {"multipliers", "attention", "fourier", "loc", "scale"}
+    nested = {
+        name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()
+    }
+    return Config(**(found | nested | {"optimizer": AdamW(**found["optimizer"]), "out": Path(found["out"])}))
+
+
+def keys(seed: int) -> dict[str, torch.Tensor]:
+    """The keys of a run, one for each use."""
+    names = ("split", "init", "order", "augment", "loss", "eval", "sample")
+    return dict(zip(names, random.split(random.key(seed), len(names)), strict=True))
+
+
+def stream(program: str, seed: int, device: torch.device | str) -> torch.Tensor:
+    """The key of a program that uses a run: none of the run's own keys, whatever the seeds."""
+    return random.fold_in(random.key(seed, device=device), zlib.crc32(program.encode()) >> 1)
+
+
+def test_batches(config: Config, data: Dataset, n: int, device: torch.device):
+    """The first n examples in batches, with the conditions of images as they are."""
+    for i in range(0, n, config.eval_batch):
+        x, labels = batch(data, np.arange(i, min(n, i + config.eval_batch)), device)
+        yield x, condition(config, torch.zeros(len(x), device=device), labels)

@@ -1,0 +1,161 @@
+"""What the programs share at their door: failures that a user can mend become one line and an exit status, and what would
+stop a run at its end is noticed at its start."""
+
+import functools
+import json
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from readers import DataError
+
+import purevdm
+from purevdm import _files
+from purevdm.training import NonFiniteLossError
+from purevdm.training.checkpoint import CheckpointError
+
+OURS = (Path(__file__).resolve().parents[1], Path(purevdm.__file__).resolve().parent)
+
+
+def program(main: Callable[..., Any]) -> Callable[..., Any]:
+    """A program's ``main`` that ends with a line on stderr and the exit status 1 where the user can mend what failed: data,
+    files, settings, a full disk, too little memory. Any other error is a fault of the program's, and keeps its traceback."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return main(*args, **options)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            if not expected(error):
+                raise
+            sys.exit(told(error))
+
+    return run
+
+
+def expected(error: Exception) -> bool:
+    """Whether a user can mend it."""
+    if isinstance(error, DataError | CheckpointError | NonFiniteLossError | OSError | ImportError | MemoryError):
+        return True
+    if isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error)):
+        return True
+    # Of the library's and the programs' own checks: they begin with the name of what is wrong.
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, TypeError | ValueError) and ": " in str(error) and bool(frames) and _ours(frames[-1].filename)
+
+
+def _ours(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(folder) for folder in OURS)
+
+
+def told(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    named = isinstance(error, DataError | CheckpointError | NonFiniteLossError | TypeError | ValueError) and text
+    return text if named else f"{type(error).__name__}: {text}"
+
+
+def least(low: int, **sizes: int | None) -> None:
+    """Refuses sizes below ``low``, and what is no integer; None stands for one that is left out."""
+    for name, size in sizes.items():
+        if size is not None and (type(size) is not int or size < low):
+            raise ValueError(f"{name.replace('_', '-')}: expected an integer of at least {low}, got {size}")
+
+
+def positive(**numbers: float) -> None:
+    """Refuses numbers that are not finite and above 0."""
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name.replace('_', '-')}: expected a finite number above 0, got {number}")
+
+
+def folder(path: Path, name: str = "out") -> Path:
+    """A folder to write into, made if it is not there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"{name}: expected a folder, or a path for a new one, got {path}, where a file is in the way"
+        ) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}: expected a folder that can be written into, got {path}")
+    return path
+
+
+def fresh(path: Path, overwrite: bool, *names: str) -> Path:
+    """A folder to write these files into; one of another call is written over only if the user says so."""
+    for name in names:
+        if (path / name).exists() and not overwrite:
+            raise ValueError(f"out: expected a folder without {name}, got {path}; give another, or --overwrite")
+    return folder(path)
+
+
+def beside(run: Path, name: str) -> Path:
+    """The folder of this name in a run's folder; the run may be given by one of its files or checkpoints, too."""
+    run = run.parent if run.suffix == ".safetensors" else run
+    return (run.parent.parent if run.parent.name == "checkpoints" else run) / name
+
+
+def file(path: Path | None, name: str = "out") -> None:
+    """Refuses a path where no file can be written, and makes its folder."""
+    if path is not None:
+        folder(path.parent, name)
+        if path.exists() and not path.is_file():
+            found = f"the folder {path}" if path.is_dir() else f"{path}, a pipe, a socket or a device"
+            raise ValueError(f"{name}: expected a file to write, got {found}")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise ValueError(f"{name}: expected a file that can be written, got {path}")
+
+
+def other(path: Path, *read: Path | None, name: str = "out") -> None:
+    """Refuses to write over what is read: a file by any name, or what a run's folder holds of the run."""
+    for source in filter(None, read):
+        inside = path.suffix in (".json", ".jsonl", ".safetensors") and path.resolve().is_relative_to(source.resolve())
+        if path.exists() and source.exists() and (inside or path.samefile(source)):
+            raise ValueError(f"{name}: expected another path than what is read, got {path}")
+
+
+def device(name: str) -> str:
+    """A device's name, if PyTorch can compute there."""
+    try:
+        torch.zeros(1, device=name).tolist()
+    except Exception as error:  # of several kinds
+        raise ValueError(f"device: expected one that this PyTorch computes on, got {name!r} ({told(error)[:120]})") from None
+    return name
+
+
+def saved(path: Path) -> dict[str, Any]:
+    """What a JSON file of an earlier call holds."""
+    try:
+        found = json.loads(_files.regular(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"a {type(found).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: expected what an earlier call wrote, got {type(error).__name__}: {error}") from None
+    return found
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system name this file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file, whole or not at all; a link is replaced, not what it leads to."""
+    with naming(path), _files.replaced(path) as draft:
+        draft.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,0 +1,113 @@
+"""Draw from a checkpoint: a grid as PNG, and the numbers as .npy.
+
+    python examples/app/sample.py runs/digits_train --n 64 --steps 250
+    python examples/app/sample.py runs/mine --label 3 --guidance 2.0
+
+Writes samples.png and samples.npy, (n, *event), into --out: uint8 (uint16 and int32 for more values), or float32 where data
+are real, which make a picture if they are images. The same seed gives the same samples.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import programs
+import torch
+import tyro
+from pictures import drawable, grid
+from presets import condition, stream
+from runs import load
+from tqdm import tqdm
+
+from purevdm import _files, bfn, random, solvers
+
+
+@dataclass
+class Arguments:
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, or one of its checkpoints."""
+    out: Path | None = None
+    """The folder to write into; left out, samples/ in the run's own."""
+    overwrite: bool = False
+    """Whether to write over what an earlier call left in --out."""
+    n: int = 64
+    batch: int = 64
+    """How many at once."""
+    steps: int = 250
+    solver: Literal["ancestral", "ddim", "dpmpp_2m", "bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s"] | None = None
+    """The first three are a diffusion model's (dpmpp_2m where left out), the others a Bayesian flow's (bayesian).
+    ddim, dpmpp_2m and the ode solvers are deterministic, and need few steps."""
+    grid: Literal["time", "gamma", "root"] | None = None
+    """In what the steps are even: time, gamma for a diffusion model (where left out), the root of the time for a Bayesian
+    flow."""
+    label: int | None = None
+    """The class of all; each in turn where left out, for a model that takes classes."""
+    guidance: float = 1.0
+    decode: Literal["argmax", "sample"] = "argmax"
+    clip: bool = False
+    """Whether to clamp every estimate to the data's range."""
+    path: str | None = None
+    """Where the data are, if not where they were in training: their shape is read there."""
+    seed: int = 0
+    device: str = "cpu"
+
+
+@programs.program
+def main() -> None:
+    args = tyro.cli(Arguments, description=__doc__)
+    programs.least(1, n=args.n, batch=args.batch, steps=args.steps)
+    changes = {} if args.path is None else {"data.path": args.path}
+    config, train, _, model, params = load(args.checkpoint, programs.device(args.device), dataless=True, **changes)
+    out = args.out or programs.beside(args.checkpoint, "samples")
+    written = ["samples.png"] * drawable(train.event_shape, train.vocab_size) + ["samples.npy"]
+    programs.fresh(out, args.overwrite, *written)
+    if args.label is not None and not (config.model.labels and 0 <= args.label < train.classes):
+        sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")
+    if args.clip and train.vocab_size is None:
+        sys.exit("clip: expected no, as real data have no bounds")
+    diffusion = config.model.kind == "vdm"
+    own = ("ancestral", "ddim", "dpmpp_2m") if diffusion else ("bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s")
+    if args.solver is not None and args.solver not in own:
+        sys.exit(f"solver: expected one of {', '.join(own)} for this model")
+    if args.grid not in (None, "time") and (args.grid == "gamma") != diffusion:
+        sys.exit(f"grid: expected time or {'gamma' if diffusion else 'root'} for this model")
+    if args.clip and not diffusion:
+        sys.exit("clip: expected no, as a Bayesian flow's predictions are clamped where it says so itself")
+    options = dict(clip=args.clip) if diffusion else {}
+    options |= {} if args.grid is None else dict(grid=args.grid)
+    if args.solver is not None:
+        options |= dict(solver=getattr(solvers if diffusion else bfn.solvers, args.solver)())
+    drawn = []
+    batches = range(0, args.n, args.batch)
+    with tqdm(total=len(batches) * args.steps, desc="sample") as bar:
+        for j, start in enumerate(batches):
+            size = min(args.batch, args.n - start)
+            labels = torch.arange(start, start + size, device=args.device) % max(train.classes, 1)
+            labels = labels if args.label is None else torch.full_like(labels, args.label)
+            x = model.sample(
+                params,
+                random.fold_in(stream("sample", args.seed, args.device), j),
+                size,
+                steps=args.steps,
+                cond=condition(config, torch.zeros(size, device=args.device), labels),
+                guidance=args.guidance,
+                decode=args.decode,
+                callback=lambda i, z: bar.update(),
+                **options,
+            )
+            drawn.append(x.cpu())
+    x = torch.cat(drawn)
+    if train.vocab_size is not None:
+        kinds = {torch.uint8: 2**8, torch.uint16: 2**16, torch.int32: 2**31}
+        x = x.to(next(dtype for dtype, most in kinds.items() if train.vocab_size <= most))
+    with _files.replaced(out / "samples.npy") as draft:
+        np.save(draft, x.numpy())
+    if "samples.png" in written:
+        grid(x, train.vocab_size, out / "samples.png")
+    print(f"{len(x)} samples in {out}/{' and '.join(written)}")
+
+
+if __name__ == "__main__":
+    main()

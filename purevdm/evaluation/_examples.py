@@ -1,0 +1,225 @@
+"""Each example's -log p(x) or the bound on it, over batches, passes and processes."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import optree
+import torch
+from torch import Tensor
+
+from purevdm import _checks, likelihood, parallel, random
+from purevdm._batches import pairs
+from purevdm.bfn import BFN
+from purevdm.bound import NLLBound
+from purevdm.evaluation._figures import Evaluation, PerExample
+from purevdm.likelihood import Estimate
+from purevdm.parallel import Group
+from purevdm.types import Key, Params
+from purevdm.vdm import VDM
+
+__all__ = ["evaluate", "per_example"]
+
+T = TypeVar("T")
+M = TypeVar("M", bound=VDM | BFN)
+
+
+@torch.no_grad()
+def per_example(
+    model: VDM | BFN,
+    params: Params,
+    batches: Iterable[Any],
+    key: Key,
+    *,
+    method: Callable[..., NLLBound | Estimate] | None = None,
+    passes: int = 1,
+    timesteps: int | None = None,
+    failures: str = "raise",
+    group: Group | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> PerExample:
+    """Computes -log p(x) of each example of a data set by one method, or the bound on it.
+
+    Args:
+        model: the model, a VDM or a BFN.
+        params: its parameters.
+        batches: an iterable of x, (x,) or (x, cond); see :mod:`purevdm.evaluation`.
+        key: a key.
+        method: ``method(params, x, key, cond)``, compiled or not, which returns an :class:`~purevdm.NLLBound` or a
+            :class:`~purevdm.likelihood.Estimate`: for instance ``torch.compile(model.nll_bound)``, or
+            ``partial(likelihood.log_prob, model, samples=8)``, or
+            ``partial(likelihood.importance_bound, model, timesteps=100, samples=8)``. Left out, it is ``model.nll_bound``.
+        passes: how often the method is called on each batch, with fresh keys. Of the bound the mean counts. Of an estimate
+            the weights of all passes are combined: passes times K samples, in the memory of K.
+        timesteps: in how many steps the model is bounded, 0 for continuous time instead of its own number. Not with
+            ``method``: take ``model._replace(timesteps=...).nll_bound``.
+        failures: what becomes of an example that the method gives NaN: "raise" for an error, "nan" to keep NaN for it only,
+            which figures then leave out and count. An integration that fails gives NaN in eager mode only with an integrator
+            that does not raise itself, as ``ode.dopri5(failures="nan")``.
+        group: the processes that share the work, of :func:`purevdm.parallel.join`. Each goes through the same batches, takes
+            its turns (each pass of a batch is one), and returns the figures of all, those that one process would find. It
+            pays to have more turns than processes.
+        callback: called with the number of examples done, for a progress bar.
+
+    Raises:
+        TypeError, ValueError: bad input, as the method says it; an item of another form, no batch, passes < 1; a method that
+            returns something else; figures that are no numbers; processes that see different data.
+
+    >>> from functools import partial
+    >>> import purevdm
+    >>> from purevdm import evaluation, likelihood, networks, ode, random, schedules
+    >>> model = purevdm.vdm(networks.mlp(16, fourier=()), schedules.fixed_linear(-6.0, 5.0), event_shape=(2,), vocab_size=16)
+    >>> params, x = model.init(random.key(0)), random.randint(random.key(1), (64, 2), 0, 16)
+    >>> bound = evaluation.per_example(model, params, x.split(32), random.key(2), passes=8)
+    >>> flow = partial(likelihood.log_prob, model, samples=4, integrator=ode.rk4(20))
+    >>> exact = evaluation.per_example(model, params, x.split(32), random.key(3), method=flow)
+    >>> bound.nll.shape, exact.nll.shape, exact.summary().samples
+    (torch.Size([64]), torch.Size([64]), 4)
+    >>> gap = evaluation.compare(exact, bound).difference  # how far the flow is below the bound, paired
+    """
+    model, call = called("method", model, timesteps, method)
+    _checks.choice("failures", failures, ("raise", "nan"))
+    unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
+
+    def result(x: Tensor, cond: Any, key: Key) -> NLLBound | Estimate:
+        return _checked(call(params, x, key, cond), x.shape[0])
+
+    done, checksum = draws(result, batches, key, passes, group, callback)
+    if isinstance(done[0][0], NLLBound):
+        of_passes = [[torch.cat(term) for term in zip(*of_pass, strict=True)] for of_pass in done]
+        combined: Any = NLLBound(*(sum(terms) / len(terms) for terms in zip(*of_passes, strict=True)))
+    else:
+        weights, counts = (
+            [torch.cat([getattr(each, name) for each in of_pass], -1) for of_pass in done]
+            for name in ("log_weights", "evaluations")
+        )
+        combined = likelihood.combine(torch.cat(weights), torch.stack(counts).sum(0))
+    each = PerExample(combined, torch.full_like(checksum, math.prod(model.event_shape)), checksum, len(done), unit)
+    broken = (each.nll == -math.inf) | (each.nll.isnan() & (failures == "raise"))
+    if broken.any():  # after all have gathered, so that no process is left waiting
+        i = int(broken.nonzero()[0])
+        raise ValueError(f"method: expected -log p(x) that is a number, got {each.nll[i]} for example {i} of the data")
+    return each
+
+
+def evaluate(
+    model: VDM | BFN,
+    params: Params,
+    batches: Iterable[Any],
+    key: Key,
+    *,
+    method: Callable[..., NLLBound | Estimate] | None = None,
+    passes: int = 1,
+    timesteps: int | None = None,
+    failures: str = "raise",
+    group: Group | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Computes the mean -log p(x) of a data set by one method, or of the bound on it: the summary of :func:`per_example`,
+    whose arguments and errors these are.
+
+    A batch's evenly spread times leave the mean of a bound less noise than its standard error says, so that errors are on
+    the safe side, the more so the fewer the passes.
+
+    >>> import purevdm
+    >>> from purevdm import evaluation, networks, random, schedules
+    >>> model = purevdm.vdm(networks.mlp(16), schedules.fixed_linear(), event_shape=(2,))
+    >>> x = random.randint(random.key(0), (64, 2), 0, 256)
+    >>> result = evaluation.evaluate(model, model.init(random.key(1)), x.split(32), random.key(2), passes=2)
+    >>> result.nll.error > 0, result.examples, result.unit, list(result.terms)
+    (True, 64, 'bits/dim', ['recon', 'prior', 'diffusion'])
+    """
+    options: Any = dict(passes=passes, timesteps=timesteps, failures=failures, group=group, callback=callback)
+    return per_example(model, params, batches, key, method=method, **options).summary()
+
+
+def called(name: str, model: M, timesteps: int | None, method: Callable[..., Any] | None) -> tuple[M, Callable[..., Any]]:
+    """Returns the model in another number of steps, and the method or its bound."""
+    _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
+    if method is not None:
+        _checks.function(name, method)
+    if timesteps is not None:
+        if method is not None:
+            raise ValueError(
+                f"{name}: expected None with timesteps={timesteps}; take model._replace(timesteps=...).nll_bound"
+            )
+        model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))  # type: ignore[assignment]
+    return model, model.nll_bound if method is None else method
+
+
+def _checked(result: Any, n: int) -> NLLBound | Estimate:
+    """Returns what a method says of n examples, in float64."""
+    if isinstance(result, NLLBound):
+        return NLLBound(*(_checks.shaped(f"method's {name}", x, (n,)).double() for name, x in result._asdict().items()))
+    if not isinstance(result, Estimate):
+        given = _checks.describe(result)
+        raise TypeError(f"method: expected it to return a purevdm.NLLBound or a likelihood.Estimate, got {given}")
+    weights = result.log_weights
+    return likelihood.combine(
+        _checks.shaped("method's log_weights", weights, (*weights.shape[:1], n)).double(), result.evaluations.long()
+    )
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Makes errors say where they arose."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        if type(error) not in (TypeError, ValueError, RuntimeError):  # whose arguments are not a message
+            raise
+        raise type(error)(f"{where}: {error}") from error
+
+
+def draws(
+    call: Callable[[Tensor, Any, Key], T],
+    batches: Iterable[Any],
+    key: Key,
+    passes: int,
+    group: Group | None,
+    callback: Callable[[int], None] | None,
+) -> tuple[list[list[T]], Tensor]:
+    """Calls ``call(x, cond, key)`` for every pass of every batch.
+
+    Processes take turns at the passes of the batches. Batches stay whole, so that the same numbers are computed.
+
+    Returns:
+        What it returned, for each pass a list over batches, on the CPU, and the checksum of each example, int64 (N,).
+    """
+    _checks.key("key", key)
+    passes = _checks.integer("passes", passes, 1)
+    if group is not None:
+        _checks.instance("group", group, Group, "a Group of purevdm.parallel.join")
+    if callback is not None:
+        _checks.function("callback", callback)
+    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    mine: list[T] = []
+    sums: list[Tensor] = []
+    for j, (x, cond) in enumerate(pairs(batches)):
+        for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
+            if (j * passes + p) % size == rank:
+                with within(f"batches[{j}]"):
+                    mine.append(call(x, cond, k))
+        sums.append(x.reshape(len(x), -1).contiguous().view(torch.uint8).sum(1))
+        if callback is not None:
+            callback(len(x))
+    if not sums:
+        raise ValueError("batches: expected at least one, got none")
+    mine, sums = optree.tree_map(Tensor.cpu, (mine, sums))  # type: ignore[arg-type, assignment]
+    everyone = [(mine, sums)] if group is None else parallel.gather((mine, sums))
+    if len(everyone) != size:
+        raise ValueError(f"group: expected as many processes as have joined, {len(everyone)}, got {size}")
+    if any(len(other) != len(sums) or not all(map(torch.equal, other, sums)) for _, other in everyone):
+        raise ValueError("batches: expected the same data in the same order in every process, got different ones")
+    turns = [everyone[turn % size][0][turn // size] for turn in range(len(sums) * passes)]
+    for turn, result in enumerate(turns):
+        if (kind := _kind(result)) != _kind(turns[0]):
+            first = f"what the first call returned, {_kind(turns[0])}"
+            raise ValueError(f"batches[{turn // passes}]: expected {first}, got {kind} in pass {turn % passes}")
+    return [turns[p::passes] for p in range(passes)], torch.cat(sums)
+
+
+def _kind(result: Any) -> str:
+    """Returns the kind of a method's result; those of one evaluation are of one."""
+    return f"{len(result.log_weights)} weights an example" if isinstance(result, Estimate) else type(result).__name__
