@@ -69,15 +69,15 @@ class Warped(Schedule):
         return {"base": self.base.init(key), "warp": {"square": zeros, "visits": zeros.clone()}}
 
     def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
-        at = _warp(_edges(self.density(params)), _checks.floating("t", t))
+        at = warp(edges(self.density(params)), _checks.floating("t", t))
         return self.base.gamma(params["base"], at, *context)
 
     def observe(self, params: Params, t: Tensor, losses: Tensor) -> Params:  # type: ignore[override]
-        return {"warp": _observed(params["warp"], _edges(self.density(params)), t, losses.detach(), self.numbers()[2])}
+        return {"warp": observe(params["warp"], edges(self.density(params)), t, losses.detach(), self.numbers()[2])}
 
     def density(self, params: Params) -> Tensor:
         """The density of times over the bins, of mean 1."""
-        return _optimal(_second_moment(params["warp"]), self.numbers()[1])
+        return optimal(_second_moment(params["warp"]), self.numbers()[1])
 
     def with_gamma_min(self, gamma_min: float) -> Schedule:
         return self._replace(base=self.base.with_gamma_min(gamma_min))
@@ -119,61 +119,23 @@ def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float 
 
 
 def optimal(square: Tensor, uniform: float = 0.0) -> Tensor:
-    """The density over even bins of time that gives the estimate the least variance: proportional to the square root of the
-    loss's second moment, with a part that is uniform.
-
-    Args:
-        square: the second moment in each bin, (bins,), not negative. Where all are 0, the density is uniform.
-        uniform: the part.
-
-    Returns:
-        (bins,), of mean 1.
-
-    Raises:
-        TypeError, ValueError: another form, negative values, a part outside of [0, 1].
-    """
-    if not 0.0 <= _checks.real("uniform", uniform) <= 1.0:
-        raise ValueError(f"uniform: expected a number in [0, 1], got {uniform}")
-    _histogram("square", square)
-    return _optimal(square, uniform)
-
-
-def _optimal(square: Tensor, uniform: float) -> Tensor:
+    """Gives the density over even bins of time that leaves the estimate the least variance, (bins,), of mean 1: proportional
+    to the square root of the loss's second moment in each bin, with a part that is uniform."""
     root = square.sqrt()
     mean = root.mean()
     return uniform + (1.0 - uniform) * torch.where(mean > 0, root / mean, 1.0)
 
 
 def edges(p: Tensor) -> Tensor:
-    """The distribution function at the edges of the bins, (bins + 1,), of a density p over even bins, (bins,), of mean 1.
-
-    From 0 to 1, both exact.
-
-    Raises:
-        TypeError, ValueError: another form, negative values, another mean.
-    """
-    _histogram("p", p)
-    _verified("p", p, (p.mean() - 1.0).abs() <= 1e-3, "a density of mean 1")
-    return _edges(p)
-
-
-def _edges(p: Tensor) -> Tensor:
+    """Gives the distribution function at the edges of the bins, (bins + 1,), of a density p over even bins, of mean 1: from
+    0 to 1, both exact."""
     inner = p.double().cumsum(0)[:-1] / p.shape[0]
     ends = torch.tensor([0.0, 1.0], dtype=p.dtype, device=p.device)
     return torch.cat([ends[:1], inner.to(p.dtype), ends[1:]])
 
 
 def warp(edges: Tensor, u: Tensor) -> Tensor:
-    """The inverse of the distribution function, at times u of any shape: increasing, from 0 to 1, a line in each bin.
-
-    Raises:
-        TypeError, ValueError: edges that do not rise from 0 to 1, times outside of [0, 1].
-    """
-    _distribution(edges, u)
-    return _warp(edges, u)
-
-
-def _warp(edges: Tensor, u: Tensor) -> Tensor:
+    """Inverts the distribution function at times u of any shape: increasing, from 0 to 1, a line in each bin."""
     hits, bins = _hits(edges, u), fixed(edges.shape[0] - 1)
     low, width = (hits * edges[:-1]).sum(-1), (hits * edges.diff()).sum(-1)
     index = (hits * torch.arange(bins, dtype=u.dtype, device=u.device)).sum(-1)
@@ -188,7 +150,7 @@ def _hits(edges: Tensor, u: Tensor) -> Tensor:
 
 
 def observe(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: float) -> Params:
-    """The histogram moved by a batch; linear in the mean over its examples, so that pieces and processes average theirs.
+    """Moves the histogram by a batch; linear in the mean over its examples, so that pieces and processes average theirs.
 
     Args:
         histogram: ``{"square": (bins,), "visits": (bins,)}``, as :func:`warped` says.
@@ -196,43 +158,7 @@ def observe(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: f
         u: the times, (B,), before the warp.
         losses: each example's diffusion loss, (B,), weight included.
         rate: how much of the histogram stays.
-
-    Raises:
-        TypeError, ValueError: parts of another form, or of values outside of their range.
     """
-    _checks.probability("rate", rate)
-    _distribution(edges, u)
-    for name in ("square", "visits"):
-        _checks.shaped(f"histogram.{name}", _histogram(f"histogram.{name}", histogram[name]), (len(edges) - 1,))
-    _checks.shaped("losses", _checks.floating("losses", losses), _checks.shaped("u", u, u.shape[:1]).shape)
-    _checks.verify(_checks.finite("losses", {(): losses}))
-    return _observed(histogram, edges, u, losses, rate)
-
-
-def _verified(name: str, x: Tensor, holds: Tensor, wanted: str) -> None:
-    if _checks.readable(x):
-        _checks.verify([_checks.Fact(holds, lambda: _checks.outside(wanted, name, x))])
-
-
-def _histogram(name: str, x: Tensor) -> Tensor:
-    """Finite numbers, none negative, (bins,)."""
-    if _checks.floating(name, x).ndim != 1 or not len(x):
-        raise ValueError(f"{name}: expected one number for each bin, (bins,), got {_checks.describe(x)}")
-    _verified(name, x, x.isfinite() & (x >= 0.0), "finite numbers of at least 0")
-    return x
-
-
-def _distribution(edges: Tensor, u: Tensor) -> None:
-    """Edges that rise from 0 to 1, (bins + 1,), and times in [0, 1]."""
-    if _checks.floating("edges", edges).ndim != 1 or len(edges) < 2:
-        raise ValueError(f"edges: expected those of at least one bin, (bins + 1,), got {_checks.describe(edges)}")
-    _verified(
-        "edges", edges, (edges.diff() > 0.0).all() & (edges[0] == 0.0) & (edges[-1] == 1.0), "numbers that rise from 0 to 1"
-    )
-    _verified("u", _checks.floating("u", u), (u >= 0.0) & (u <= 1.0), "times in [0, 1]")
-
-
-def _observed(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: float) -> Params:
     hits = _hits(edges, u)
     p = (hits * edges.diff()).sum(-1) * (edges.shape[0] - 1)
     found = losses * p  # without the weight 1 / p
@@ -248,6 +174,16 @@ def _second_moment(histogram: Params) -> Tensor:
     mean = torch.where(seen > 0, square.sum() / seen, 1.0)
     unseen = (1.0 - seen).clamp(min=1e-6) / bins  # never none, for bins that were not visited for long
     return (square + unseen * mean) / (visits + unseen)
+
+
+def _histogram(name: str, x: Tensor) -> Tensor:
+    """Finite numbers, none negative, (bins,)."""
+    if _checks.floating(name, x).ndim != 1 or not len(x):
+        raise ValueError(f"{name}: expected one number for each bin, (bins,), got {_checks.describe(x)}")
+    if _checks.readable(x):
+        holds = x.isfinite() & (x >= 0.0)
+        _checks.verify([_checks.Fact(holds, lambda: _checks.outside("finite numbers of at least 0", name, x))])
+    return x
 
 
 def density(schedule: Schedule, params: Params) -> Tensor:

@@ -31,8 +31,8 @@ Networks are those of :mod:`purevdm.networks`. They get the time t, from 0 to 1,
 their endpoints 0 and 1 the library's own embed it as the official code does. Conditions, guidance, self-conditioning,
 dropout and mixed precision work as they do there.
 
-The mathematics lies in small functions: :mod:`~purevdm.bfn.normal` and :mod:`~purevdm.bfn.categorical` (senders, updates and
-flows, in the paper's symbols), :mod:`~purevdm.bfn.distributions` (normals over bins), :mod:`~purevdm.bfn.process` (the
+The mathematics lies in small functions: :mod:`~purevdm.bfn.normal` and :mod:`~purevdm.bfn.categorical` (what is sent by
+each time, in the paper's symbols), :mod:`~purevdm.bfn.distributions` (normals over bins), :mod:`~purevdm.bfn.process` (the
 latent and the losses that all kinds share). Values are made of them: :mod:`~purevdm.bfn.flows`, :mod:`~purevdm.bfn.outputs`
 and :mod:`~purevdm.bfn.solvers`.
 
