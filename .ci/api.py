@@ -73,8 +73,7 @@ def lines(module: ModuleType) -> list[str]:
         if isinstance(value, ModuleType):
             continue
         home = getattr(value, "__module__", module.__name__)
-        if module is purevdm and home != "purevdm":
-            found.append(f"- `{name}`: see `{home}`")
+        if module is purevdm and "._" not in home:  # in a room of its own
             continue
         if not (callable(value) and home.startswith("purevdm")):  # a constant, or an alias of a type
             found.append(f"- `{name}`")

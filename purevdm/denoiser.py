@@ -20,7 +20,7 @@ from purevdm.networks._explain import explained
 from purevdm.parts import Subspace
 from purevdm.types import Params
 
-__all__ = ["Denoiser", "Prediction", "eps_hat", "guide", "in_bound", "output", "predict", "update"]
+__all__ = ["Denoiser", "Prediction", "eps_hat", "guide", "output"]
 
 T = TypeVar("T")
 

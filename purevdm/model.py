@@ -17,23 +17,7 @@ from purevdm.parts import Posterior, Reverse, Subspace
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
-__all__ = [
-    "Model",
-    "batch_axes",
-    "checked",
-    "device_of",
-    "dims",
-    "direct",
-    "drawn",
-    "inside",
-    "latent_shape",
-    "latents",
-    "mask_of",
-    "masked",
-    "nonempty",
-    "seeds_of",
-    "structure_of",
-]
+__all__ = ["Model"]
 
 
 class Model(Protocol):

@@ -22,7 +22,7 @@ from purevdm.networks import Network
 from purevdm.noise import Seeds
 from purevdm.types import Params, Shape
 
-__all__ = ["Model", "Noise", "bound", "draw_noise", "in_bound", "outputs", "read", "seen", "shown", "step_of"]
+__all__ = ["Model", "Noise", "bound", "outputs"]
 
 
 class Noise(NamedTuple):

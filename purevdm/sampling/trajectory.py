@@ -15,7 +15,7 @@ from purevdm.denoiser import Denoiser, Prediction
 from purevdm.model import Model, batch_axes, latent_shape
 from purevdm.types import Key, Params
 
-__all__ = ["Options", "checked", "guidance_weight", "level", "loop", "recording", "solve", "started", "stepped", "times"]
+__all__ = ["Options", "loop"]
 
 State: TypeAlias = tuple[Tensor, ...]
 
