@@ -129,7 +129,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("self_condition train trajectory variance independent extra", ("True",)),
     ("bfn.continuous.clip", ("(1, 2)", "(-1, 2.5)")),
     (
-        "callback chunk codec.decode.lanes codec.read.lanes blocks decoder dequantisation device elbo estimate call",
+        "callback chunk codec.decode.lanes codec.read.lanes blocks decoder dequantisation device method bound call",
         ("None",),
     ),
     ("gamma_min group integrator like metric outputs probes project shape skip solver std_bounds time timesteps", ("None",)),
