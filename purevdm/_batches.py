@@ -10,14 +10,25 @@ from purevdm import _checks
 
 def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
     """Yields the batches x, (x,) or (x, cond) as pairs (x, cond)."""
+    yield from _parts(batches, 2, "a tensor x, (x,) or (x, cond)")  # type: ignore[misc]
+
+
+def triples(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any, Any]]:
+    """Yields the batches x, (x,), (x, cond) or (x, cond, mask) as triples (x, cond, mask)."""
+    yield from _parts(batches, 3, "a tensor x, (x,), (x, cond) or (x, cond, mask)")  # type: ignore[misc]
+
+
+def _parts(batches: Iterable[Any], most: int, wanted: str) -> Iterator[tuple[Any, ...]]:
+    """Yields each batch as a tuple of as many parts, None for those left out."""
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        given = _checks.describe(batches)
-        raise TypeError(f"batches: expected an iterable of batches, as [x] for a single tensor x, got {given}")
+        raise TypeError(
+            f"batches: expected an iterable of batches, as [x] for a single tensor x, got {_checks.describe(batches)}"
+        )
     for j, batch in enumerate(batches):
-        pair = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        if len(pair) not in (1, 2) or not isinstance(pair[0], Tensor):
-            parts = f" of {', '.join(type(part).__name__ for part in pair)}" if isinstance(batch, (tuple, list)) else ""
-            raise TypeError(f"batches[{j}]: expected a tensor x, (x,) or (x, cond), got {type(batch).__name__}{parts}")
-        if pair[0].ndim == 0 or pair[0].shape[0] == 0:
-            raise ValueError(f"batches[{j}]: expected at least one example, got {_checks.describe(pair[0])}")
-        yield pair if len(pair) == 2 else (pair[0], None)  # type: ignore[misc]
+        given = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        if not 1 <= len(given) <= most or not isinstance(given[0], Tensor):
+            kinds = f" of {', '.join(type(part).__name__ for part in given)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(f"batches[{j}]: expected {wanted}, got {type(batch).__name__}{kinds}")
+        if given[0].ndim == 0 or given[0].shape[0] == 0:
+            raise ValueError(f"batches[{j}]: expected at least one example, got {_checks.describe(given[0])}")
+        yield (*given, *(None,) * (most - len(given)))

@@ -185,7 +185,7 @@ def masked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)), mask.expand_as(x)
 
 
-def dims(model: Model, n: int, mask: Tensor | None, like: Tensor) -> Tensor | float:
+def dims(model: Any, n: int, mask: Tensor | None, like: Tensor) -> Tensor | float:
     """How many dimensions each of n examples has: a number, or (n,) where they differ. ``mask`` is in the data's shape."""
     subspace = getattr(model, "subspace", None)
     if mask is None and subspace is None:

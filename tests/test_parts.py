@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import purevdm
-from purevdm import bound, codec, decoders, likelihood, networks, parts, random, sampling, schedules, solvers
+from purevdm import bound, codec, decoders, evaluation, likelihood, networks, parts, random, sampling, schedules, solvers
 from purevdm.decoders import Decoder
 from purevdm.noise import Noise
 
@@ -120,6 +120,34 @@ def test_masks_compile():
     mask = (torch.arange(3) < torch.tensor([1, 3, 2, 2])[:, None])[..., None]
     compiled = torch.compile(torch.func.grad_and_value(model.loss_fn), fullgraph=True, backend="aot_eager")
     close(compiled(params, x, KEY, mask=mask), torch.func.grad_and_value(model.loss_fn)(params, x, KEY, mask=mask), 1e-10)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_an_evaluation_counts_what_exists(kind):
+    """Each example by its own dimensions; all of them by total nats over total dimensions."""
+    model, sizes = sets(4, DECODERS[kind]), torch.tensor([1, 4, 2])
+    params, x = model.init(KEY), random.randint(random.key(1), (3, 4, 2), 0, 16)
+    x = x.to(F64) if kind == "real" else x
+    mask = (torch.arange(4) < sizes[:, None])[..., None]
+    each = evaluation.per_example(model, params, [(x, None, mask)], KEY, passes=2)
+    keys = random.split(random.fold_in(KEY, 0), 2)
+    want = sum(model.nll_bound(params, x, key, mask=mask).total for key in keys) / 2
+    torch.testing.assert_close(each.nll, want, rtol=1e-13, atol=0)
+    assert each.dims.tolist() == [2, 8, 4]
+    found, bits = each.summary(), math.log(2) if kind == "discrete" else 1.0
+    of_each = (want / (2 * sizes * math.log(2))).mean() if kind == "discrete" else want.mean()
+    torch.testing.assert_close(found.nll.mean, of_each.item())
+    torch.testing.assert_close(found.pooled.mean, want.sum().item() / (14 * bits))
+    profile = evaluation.profile(model, params, [(x, None, mask)], KEY, bins=2, passes=2)
+    torch.testing.assert_close(profile.diffusion.mean, found.terms["diffusion"].mean)
+    with pytest.raises(TypeError, match=r"batches\[0\]: mask: expected a bool tensor that broadcasts to \(3, 4, 2\)"):
+        evaluation.evaluate(model, params, [(x, None, mask.double())], KEY)
+
+
+def test_an_evaluation_in_a_subspace_counts_its_dimensions():
+    model = sets(3, subspace=parts.zero_centre())
+    x = model.subspace.project(random.normal(KEY, (2, 3, 2), F64))
+    assert evaluation.per_example(model, model.init(KEY), [x], KEY).dims.tolist() == [4, 4]
 
 
 # One denoiser

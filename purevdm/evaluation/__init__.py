@@ -1,8 +1,9 @@
 """The likelihood of a data set: -log p(x) of each example by any method, or the bound on it, its mean with a standard error,
 two models or methods paired, and the loss over noise levels.
 
-``batches`` is an iterable: each batch is a tensor x, (B, *event_shape), by itself or in a tuple or list (x,), or a pair
-(x, cond), with cond as the network takes it or None. So a ``torch.utils.data.DataLoader`` works.
+``batches`` is an iterable: each batch is a tensor x, (B, *event_shape), by itself or in a tuple or list (x,), a pair
+(x, cond), with cond as the network takes it or None, or (x, cond, mask), with what exists of padded data. So a
+``torch.utils.data.DataLoader`` works.
 
 Batch j draws from ``fold_in(key, j)``, split for its passes. The same batches and key give the same noise, to any model, in
 any number of processes. A batch's times are spread evenly over it, so larger ones have less noise; one of another size is

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, likelihood, parallel, random
-from purevdm._batches import pairs
+from purevdm._batches import triples
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
 from purevdm.bound import NLLBound
 from purevdm.evaluation._figures import Evaluation, PerExample
 from purevdm.likelihood import Estimate
+from purevdm.model import dims, mask_of
 from purevdm.parallel import Group
 from purevdm.types import Key, Params
 
@@ -44,11 +45,11 @@ def per_example(
     Args:
         model: the model, a VDM or a BFN.
         params: its parameters.
-        batches: an iterable of x, (x,) or (x, cond); see :mod:`purevdm.evaluation`.
+        batches: an iterable of x, (x,), (x, cond) or (x, cond, mask); see :mod:`purevdm.evaluation`.
         key: a key.
-        method: ``method(params, x, key, cond)``, compiled or not, which returns an :class:`~purevdm.NLLBound` or a
-            :class:`~purevdm.likelihood.Estimate`: for instance ``torch.compile(model.nll_bound)``, or
-            ``partial(likelihood.log_prob, model, samples=8)``, or
+        method: ``method(params, x, key, cond)``, with ``mask=`` for batches that have one, compiled or not, which returns an
+            :class:`~purevdm.NLLBound` or a :class:`~purevdm.likelihood.Estimate`: for instance
+            ``torch.compile(model.nll_bound)``, ``partial(likelihood.log_prob, model, samples=8)``, or
             ``partial(likelihood.importance_bound, model, timesteps=100, samples=8)``. Left out, it is ``model.nll_bound``.
         passes: how often the method is called on each batch, with fresh keys. Of the bound the mean counts. Of an estimate
             the weights of all passes are combined: passes times K samples, in the memory of K.
@@ -82,10 +83,10 @@ def per_example(
     _checks.choice("failures", failures, ("raise", "nan"))
     unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
 
-    def result(x: Tensor, cond: Any, key: Key) -> NLLBound | Estimate:
-        return _checked(call(params, x, key, cond), x.shape[0])
+    def result(x: Tensor, key: Key, cond: Any, **mask: Tensor) -> NLLBound | Estimate:
+        return _checked(call(params, x, key, cond, **mask), x.shape[0])
 
-    done, checksum = draws(result, batches, key, passes, group, callback)
+    done, checksum, dims = draws(model, result, batches, key, passes, group, callback)
     if isinstance(done[0][0], NLLBound):
         of_passes = [[torch.cat(term) for term in zip(*of_pass, strict=True)] for of_pass in done]
         combined: Any = NLLBound(*(sum(terms) / len(terms) for terms in zip(*of_passes, strict=True)))
@@ -95,7 +96,7 @@ def per_example(
             for name in ("log_weights", "evaluations")
         )
         combined = likelihood.combine(torch.cat(weights), torch.stack(counts).sum(0))
-    each = PerExample(combined, torch.full_like(checksum, math.prod(model.event_shape)), checksum, len(done), unit)
+    each = PerExample(combined, dims, checksum, len(done), unit)
     broken = (each.nll == -math.inf) | (each.nll.isnan() & (failures == "raise"))
     if broken.any():  # after all have gathered, so that no process is left waiting
         i = int(broken.nonzero()[0])
@@ -173,19 +174,21 @@ def within(where: str) -> Iterator[None]:
 
 
 def draws(
-    call: Callable[[Tensor, Any, Key], T],
+    model: VDM | BFN,
+    call: Callable[..., T],
     batches: Iterable[Any],
     key: Key,
     passes: int,
     group: Group | None,
     callback: Callable[[int], None] | None,
-) -> tuple[list[list[T]], Tensor]:
-    """Calls ``call(x, cond, key)`` for every pass of every batch.
+) -> tuple[list[list[T]], Tensor, Tensor]:
+    """Calls ``call(x, key, cond)``, with ``mask=`` where a batch has one, for every pass of every batch.
 
     Processes take turns at the passes of the batches. Batches stay whole, so that the same numbers are computed.
 
     Returns:
-        What it returned, for each pass a list over batches, on the CPU, and the checksum of each example, int64 (N,).
+        What it returned, for each pass a list over batches, on the CPU; the checksum of each example, and how many
+        dimensions it has, int64 (N,).
     """
     _checks.key("key", key)
     passes = _checks.integer("passes", passes, 1)
@@ -196,11 +199,17 @@ def draws(
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     mine: list[T] = []
     sums: list[Tensor] = []
-    for j, (x, cond) in enumerate(pairs(batches)):
+    sizes: list[Tensor] = []
+    for j, (x, cond, mask) in enumerate(triples(batches)):
+        with within(f"batches[{j}]"):
+            there = None if mask is None else mask_of(mask, tuple(x.shape)).expand_as(x)
+            options = {} if mask is None else {"mask": mask}
+            size_of = dims(model, x.shape[0], there, x.new_empty((), dtype=torch.int64))
+            sizes.append(torch.as_tensor(size_of, device="cpu").long().expand(x.shape[0]))
         for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
             if (j * passes + p) % size == rank:
                 with within(f"batches[{j}]"):
-                    mine.append(call(x, cond, k))
+                    mine.append(call(x, k, cond, **options))
         sums.append(x.reshape(len(x), -1).contiguous().view(torch.uint8).sum(1))
         if callback is not None:
             callback(len(x))
@@ -217,7 +226,7 @@ def draws(
         if (kind := _kind(result)) != _kind(turns[0]):
             first = f"what the first call returned, {_kind(turns[0])}"
             raise ValueError(f"batches[{turn // passes}]: expected {first}, got {kind} in pass {turn % passes}")
-    return [turns[p::passes] for p in range(passes)], torch.cat(sums)
+    return [turns[p::passes] for p in range(passes)], torch.cat(sums), torch.cat(sizes)
 
 
 def _kind(result: Any) -> str:

@@ -1,6 +1,5 @@
 """The diffusion loss over noise levels: its mean in bins of time, and in bins of gamma, with errors."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -104,16 +103,16 @@ def profile(
     bins = _checks.integer("bins", bins, 1)
     model, call = called("bound", model, timesteps, bound)
 
-    def losses(x: Tensor, cond: Any, key: Key) -> Tensor:
+    def losses(x: Tensor, key: Key, cond: Any, **mask: Tensor) -> Tensor:
         even = model._replace(timesteps=0).seeds(key, x.shape[0])
         seeds = Seeds(discretise(even.t, model.timesteps), even.key)
-        loss = call(params, x, seeds, cond).diffusion
+        loss = call(params, x, seeds, cond, **mask).diffusion
         return torch.stack([even.t, *_gamma_and_slope(model, params, even.t), loss]).double()
 
     unit = model.decoder.unit
-    done, checksum = draws(losses, batches, key, passes, group, callback)
+    done, _, dims = draws(model, losses, batches, key, passes, group, callback)
     t, gamma, slope, loss = torch.stack([torch.cat(of_pass, 1) for of_pass in done]).unbind(1)
-    loss = loss / per_unit(torch.full_like(checksum, math.prod(model.event_shape)), unit)
+    loss = loss / per_unit(dims, unit)
     against_t = _curve(torch.linspace(0.0, 1.0, bins + 1, dtype=torch.float64, device="cpu"), t, loss, torch.ones_like(t))
     against_gamma = None
     if not model.schedule.contextual:
