@@ -142,7 +142,7 @@ class VDM(NamedTuple):
             gamma_t = process.align(levels.gamma_t, terms.diffusion)
             diffusion = self.weighting.weight(gamma_t) * terms.diffusion
             weighted = each._replace(diffusion=diffusion.reshape(x.shape[0], -1).sum(1))
-        loss, stats = self._summary(params, each, levels.gamma_0, levels.gamma_1, t, size)
+        loss, stats = self._summary(params["schedule"], each, levels.gamma_0, levels.gamma_1, t, size)
         if self.weighting is not None:
             loss = sum(self._mean(term, size) for term in weighted)  # type: ignore[assignment]
         return loss, stats
@@ -168,11 +168,11 @@ class VDM(NamedTuple):
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
         if self.weighting is not None or self.subspace is not None:
             raise ValueError("weighting, subspace: expected None, as the variance is taken of the bound's loss an example")
-        noise = self._noise(params, x, key, cond, train)
+        noise = self._noise(key, checked(self, params, x, key, cond), train)
         grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
         _checks.verify(schedules.rising(variance.levels(curve)))
         size = dims(self, x.shape[0], None, terms.diffusion)
-        loss, stats = self._summary(params, terms, curve.gamma_0, curve.gamma_1, noise.t, size)
+        loss, stats = self._summary(params["schedule"], terms, curve.gamma_0, curve.gamma_1, noise.t, size)
         return grads, (loss, stats) if has_aux else loss
 
     def nll_bound(
@@ -200,7 +200,7 @@ class VDM(NamedTuple):
         ``update=model.update``. Averaged parameters have statistics of their own: before evaluation, set them by some
         batches, ``params = model.update(params, x, key)`` for each.
         """
-        noise = self._noise(params, x, key, cond, True)
+        noise = self._noise(key, checked(self, params, x, key, cond), True)
         if self.network.update is None:
             return params
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
@@ -390,18 +390,15 @@ class VDM(NamedTuple):
         parts = (self.network, self.schedule, self.decoder, self.subspace)
         return _structure(*map(_values.Same, parts), shape, self.dtype)
 
-    def _noise(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, mask: Tensor | None = None
-    ) -> Noise:
-        """The noise of a batch, behind the door."""
-        n = checked(self, params, x, key, cond, mask=mask)
+    def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
+        """The noise of a batch of n, behind the door."""
         seeds = key if isinstance(key, Seeds) else self.seeds(key, n)
         return draw_noise(seeds, latent_shape(self), _checks.boolean("train", train))
 
     def _terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
     ) -> tuple[NLLBound, schedules.Levels, Tensor]:
-        noise = self._noise(params, x, key, cond, train, mask)
+        noise = self._noise(key, checked(self, params, x, key, cond, mask=mask), train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
         x, mask = masked(x, mask)
@@ -414,13 +411,13 @@ class VDM(NamedTuple):
         return term.mean() * (1.0 / (size * math.log(2.0)))
 
     def _summary(
-        self, params: Params, terms: NLLBound, gamma_0: Tensor, gamma_1: Tensor, t: Tensor, size: Tensor | float
+        self, of_schedule: Params, terms: NLLBound, gamma_0: Tensor, gamma_1: Tensor, t: Tensor, size: Tensor | float
     ) -> tuple[Tensor, dict[str, Any]]:
         stats: dict[str, Any] = {name: self._mean(term, size) for name, term in terms._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
         stats |= {"gamma_0": gamma_0.mean(), "gamma_1": gamma_1.mean()}
         if self.schedule.observe is not None and self.timesteps == 0:
-            stats["schedule"] = self.schedule.observe(params["schedule"], t, terms.diffusion)
+            stats["schedule"] = self.schedule.observe(of_schedule, t, terms.diffusion)
         return loss, stats
 
 

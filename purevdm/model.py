@@ -96,7 +96,7 @@ def checked(
     structure = () if tracing else model._structure()
     facts = [] if x is ... else _data(model, x, mask)
     n = n if x is ... else x.shape[0]
-    if not isinstance(params, dict) or any(name not in params for name in names):
+    if not isinstance(params, dict) or not set(names) <= params.keys():
         found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
         keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
         raise ValueError(f"params: expected a dict with {keys}, as init makes it, got {found}")
