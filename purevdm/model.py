@@ -278,7 +278,6 @@ def batch_axes(cond: Any, n: int) -> Any:
     """
     if cond is None:
         return None
-    _checks.leaves(cond)  # none too deep
 
     def axis(leaf: Any) -> int | None:
         if leaf is None:
