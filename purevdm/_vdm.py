@@ -218,8 +218,6 @@ class VDM(NamedTuple):
         def batch(leaf: Tensor | None) -> Tensor | None:
             return None if leaf is None else _checks.tensor("cond", leaf)[None]
 
-        _checks.leaves(cond)  # none too deep
-
         cond = None if cond is None else optree.tree_map(batch, cond, none_is_leaf=True)
         terms = bound.bound(self, params, x[None], Noise(*map(batch, noise)), cond)  # type: ignore[arg-type]
         return NLLBound(*(term[0] for term in terms))
@@ -253,7 +251,7 @@ class VDM(NamedTuple):
         if x_hat is not None:
             _checks.alike("x_hat", x_hat, z.shape, z.dtype)
         checked(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat, mask=mask)
-        denoise = self._denoiser(params, cond, None, mask)
+        denoise = denoiser.of_model(self, params, cond, mask=mask)
         return denoise.eps(z, gamma) if x_hat is None else denoise(z, gamma, x_hat).eps
 
     def denoiser(
@@ -291,7 +289,8 @@ class VDM(NamedTuple):
             _checks.alike("key", key, (n, 2), torch.int32)
         given = guidance if isinstance(guidance, Tensor) else None
         checked(self, params, cond=cond, n=n, mask=mask, key=key, guidance=given)
-        return self._denoiser(params, cond, key, mask)._replace(guidance=guidance, clip=_checks.boolean("clip", clip))
+        denoise = denoiser.of_model(self, params, cond, key, mask)
+        return denoise._replace(guidance=guidance, clip=_checks.boolean("clip", clip))
 
     def sample(
         self,
@@ -373,9 +372,6 @@ class VDM(NamedTuple):
     def _bits_per_nat(self) -> float:
         """From nats an example to bits per dimension, where all is there."""
         return 1.0 / (math.prod(self.event_shape) * math.log(2.0))
-
-    def _denoiser(self, params: Params, cond: Any, key: Tensor | None, mask: Tensor | None) -> Denoiser:
-        return Denoiser(self.network, self.decoder, params["network"], cond, key, mask, self.subspace)
 
     @constant
     def _structure(self) -> _checks.Structure:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, schedules
 from purevdm._compile import exact
-from purevdm.denoiser import Denoiser
+from purevdm.denoiser import Denoiser, of_model
 from purevdm.model import Model, checked, masked
 from purevdm.noise import Noise
 from purevdm.parts import Reverse
@@ -183,5 +183,5 @@ def at(
 ) -> NLLBound:
     """:func:`terms` of a model's whole parameters."""
     there = None if mask is None else model.decoder.latent_mask(mask)
-    denoise = Denoiser(model.network, model.decoder, params["network"], cond, noise.key, there, model.subspace)
+    denoise = of_model(model, params, cond, noise.key, there)
     return terms(model, denoise, params.get("decoder", {}), x, noise, levels, cond, mask)

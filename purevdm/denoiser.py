@@ -14,7 +14,7 @@ from torch import Tensor
 from purevdm import process, random
 from purevdm._layout import laid_out
 from purevdm.decoders import Decoder
-from purevdm.model import batch_axes
+from purevdm.model import Model, batch_axes
 from purevdm.networks import Network, _regions
 from purevdm.networks._explain import explained
 from purevdm.parts import Subspace
@@ -251,6 +251,13 @@ class Denoiser(NamedTuple):
         if self.subspace is not None:
             return self.subspace.project(found, self.mask)
         return found if self.mask is None else torch.where(self.mask, found, 0.0)
+
+
+def of_model(
+    model: Model, params: Params, cond: Any = None, key: Tensor | None = None, mask: Tensor | None = None
+) -> Denoiser:
+    """The denoiser of a model's whole parameters, behind the door; ``mask`` is that of the latents."""
+    return Denoiser(model.network, model.decoder, params["network"], cond, key, mask, model.subspace)
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
 
 
 def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Tensor:
-    return denoiser.Denoiser(model.network, model.decoder, params["network"], cond).eps(z, gamma)
+    return denoiser.of_model(model, params, cond).eps(z, gamma)
 
 
 def device_of(params: Params) -> torch.device:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._vdm import VDM
-from purevdm.denoiser import Denoiser
+from purevdm.denoiser import of_model
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
 from purevdm.model import checked, direct
 from purevdm.sampling.trajectory import level, loop
@@ -58,7 +58,7 @@ def importance_bound(
     def gamma(t: Tensor) -> Tensor:
         return level(model, params, t, len(f), cond)
 
-    denoise = Denoiser(model.network, model.decoder, params["network"], cond)
+    denoise = of_model(model, params, cond)
     total = torch.as_tensor(timesteps, device=f.device).to(model.dtype)
     one = torch.ones((), dtype=model.dtype, device=f.device)
     gamma_1 = gamma(one)

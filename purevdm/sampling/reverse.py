@@ -12,8 +12,8 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
-from purevdm.denoiser import Denoiser
-from purevdm.model import Model, inside, latent_shape, mask_of
+from purevdm.denoiser import of_model
+from purevdm.model import Model, inside, latent_shape, mask_of, masked
 from purevdm.sampling.trajectory import Options, checked, solve, started, times
 from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
 from purevdm.types import Key, Params
@@ -61,7 +61,7 @@ def sample(
         mask_of(mask, (n, *model.event_shape))
         there = decoder.latent_mask(mask)
     given, z = z, started(z, start, 1.0, (n, *latent_shape(model)), model.dtype, k_z)
-    denoise = Denoiser(model.network, decoder, params["network"], cond, None, there, model.subspace)
+    denoise = of_model(model, params, cond, mask=there)
     z = denoise.within(z) if given is None else inside("z", z, denoise.within(z))
     end, begin = times("until", 0.0 if until is None else until, "start", start, z)
     # A copy, as a compiled loop may not take two views of one tensor.
@@ -73,7 +73,7 @@ def sample(
     x_hat = denoise(z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma).x if decoder.takes_estimate else None
     own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
     x = decoder.mode(own, z_0, cond, x_hat) if decode == "argmax" else decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
-    x = x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    x, _ = masked(x, mask)
     return Sample(x, latents) if options.trajectory else x
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purevdm import _checks, random, schedules
 from purevdm._compile import fixed, transformed
-from purevdm.denoiser import Denoiser, Prediction
+from purevdm.denoiser import Prediction, of_model
 from purevdm.model import Model, batch_axes, latent_shape
 from purevdm.types import Key, Params
 
@@ -169,9 +169,7 @@ def solve(
 
     with recording(options, (params, z, start, until, cond, options.guidance)):
         weight, total = guidance_weight(options, z), torch.as_tensor(steps, device=z.device).to(z.dtype)
-        denoiser = Denoiser(
-            network, model.decoder, params["network"], cond, None, there, model.subspace, weight, options.clip
-        )
+        denoiser = of_model(model, params, cond, mask=there)._replace(guidance=weight, clip=options.clip)
         first, last = gamma(start), gamma(until)
         univariate = first[0].numel() == 1
         watched, sense, falls = _checks.readable(z), torch.sign(start - until), [until.new_zeros(())]
