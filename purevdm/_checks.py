@@ -57,7 +57,7 @@ def describe(x: object) -> str:
     if isinstance(x, Tensor):
         return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
     try:
-        if isinstance(x, (dict, tuple, list)) and first("", x) is not None:
+        if isinstance(x, (dict, tuple, list)) and any(isinstance(leaf, Tensor) for leaf in leaves(x).values()):
             parts = x if isinstance(x, dict) else x._asdict() if hasattr(x, "_asdict") else dict(enumerate(x))
             text = ", ".join(f"{name}: {describe(part)}" for name, part in parts.items())
             return f"a {type(x).__name__} of {text if len(text) <= 240 else f'{text[:240]}...'}"
@@ -331,17 +331,12 @@ def dotted(*path: Any) -> str:
     return ".".join(map(str, path))
 
 
-def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
-    """A tree of tensors with the leaves, shapes and dtypes of a structure, on one device; that its floats are finite comes
-    back as a fact.
+def matches(name: str, leaves: dict[tuple[Any, ...], Any], wanted: Structure) -> None:
+    """Holds the leaves of a tree against a structure: their paths, shapes and dtypes.
 
     Raises:
-        TypeError, ValueError: a leaf that is missing, surplus, misshapen, of another dtype or on another device; it is named
-            by its path.
+        TypeError, ValueError: a leaf that is missing, surplus, misshapen or of another dtype; it is named by its path.
     """
-    # Positions in the tree are matched by name, as a compiler follows dicts and not optree's flattening.
-    leaves: dict[tuple[Any, ...], Any] = {}
-    _walk(name, tree, (), leaves)
     for path, shape, dtype in wanted:
         if path not in leaves:
             raise ValueError(f"{name}: expected a leaf {dotted(name, *path)} of shape {shape}, found none")
@@ -354,68 +349,54 @@ def matches(name: str, tree: PyTree, wanted: Structure) -> list[Fact]:
         known = {path for path, _, _ in wanted}
         surplus = next(path for path in leaves if path not in known)
         raise ValueError(f"{name}: expected no leaf {dotted(name, *surplus)}, got {describe(leaves[surplus])}")
-    if not leaves:
-        return []
-    device = next(iter(leaves.values())).device
-    others = [leaf.device for leaf in leaves.values() if leaf.device != device]
-    return sound(name, leaves, others[0] if 2 * len(others) > len(leaves) else device)
 
 
-def leaves(tree: PyTree, name: str = "cond") -> dict[tuple[Any, ...], Tensor]:
-    """The tensors of a tree by their paths; of a NamedTuple, by its fields. ``name`` is what messages call it."""
-    found: dict[tuple[Any, ...], Any] = {}
-    _walk(name, tree._asdict() if hasattr(tree, "_asdict") else tree, (), found)
-    return {path: leaf for path, leaf in found.items() if isinstance(leaf, Tensor)}
+def leaves(tree: PyTree) -> dict[tuple[Any, ...], Any]:
+    """Flattens a tree of dicts, lists and tuples (a NamedTuple by its fields) to what it holds, by path; None is nothing."""
+    # Not optree's flattening, which a compiler does not follow.
+    flat: dict[tuple[Any, ...], Any] = {}
+    rest: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    while rest:
+        path, node = rest.pop()
+        node = node._asdict() if hasattr(node, "_asdict") else node
+        if isinstance(node, (dict, tuple, list)):
+            branches = node.items() if isinstance(node, dict) else enumerate(node)
+            rest += [((*path, key), branch) for key, branch in branches][::-1]
+        elif node is not None:
+            flat[path] = node
+    return flat
 
 
-def first(name: str, tree: PyTree) -> Tensor | None:
-    """The first tensor of a tree of dicts, tuples and lists, if it has one."""
-    if isinstance(tree, Tensor):
-        return tree
-    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
-    for branch in branches:
-        found = first(name, branch)
-        if found is not None:
-            return found
-    return None
+def one_device(trees: dict[str, dict[tuple[Any, ...], Any]]) -> torch.device | None:
+    """The device that all tensors of some trees are on; the first that is elsewhere than most is named."""
+    places = {(name, *path): leaf for name, tree in trees.items() for path, leaf in tree.items() if isinstance(leaf, Tensor)}
+    devices = [leaf.device for leaf in places.values()]
+    if not devices:
+        return None
+    if any(device != devices[0] for device in devices):
+        device = max(devices, key=devices.count)
+        for path, leaf in places.items():
+            together(dotted(*path), leaf, device)
+    return devices[0]
 
 
-def _walk(name: str, tree: Any, path: tuple[Any, ...], leaves: dict[tuple[Any, ...], Any]) -> None:
-    if not isinstance(tree, (dict, tuple, list)):
-        if tree is not None:
-            leaves[path] = tree
-        return
-    for key, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        if isinstance(branch, Tensor):  # most are, and a compiler follows every call
-            leaves[(*path, key)] = branch
-        else:
-            _walk(name, branch, (*path, key), leaves)
-
-
-def sound(
-    name: str, leaves: dict[tuple[Any, ...], Tensor], device: torch.device, dtype: torch.dtype | None = None
-) -> list[Fact]:
-    """That every leaf is on the device; that the floats are finite, in this dtype, too, comes back as a fact."""
-    for path, leaf in leaves.items():
-        if leaf.device != device:
-            together(dotted(name, *path), leaf, device)
-    return finite(name, leaves, dtype)
-
-
-def finite(name: str, leaves: dict[tuple[Any, ...], Tensor], dtype: torch.dtype | None = None) -> list[Fact]:
-    """That every floating-point leaf is finite, in eager, and stays so in a dtype that it is cast to; it is named by its
-    path."""
-
-    def fact(path: tuple[Any, ...], leaf: Tensor) -> Fact:
-        def error() -> Exception:
-            infinite = "an infinity" if plain(leaf).isinf().any() else f"one that {dtype} does not hold"
-            found = "NaN" if plain(leaf).isnan().any() else infinite
-            return ValueError(f"{dotted(name, *path)}: expected finite numbers, got {found} in {describe(leaf)}")
-
-        return Fact(plain(leaf).to(dtype).isfinite().all(), error)
-
-    floats = {path: leaf for path, leaf in leaves.items() if leaf.is_floating_point()}
+def finite(name: str, leaves: dict[tuple[Any, ...], Any], dtype: torch.dtype | None = None) -> list[Fact]:
+    """That every floating-point leaf is finite, in eager mode, and stays so in a dtype that it is cast to, as one fact; the
+    first that is not is named by its path."""
+    floats = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.is_floating_point()}
     for path, leaf in floats.items():
         if not _dense(leaf):
             tensor(dotted(name, *path), leaf)
-    return [fact(path, leaf) for path, leaf in floats.items() if readable(leaf)]
+    floats = {path: plain(leaf) for path, leaf in floats.items() if leaf.numel() and readable(leaf)}
+    if not floats:
+        return []
+
+    def error() -> Exception:
+        path = next(path for path, value in floats.items() if not value.to(dtype).isfinite().all())
+        value = floats[path]
+        infinite = "an infinity" if value.isinf().any() else f"one that {dtype} does not hold"
+        got = "NaN" if value.isnan().any() else infinite
+        return ValueError(f"{dotted(name, *path)}: expected finite numbers, got {got} in {describe(leaves[path])}")
+
+    norms = torch._foreach_norm([value.to(dtype) for value in floats.values()], torch.inf)
+    return [Fact(torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite(), error)]

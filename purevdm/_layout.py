@@ -6,11 +6,8 @@ gradient of a convolution's kernel may follow its map's layout, that of a sum is
 
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
-
-from purevdm.types import Params
 
 
 def _laid_out(x: Tensor) -> Tensor:
@@ -36,8 +33,10 @@ torch.library.register_vmap("purevdm::laid_out", _laid_out_batch, lib=_library)
 _LAID_OUT = torch.ops.purevdm.laid_out.default
 
 
-def laid_out(params: Params) -> Params:
-    """The parameters as they are; their gradients get their strides, however they are differentiated."""
-    if not torch.is_grad_enabled():
-        return params
-    return optree.tree_map(lambda leaf: _LAID_OUT(leaf) if leaf.ndim and leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
+def laid_out(leaf: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A parameter as a network is given it, floats in this dtype; its gradient gets its strides, however it is taken."""
+    if not leaf.is_floating_point():
+        return leaf
+    if leaf.ndim and torch.is_grad_enabled():
+        leaf = _LAID_OUT(leaf)
+    return leaf if dtype is None else leaf.to(dtype)

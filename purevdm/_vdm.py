@@ -15,7 +15,7 @@ from purevdm._compile import constant
 from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, Gaussian, discrete, fits, reconstruction_bits, spacing
 from purevdm.denoiser import Denoiser
-from purevdm.model import checked, dims, latent_shape, latents, masked, seeds_of, structure_of
+from purevdm.model import latent_shape, latents, parse, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.networks._network import same
 from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
@@ -114,7 +114,8 @@ class VDM(NamedTuple):
 
         For real data it bounds -log2 of a density, and may be negative.
         """
-        return self.loss_and_stats(params, x, key, cond, mask=mask, train=train)[0]
+        terms = self._terms(params, x, key, cond, mask, train)
+        return self._summary(params["schedule"], *terms)[0]
 
     def loss_and_stats(
         self,
@@ -134,18 +135,8 @@ class VDM(NamedTuple):
             their own). Under a schedule of :func:`purevdm.importance.warped` in continuous time, also ``schedule``: the
             branches of ``params["schedule"]`` that this batch moves.
         """
-        terms, levels, t = self._terms(params, x, key, cond, mask, train)
-        each = bound.summed(terms)
-        size = dims(self, x.shape[0], None if mask is None else mask.expand_as(x), terms.diffusion)
-        weighted = each
-        if self.weighting is not None:
-            gamma_t = process.align(levels.gamma_t, terms.diffusion)
-            diffusion = self.weighting.weight(gamma_t) * terms.diffusion
-            weighted = each._replace(diffusion=diffusion.reshape(x.shape[0], -1).sum(1))
-        loss, stats = self._summary(params["schedule"], each, levels.gamma_0, levels.gamma_1, t, size)
-        if self.weighting is not None:
-            loss = sum(self._mean(term, size) for term in weighted)  # type: ignore[assignment]
-        return loss, stats
+        terms = self._terms(params, x, key, cond, mask, train)
+        return self._summary(params["schedule"], *terms)
 
     def vlb_and_variance_grads(
         self,
@@ -154,6 +145,7 @@ class VDM(NamedTuple):
         key: Key | Seeds,
         cond: Any = None,
         *,
+        mask: Tensor | None = None,
         train: bool = True,
         has_aux: bool = False,
     ) -> tuple[Params, Any]:
@@ -168,11 +160,13 @@ class VDM(NamedTuple):
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
         if self.weighting is not None or self.subspace is not None:
             raise ValueError("weighting, subspace: expected None, as the variance is taken of the bound's loss an example")
-        noise = self._noise(key, checked(self, params, x, key, cond), train)
-        grads, terms, curve = variance.gradients(self, params, x, noise, self._bits_per_nat, cond)
-        _checks.verify(schedules.rising(variance.levels(curve)))
-        size = dims(self, x.shape[0], None, terms.diffusion)
-        loss, stats = self._summary(params["schedule"], terms, curve.gamma_0, curve.gamma_1, noise.t, size)
+        batch = parse(self, params, x, key, cond, mask=mask)
+        noise = self._noise(key, batch.n, train)
+        per_dim = 1.0 / (batch.dims * math.log(2.0))
+        grads, terms, curve = variance.gradients(self, params, batch, noise, per_dim, cond)
+        levels = variance.levels(curve)
+        _checks.verify(schedules.rising(levels))
+        loss, stats = self._summary(params["schedule"], terms, levels, noise, batch.dims)
         return grads, (loss, stats) if has_aux else loss
 
     def nll_bound(
@@ -192,7 +186,7 @@ class VDM(NamedTuple):
         """The terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up."""
         return self._terms(params, x, key, cond, mask, False)[0]
 
-    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
+    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training, such as batch norms' means and
         variances, moved by this batch; all else as it is, and all of it for a network that keeps nothing.
 
@@ -200,11 +194,15 @@ class VDM(NamedTuple):
         ``update=model.update``. Averaged parameters have statistics of their own: before evaluation, set them by some
         batches, ``params = model.update(params, x, key)`` for each.
         """
-        noise = self._noise(key, checked(self, params, x, key, cond), True)
+        batch = parse(self, params, x, key, cond, mask=mask)
         if self.network.update is None:
             return params
+        noise = self._noise(key, batch.n, True)
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
-        z_t = process.diffuse(self.decoder.encode({}, x, cond, self.dtype), process.align(gamma_t, x), noise.eps)
+        f = self.decoder.encode(params.get("decoder", {}), batch.x, cond, self.dtype)
+        z_t = process.diffuse(f, process.align(gamma_t, f), noise.eps)
+        if self.subspace is not None or batch.there is not None:
+            z_t = denoiser.of_model(self, params, mask=batch.there).within(z_t)
         return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
 
     def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
@@ -212,8 +210,8 @@ class VDM(NamedTuple):
         _checks.instance("noise", noise, Noise, "a purevdm.Noise")
         _checks.shaped("x", x, self.event_shape)
         _checks.shaped("noise.t", noise.t, ())
-        _checks.shaped("noise.eps_0", noise.eps_0, self.event_shape)
-        _checks.shaped("noise.eps", noise.eps, self.event_shape)
+        _checks.shaped("noise.eps_0", noise.eps_0, latent_shape(self))
+        _checks.shaped("noise.eps", noise.eps, latent_shape(self))
 
         def batch(leaf: Tensor | None) -> Tensor | None:
             return None if leaf is None else _checks.tensor("cond", leaf)[None]
@@ -228,7 +226,7 @@ class VDM(NamedTuple):
         """The schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
         if _checks.floating("t", t).numel() == 0:
             raise ValueError(f"t: expected at least one time, got {_checks.describe(t)}")
-        checked(self, params, cond=cond, t=t)
+        parse(self, params, cond=cond, t=t)
         return schedules.gamma(self.schedule, params["schedule"], t, cond)
 
     def eps_hat(
@@ -250,8 +248,8 @@ class VDM(NamedTuple):
             _checks.shaped("gamma", gamma, (n,))
         if x_hat is not None:
             _checks.alike("x_hat", x_hat, z.shape, z.dtype)
-        checked(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat, mask=mask)
-        denoise = denoiser.of_model(self, params, cond, mask=mask)
+        batch = parse(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat, mask=mask)
+        denoise = denoiser.of_model(self, params, cond, mask=batch.there)
         return denoise.eps(z, gamma) if x_hat is None else denoise(z, gamma, x_hat).eps
 
     def denoiser(
@@ -288,8 +286,8 @@ class VDM(NamedTuple):
         if key is not None:
             _checks.alike("key", key, (n, 2), torch.int32)
         given = guidance if isinstance(guidance, Tensor) else None
-        checked(self, params, cond=cond, n=n, mask=mask, key=key, guidance=given)
-        denoise = denoiser.of_model(self, params, cond, key, mask)
+        batch = parse(self, params, cond=cond, n=n, mask=mask, key=key, guidance=given)
+        denoise = denoiser.of_model(self, params, cond, key, batch.there)
         return denoise._replace(guidance=guidance, clip=_checks.boolean("clip", clip))
 
     def sample(
@@ -361,17 +359,12 @@ class VDM(NamedTuple):
         >>> torch.func.grad(energy)(random.normal(random.key(3), (3, 2))).shape
         torch.Size([3, 2])
         """
-        checked(self, params, key=_checks.key("key", key), cond=cond)
+        parse(self, params, key=_checks.key("key", key), cond=cond)
         solver = dpmpp_2m() if solver is None else solver
         options = Options(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable, mask)
         return sample(self, params, key, n, options, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
-
-    @property
-    def _bits_per_nat(self) -> float:
-        """From nats an example to bits per dimension, where all is there."""
-        return 1.0 / (math.prod(self.event_shape) * math.log(2.0))
 
     @constant
     def _structure(self) -> _checks.Structure:
@@ -393,27 +386,37 @@ class VDM(NamedTuple):
 
     def _terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
-    ) -> tuple[NLLBound, schedules.Levels, Tensor]:
-        noise = self._noise(key, checked(self, params, x, key, cond, mask=mask), train)
+    ) -> tuple[NLLBound, schedules.Levels, Noise, Tensor | float]:
+        """The bound's terms of each element, with the schedule's levels, the noise, and each example's dimensions."""
+        batch = parse(self, params, x, key, cond, mask=mask)
+        noise = self._noise(key, batch.n, train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
-        x, mask = masked(x, mask)
-        return bound.at(self, params, x, noise, levels, cond, mask), levels, noise.t
+        network = params["network"]
+        denoise = Denoiser(self.network, self.decoder, network, cond, noise.key, batch.there, self.subspace)
+        terms = bound.terms(self, denoise, params.get("decoder", {}), batch.x, noise, levels, batch.mask)
+        return terms, levels, noise, batch.dims
 
-    def _mean(self, term: Tensor, size: Tensor | float) -> Tensor:
+    def _mean(self, term: Tensor, dims: Tensor | float) -> Tensor:
         """The mean over examples of a term, bits/dim."""
-        if isinstance(size, Tensor):
-            return (term / size).mean() / math.log(2.0)
-        return term.mean() * (1.0 / (size * math.log(2.0)))
+        if isinstance(dims, Tensor):
+            return (term / dims).mean() / math.log(2.0)
+        return term.mean() * (1.0 / (dims * math.log(2.0)))
 
     def _summary(
-        self, of_schedule: Params, terms: NLLBound, gamma_0: Tensor, gamma_1: Tensor, t: Tensor, size: Tensor | float
+        self, of_schedule: Params, terms: NLLBound, levels: schedules.Levels, noise: Noise, dims: Tensor | float
     ) -> tuple[Tensor, dict[str, Any]]:
-        stats: dict[str, Any] = {name: self._mean(term, size) for name, term in terms._asdict().items()}
+        """The loss, the mean of the weighted terms, and the parts of the bound, bits/dim."""
+        each = bound.summed(terms)
+        stats: dict[str, Any] = {name: self._mean(term, dims) for name, term in each._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
-        stats |= {"gamma_0": gamma_0.mean(), "gamma_1": gamma_1.mean()}
+        if self.weighting is not None:
+            weight = self.weighting.weight(process.align(levels.gamma_t, terms.diffusion))
+            weighted = bound.summed(terms._replace(diffusion=weight * terms.diffusion)).diffusion
+            loss = stats["recon"] + stats["prior"] + self._mean(weighted, dims)
+        stats |= {"gamma_0": levels.gamma_0.mean(), "gamma_1": levels.gamma_1.mean()}
         if self.schedule.observe is not None and self.timesteps == 0:
-            stats["schedule"] = self.schedule.observe(of_schedule, t, terms.diffusion)
+            stats["schedule"] = self.schedule.observe(of_schedule, noise.t, each.diffusion)
         return loss, stats
 
 

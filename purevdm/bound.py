@@ -13,7 +13,7 @@ from torch import Tensor
 from purevdm import _checks, process, schedules
 from purevdm._compile import exact
 from purevdm.denoiser import Denoiser, of_model
-from purevdm.model import Model, checked, masked
+from purevdm.model import Model, parse
 from purevdm.noise import Noise
 from purevdm.parts import Reverse
 from purevdm.schedules import Levels
@@ -84,32 +84,24 @@ def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float |
 
 
 def terms(
-    model: Model,
-    denoise: Denoiser,
-    params: Params,
-    x: Tensor,
-    noise: Noise,
-    levels: Levels,
-    cond: Any = None,
-    mask: Tensor | None = None,
+    model: Model, denoise: Denoiser, params: Params, x: Tensor, noise: Noise, levels: Levels, mask: Tensor | None = None
 ) -> NLLBound:
     """The bound's terms of each element, a deterministic function of the noise; behind the door.
 
     Args:
         model: the model.
-        denoise: of the network, with the same condition and mask, and the noise's keys.
+        denoise: of the network, with the batch's condition, the noise's keys and the mask of the latents.
         params: the decoder's parameters, {} where it has none.
         x: data, (B, *event_shape).
         noise: the batch's noise.
         levels: the schedule's at its times.
-        cond: the batch's condition.
-        mask: bool, of x's shape: what exists. Elements that do not have no noise, and terms of 0.
+        mask: bool, of x's shape: what exists of the data. Elements that do not have no noise, and terms of 0.
 
     Returns:
         Terms that add up over elements to those of the examples, nats.
     """
     decoder, subspace = model.decoder, model.subspace
-    eps_0, eps, there = noise.eps_0, noise.eps, None if mask is None else decoder.latent_mask(mask)
+    eps_0, eps, cond, there = noise.eps_0, noise.eps, denoise.cond, denoise.mask
     f = decoder.encode(params, x, cond, eps.dtype)
     share: float | Tensor = 1.0
     if there is not None:
@@ -136,10 +128,13 @@ def terms(
         log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps)
         if log_ratio is not None:
             diffusion = reverse_loss(diffusion, log_ratio, model.timesteps, share)
-    found = NLLBound(recon, prior, diffusion)
-    if mask is None or there is None:
-        return found
-    return NLLBound(*(torch.where(m, term, 0.0) for m, term in zip((mask, there, there), found, strict=True)))
+    if mask is not None and there is not None:
+        recon, prior, diffusion = (
+            torch.where(mask, recon, 0.0),
+            torch.where(there, prior, 0.0),
+            torch.where(there, diffusion, 0.0),
+        )
+    return NLLBound(recon, prior, diffusion)
 
 
 def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int) -> Tensor | None:
@@ -172,16 +167,7 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
         TypeError, ValueError: bad arguments, as for :meth:`purevdm.VDM.nll_bound`; noise of another shape, dtype or device
             than the model's, or that is not finite; times out of range, or that are none of the model's steps.
     """
-    checked(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond, mask=mask)
+    batch = parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond, mask=mask)
     levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
-    x, mask = masked(x, mask)
-    return summed(at(model, params, x, noise, levels, cond, mask))
-
-
-def at(
-    model: Model, params: Params, x: Tensor, noise: Noise, levels: Levels, cond: Any = None, mask: Tensor | None = None
-) -> NLLBound:
-    """:func:`terms` of a model's whole parameters."""
-    there = None if mask is None else model.decoder.latent_mask(mask)
-    denoise = of_model(model, params, cond, noise.key, there)
-    return terms(model, denoise, params.get("decoder", {}), x, noise, levels, cond, mask)
+    denoise = of_model(model, params, cond, noise.key, batch.there)
+    return summed(terms(model, denoise, params.get("decoder", {}), batch.x, noise, levels, batch.mask))

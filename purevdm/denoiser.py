@@ -20,7 +20,7 @@ from purevdm.networks._explain import explained
 from purevdm.parts import Subspace
 from purevdm.types import Params
 
-__all__ = ["Denoiser", "Prediction", "eps_hat", "guide", "output"]
+__all__ = ["Denoiser", "Prediction", "guide", "output"]
 
 T = TypeVar("T")
 
@@ -51,11 +51,7 @@ def output(
         RuntimeError: what the network does and torch cannot do under these transforms; it says what to do instead.
     """
     axes = batch_axes(cond, z.shape[0])
-    params = laid_out(params)
-    if network.dtype is not None:
-        dtype = network.dtype
-        params = optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, assignment]
-
+    params = optree.tree_map(lambda leaf: laid_out(leaf, network.dtype), params)  # type: ignore[arg-type, assignment]
     by_regions = _regions.for_batch(network, params, z, gamma, cond, x_hat)
     apply = by_regions or network.apply
     mask = mask if network.masked else None
@@ -72,13 +68,13 @@ def output(
         in_dims = (0, 0, axes, *(None if value is None else 0 for value in optional))
         return torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, *optional)
 
-    found = whole() if torch.compiler.is_compiling() else _or_explained(network, whole)
-    wanted = z.shape if network.outputs is None else (*z.shape, network.outputs)
-    if found.shape != wanted:
-        got = tuple(found.shape[1:])
-        raise ValueError(f"network: expected an output of shape {tuple(wanted[1:])} an example, got {got}")
-    found = found.to(z.dtype)
-    return z + found if network.residual else found
+    out = whole() if torch.compiler.is_compiling() else _or_explained(network, whole)
+    shape = z.shape if network.outputs is None else (*z.shape, network.outputs)
+    if out.shape != shape:
+        got = tuple(out.shape[1:])
+        raise ValueError(f"network: expected an output of shape {tuple(shape[1:])} an example, got {got}")
+    out = out.to(z.dtype)
+    return z + out if network.residual else out
 
 
 def _or_explained(network: Network, run: Callable[[], T]) -> T:
@@ -92,77 +88,19 @@ def _or_explained(network: Network, run: Callable[[], T]) -> T:
         raise clear from error
 
 
-def eps_hat(
-    network: Network,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Tensor | None = None,
-    x_hat: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """The noise that the network sees in z, whatever it predicts; arguments as :func:`output`.
-
-    Raises:
-        ValueError: besides, a network with several outputs, which predicts a distribution and not the noise.
-    """
-    found = _single(network, params, z, gamma, cond, key, x_hat, mask)
-    return _to_eps(network, z, found, process.align(gamma, z))
-
-
-def _single(network: Network, *given: Any) -> Tensor:
-    """:func:`output` of a network that has one output for each number of the latent."""
-    if network.outputs is not None:
-        raise ValueError(f"network: expected one output for each number of the latent, got outputs={network.outputs}")
-    return output(network, *given)
-
-
-def _to_eps(network: Network, z: Tensor, found: Tensor, gamma: Tensor) -> Tensor:
+def to_eps(network: Network, z: Tensor, out: Tensor, gamma: Tensor) -> Tensor:
+    """The noise that an output predicts; gamma broadcasts to z."""
     if network.predicts == "eps":
-        return found
-    return {"x": process.eps_from_x, "v": process.eps_from_v}[network.predicts](z, found, gamma)
+        return out
+    return {"x": process.eps_from_x, "v": process.eps_from_v}[network.predicts](z, out, gamma)
 
 
-def _to_x(network: Network, z: Tensor, found: Tensor, gamma: Tensor) -> Tensor:
-    """The data that an output says, from it directly: by way of eps they would be lost at a large gamma, where z holds next
-    to nothing of them."""
+def to_x(network: Network, z: Tensor, out: Tensor, gamma: Tensor) -> Tensor:
+    """The data that an output predicts, from it directly: by way of eps they would be lost at a large gamma, where z holds
+    next to nothing of them."""
     if network.predicts == "x":
-        return found
-    return {"eps": process.x_from_eps, "v": process.x_from_v}[network.predicts](z, found, gamma)
-
-
-def predict(
-    network: Network,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    *,
-    x_hat: Tensor | None = None,
-    guidance: float | Tensor | None = None,
-    bounds: tuple[Tensor, Tensor] | None = None,
-    mask: Tensor | None = None,
-) -> Prediction:
-    """The noise and the data that a sampler's step works with.
-
-    Args:
-        network, params, z, gamma, cond: the network and its latents.
-        x_hat: the last step's estimate, for a self-conditioned network.
-        guidance: the weight of the condition against none, a number or (B,): see :func:`guide`. None applies the network
-            once, with the condition.
-        bounds: what to clamp the data to, or None; the noise is then the one that goes with the clamped data.
-        mask: for a masked network.
-    """
-    found = _single(network, params, z, gamma, cond, None, x_hat, mask)
-    if guidance is not None:
-        found = guide(found, _single(network, params, z, gamma, None, None, x_hat, mask), guidance)
-    level = process.align(gamma, z)
-    x = _to_x(network, z, found, level)
-    if bounds is None:
-        return Prediction(_to_eps(network, z, found, level), x)
-    x = torch.clamp(x, *bounds)
-    return Prediction(process.eps_from_x(z, x, level), x)
+        return out
+    return {"eps": process.x_from_eps, "v": process.x_from_v}[network.predicts](z, out, gamma)
 
 
 def guide(eps: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
@@ -172,39 +110,6 @@ def guide(eps: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
     if isinstance(guidance, Tensor) and guidance.ndim:
         guidance = process.align(guidance, eps)
     return eps_free + guidance * (eps - eps_free)
-
-
-def in_bound(
-    network: Network,
-    decoder: Decoder,
-    params: Params,
-    z: Tensor,
-    gamma: Tensor,
-    cond: Any = None,
-    key: Tensor | None = None,
-    *,
-    detach: bool = True,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """eps_hat as a function of the latent alone, which the bound asks for.
-
-    A self-conditioned network is applied twice: first without an estimate of the data, then with the one that it gave,
-    clamped to the data's range, which no gradient passes; with ``detach=False`` gradients do. Keys leave the estimate out
-    half of the time, as training does (Chen, Zhang, Hinton 2022).
-    """
-    if not network.self_condition:
-        return eps_hat(network, params, z, gamma, cond, key, None, mask)
-    k_first = k_second = k_coin = None
-    if key is not None:
-        k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
-    x_hat = _to_x(network, z, _single(network, params, z, gamma, cond, k_first, None, mask), process.align(gamma, z))
-    bounds = decoder.bounds(z)
-    x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
-    x_hat = x_hat.detach() if detach else x_hat
-    if k_coin is not None:
-        coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
-        x_hat = torch.where(process.align(coin, z), x_hat, 0.0)
-    return eps_hat(network, params, z, gamma, cond, k_second, x_hat, mask)
 
 
 class Denoiser(NamedTuple):
@@ -233,24 +138,53 @@ class Denoiser(NamedTuple):
     clip: bool = False
 
     def __call__(self, z: Tensor, gamma: Tensor, x_hat: Tensor | None = None) -> Prediction:
-        """The noise and the data that the network sees in latents z, (B, *latent_shape), at gamma, (B,) or z's shape: what a
-        sampler's step takes. ``x_hat`` is the last step's estimate, for a self-conditioned network."""
+        """Predicts the noise and the data in latents z, (B, *latent_shape), at gamma, (B,) or z's shape, as a sampler's step
+        takes them. ``x_hat`` is the last step's estimate, for a self-conditioned network."""
+        out, level = self._output(z, gamma, self.cond, None, x_hat), process.align(gamma, z)
+        if self.guidance is not None:
+            out = guide(out, self._output(z, gamma, None, None, x_hat), self.guidance)
+        x = to_x(self.network, z, out, level)
         bounds = self.decoder.bounds(z) if self.clip else None
-        options: Any = dict(x_hat=x_hat, guidance=self.guidance, bounds=bounds, mask=self.mask)
-        found = predict(self.network, self.params, z, gamma, self.cond, **options)
-        return Prediction(*map(self.within, found))
+        if bounds is None:
+            eps = to_eps(self.network, z, out, level)
+        else:  # the noise that goes with the clamped data
+            x = torch.clamp(x, *bounds)
+            eps = process.eps_from_x(z, x, level)
+        return Prediction(self.within(eps), self.within(x))
 
     def eps(self, z: Tensor, gamma: Tensor, *, detach: bool = True) -> Tensor:
-        """The noise as a function of the latent only, which the bound asks for; see :func:`in_bound`."""
-        options: Any = dict(detach=detach, mask=self.mask)
-        network, decoder = self.network, self.decoder
-        return self.within(in_bound(network, decoder, self.params, z, gamma, self.cond, self.key, **options))
+        """Predicts the noise as a function of the latent only, which the bound asks for.
 
-    def within(self, found: Tensor) -> Tensor:
-        """A prediction, or a latent, where something exists, projected to the subspace; elsewhere 0."""
+        A self-conditioned network is applied twice: first without an estimate of the data, then with the one that it gave,
+        clamped to the data's range, which no gradient passes; with ``detach=False`` gradients do. Keys leave the estimate
+        out half of the time, as training does (Chen, Zhang, Hinton 2022, arXiv 2208.04202).
+        """
+        key, x_hat, level = self.key, None, process.align(gamma, z)
+        if self.network.self_condition:
+            k_first = k_coin = None
+            if key is not None:
+                k_first, key, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
+            x_hat = to_x(self.network, z, self._output(z, gamma, self.cond, k_first, None), level)
+            bounds = self.decoder.bounds(z)
+            x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
+            x_hat = x_hat.detach() if detach else x_hat
+            if k_coin is not None:
+                coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
+                x_hat = torch.where(process.align(coin, z), x_hat, 0.0)
+        return self.within(to_eps(self.network, z, self._output(z, gamma, self.cond, key, x_hat), level))
+
+    def _output(self, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:
+        """:func:`output`, of a network that has one output for each number of the latent."""
+        if self.network.outputs is not None:
+            wanted = "one output for each number of the latent"
+            raise ValueError(f"network: expected {wanted}, got outputs={self.network.outputs}")
+        return output(self.network, self.params, z, gamma, cond, key, x_hat, self.mask)
+
+    def within(self, z: Tensor) -> Tensor:
+        """Projects a prediction, or a latent, to the subspace; where nothing exists it is 0."""
         if self.subspace is not None:
-            return self.subspace.project(found, self.mask)
-        return found if self.mask is None else torch.where(self.mask, found, 0.0)
+            return self.subspace.project(z, self.mask)
+        return z if self.mask is None else torch.where(self.mask, z, 0.0)
 
 
 def of_model(

@@ -1,8 +1,8 @@
-"""The door: what a model's functions are given, held against one another once; behind it nothing is checked again."""
+"""The door: :func:`parse` checks what a model's function is given, once; behind it nothing is checked again."""
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import optree
 import torch
@@ -41,10 +41,29 @@ class Model(Protocol):
     def reverse(self) -> Reverse: ...
 
 
+class Batch(NamedTuple):
+    """What a function of a model is given, parsed at the door.
+
+    Attributes:
+        n: the number of examples, or 0 where nothing says it.
+        device: where the parameters are.
+        x: the data, (n, *event_shape), 0 where nothing exists; None for a function that takes none.
+        mask: what exists of the data, bool, of x's shape, or None for all.
+        there: what exists of the latents, bool, (n, *latent_shape), or None for all.
+        dims: the dimensions of each example, a number, or (n,) where they differ.
+    """
+
+    n: int
+    device: torch.device
+    x: Any = None
+    mask: Tensor | None = None
+    there: Tensor | None = None
+    dims: Tensor | float = 0.0
+
+
 def device_of(params: Params) -> torch.device | None:
     """Where the parameters are, if there are any."""
-    leaf = _checks.first("params", params)
-    return None if leaf is None else leaf.device
+    return next((leaf.device for leaf in _checks.leaves(params).values()), None)
 
 
 def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.Structure:
@@ -60,7 +79,7 @@ def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.S
     return tuple((path, shape, dtype if kind.is_floating_point else kind) for path, shape, kind in leaves)
 
 
-def checked(
+def parse(
     model: Any,
     params: Params,
     x: Any = ...,
@@ -70,9 +89,8 @@ def checked(
     n: int = 0,
     mask: Any = None,
     **given: Tensor | None,
-) -> int:
-    """The door of a model's functions: holds its settings, its parameters and what else they are given against one another,
-    and reads what values must be in one transfer from the device.
+) -> Batch:
+    """Checks what a model's function is given, against the model and one another; values are read in one transfer.
 
     Args:
         model: a VDM or a BFN.
@@ -85,47 +103,45 @@ def checked(
             only there.
         given: further tensors by name, whose shapes and dtypes the caller checks; they must be finite.
 
-    Returns:
-        The number of examples.
-
     Raises:
-        TypeError, ValueError: whatever is not so, by its name, and tensors on other devices than the parameters'.
+        TypeError, ValueError: whatever does not fit, by its name, and tensors on other devices than the parameters'.
     """
-    names = [name for name in ("network", "schedule") if hasattr(model, name)]
-    tracing = OLD and torch.compiler.is_compiling()  # it would trace init
-    structure = () if tracing else model._structure()
-    facts = [] if x is ... else _data(model, x, mask)
-    n = n if x is ... else x.shape[0]
-    if not isinstance(params, dict) or not set(names) <= params.keys():
-        found = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
-        keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
-        raise ValueError(f"params: expected a dict with {keys}, as init makes it, got {found}")
-    if not tracing:
-        facts += _checks.matches("params", params, structure)
-    if n:
-        batch_axes(cond, n)
+    structure = None if OLD and torch.compiler.is_compiling() else model._structure()  # its trace would hold init
+    facts: list[_checks.Fact] = []
+    batch = Batch(n, torch.device("cpu"))
+    if x is not ...:
+        batch, facts = _data(model, x, mask)
+        given["mask"] = mask
+    elif mask is not None:
+        given["mask"] = there = mask_of(mask, (n, *latent_shape(model)))
+        batch = batch._replace(there=there)
+    if batch.n:
+        batch_axes(cond, batch.n)
     explicit = isinstance(key, tuple) and hasattr(key, "t")  # seeds or noise
     if explicit:
-        facts += drawn(model, key, n)
-    if mask is not None:
-        given["mask"] = mask if x is not ... else mask_of(mask, (n, *latent_shape(model)))
-    trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
-    device = device_of(params) or device_of({"x": x, **trees})
-    if device is not None:
-        if x is not ...:
-            _checks.together("x", x, device)
-        for name, tree in trees.items():
-            dtype = model.network.dtype if name == "cond" else None  # what a network in mixed precision casts it to
-            facts += _checks.sound(name, _checks.leaves(tree, name), device, dtype or model.dtype)
+        facts += drawn(model, key, batch.n)
+    names = [name for name in ("network", "schedule") if hasattr(model, name)]
+    if not isinstance(params, dict) or not set(names) <= params.keys():
+        got = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
+        keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
+        raise ValueError(f"params: expected a dict with {keys}, as init makes it, got {got}")
+    others = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
+    trees = {"params": _checks.leaves(params)} | {name: _checks.leaves(tree) for name, tree in others.items()}
+    if structure is not None:
+        _checks.matches("params", trees["params"], structure)
+    device = _checks.one_device(trees if x is ... else {**trees, "x": {(): x}}) or batch.device
+    dtypes = {"params": None, "cond": model.network.dtype or model.dtype}  # what leaves are cast to
+    for name, tree in trees.items():
+        facts += _checks.finite(name, tree, dtypes.get(name, model.dtype))
     if hasattr(model, "schedule") and not torch.compiler.is_compiling():
-        like = torch.empty((), dtype=model.dtype, device=device or torch.device("cpu"))
+        like = torch.empty((), dtype=model.dtype, device=device)
         facts += schedules.increasing(model.schedule, params["schedule"], like, cond)
     _checks.verify(facts)
-    return n
+    return batch._replace(device=device)
 
 
-def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
-    """That x is a batch of at least one example; that it is in the decoder's support, and that the model's dtype holds real
+def _data(model: Any, x: Any, mask: Any) -> tuple[Batch, list[_checks.Fact]]:
+    """Parses a batch of at least one example. That it is in the decoder's support, and that the model's dtype holds real
     numbers and the sum of their squares once encoded, comes back as facts."""
     decoder, shape = model.decoder, model.event_shape
     holds = decoder.check(x)
@@ -135,24 +151,26 @@ def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
         wanted = ", ".join(map(str, ("B", *shape))) if shape else "B,"
         raise ValueError(f"x: expected shape ({wanted}), got {_checks.describe(x)}{hint}")
     nonempty("x", x)
+    n, facts, original, there = x.shape[0], [], x, None
     if mask is not None:
-        holds = holds | ~_checks.together("mask", mask_of(mask, tuple(x.shape)), x.device)
-    if not _checks.readable(x):
-        return []
-    facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
-    if mask is not None:
-        some = mask.expand_as(x).reshape(x.shape[0], -1).any(1)
+        mask = _checks.together("mask", mask_of(mask, tuple(x.shape)), x.device).expand_as(x)
+        x, there = zeroed(x, mask), decoder.latent_mask(mask)
+        holds = holds | ~mask
         nothing = "mask: expected something in every example, got none"
-        facts.append(_checks.Fact(some, lambda: ValueError(nothing)))
+        facts = [_checks.Fact(mask.reshape(n, -1).any(1), lambda: ValueError(nothing))]
+    batch = Batch(n, x.device, x, mask, there, dims(model, n, mask, x.device))
+    if not _checks.readable(x):
+        return batch, []
+    facts.insert(0, _checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", original)))
     subspace = getattr(model, "subspace", None)
     if plain(decoder, shape) and (decoder.vocab_size is None or subspace is not None):
-        f = decoder.encode({}, masked(x, mask)[0], dtype=model.dtype)
+        f = decoder.encode({}, x, dtype=model.dtype)
         wanted = f"numbers whose latents {model.dtype} holds"
         squares = f.square().sum(tuple(range(1, x.ndim)))
-        facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", x)))
+        facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", original)))
         if subspace is not None:
             facts.append(_near("x", f, subspace.project(f, mask), f"data in the model's subspace, {subspace!r}", mask))
-    return facts
+    return batch, facts
 
 
 def _near(name: str, f: Tensor, wanted: Tensor, text: str, mask: Tensor | None = None) -> _checks.Fact:
@@ -178,23 +196,19 @@ def mask_of(mask: Any, shape: tuple[int, ...]) -> Tensor:
     return mask  # type: ignore[no-any-return]
 
 
-def masked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The data with zeros where nothing exists, and the mask in their shape."""
-    if mask is None:
-        return x, None
-    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)), mask.expand_as(x)
+def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The data with zeros where nothing exists."""
+    return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def dims(model: Any, n: int, mask: Tensor | None, like: Tensor) -> Tensor | float:
-    """How many dimensions each of n examples has: a number, or (n,) where they differ. ``mask`` is in the data's shape."""
+def dims(model: Any, n: int, mask: Tensor | None, device: torch.device) -> Tensor | float:
+    """Counts the dimensions of each of n examples: a number, or (n,) where they differ. ``mask`` is in the data's shape."""
     subspace = getattr(model, "subspace", None)
     if mask is None and subspace is None:
         return float(math.prod(model.event_shape))
     if mask is None:
-        mask = torch.ones((n, *model.event_shape), dtype=torch.bool, device=like.device)
-    if subspace is not None:
-        return subspace.rank(mask).to(like)  # type: ignore[no-any-return]
-    return mask.reshape(n, -1).sum(1).to(like)
+        mask = torch.ones((n, *model.event_shape), dtype=torch.bool, device=device)
+    return mask.reshape(n, -1).sum(1) if subspace is None else subspace.rank(mask)  # type: ignore[no-any-return]
 
 
 def nonempty(name: str, x: Tensor) -> Tensor:

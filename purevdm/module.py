@@ -72,8 +72,10 @@ class Module(torch.nn.Module):
             TypeError, ValueError: another structure; the leaf is named.
         """
         own = _checks.leaves(self.tree())
-        _checks.verify(_checks.matches("params", params, tuple((p, tuple(v.shape), v.dtype) for p, v in own.items())))
-        for path, value in _checks.leaves(params, "params").items():
+        values = _checks.leaves(params)
+        _checks.matches("params", values, tuple((p, tuple(v.shape), v.dtype) for p, v in own.items()))
+        _checks.verify(_checks.finite("params", values))
+        for path, value in values.items():
             own[path].copy_(value)
 
 

@@ -144,7 +144,8 @@ def gamma(schedule: Schedule, params: Params, t: Tensor, context: Any = None) ->
     Raises:
         TypeError, ValueError: times that are not floating-point; no context for a contextual schedule.
     """
-    found = _over_times(schedule, laid_out(params), _flat(schedule, t, context), context)
+    params = optree.tree_map(laid_out, params)  # type: ignore[arg-type, assignment]
+    found = _over_times(schedule, params, _flat(schedule, t, context), context)
     return found.reshape((*t.shape, *found.shape[1:]))
 
 
@@ -157,7 +158,7 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
     shape: write such operations out there, as a layer norm by means. :func:`purevdm.testing.check_schedule` finds the
     second case. Arguments and errors are those of :func:`gamma`.
     """
-    params = laid_out(params)
+    params = optree.tree_map(laid_out, params)  # type: ignore[arg-type, assignment]
     flat = _flat(schedule, t, context).clone()  # times that were expanded take no tangents
 
     def of(params: Params, t: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from purevdm import bound, process, schedules
 from purevdm._compile import exact
 from purevdm.bound import NLLBound
-from purevdm.model import Model
+from purevdm.denoiser import of_model
+from purevdm.model import Batch, Model
 from purevdm.noise import Noise
 from purevdm.schedules import Levels, Schedule
 from purevdm.types import Params
@@ -81,21 +82,24 @@ def pull_back(schedule: Schedule, params: Params, t: Tensor, cotangent: Curve, c
 
 
 def gradients(
-    model: Model, params: Params, x: Tensor, noise: Noise, scale: float, cond: Any = None
+    model: Model, params: Params, batch: Batch, noise: Noise, scale: float | Tensor, cond: Any = None
 ) -> tuple[Params, NLLBound, Curve]:
-    """The gradient of the mean bound times ``scale``, but for the schedule's interior that of the mean squared diffusion
-    loss (its losses times ``scale``), in one pass.
+    """The gradient of the mean over examples of the bound times ``scale``, () or (B,), but for the schedule's interior that
+    of the mean squared diffusion loss (its losses times ``scale``), in one pass.
 
     Returns:
         The gradients, the bound's terms (each (B,), nats), and the schedule's curve.
     """
     at = curve(model.schedule, params["schedule"], noise.t, cond)
 
-    def mean(network: Params, curve: Curve) -> tuple[Tensor, NLLBound]:
-        terms = bound.summed(bound.at(model, params | {"network": network}, x, noise, levels(curve), cond))
-        return terms.total.mean() * scale, terms
+    def mean(others: Params, curve: Curve) -> tuple[Tensor, NLLBound]:
+        denoise = of_model(model, others, cond, noise.key, batch.there)
+        terms = bound.terms(model, denoise, others.get("decoder", {}), batch.x, noise, levels(curve), batch.mask)
+        terms = bound.summed(terms)
+        return (terms.total * scale).mean(), terms
 
-    (network, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(params["network"], at)
+    others = {name: branch for name, branch in params.items() if name != "schedule"}
+    (grads, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(others, at)
     cotangent = variance_cotangent(of_curve, terms.diffusion * scale)
     of_schedule = pull_back(model.schedule, params["schedule"], noise.t, cotangent, cond)
-    return {"network": network, "schedule": of_schedule}, terms, at
+    return grads | {"schedule": of_schedule}, terms, at

@@ -7,7 +7,7 @@ import torch
 from compare import close, decoded_alike
 
 import purevdm
-from purevdm import denoiser, networks, nn, process, random, schedules
+from purevdm import decoders, denoiser, networks, nn, process, random, schedules
 
 
 def self_conditioned():
@@ -26,7 +26,7 @@ def test_self_conditioning_predicts_twice_and_half_of_the_time_in_training():
     assert (first - second).norm() > 1e-3
 
     def predict(keys=None, params=network, n=1):
-        return denoiser.in_bound(model.network, model.decoder, params, z.expand(n, 2), gamma.expand(n), None, keys)
+        return denoiser.Denoiser(model.network, model.decoder, params, key=keys).eps(z.expand(n, 2), gamma.expand(n))
 
     near = dict(rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(predict()[0], second, **near)
@@ -159,7 +159,7 @@ def test_several_outputs_for_each_number(network, shape):
     z, gamma = random.normal(random.key(0), (2, *shape)), torch.zeros(2)
     assert denoiser.output(network, params, z, gamma).shape == (2, *shape, 3)
     with pytest.raises(ValueError, match="network: expected one output"):
-        denoiser.eps_hat(network, params, z, gamma)
+        denoiser.Denoiser(network, decoders.gaussian(), params).eps(z, gamma)
 
 
 def test_guidance_of_known_noises_is_linear():
@@ -172,9 +172,9 @@ def test_guidance_of_known_noises_is_linear():
 def test_a_clamped_prediction_agrees_with_itself():
     model, params = self_conditioned()
     z, gamma = 3 * random.normal(random.key(1), (4, 2)), torch.linspace(-3, 3, 4)
-    found = denoiser.predict(model.network, params["network"], z, gamma, bounds=model.decoder.bounds(z[0]))
-    assert found.x.abs().max() <= 15 / 16
-    torch.testing.assert_close(process.diffuse(found.x, process.align(gamma, z), found.eps), z, rtol=1e-5, atol=1e-5)
+    eps, x = model.denoiser(params, n=4, clip=True)(z, gamma)
+    assert x.abs().max() <= 15 / 16
+    torch.testing.assert_close(process.diffuse(x, process.align(gamma, z), eps), z, rtol=1e-5, atol=1e-5)
 
 
 def test_an_output_of_another_shape_is_refused():

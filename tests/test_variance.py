@@ -13,7 +13,7 @@ from compare import close
 from optree import tree_leaves, tree_map
 
 import purevdm
-from purevdm import networks, random, schedules, variance
+from purevdm import denoiser, networks, random, schedules, variance
 from purevdm.bound import bound as diffusion_of
 
 SCHEDULES = {
@@ -78,7 +78,8 @@ def test_ends_that_drift_are_told_from_the_interior():
 
     def bound(curve):
         noise = model.draw(random.key(3), len(x))
-        terms = purevdm.bound.summed(purevdm.bound.at(model, params, x, noise, variance.levels(curve)))
+        denoise = denoiser.of_model(model, params, key=noise.key)
+        terms = purevdm.bound.summed(purevdm.bound.terms(model, denoise, {}, x, noise, variance.levels(curve)))
         return tree_map(lambda term: term / (2 * math.log(2)), terms)
 
     def target(schedule):

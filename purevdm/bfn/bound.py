@@ -17,7 +17,7 @@ from purevdm.bfn.flows import Flow
 from purevdm.bfn.outputs import Out, Output
 from purevdm.bfn.process import continuous_loss, latent
 from purevdm.bound import NLLBound
-from purevdm.model import checked
+from purevdm.model import parse
 from purevdm.networks import Network
 from purevdm.noise import Seeds
 from purevdm.types import Params, Shape
@@ -166,7 +166,7 @@ def bound(
         TypeError, ValueError: bad arguments, as for :func:`purevdm.bound.bound`.
     """
     _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise")
-    checked(model, params, x, noise, cond)
+    parse(model, params, x, noise, cond)
     if noise.sender is None and model.timesteps and model.output.mixture:
         raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
     return bound_at(model, params["network"], x, noise, cond, reconstruction=reconstruction)

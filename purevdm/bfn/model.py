@@ -22,7 +22,7 @@ from purevdm.bfn.solvers import Solver, bayesian
 from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
-from purevdm.model import checked, seeds_of, structure_of
+from purevdm.model import parse, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.noise import Seeds, draw_seeds
 from purevdm.process import align
@@ -182,7 +182,7 @@ class BFN(NamedTuple):
         >>> found.x.shape, found.theta.shape
         (torch.Size([3, 2]), torch.Size([11, 3, 2, 5]))
         """
-        checked(self, params, key=_checks.key("key", key), cond=cond)
+        parse(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
         if differentiable is True and trajectory is False and until is None and self.decoder.vocab_size is not None:
             raise ValueError(
@@ -207,7 +207,7 @@ class BFN(NamedTuple):
 
     def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
         """The noise of a batch, behind the door."""
-        n = checked(self, params, x, key, cond)
+        n = parse(self, params, x, key, cond).n
         return self._drawn(key if isinstance(key, Seeds) else self.seeds(key, n), train)
 
     def _drawn(self, seeds: Seeds, train: bool) -> Noise:

@@ -21,7 +21,7 @@ from purevdm.codec._errors import CodecError
 from purevdm.codec._info import Info, info, opened
 from purevdm.codec._levels import levels
 from purevdm.codec._network import Denoiser, denoiser_of, machine, require_float64
-from purevdm.model import checked, direct
+from purevdm.model import direct, parse
 from purevdm.types import Params
 
 __all__ = ["Block", "CodecError", "Info", "decode", "encode", "info", "read", "write"]
@@ -274,7 +274,7 @@ def _write(file: BinaryIO, model: VDM, params: Params, batches: Iterable[Any], o
     chain: Chain | None = None
     offsets: list[int] = []
     for number, (x, cond) in enumerate(pairs(batches)):
-        checked(model, params, x, cond=cond)
+        parse(model, params, x, cond=cond)
         if chain is None:
             denoise = denoiser_of(model, params, portable, lanes, compile)
             chain = _chain_of(denoise, steps, seed, None)
@@ -362,7 +362,7 @@ def _reader(head: Head, model: VDM, params: Params, options: Reading) -> Denoise
             f"{form[0]} of {form[1]}"
         )
     if not model.schedule.contextual:
-        checked(model, params)
+        parse(model, params)
     if _digest(model, params) != head.model:
         raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
     denoise = denoiser_of(model, params, head.portable, options.lanes or LANES, options.compile)

@@ -204,7 +204,7 @@ def draws(
         with within(f"batches[{j}]"):
             there = None if mask is None else mask_of(mask, tuple(x.shape)).expand_as(x)
             options = {} if mask is None else {"mask": mask}
-            size_of = dims(model, x.shape[0], there, x.new_empty((), dtype=torch.int64))
+            size_of = dims(model, x.shape[0], there, x.device)
             sizes.append(torch.as_tensor(size_of, device="cpu").long().expand(x.shape[0]))
         for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
             if (j * passes + p) % size == rank:

@@ -115,7 +115,7 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
         raise damaged from None
     if wanted is not None:  # before room is made for any number
         try:
-            _checks.matches("params", _nested(path, shapes, empty), wanted)
+            _checks.matches("params", _checks.leaves(_nested(path, shapes, empty)), wanted)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: of another model: {error}") from None
     leaves, again = _files.load(path)

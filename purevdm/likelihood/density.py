@@ -10,7 +10,7 @@ from purevdm import _checks, random
 from purevdm._vdm import VDM
 from purevdm.likelihood import _dequantise, flow
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import checked, direct, latents
+from purevdm.model import direct, latents, parse
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params
@@ -63,7 +63,7 @@ def log_prob(
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
-    n = checked(model, params, x, _checks.key("key", key), cond)
+    n = parse(model, params, x, _checks.key("key", key), cond).n
     samples = _checks.integer("samples", samples, 1)
     dequantisation = _dequantise.fitting(model.decoder, dequantisation)
     if dequantisation == "none" and samples != 1:
@@ -104,7 +104,7 @@ def log_weight(
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *model.event_shape), model.dtype)
-    checked(model, params, x, cond=cond, eps=eps, probe_noise=flow.checked_probes(probe_noise, eps))
+    parse(model, params, x, cond=cond, eps=eps, probe_noise=flow.checked_probes(probe_noise, eps))
     _refuse_recording(params, (x, eps), cond)
     dequantisation = _dequantise.fitting(model.decoder, dequantisation)
     f = model.decoder.encode({}, x, cond, eps.dtype)
@@ -133,7 +133,7 @@ def log_prob_latent(
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     n = len(latents("z_0", z_0, model))
-    checked(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
+    parse(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
     _refuse_recording(params, z_0, cond)
     log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
     return combine(log_p[None], evaluations)

@@ -14,7 +14,7 @@ from torch import Tensor
 from purevdm import _checks, ode, process, random, schedules
 from purevdm._vdm import VDM
 from purevdm.denoiser import Denoiser
-from purevdm.model import Model, checked, direct, latents
+from purevdm.model import Model, direct, latents, parse
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
@@ -196,5 +196,5 @@ def _mapped(
     name: str, model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool
 ) -> Tensor:
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow")
-    checked(model, params, cond=cond, n=len(latents(name, z, model)), **{name: z})
+    parse(model, params, cond=cond, n=len(latents(name, z, model)), **{name: z})
     return integrate(model, params, z, cond, integrator=integrator, backward=backward)[0]

@@ -9,7 +9,7 @@ from purevdm import _checks, process, random
 from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import checked, direct
+from purevdm.model import direct, parse
 from purevdm.sampling.trajectory import level, loop
 from purevdm.types import Key, Params
 
@@ -40,7 +40,7 @@ def importance_bound(
         TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories", chain=True)
-    n = checked(model, params, x, _checks.key("key", key), cond)
+    n = parse(model, params, x, _checks.key("key", key), cond).n
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
     if isinstance(timesteps, Tensor):

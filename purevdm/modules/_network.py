@@ -218,7 +218,9 @@ def load_module(network: Network, params: Params, module: Module) -> Module:
     """Copies a network's parameters, ``params["network"]``, of the module's dtypes, into a module, and returns it."""
     source = _source(network)
     own = source.read(_checks.instance("module", module, Module, "a torch.nn.Module"))
-    _checks.verify(_checks.matches("params", params, _checks.structure(own)))
+    leaves = _checks.leaves(params)
+    _checks.matches("params", leaves, _checks.structure(own))
+    _checks.verify(_checks.finite("params", leaves))
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
         for name, leaf in source.flat(params).items():

@@ -77,7 +77,7 @@ def region(kind: type[Any]) -> Callable[[F], F]:
         known = torch.compiler.nested_compile_region(of_leaves, max_reuse_entries=2**16)
 
         def call(settings: Any, params: Params, *inputs: Tensor | None) -> Any:
-            leaves = _checks.leaves(params, "params")
+            leaves = _checks.leaves(params)
             names = " ".join(_checks.dotted(*path) for path in leaves)
             return known(names, *settings, *leaves.values(), *inputs)
 

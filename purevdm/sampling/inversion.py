@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process
-from purevdm.model import Model, checked, inside, latents
+from purevdm.model import Model, inside, latents, parse
 from purevdm.sampling import trajectory as trajectories
 from purevdm.sampling.reverse import Sample
 from purevdm.solvers import Solver, dpmpp_2m
@@ -74,11 +74,11 @@ def invert(
     if x is not None:
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
-        checked(model, params, x, cond=cond)
+        parse(model, params, x, cond=cond)
         at = model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype)
     else:
         at = latents("z", z, model)
-        checked(model, params, cond=cond, n=len(at), z=at)
+        parse(model, params, cond=cond, n=len(at), z=at)
     if model.subspace is not None:
         at = inside("z", at, model.subspace.project(at))
     begin, end = trajectories.times("start", start, "until", until, at)

@@ -13,7 +13,7 @@ from torch import Tensor
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
 from purevdm.denoiser import of_model
-from purevdm.model import Model, inside, latent_shape, mask_of, masked
+from purevdm.model import Model, inside, latent_shape, mask_of, zeroed
 from purevdm.sampling.trajectory import Options, checked, solve, started, times
 from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
 from purevdm.types import Key, Params
@@ -73,7 +73,7 @@ def sample(
     x_hat = denoise(z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma).x if decoder.takes_estimate else None
     own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
     x = decoder.mode(own, z_0, cond, x_hat) if decode == "argmax" else decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
-    x, _ = masked(x, mask)
+    x = zeroed(x, mask)
     return Sample(x, latents) if options.trajectory else x
 
 

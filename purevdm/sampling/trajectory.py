@@ -120,7 +120,7 @@ def _refuse_lost_gradients(options: Options, inputs: Any) -> None:
     if torch.compiler.is_compiling():
         if transformed():
             raise ValueError(f"differentiable: {wanted}; a compiled loop passes no transform, and True unrolls it")
-    elif any(_checks.differentiated(t) for t in _checks.leaves(inputs, "guidance").values()):
+    elif any(_checks.differentiated(t) for t in _checks.leaves(inputs).values() if isinstance(t, Tensor)):
         raise ValueError(f"differentiable: {wanted}; or detach the inputs")
 
 

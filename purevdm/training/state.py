@@ -302,7 +302,7 @@ def _finite_state(held: dict[str, Params]) -> None:
     """Names the leaf of moments or averages that is not finite, or of squares that are negative."""
     for name, tree in held.items():
         wanted = "finite numbers of at least 0" if name == "moments.nu" else "finite numbers"
-        for path, leaf in _checks.leaves(tree, name).items():
+        for path, leaf in _checks.leaves(tree).items():
             if not leaf.isfinite().all() or (name == "moments.nu" and (leaf < 0).any()):
                 raise _checks.outside(wanted, _checks.dotted("state", name, *path), leaf)
 

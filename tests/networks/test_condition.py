@@ -136,7 +136,7 @@ def test_a_map_is_learned_from_compiled_dropped_and_guided():
     z, gamma = random.normal(random.key(5), (3, 1, 3, 4)), torch.zeros(3)
     network, own = model.network, params["network"]
     given, free = (denoiser.output(network, own, z, gamma, c) for c in (cond, None))
-    guided = denoiser.predict(network, own, z, gamma, cond, guidance=2.0).eps
+    guided = model.denoiser(params, cond, n=3, guidance=2.0)(z, gamma).eps
     torch.testing.assert_close(guided, free + 2.0 * (given - free))
     no_map = cond._replace(map=own["cond"]["no_map"][None, :, None, None].expand(3, 2, 3, 4))
     label = dict(cond=own["cond"] | {"label": {"embedding": own["cond"]["label"]["embedding"][[3, 3, 3, 3]]}})
