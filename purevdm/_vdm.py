@@ -1,8 +1,6 @@
 """A model: a network, a schedule and a decoder, and the functions of parameters and keys that they make together."""
 
-import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,14 +8,13 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, bound, denoiser, process, random, schedules, variance
+from purevdm import _checks, _fitting, _values, bound, denoiser, process, schedules, variance
 from purevdm._compile import constant
 from purevdm.bound import NLLBound
-from purevdm.decoders import Decoder, Gaussian, discrete, fits, reconstruction_bits, spacing
+from purevdm.decoders import Decoder, discrete, fits, spacing
 from purevdm.denoiser import Denoiser
-from purevdm.model import latent_shape, latents, parse, seeds_of, structure_of
+from purevdm.model import latent_shape, latents, parse, seeds_of
 from purevdm.networks import Network
-from purevdm.networks._network import same
 from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
 from purevdm.parts import Reverse, Subspace, Weighting, posterior
 from purevdm.sampling import Options, Sample, sample
@@ -86,7 +83,7 @@ class VDM(NamedTuple):
     def init(self, key: Key) -> Params:
         """Fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"`` for one that has any."""
         self._structure()
-        params = _init(self.network, self.schedule, self.decoder, self.event_shape, _checks.key("key", key))
+        params = _fitting.init(self.network, self.schedule, self.decoder, self.event_shape, _checks.key("key", key))
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
@@ -377,7 +374,7 @@ class VDM(NamedTuple):
             if getattr(self, name) is not None or name == "reverse":
                 _checks.instance(name, getattr(self, name), kind, f"a purevdm.parts.{kind.__name__}")
         parts = (self.network, self.schedule, self.decoder, self.subspace)
-        return _structure(*map(_values.Same, parts), shape, self.dtype)
+        return _fitting.structure(*map(_values.Same, parts), shape, self.dtype)
 
     def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
         """The noise of a batch of n, behind the door."""
@@ -418,45 +415,6 @@ class VDM(NamedTuple):
         if self.schedule.observe is not None and self.timesteps == 0:
             stats["schedule"] = self.schedule.observe(of_schedule, noise.t, each.diffusion)
         return loss, stats
-
-
-def _init(network: Network, schedule: Schedule, decoder: Decoder, event_shape: tuple[int, ...], key: Key) -> Params:
-    k_network, k_schedule = random.split(key).unbind(0)
-    params = {"network": network.init(k_network, decoder.latent_shape(event_shape)), "schedule": schedule.init(k_schedule)}
-    own = decoder.init(random.fold_in(key, 2))
-    return params | ({"decoder": own} if own else {})
-
-
-@functools.lru_cache(maxsize=256)
-def _structure(
-    network: _values.Same,
-    schedule: _values.Same,
-    decoder: _values.Same,
-    subspace: _values.Same,
-    event_shape: tuple[int, ...],
-    dtype: torch.dtype,
-) -> _checks.Structure:
-    """The leaves of a model's parameters, without computing them where their ``init`` runs on the meta device.
-
-    Raises:
-        TypeError, ValueError: parts that do not fit together.
-    """
-    for part, kind in ((network, Network), (schedule, Schedule), (decoder, Decoder)):
-        _checks.instance(kind.__name__.lower(), part.value, kind, f"a purevdm {kind.__name__}")
-    if 0 in event_shape:
-        raise ValueError(f"event_shape: expected sizes of at least 1, got {event_shape}")
-    fits(decoder.value, event_shape, dtype)
-    if _told(network.value, _ends(schedule.value, dtype)) != network.value:
-        raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.vdm")
-
-    if subspace.value is not None:
-        own = decoder.value
-        if not isinstance(own, Gaussian) or isinstance(own.scale, tuple):
-            raise ValueError(f"subspace: expected a decoders.gaussian with one scale, got {own!r}")
-        if schedule.value.contextual is False and _ends(schedule.value, dtype) is None:
-            raise ValueError("schedule: expected one gamma for all dimensions of a subspace")
-    parts = (network.value, schedule.value, decoder.value)
-    return structure_of(lambda key: _init(*parts, event_shape, key), dtype)
 
 
 def vdm(
@@ -521,62 +479,12 @@ def vdm(
     _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
     fits(_checks.instance("decoder", decoder, Decoder, "a purevdm Decoder"), event_shape, dtype)
     step = spacing(decoder, event_shape)
-    schedule = _suited(schedule, step, network, dtype)
-    endpoints = _ends(schedule, dtype)
+    schedule = _fitting.suited(schedule, step, network, dtype)
+    endpoints = _fitting.ends(schedule, dtype)
     if step is not None and decoder.vocab_size is not None and endpoints is not None:
-        _warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
+        _fitting.warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
     timesteps = 0 if timesteps is None else timesteps
-    network = _told(network, endpoints)
+    network = _fitting.between(network, endpoints)
     model = VDM(network, schedule, decoder, event_shape, timesteps, antithetic, dtype, reverse, weighting, subspace)
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
-
-
-RECONSTRUCTION = 0.02
-"""Bits per dimension of reconstruction from which a model warns that its gamma_0 is too large for its data."""
-
-
-def _suited(schedule: Schedule, step: float | None, network: Network, dtype: torch.dtype) -> Schedule:
-    """The schedule, with the gamma_min that suits data of this spacing where it was made without one, and so was the
-    network."""
-    gamma_min, high = schedules.GAMMA_MIN, math.inf if schedule.endpoints is None else schedule.endpoints[1]
-    if step is not None and network.endpoints is None:
-        suited = max(schedules.gamma_min_for(step), -schedules.limit(dtype))
-        gamma_min = suited if suited < high else gamma_min
-    return schedule.with_gamma_min(gamma_min)
-
-
-def _ends(schedule: Schedule, dtype: torch.dtype) -> tuple[float, float] | None:
-    """The schedule's endpoints, if they do not depend on a context. Those beyond the dtype's range are refused."""
-    endpoints = schedule.endpoints
-    if endpoints is None and not schedule.contextual:
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float32, device="cpu")
-        ends = schedules.gamma(schedule, schedule.init(random.key(0, device="cpu")), ends)
-        endpoints = tuple(ends.reshape(2, -1).double().mean(1).tolist())
-    most = schedules.limit(dtype)
-    if endpoints is not None and not all(-most <= end <= most for end in endpoints):
-        raise ValueError(f"schedule: expected gamma in [{-most:g}, {most:g}], the range of {dtype}, got {endpoints}")
-    return endpoints
-
-
-def _warn_of_reconstruction(values: int, step: float, gamma_0: float) -> None:
-    """Warns where reconstruction alone costs much, which no training mends."""
-    bits = reconstruction_bits(values, gamma_0, 2.0 / (values * step))
-    if bits > RECONSTRUCTION:
-        enough = f"leave gamma_min out, or take {schedules.gamma_min_for(step):.4g} or less"
-        message = f"reconstruction alone costs {bits:.3g} bits/dim of data of {values} levels; {enough}"
-        warnings.warn(f"schedule: at gamma_0 = {gamma_0:.4g} {message}", stacklevel=3)
-
-
-def _told(network: Network, endpoints: tuple[float, float] | None) -> Network:
-    """The network with the schedule's endpoints, if it was given none."""
-    if endpoints is None:
-        return network
-    network = network.between(endpoints)
-    if network.endpoints is not None and not same(network.endpoints, endpoints):
-        raise ValueError(
-            f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
-            f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out, and make "
-            "the model by purevdm.vdm"
-        )
-    return network
