@@ -193,6 +193,14 @@ def real(name: str, x: object) -> float:
     return float(x)
 
 
+def positive(name: str, x: object) -> float:
+    """A number above 0."""
+    value = real(name, x)
+    if value <= 0.0:
+        raise ValueError(f"{name}: expected a number above 0, got {value:g}")
+    return value
+
+
 def boolean(name: str, x: object) -> bool:
     """True or False, and nothing that merely counts as such."""
     return instance(name, x, bool, "True or False")

@@ -409,8 +409,8 @@ class VDM(NamedTuple):
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
         if self.weighting is not None:
             weight = self.weighting.weight(process.align(levels.gamma_t, terms.diffusion))
-            weighted = bound.summed(terms._replace(diffusion=weight * terms.diffusion)).diffusion
-            loss = stats["recon"] + stats["prior"] + self._mean(weighted, dims)
+            each = bound.summed(terms._replace(diffusion=weight * terms.diffusion))
+            loss = stats["recon"] + stats["prior"] + self._mean(each.diffusion, dims)
         stats |= {"gamma_0": levels.gamma_0.mean(), "gamma_1": levels.gamma_1.mean()}
         if self.schedule.observe is not None and self.timesteps == 0:
             stats["schedule"] = self.schedule.observe(of_schedule, noise.t, each.diffusion)

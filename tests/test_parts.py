@@ -438,3 +438,24 @@ def test_trajectories_and_files_have_the_posterior_s_variance():
     model = sets(3, timesteps=4, reverse=parts.upper())
     with pytest.raises(ValueError, match=r"^model: expected the posterior's variance"):
         likelihood.importance_bound(model, model.init(KEY), torch.zeros(2, 3, 2, dtype=F64), KEY)
+
+
+def test_the_variance_s_gradients_know_masks_and_learned_decoders():
+    model = classes()
+    params, x = model.init(KEY), random.randint(random.key(1), (4, 3), 0, 4)
+    seeds, mask = model.seeds(random.key(2), 4), (torch.arange(3) < 2)[None]
+    for there in (None, mask):
+        grads, _ = model.vlb_and_variance_grads(params, x, seeds, mask=there)
+        want = torch.func.grad(model.loss_fn)(params, x, seeds, mask=there)
+        close(
+            {"network": grads["network"], "decoder": grads["decoder"]}, {n: want[n] for n in ("network", "decoder")}, 1e-12
+        )
+
+
+def test_the_bound_of_one_has_noise_of_the_latents():
+    model = classes()
+    params, x = model.init(KEY), random.randint(random.key(1), (4, 3), 0, 4)
+    noise = model.draw(random.key(2), 4)
+    want = bound.bound(model, params, x, noise)
+    one = model.nll_bound_of_one(params, x[1], Noise(*(part[1] for part in noise)))
+    close(one, optree.tree_map(lambda term: term[1], want), 1e-5)
