@@ -2,11 +2,31 @@
 
 :func:`discrete` holds integers, and its bounds are in bits per dimension. :func:`gaussian` holds real numbers, and its
 bounds are of a density, in nats an example. In both, a latent enters divided by its alpha, ``z_0 / alpha_0`` (written
-``z``), which is the data plus noise of scale exp(gamma_0 / 2).
+``z``), which is the data plus noise of scale exp(gamma_0 / 2). :func:`learned` puts maps that train with the model around
+the diffusion, and an :class:`Observation` at their end: counts, real numbers, classes.
 """
 
 from purevdm.decoders._decoder import Decoder, fits, plain, spacing
 from purevdm.decoders._discrete import Discrete, discrete, reconstruction_bits
 from purevdm.decoders._gaussian import Gaussian, gaussian
+from purevdm.decoders._learned import Map, learned, perceptron
+from purevdm.decoders._observation import Observation, categorical, negative_binomial, normal
 
-__all__ = ["Decoder", "Discrete", "Gaussian", "discrete", "fits", "gaussian", "plain", "reconstruction_bits", "spacing"]
+__all__ = [
+    "Decoder",
+    "Discrete",
+    "Gaussian",
+    "Map",
+    "Observation",
+    "categorical",
+    "discrete",
+    "fits",
+    "gaussian",
+    "learned",
+    "negative_binomial",
+    "normal",
+    "perceptron",
+    "plain",
+    "reconstruction_bits",
+    "spacing",
+]

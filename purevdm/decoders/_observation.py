@@ -1,0 +1,309 @@
+"""p(x given what a decoding map says): counts, real numbers, classes. :func:`purevdm.decoders.learned` takes these."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purevdm import _checks, random
+from purevdm._values import Value
+from purevdm.types import Key, Params, Shape
+
+__all__ = ["Observation", "categorical", "negative_binomial", "normal"]
+
+
+class Observation(Value):
+    """A distribution of data, (B, *event_shape), given what a decoding map returns, ``out``: (B, *event_shape), or
+    (B, *event_shape, outputs) where a number takes several. Derive from it to make one of your own.
+
+    Attributes:
+        support, vocab_size, unit: as those of a :class:`purevdm.decoders.Decoder`.
+        outputs: how many numbers of ``out`` go with one of the data, on a last axis, or None for one without such an axis.
+    """
+
+    support: str = "data"
+    vocab_size: int | None = None
+    unit: str = "nats"
+    outputs: int | None = None
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        """Fresh parameters that do not depend on the latent, {} for none."""
+        return {}
+
+    def check(self, x: Tensor) -> Tensor:
+        """Whether each element is in the support, bool, of x's shape.
+
+        Raises:
+            TypeError: x is not a tensor of such data at all.
+        """
+        raise NotImplementedError
+
+    def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The data as an encoding map takes them: of ``out``'s shape, numbers of about 1."""
+        raise NotImplementedError
+
+    def log_prob(self, params: Params, x: Tensor, out: Tensor, cond: Any = None) -> Tensor:
+        """log p(x given out) of each element, nats."""
+        raise NotImplementedError
+
+    def mode(self, params: Params, out: Tensor, cond: Any = None) -> Tensor:
+        """The likeliest data."""
+        raise NotImplementedError
+
+    def sample(self, params: Params, key: Key, out: Tensor, cond: Any = None) -> Tensor:
+        """Data drawn from p(x given out)."""
+        raise NotImplementedError
+
+
+# Counts
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(Observation):
+    """The distribution of :func:`negative_binomial`."""
+
+    dispersion: float
+    library: Callable[[Any], Tensor] | None
+    log_total: tuple[float, float]
+
+    support = "counts, integers of at least 0"
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        log_theta = torch.full(tuple(event_shape), -math.log(self.dispersion), device=key.device)
+        if self.library is not None:
+            return {"log_theta": log_theta}
+        mean, std = self.log_total
+        return {"log_theta": log_theta, "log_total": torch.tensor([mean, math.log(std)], device=key.device)}
+
+    def check(self, x: Tensor) -> Tensor:
+        x = _checks.tensor("x", x)
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"x: expected a tensor of integers, counts, got {_checks.describe(x)}")
+        return x >= 0
+
+    def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        share = x.double() / _total(x).clamp(min=1)
+        return torch.log1p(share * math.prod(x.shape[1:])).to(dtype)
+
+    def log_prob(self, params: Params, x: Tensor, out: Tensor, cond: Any = None) -> Tensor:
+        log_p = negative_binomial_log_prob(x, *self._levels(params, _total(x), out, cond))
+        if self.library is None:  # the total's own term, shared evenly by the elements
+            log_p = log_p + _log_total(_total(x), params["log_total"]) / math.prod(x.shape[1:])
+        return log_p.to(out.dtype)
+
+    def mode(self, params: Params, out: Tensor, cond: Any = None) -> Tensor:
+        total = None if self.library is not None else params["log_total"][0].double().exp().expand(out.shape[0])
+        log_mean, log_theta = self._levels(params, total, out, cond)
+        return ((1.0 - torch.exp(-log_theta)) * torch.exp(log_mean)).floor().clamp(min=0).long()
+
+    def sample(self, params: Params, key: Key, out: Tensor, cond: Any = None) -> Tensor:
+        k_total, k_gamma, k_poisson = random.split(key, 3).unbind(0)
+        total = None
+        if self.library is None:
+            mean, log_std = params["log_total"].double()
+            total = torch.exp(mean + log_std.exp() * random.normal(k_total, out.shape[:1], torch.float64)).round()
+        log_mean, log_theta = self._levels(params, total, out, cond)
+        log_rate = log_mean - log_theta + _log_gamma(k_gamma, torch.exp(log_theta).expand(out.shape))
+        return _poisson(k_poisson, torch.exp(log_rate))
+
+    def _levels(self, params: Params, total: Tensor | None, out: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        """log of the means and of theta, float64; the library size is the total or the condition's."""
+        size = total if self.library is None else self.library(cond)
+        size = _checks.tensor("library", size).double().reshape(out.shape[0], *[1] * (out.ndim - 1))
+        shares = torch.log_softmax(out.double().flatten(1), 1).reshape(out.shape)
+        return shares + size.clamp(min=1e-3).log(), params["log_theta"].double()
+
+
+def negative_binomial(
+    *,
+    dispersion: float = 1.0,
+    library: Callable[[Any], Tensor] | None = None,
+    log_total: tuple[float, float] = (8.0, 1.0),
+) -> Observation:
+    """Counts, such as of genes in single cells: negative binomial with a learned dispersion for each element.
+
+    The mean of an element is the library size times its share, the softmax of ``out`` over the event. The variance is
+    mean + mean**2 / theta, with theta = exp(log_theta) learned.
+
+    A library size that is computed from the counts it explains makes no distribution of them. So, where ``library`` is left
+    out, it is the example's own total, and the total has a distribution of its own, a log-normal one rounded to integers
+    with a learned mean and deviation: -log p(total) is part of the bound, which then bounds -log p(x).
+
+    Args:
+        dispersion: 1 / theta at the start, above 0; as it goes to 0, counts are Poisson's.
+        library: takes the batch's condition to library sizes, (B,), above 0; bounds are then those of the counts given them.
+        log_total: mean and standard deviation of the logarithm of totals at the start.
+
+    Raises:
+        TypeError, ValueError: numbers out of range.
+    """
+    mean, std = (_checks.real(f"log_total[{i}]", x) for i, x in enumerate(log_total))
+    library = None if library is None else _checks.function("library", library)
+    return NegativeBinomial(
+        _checks.positive("dispersion", dispersion), library, (mean, _checks.positive("log_total[1]", std))
+    )
+
+
+def negative_binomial_log_prob(x: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    """log of Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + mean))**theta (mean / (theta + mean))**x, float64.
+
+    As differences of gamma functions cancel for a large theta, theta is raised by 8 and Stirling's series taken, whose
+    leading parts meet those of the powers: good to about 1e-12 of the terms from a theta of 1e-10 to the Poisson limit.
+    """
+    x, log_mean, log_theta = torch.broadcast_tensors(x.double(), log_mean.double(), log_theta.double())
+    mean, theta = torch.exp(log_mean), torch.exp(log_theta)
+    t = theta + 8.0
+    shifted = sum((torch.log1p(x / (theta + j)) for j in range(8)), torch.zeros_like(x))
+    # log Gamma(x + t) - log Gamma(t) = (t - 1/2) log1p(x / t) + x log(x + t) - x + what the series says
+    log_ratio = (t - 0.5) * torch.log1p(x / t) - x + _stirling(x + t) - _stirling(t) - shifted
+    powers = x * (log_mean + torch.log1p((8.0 + x - mean) / (theta + mean))) - theta * torch.log1p(mean / theta)
+    return log_ratio + powers - torch.lgamma(x + 1.0)
+
+
+def _stirling(x: Tensor) -> Tensor:
+    """log Gamma(x) - ((x - 1/2) log x - x + log(2 pi) / 2), for x of at least 8."""
+    y = 1.0 / x.square()
+    series = 1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * (691 / 360360 - y / 156)))))
+    return series / x
+
+
+def _total(x: Tensor) -> Tensor:
+    """The sum of each example, float64, as it broadcasts against x."""
+    return x.double().flatten(1).sum(1).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _log_total(total: Tensor, params: Tensor) -> Tensor:
+    """log p of integers under a log-normal distribution rounded to them, float64."""
+    mean, log_std = params.double()
+    low, high = (((total + half).clamp(min=0.0).log() - mean) * torch.exp(-log_std) for half in (-0.5, 0.5))
+    # In the tail that is nearer, where differences of the distribution function do not cancel.
+    low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
+    log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low.clamp(min=-1e9))
+    return log_high + torch.log1p(-torch.exp(log_low - log_high))
+
+
+def _log_gamma(key: Key, shape: Tensor) -> Tensor:
+    """The logarithm of draws from Gamma(shape, 1), by bisection on the distribution function, float64."""
+    u = random.uniform(key, tuple(shape.shape), torch.float64)
+    # P(shape, x) <= x**shape / Gamma(shape + 1), so no draw lies below this
+    low = (u.clamp(min=1e-300).log() + torch.lgamma(shape + 1.0)) / shape - 1e-3
+    high = torch.log(shape + 40.0 * shape.sqrt() + 800.0)
+    for _ in range(60):
+        mid = 0.5 * (low + high)
+        below = torch.special.gammainc(shape, torch.exp(mid)) < u
+        low, high = torch.where(below, mid, low), torch.where(below, high, mid)
+    return 0.5 * (low + high)
+
+
+def _poisson(key: Key, rate: Tensor) -> Tensor:
+    """Draws from Poisson(rate), int64, by bisection on the distribution function: P(X <= k) = Q(k + 1, rate)."""
+    u = random.uniform(key, tuple(rate.shape), torch.float64)
+    low, high = torch.full_like(rate, -1.0), (rate + 40.0 * rate.sqrt() + 800.0).ceil()  # low is below, high is not
+    for _ in range(64):
+        mid = torch.floor(0.5 * (low + high))
+        below = torch.special.gammaincc(mid.clamp(min=0.0) + 1.0, rate) <= u
+        below = below | (mid < 0.0)
+        low, high = torch.where(below, mid, low), torch.where(below, high, mid)
+    return high.long()
+
+
+# Real numbers
+
+
+@dataclass(frozen=True)
+class Normal(Observation):
+    """The distribution of :func:`normal`."""
+
+    scale: float
+    learned: bool
+
+    support = "finite numbers"
+
+    def init(self, key: Key, event_shape: Shape) -> Params:
+        start = torch.full(tuple(event_shape), math.log(self.scale), device=key.device)
+        return {"log_scale": start} if self.learned else {}
+
+    def check(self, x: Tensor) -> Tensor:
+        if _checks.floating("x", x).dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"x: expected a tensor of float32 or float64 numbers, got {_checks.describe(x)}")
+        return x.isfinite()
+
+    def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
+
+    def log_prob(self, params: Params, x: Tensor, out: Tensor, cond: Any = None) -> Tensor:
+        log_scale = self._log_scale(params, out)
+        error = (x.to(out.dtype) - out) * torch.exp(-log_scale)
+        return -0.5 * error.square() - log_scale - 0.5 * math.log(2.0 * math.pi)
+
+    def mode(self, params: Params, out: Tensor, cond: Any = None) -> Tensor:
+        return out
+
+    def sample(self, params: Params, key: Key, out: Tensor, cond: Any = None) -> Tensor:
+        return out + torch.exp(self._log_scale(params, out)) * random.normal(key, tuple(out.shape), out.dtype)
+
+    def _log_scale(self, params: Params, like: Tensor) -> Tensor:
+        return params["log_scale"].to(like.dtype) if self.learned else like.new_tensor(math.log(self.scale))
+
+
+def normal(scale: float = 1.0, *, learned: bool = True) -> Observation:
+    """Real numbers with normal noise about ``out``: p(x given out) = N(out, scale**2), a density, in nats.
+
+    Args:
+        scale: the standard deviation, at the start where it is learned.
+        learned: whether it is learned, one for each element of an event, or stays.
+
+    Raises:
+        TypeError, ValueError: a scale that is not above 0.
+    """
+    return Normal(_checks.positive("scale", scale), _checks.boolean("learned", learned))
+
+
+# Classes
+
+
+@dataclass(frozen=True)
+class Categorical(Observation):
+    """The distribution of :func:`categorical`."""
+
+    vocab_size: int  # type: ignore[assignment]
+
+    unit = "bits/dim"
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        return self.vocab_size
+
+    @property
+    def support(self) -> str:  # type: ignore[override]
+        return f"integers in [0, {self.vocab_size - 1}]"
+
+    def check(self, x: Tensor) -> Tensor:
+        x = _checks.tensor("x", x)
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"x: expected a tensor of integers, got {_checks.describe(x)}")
+        return (x >= 0) & (x < self.vocab_size)
+
+    def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return (x.long()[..., None] == torch.arange(self.vocab_size, device=x.device)).to(dtype)
+
+    def log_prob(self, params: Params, x: Tensor, out: Tensor, cond: Any = None) -> Tensor:
+        return torch.log_softmax(out, -1).gather(-1, x.long()[..., None])[..., 0]
+
+    def mode(self, params: Params, out: Tensor, cond: Any = None) -> Tensor:
+        return out.argmax(-1)
+
+    def sample(self, params: Params, key: Key, out: Tensor, cond: Any = None) -> Tensor:
+        return random.categorical(key, out)
+
+
+def categorical(classes: int) -> Observation:
+    """Unordered classes, integers from 0: the softmax of ``out`` on its last axis, of so many outputs.
+
+    Raises:
+        TypeError, ValueError: fewer than 2 classes, or no integer.
+    """
+    return Categorical(_checks.integer("classes", classes, 2))
