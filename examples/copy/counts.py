@@ -23,7 +23,7 @@ from purevdm import decoders, evaluation, networks, random, schedules, training
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-TYPES, GENES, LATENT = 12, 60, 4
+TYPES, GENES, LATENT = 12, 60, 8
 
 
 def source(key):
@@ -43,7 +43,7 @@ def draw(types, n):
 def build():
     """Makes the model; gamma_0 is learned, the noise that the encoder leaves in its codes."""
     maps = decoders.perceptron((GENES,), (128,), (LATENT,)), decoders.perceptron((LATENT,), (128,), (GENES,))
-    counts = decoders.negative_binomial(dispersion=0.5, log_total=(5.5, 0.5))
+    counts = decoders.negative_binomial(dispersion=0.5)
     decoder = decoders.learned(counts, *maps, latent=(LATENT,), event_shape=(GENES,))
     network, schedule = networks.mlp(128, layers=3, fourier=(0, 1)), schedules.learned_linear(-5.0, 5.0)
     return purevdm.vdm(network, schedule, (GENES,), decoder=decoder)

@@ -66,14 +66,14 @@ class NegativeBinomial(Observation):
     """The distribution of :func:`negative_binomial`."""
 
     dispersion: float
-    library: Callable[[Any], Tensor] | None
+    library: Callable[[Any], Tensor] | str | None
     log_total: tuple[float, float]
 
     support = "counts, integers of at least 0"
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         log_theta = torch.full(tuple(event_shape), -math.log(self.dispersion), device=key.device)
-        if self.library is not None:
+        if self.library != "total":
             return {"log_theta": log_theta}
         mean, std = self.log_total
         return {"log_theta": log_theta, "log_total": torch.tensor([mean, math.log(std)], device=key.device)}
@@ -85,24 +85,25 @@ class NegativeBinomial(Observation):
         return x >= 0
 
     def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        share = x.double() / _total(x).clamp(min=1)
-        return torch.log1p(share * math.prod(x.shape[1:])).to(dtype)
+        if self.library is None:
+            return torch.log1p(x.double()).to(dtype)
+        return torch.log1p(x.double() / _total(x).clamp(min=1) * math.prod(x.shape[1:])).to(dtype)
 
     def log_prob(self, params: Params, x: Tensor, out: Tensor, cond: Any = None) -> Tensor:
         log_p = negative_binomial_log_prob(x, *self._levels(params, _total(x), out, cond))
-        if self.library is None:  # the total's own term, shared evenly by the elements
+        if self.library == "total":  # the total's own term, shared evenly by the elements
             log_p = log_p + _log_total(_total(x), params["log_total"]) / math.prod(x.shape[1:])
         return log_p.to(out.dtype)
 
     def mode(self, params: Params, out: Tensor, cond: Any = None) -> Tensor:
-        total = None if self.library is not None else params["log_total"][0].double().exp().expand(out.shape[0])
+        total = params["log_total"][0].double().exp().expand(out.shape[0]) if self.library == "total" else None
         log_mean, log_theta = self._levels(params, total, out, cond)
         return ((1.0 - torch.exp(-log_theta)) * torch.exp(log_mean)).floor().clamp(min=0).long()
 
     def sample(self, params: Params, key: Key, out: Tensor, cond: Any = None) -> Tensor:
         k_total, k_gamma, k_poisson = random.split(key, 3).unbind(0)
         total = None
-        if self.library is None:
+        if self.library == "total":
             mean, log_std = params["log_total"].double()
             total = torch.exp(mean + log_std.exp() * random.normal(k_total, out.shape[:1], torch.float64)).round()
         log_mean, log_theta = self._levels(params, total, out, cond)
@@ -110,38 +111,43 @@ class NegativeBinomial(Observation):
         return _poisson(k_poisson, torch.exp(log_rate))
 
     def _levels(self, params: Params, total: Tensor | None, out: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
-        """log of the means and of theta, float64; the library size is the total or the condition's."""
-        size = total if self.library is None else self.library(cond)
+        """log of the means and of theta, float64."""
+        log_theta = params["log_theta"].double()
+        if self.library is None:
+            return out.double(), log_theta
+        size = self.library(cond) if callable(self.library) else total
         size = _checks.tensor("library", size).double().reshape(out.shape[0], *[1] * (out.ndim - 1))
-        shares = torch.log_softmax(out.double().flatten(1), 1).reshape(out.shape)
-        return shares + size.clamp(min=1e-3).log(), params["log_theta"].double()
+        return torch.log_softmax(out.double().flatten(1), 1).reshape(out.shape) + size.clamp(min=1e-3).log(), log_theta
 
 
 def negative_binomial(
     *,
     dispersion: float = 1.0,
-    library: Callable[[Any], Tensor] | None = None,
+    library: Callable[[Any], Tensor] | str | None = None,
     log_total: tuple[float, float] = (8.0, 1.0),
 ) -> Observation:
     """Counts, such as of genes in single cells: negative binomial with a learned dispersion for each element.
 
-    The mean of an element is the library size times its share, the softmax of ``out`` over the event. The variance is
-    mean + mean**2 / theta, with theta = exp(log_theta) learned.
+    The variance is mean + mean**2 / theta, with theta = exp(log_theta) learned. The mean is exp(out), or, with a library
+    size, that size times the element's share, the softmax of ``out`` over the event.
 
-    A library size that is computed from the counts it explains makes no distribution of them. So, where ``library`` is left
-    out, it is the example's own total, and the total has a distribution of its own, a log-normal one rounded to integers
-    with a learned mean and deviation: -log p(total) is part of the bound, which then bounds -log p(x).
+    A library size that is computed from the counts it explains makes no distribution of them, and no bound. So with
+    ``library="total"``, the example's own total, the total has a distribution as well, a log-normal one rounded to integers
+    whose mean and deviation are learned, and -log p(total) is part of the bound. It is a bound, but a loose one: the counts
+    need not add up to the total that they are given, which wastes the log of the total's deviation times sqrt(2 pi).
 
     Args:
         dispersion: 1 / theta at the start, above 0; as it goes to 0, counts are Poisson's.
-        library: takes the batch's condition to library sizes, (B,), above 0; bounds are then those of the counts given them.
-        log_total: mean and standard deviation of the logarithm of totals at the start.
+        library: None for means as they are; "total"; or a function that takes the batch's condition to library sizes, (B,),
+            above 0, and bounds are then those of the counts given them.
+        log_total: mean and standard deviation of the logarithm of totals at the start, for "total".
 
     Raises:
         TypeError, ValueError: numbers out of range.
     """
     mean, std = (_checks.real(f"log_total[{i}]", x) for i, x in enumerate(log_total))
-    library = None if library is None else _checks.function("library", library)
+    if not callable(library) and library not in (None, "total"):
+        raise ValueError(f"library: expected None, 'total' or a function of the condition, got {_checks.describe(library)}")
     return NegativeBinomial(
         _checks.positive("dispersion", dispersion), library, (mean, _checks.positive("log_total[1]", std))
     )

@@ -48,7 +48,7 @@ def test_totals_have_a_distribution_of_their_own():
     far = _observation._log_total(torch.tensor([1e9], dtype=F64), params)  # where the distribution function is 1
     log_normal = torch.distributions.LogNormal(2.0, 0.7).log_prob(torch.tensor([1e9], dtype=F64))
     torch.testing.assert_close(far, log_normal, rtol=1e-6, atol=0)
-    counts = decoders.negative_binomial(log_total=(2.0, 0.7))
+    counts = decoders.negative_binomial(library="total", log_total=(2.0, 0.7))
     own = counts.init(KEY, (3,)) | {"log_total": params}
     x, out = torch.tensor([[1, 0, 4], [2, 2, 2]]), random.normal(KEY, (2, 3), F64)
     with_total = counts.log_prob(own, x, out).sum(1)
@@ -88,6 +88,7 @@ def latent(observation, event=(6,), code=(2,), **options):
 
 OBSERVATIONS = {
     "counts": (decoders.negative_binomial(), lambda key: random.randint(key, (8, 6), 0, 30)),
+    "counts and their total": (decoders.negative_binomial(library="total"), lambda key: random.randint(key, (8, 6), 0, 30)),
     "real": (decoders.normal(0.5), lambda key: random.normal(key, (8, 6))),
     "classes": (decoders.categorical(5), lambda key: random.randint(key, (8, 6), 0, 5)),
 }
@@ -147,7 +148,7 @@ def test_the_bound_of_a_latent_diffusion_is_no_better_than_the_truth():
     ("call", "error"),
     [
         (lambda: decoders.negative_binomial(dispersion=0.0), "dispersion: expected a number above 0"),
-        (lambda: decoders.negative_binomial(library=3.0), "library: expected a function"),
+        (lambda: decoders.negative_binomial(library=3.0), "library: expected None, 'total' or a function"),
         (lambda: decoders.normal(-1.0), "scale: expected a number above 0"),
         (lambda: decoders.categorical(1), "classes: expected an integer at least 2"),
         (lambda: decoders.learned(None, None, None, latent=(1,), event_shape=(1,)), "observation: expected an Observation"),
