@@ -191,16 +191,16 @@ def main() -> int:
     check(config)
     group = parallel.join(config.device)
     try:
-        with ExitStack() as held:
-            return run(config, group, held)
+        with ExitStack() as stack:
+            return run(config, group, stack)
     finally:
         parallel.leave()
 
 
-def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
+def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
     first = group.rank == 0
     if first:
-        held.enter_context(alone(config.out))
+        stack.enter_context(alone(config.out))
     if config.batch % (group.size * config.accumulate):
         pieces = f"{group.size} processes x accumulate {config.accumulate}"
         sys.exit(f"batch: expected a multiple of {pieces}, got {config.batch}")

@@ -54,11 +54,11 @@ def split(key: Tensor) -> Split:
     k_stretches, k_windows, k_train = random.split(key.cpu(), 3)
     codes = torch.tensor([ALPHABET.index(c) for c in read()], dtype=torch.uint8)
     stretches = codes.tensor_split(STRETCHES)
-    held = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
-    together = groupby(range(STRETCHES), held.__contains__)
+    chosen = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
+    together = groupby(range(STRETCHES), chosen.__contains__)
     pieces = [torch.cat([stretches[i] for i in stretch]) for out, stretch in together if not out]
     known = {run for piece in pieces for run in texts(piece.unfold(0, RUN, 1))}
-    windows = torch.cat([stretches[i].unfold(0, LENGTH, LENGTH) for i in sorted(held)])
+    windows = torch.cat([stretches[i].unfold(0, LENGTH, LENGTH) for i in sorted(chosen)])
     new = [i for i, window in enumerate(windows) if known.isdisjoint(texts(window.unfold(0, RUN, 1)))]
     test = windows[new][random.permutation(k_windows, len(new))[:TEST]]
     train = torch.cat([piece.unfold(0, LENGTH, 1) for piece in pieces])
