@@ -5,6 +5,8 @@ import math
 import operator
 import pickle
 import re
+import subprocess
+import sys
 import warnings
 
 import hypothesis.strategies as st
@@ -147,19 +149,6 @@ def test_compiled_reconstruction_never_holds_the_vocabulary():
     assert grad.isfinite()
 
 
-def test_gradients_check_in_float64():
-    model = points(dtype=torch.float64)
-    params = tree_map(lambda leaf: leaf.double(), perturbed(model))
-    x, key = random.randint(random.key(1), (3, 2), 0, 256), random.key(2)
-    grads = torch.func.grad(model.loss_fn)(params, x, key)
-    for leaf in ("w", "b"):
-        moved = [
-            model.loss_fn(params | {"schedule": params["schedule"] | {leaf: params["schedule"][leaf] + d}}, x, key)
-            for d in (1e-5, -1e-5)
-        ]
-        torch.testing.assert_close(grads["schedule"][leaf], (moved[0] - moved[1]) / 2e-5, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("shape", [(1,), (7,), (2, 3), (2, 2, 2, 2)])
 def test_events_of_any_rank(shape):
     model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(), shape, 5)
@@ -278,9 +267,6 @@ def test_a_graph_refuses_parameters_of_another_model():
 
 
 def test_import_has_no_side_effects():
-    import subprocess
-    import sys
-
     code = (
         "import sys, torch; s = torch.random.get_rng_state(); before = set(sys.modules); import purevdm; "
         "new = {m.split('.')[0] for m in set(sys.modules) - before}; "
@@ -307,20 +293,17 @@ def change(path, leaf):
 
 NAN = change("network.dense2.kernel", torch.full((16, 16), math.nan))
 INFINITE = change("schedule.b", torch.tensor(-math.inf))
+OF_SEVEN = purevdm.vdm(
+    networks.Network.of(lambda key, shape: {}, lambda *a, **k: torch.zeros(7)), schedules.fixed_linear(), (2,)
+)
 
 
-@pytest.mark.parametrize("door", ["loss_fn", "loss_and_stats", "nll_bound"])
 @pytest.mark.parametrize(
     ("params", "x", "key", "error", "word"),
     [
-        (PARAMS, X.float(), KEY, TypeError, "x: expected a tensor of integers, got a float32"),
         (PARAMS, X + 256, KEY, ValueError, r"x: expected integers in \[0, 255\], got values from 256"),
-        (PARAMS, X - 1, KEY, ValueError, "x: expected integers"),
         (PARAMS, X[:, :1], KEY, ValueError, r"x: expected shape \(B, 2\)"),
-        (PARAMS, X[0], KEY, ValueError, "x: expected shape"),
         (PARAMS, X[:0], KEY, ValueError, "x: expected at least one example"),
-        (PARAMS, X, torch.zeros(3, dtype=torch.int32), ValueError, "key: "),
-        (PARAMS, X, torch.zeros(2), TypeError, "key: "),
         (PARAMS, X, 0, TypeError, r"key: .*random\.key\(0\)"),
         (NAN, X, KEY, ValueError, "params.network.dense2.kernel: expected finite numbers, got NaN"),
         (INFINITE, X, KEY, ValueError, "params.schedule.b: expected finite numbers, got an infinity"),
@@ -331,7 +314,6 @@ INFINITE = change("schedule.b", torch.tensor(-math.inf))
             ValueError,
             "params: expected a dict with the keys 'network' and 'schedule'.*got .*dense1",
         ),
-        (None, X, KEY, ValueError, "params: expected a dict with the keys 'network' and 'schedule'.*got None"),
         (change("network.dense2.bias", None), X, KEY, ValueError, r"params: .*params.network.dense2.bias of shape \(16,\)"),
         (change("network.dense2.bias", torch.ones(1)), X, KEY, ValueError, r"params.network.dense2.bias: expected shape"),
         (change("network.dense2.bias", torch.ones(16).double()), X, KEY, TypeError, "bias: expected torch.float32"),
@@ -340,54 +322,35 @@ INFINITE = change("schedule.b", torch.tensor(-math.inf))
         (change("schedule.w", torch.zeros(())), X, KEY, ValueError, "schedule: expected gamma.* strictly increasing"),
     ],
 )
-def test_bad_input_to_losses_is_named(door, params, x, key, error, word):
-    with pytest.raises(error, match=word):
-        getattr(MODEL, door)(params, x, key)
-    if params is NAN:  # under grad, too
+def test_bad_input_to_losses_is_named(params, x, key, error, word):
+    """In a gradient, too. The zoo (doors.py) tries more."""
+    for call in (MODEL.loss_fn, MODEL.nll_bound, *([torch.func.grad(MODEL.loss_fn)] if params is NAN else ())):
         with pytest.raises(error, match=word):
-            torch.func.grad(lambda p: MODEL.loss_fn(p, x, key))(params)
+            call(params, x, key)
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "word"),
+    ("call", "word"),
     [
-        (lambda: purevdm.vdm(None, schedules.fixed_linear(), (2,)), TypeError, "network"),
-        (lambda: purevdm.vdm(networks.mlp(), networks.mlp(), (2,)), TypeError, "schedule"),
-        (lambda: points(vocab_size=1), ValueError, "vocab_size"),
-        (lambda: points(vocab_size=4, decoder=decoders.discrete(4)), ValueError, "vocab_size"),
-        (lambda: points(timesteps=-1), ValueError, "timesteps"),
-        (lambda: points(timesteps=1.5), TypeError, "timesteps"),
-        (lambda: points(dtype=torch.float16), TypeError, "dtype"),
-        (lambda: purevdm.vdm(networks.mlp(), schedules.fixed_linear(), (0,)), ValueError, "event_shape"),
-        (lambda: purevdm.vdm(networks.mlp(), schedules.fixed_linear(), 2), TypeError, "event_shape"),
-        (lambda: MODEL.init(0), TypeError, "key"),
-        (lambda: MODEL.draw(KEY, 0), ValueError, "n: expected"),
-        (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 4), torch.zeros(3)), ValueError, "z: expected shape"),
-        (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 2), torch.zeros(())), ValueError, "gamma: expected shape"),
-        (lambda: MODEL.nll_bound_of_one(PARAMS, X, MODEL.draw(KEY, 3)), ValueError, "x: expected shape"),
-        (lambda: MODEL.nll_bound_of_one(PARAMS, X[0], MODEL.draw(KEY, 3)), ValueError, r"noise\.t"),
-        (
-            lambda: purevdm.vdm(
-                networks.Network.of(lambda k, s: {}, lambda *a, **k: torch.zeros(7)), schedules.fixed_linear(), (2,)
-            ).loss_fn({"network": {}, "schedule": {}}, X, KEY),
-            ValueError,
-            r"network: expected an output of shape \(2,\)",
-        ),
+        (lambda: points(vocab_size=4, decoder=decoders.discrete(4)), "vocab_size"),
+        (lambda: purevdm.vdm(networks.mlp(), schedules.fixed_linear(), 2), "event_shape"),
+        (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 4), torch.zeros(3)), "z: expected shape"),
+        (lambda: MODEL.eps_hat(PARAMS, torch.zeros(3, 2), torch.zeros(())), "gamma: expected shape"),
+        (lambda: MODEL.nll_bound_of_one(PARAMS, X, MODEL.draw(KEY, 3)), "x: expected shape"),
+        (lambda: MODEL.nll_bound_of_one(PARAMS, X[0], MODEL.draw(KEY, 3)), r"noise\.t"),
+        (lambda: OF_SEVEN.loss_fn(OF_SEVEN.init(KEY), X, KEY), r"network: expected an output of shape \(2,\)"),
     ],
 )
-def test_bad_input_is_named(call, error, word):
-    with pytest.raises(error, match=word):
+def test_bad_input_is_named(call, word):
+    with pytest.raises((TypeError, ValueError), match=word):
         call()
 
 
 def test_conditions_that_are_not_finite_are_named():
     model = purevdm.vdm(networks.mlp(8, cond_dim=2, classes=3), schedules.learned_linear(), (2,))
-    params, x = model.init(random.key(0)), torch.zeros(2, 2, dtype=torch.int64)
+    params = model.init(random.key(0))
     cond = networks.Condition(vector=torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), label=torch.tensor([0, 1]))
-    for call in (
-        lambda: model.loss_fn(params, x, random.key(1), cond),
-        lambda: model.sample(params, random.key(1), 2, cond=cond),
-    ):
+    for call in (lambda: model.loss_fn(params, X[:2], KEY, cond), lambda: model.sample(params, KEY, 2, cond=cond)):
         with pytest.raises(ValueError, match=r"cond\.vector: expected finite numbers, got NaN"):
             call()
 
@@ -408,24 +371,6 @@ def test_the_bound_in_the_most_steps_is_that_of_continuous_time():
     params, x = model.init(random.key(0)), random.randint(random.key(1), (512, 2), 0, 256)
     many, endless = (model._replace(timesteps=t).nll_bound(params, x, random.key(2)).total.mean() for t in (100_663, 0))
     assert abs(many - endless) <= 0.01 * endless
-
-
-def test_tensors_on_another_device_are_named():
-    model = purevdm.vdm(networks.mlp(4), schedules.learned_linear(), (2,), 8)
-    params, x, key = model.init(random.key(0)), torch.zeros(2, 2, dtype=torch.int64), random.key(1)
-    away = random.key(1, device="meta")
-    z = torch.zeros(2, 2, device="meta")
-    for call, word in (
-        (lambda: model.nll_bound(params, x.to("meta"), key), "x"),
-        (lambda: model.nll_bound(params, x, away), "key"),
-        (lambda: model.loss_fn(params, x, model.seeds(away, 2)), "key.t"),
-        (lambda: model.sample(params, away, 2, steps=2), "key"),
-        (lambda: model.sample(params, key, 2, steps=2, z=z), "z"),
-        (lambda: model.eps_hat(params, z, torch.zeros(2)), "z"),
-        (lambda: random.key(0, device="cuda:99"), "device"),
-    ):
-        with pytest.raises(ValueError, match=f"^{word}: expected"):
-            call()
 
 
 def test_data_of_unsigned_integers_beyond_the_vocabulary_are_named():

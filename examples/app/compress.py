@@ -9,11 +9,10 @@
 
 encode ends with a table: what the file costs with its initial bits and without, the bound in as many steps, and what the
 same images cost in other formats. test decodes a file block by block, and says which are intact. A file decodes on every
-machine, unless it is written with --fast. Classes are not part of a file: a model that takes them is told them again in
+machine, unless it is written with --fast. Classes are not part of a file: a model that takes them needs them again in
 decoding.
 """
 
-import io
 import lzma
 import math
 import sys
@@ -23,18 +22,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import programs
 import torch
 import tyro
 from presets import condition
-from readers import DataError, npy
+from readers import DataError, npy, reading
 from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import Seeds, codec, random
+from purevdm import Seeds, _files, codec, random
 from purevdm.networks import Wrapped
 from purevdm.noise import discretise
 from purevdm.training.data import batch
@@ -76,34 +75,27 @@ class Encode:
     compile: bool = False
 
 
-@dataclass
-class Decode:
-    """A file to images, a .npy file."""
-
-    run: Annotated[Path, Positional]
-    file: Annotated[Path, Positional]
-    out: Annotated[Path, Positional]
-    labels: Path | None = None
-    """Their classes, for a model that takes them; those of the run's test set where left out."""
-    salvage: bool = False
-    """Whether to leave damaged blocks out, instead of stopping at them."""
-    lanes: int | None = None
-    path: str | None = None
-    device: str = "cpu"
-    compile: bool = False
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Test:
     """Whether a file is intact."""
 
     run: Annotated[Path, Positional]
     file: Annotated[Path, Positional]
     labels: Path | None = None
+    """Their classes, for a model that takes them; those of the run's test set where left out."""
     lanes: int | None = None
     path: str | None = None
     device: str = "cpu"
     compile: bool = False
+
+
+@dataclass(kw_only=True)
+class Decode(Test):
+    """A file to images, a .npy file."""
+
+    out: Annotated[Path, Positional]
+    salvage: bool = False
+    """Whether to leave damaged blocks out, instead of stopping at them."""
 
 
 @dataclass
@@ -115,9 +107,8 @@ class Info:
 
 @programs.program
 def main() -> None:
-    args = tyro.extras.subcommand_cli_from_dict(
-        {"encode": Encode, "decode": Decode, "info": Info, "test": Test}, description=__doc__
-    )
+    commands = {"encode": Encode, "decode": Decode, "info": Info, "test": Test}
+    args = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     try:
         {Encode: encode, Decode: decode, Info: info, Test: test}[type(args)](args)
     except codec.CodecError as error:
@@ -125,6 +116,7 @@ def main() -> None:
 
 
 def restored(args: Any) -> Run:
+    """Loads the run."""
     changes = {} if args.path is None else {"data.path": args.path}
     own = isinstance(args, Encode) and args.data is None  # what else needs the run's own images?
     return load(args.run, programs.device(args.device), dataless=not own, **changes)
@@ -134,90 +126,54 @@ def restored(args: Any) -> Run:
 
 
 def encode(args: Encode) -> None:
-    programs.least(1, timesteps=args.timesteps, block=args.block, lanes=args.lanes, passes=args.passes)
-    for timesteps in args.sweep:
-        programs.least(1, sweep=timesteps)
-    programs.least(1, examples=args.examples)
+    sizes = dict(timesteps=args.timesteps, block=args.block, lanes=args.lanes, passes=args.passes, examples=args.examples)
+    programs.least(1, **sizes, sweep=min(args.sweep, default=None))
     programs.file(args.file, "file")
     programs.other(args.file, args.run, args.data, args.labels, name="file")
     run = restored(args)
     x, labels = images(run, args)
-    rows = []
-    for timesteps in args.sweep or (args.timesteps,):
-        rows.append(measured(run, args, x, labels, timesteps))
-    numbers = math.prod(x.shape[1:])
-    print(f"{args.data or run.test.name}: {len(x)} examples of {numbers} numbers, bits/dim")
+    lines = [measured(run, args, x, labels, timesteps) for timesteps in args.sweep or (args.timesteps,)]
+    print(f"{args.data or run.test.name}: {len(x)} examples of {math.prod(x.shape[1:])} numbers, bits/dim")
     print(f"{'T':>6}{'bound':>19}{'net':>19}{'net - bound':>19}{'whole file':>12}{'examples/s':>12}{'network':>9}")
-    for row in rows:
-        print(row)
-    if args.peers:
-        for name, rate in peers(x.numpy()):
-            print(f"{name:28}{rate:8.4f}")
+    print(*lines, sep="\n")
+    for name, rate in peers(x.numpy()) if args.peers else ():
+        print(f"{name:28}{rate:8.4f}")
 
 
-class Row(NamedTuple):
-    """One line of the table: figures with standard errors over examples, or rounds of them; bits/dim."""
-
-    timesteps: int
-    bound: tuple[float, float]
-    net: tuple[float, float]
-    excess: tuple[float, float]
-    whole: float
-    speed: float
-    share: float | None
-
-    def __str__(self) -> str:
-        share = "" if self.share is None else f"{100 * self.share:8.0f}%"
-        figures = "".join(f" {f'{mean:.4f} +- {error:.4f}':>18}" for mean, error in (self.bound, self.net, self.excess))
-        return f"{self.timesteps:6}{figures}{self.whole:12.4f}{self.speed:12.2f}{share}"
-
-
-def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int) -> Row:
-    """Writes the file, and what it costs beside the bound."""
+def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int) -> str:
+    """Writes the file, and returns a line of the table: what it costs beside the bound, bits/dim, with standard errors over
+    examples, or rounds of them."""
     clock = Clock(run.model.network)
     model = run.model if args.compile else run.model._replace(network=clock)
     counts, bits, numbers = [], [], math.prod(x.shape[1:])
     started = time.perf_counter()
     with tqdm(total=len(x), desc=f"encode, T = {timesteps}") as bar:
 
-        def told(n: int, cost: int) -> None:
+        def after_round(n: int, cost: int) -> None:
             counts.append(n)
             bits.append(cost)
             bar.update(n)
             bar.set_postfix_str(f"{sum(bits) / (sum(counts) * numbers):.3f} bits/dim")
 
-        found = codec.write(
-            args.file,
-            model,
-            run.params,
-            pieces(run, x, labels, args.block),
-            timesteps=timesteps,
-            lanes=args.lanes,
-            portable=not args.fast,
-            compile=args.compile,
-            seed=args.seed,
-            callback=told,
-        )
+        options = dict(timesteps=timesteps, lanes=args.lanes, portable=not args.fast, compile=args.compile, seed=args.seed)
+        batches = pieces(run, x, labels, args.block)
+        file = codec.write(args.file, model, run.params, batches, callback=after_round, **options)
     took = time.perf_counter() - started
     with tqdm(total=len(x), desc=f"bound, T = {timesteps}") as bar:
         bound = bounds(run, x, labels, timesteps, args, bar) / (math.log(2.0) * numbers)
     rounds = np.add.reduceat(bound, np.cumsum([0, *counts[:-1]]))
     each, net = np.array(counts), np.array(bits) / numbers
-    return Row(
-        timesteps,
-        (bound.mean(), bound.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan),
-        of_rounds(net, each),
-        of_rounds(net - rounds, each),
-        found.rate,
-        len(x) / took,
-        None if args.compile else sum(clock.runs) / took,
-    )
+    error = bound.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    figures = ((bound.mean(), error), of_rounds(net, each), of_rounds(net - rounds, each))
+    line = "".join(f" {f'{mean:.4f} +- {error:.4f}':>18}" for mean, error in figures)
+    share = "" if args.compile else f"{100 * sum(clock.runs) / took:8.0f}%"
+    return f"{timesteps:6}{line}{file.rate:12.4f}{len(x) / took:12.2f}{share}"
 
 
 @torch.no_grad()
 def bounds(run: Run, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int, args: Encode, bar: tqdm) -> np.ndarray:
-    """The bound of each example, nats, its times spread evenly over the passes."""
-    model, found = run.model._replace(timesteps=timesteps), []
+    """Bounds each example, nats, its times spread evenly over the passes."""
+    model, each = run.model._replace(timesteps=timesteps), []
     for j, (part, cond) in enumerate(pieces(run, x, labels, 128)):
         key = random.fold_in(random.key(args.seed, device=args.device), j)
         start, total = random.uniform(key, (len(part),), model.dtype), 0.0
@@ -225,13 +181,13 @@ def bounds(run: Run, x: torch.Tensor, labels: torch.Tensor | None, timesteps: in
             t = discretise((start + i) / args.passes, timesteps)
             keys = model.seeds(random.fold_in(key, i), len(part)).key
             total = total + model.nll_bound(run.params, part, Seeds(t, keys), cond).total.double()
-        found.append(total.cpu().numpy() / args.passes)
+        each.append(total.cpu().numpy() / args.passes)
         bar.update(len(part))
-    return np.concatenate(found)
+    return np.concatenate(each)
 
 
 def of_rounds(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """The mean over examples of what is known as sums over rounds of them, and its standard error."""
+    """Returns the mean over examples of what is known as sums over rounds of them, and its standard error."""
     mean = sums.sum() / counts.sum()
     return mean, math.sqrt(np.square(sums - counts * mean).sum()) / counts.sum()
 
@@ -244,40 +200,38 @@ class Clock(Wrapped):
 
     def apply(self, *args: Any, **options: Any) -> torch.Tensor:
         started = time.perf_counter()
-        found = self.own.apply(*args, **options)
+        output = self.own.apply(*args, **options)
         self.runs.append(time.perf_counter() - started)
-        return found
+        return output
 
 
 def images(run: Run, args: Encode) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What is to be compressed, with its classes."""
-    if run.train.vocab_size is None:
+    """Reads what is to be compressed, with its classes."""
+    levels, shape = run.train.vocab_size, run.model.event_shape
+    if levels is None:
         raise DataError(f"{run.train.name}: expected integers, found real numbers, which no file holds exactly")
-    n = args.examples
     if args.data is None:
-        x, labels = batch(run.test, np.arange(min(run.test.size, n or run.test.size)))
+        n = min(run.test.size, args.examples or run.test.size)
+        x, labels = batch(run.test, np.arange(n))
     else:
-        found, labels = array(args.data)[:n], None
-        if found.shape[1:] != run.model.event_shape or found.dtype.kind not in "iu":
-            shape = ", ".join(map(str, run.model.event_shape))
-            raise DataError(
-                f"{args.data}: expected integers of shape (n, {shape}), channels first, found {found.shape} of {found.dtype}"
-            )
-        if not len(found) or found.min() < 0 or found.max() >= run.train.vocab_size:
-            raise DataError(f"{args.data}: expected at least one example, of integers in [0, {run.train.vocab_size - 1}]")
-        x = torch.from_numpy(found)
-    if args.labels is not None:
-        labels = classes(args.labels)[:n]
-    return x, told_classes(run, labels, len(x))
+        values, labels = array(args.data)[: args.examples], None
+        if values.shape[1:] != shape or values.dtype.kind not in "iu":
+            expected = f"integers of shape (n, {', '.join(map(str, shape))}), channels first"
+            raise DataError(f"{args.data}: expected {expected}, found {values.shape} of {values.dtype}")
+        if not len(values) or values.min() < 0 or values.max() >= levels:
+            raise DataError(f"{args.data}: expected at least one example, of integers in [0, {levels - 1}]")
+        x = torch.from_numpy(values)
+    labels = labels if args.labels is None else classes(args.labels)
+    return x, fitting(run, labels, len(x))
 
 
-def told_classes(run: Run, labels: torch.Tensor | None, n: int) -> torch.Tensor | None:
-    """The classes of n images, of which there must be as many if the model takes any."""
+def fitting(run: Run, labels: torch.Tensor | None, n: int) -> torch.Tensor | None:
+    """Returns the classes of n images, of which there must be as many if the model takes any."""
     if not run.config.model.labels:
         return None
     if labels is None or len(labels) < n:
-        found = "none" if labels is None else len(labels)
-        raise DataError(f"labels: expected the classes of {n} examples, as this model takes them, found {found}")
+        given = "none" if labels is None else len(labels)
+        raise DataError(f"labels: expected the classes of {n} examples, as this model takes them, found {given}")
     labels = labels[:n].to(torch.int64)
     if n and not (labels.min() >= 0 and labels.max() < run.train.classes):
         raise DataError(f"labels: expected classes in [0, {run.train.classes - 1}], found {labels.min()} to {labels.max()}")
@@ -285,73 +239,57 @@ def told_classes(run: Run, labels: torch.Tensor | None, n: int) -> torch.Tensor 
 
 
 def classes(path: Path) -> torch.Tensor:
-    """The classes in a .npy file."""
-    found = array(path)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or (len(found) and found.max() > 2**31):
-        raise DataError(f"{path}: expected the classes of examples, integers, found {found.dtype} of shape {found.shape}")
-    return torch.from_numpy(found.astype(np.int64))
+    """Reads the classes in a .npy file."""
+    values = array(path)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or (len(values) and values.max() > 2**31):
+        raise DataError(f"{path}: expected the classes of examples, integers, found {values.dtype} of shape {values.shape}")
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def array(path: Path) -> np.ndarray:
-    try:
+    with reading(path, "a .npy file"):
         return np.array(npy.mapped(path))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # damaged bytes raise many kinds
-        raise DataError(f"{path}: expected a .npy file of numbers ({error})") from None
 
 
 def pieces(run: Run, x: torch.Tensor, labels: torch.Tensor | None, size: int) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Images in pieces, with their conditions."""
+    """Gives images in pieces, with their conditions."""
+    for part, own in zip(x.split(size), (labels if labels is not None else x).split(size), strict=True):
+        yield part.to(run.config.device), condition_of(run, None if labels is None else own, len(part))
+
+
+def condition_of(run: Run, labels: torch.Tensor | None, n: int) -> Any:
+    """Makes the condition of n images as they are."""
     device = run.config.device
-    for i in range(0, len(x), size):
-        part = x[i : i + size].to(device)
-        yield part, told(run, labels, i, len(part))
-
-
-def told(run: Run, labels: torch.Tensor | None, at: int, n: int) -> Any:
-    """The condition of images as they are."""
-    part = None if labels is None else labels[at : at + n].to(run.config.device)
-    return condition(run.config, torch.zeros(n, device=run.config.device), part)
+    return condition(run.config, torch.zeros(n, device=device), None if labels is None else labels.to(device))
 
 
 # Decoding
 
 
-def blocks(run: Run, args: Any, skip: Callable[[int, codec.CodecError], None] | None) -> Iterator[torch.Tensor]:
-    """The images of a file, block after block."""
-    found = codec.info(args.file)
+def blocks(run: Run, args: Test, skip: Callable[[int, codec.CodecError], None] | None) -> Iterator[torch.Tensor]:
+    """Gives the images of a file, block after block."""
+    file = codec.info(args.file)
     labels = classes(args.labels) if args.labels else None
     if labels is None and run.config.model.labels:
         labels = batch(run.test, np.arange(run.test.size))[1]
-    n = found.examples if found.complete or labels is None else max(found.examples, len(labels))  # some may be lost
-    with tqdm(total=found.examples, desc="decode") as bar:
-        yield from codec.read(
-            args.file,
-            run.model,
-            run.params,
-            cond=told(run, told_classes(run, labels, n), 0, n),
-            lanes=args.lanes,
-            compile=args.compile,
-            skip=skip,
-            callback=lambda n, cost: bar.update(n),
-        )
+    n = file.examples if file.complete or labels is None else max(file.examples, len(labels))  # some may be lost
+    options = dict(cond=condition_of(run, fitting(run, labels, n), n), lanes=args.lanes, compile=args.compile, skip=skip)
+    with tqdm(total=file.examples, desc="decode") as bar:
+        yield from codec.read(args.file, run.model, run.params, callback=lambda n, cost: bar.update(n), **options)
 
 
 def decode(args: Decode) -> None:
     programs.file(args.out)
     programs.other(args.out, args.run, args.file, args.labels)
     lost: list[codec.CodecError] = []
-    found = list(blocks(restored(args), args, (lambda number, error: lost.append(error)) if args.salvage else None))
+    parts = list(blocks(restored(args), args, (lambda number, error: lost.append(error)) if args.salvage else None))
     for error in lost:
         print(f"{args.file}: {error}", file=sys.stderr)
-    if not found:
+    if not parts:
         sys.exit(f"{args.file}: nothing intact")
-    x = torch.cat(found).numpy()
-    draft = io.BytesIO()
-    np.save(draft, x)
-    programs.write(args.out, draft.getvalue())
-    print(f"{len(x)} examples in {args.out}")
+    with _files.naming(args.out), _files.replaced(args.out) as draft, draft.open("wb") as file:
+        np.save(file, torch.cat(parts).numpy())
+    print(f"{sum(map(len, parts))} examples in {args.out}")
 
 
 def test(args: Test) -> None:
@@ -363,13 +301,12 @@ def test(args: Test) -> None:
 
 
 def info(args: Info) -> None:
-    found = codec.info(args.file)
-    where = "every machine" if found.portable else found.machine
+    file = codec.info(args.file)
     print(
-        f"{args.file}: {found.examples} examples of shape {found.event_shape}, {found.vocab_size} values, {found.dtype}",
-        f"{found.size} bytes, {found.rate:.4f} bits/dim; {found.net:.4f} without the initial bits and the container",
-        f"{found.timesteps} steps, {len(found.blocks)} blocks, {'complete' if found.complete else 'damaged or cut short'}",
-        f"model {found.model}; decodes on {where}",
+        f"{args.file}: {file.examples} examples of shape {file.event_shape}, {file.vocab_size} values, {file.dtype}",
+        f"{file.size} bytes, {file.rate:.4f} bits/dim; {file.net:.4f} without the initial bits and the container",
+        f"{file.timesteps} steps, {len(file.blocks)} blocks, {'complete' if file.complete else 'damaged or cut short'}",
+        f"model {file.model}; decodes on {'every machine' if file.portable else file.machine}",
         sep="\n",
     )
 
@@ -378,7 +315,7 @@ def info(args: Info) -> None:
 
 
 def peers(x: np.ndarray) -> Iterator[tuple[str, float]]:
-    """What images (n, channels, height, width) or other arrays of bytes cost in other formats, bits per dimension."""
+    """Measures what images (n, channels, height, width) or other arrays of bytes cost in other formats, bits/dim."""
     if x.max() > 255:
         return
     x = x.astype(np.uint8)
@@ -408,7 +345,7 @@ def peers(x: np.ndarray) -> Iterator[tuple[str, float]]:
 
 
 def picture(image: np.ndarray) -> np.ndarray:
-    """(channels, height, width) as formats take it."""
+    """Turns (channels, height, width) into what formats take."""
     return np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
@@ -417,7 +354,7 @@ def colour(image: np.ndarray) -> np.ndarray:
 
 
 def tiled(x: np.ndarray) -> np.ndarray:
-    """All images as one, row by row; what is left of the last row is 0."""
+    """Sets all images side by side as one; what is left of the last row is 0."""
     n, channels, height, width = x.shape
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

@@ -14,7 +14,7 @@ the passes. The table of methods says more of what it holds in methods.py.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,12 @@ import torch
 import tyro
 from methods import Flow, chosen, measure, table, values
 from pictures import profiles
-from presets import Config, Data, Model, build, condition, datasets, keys, stream
+from presets import Config, Data, Model, batches, build, datasets, keys, stream
 from readers import DataError
 from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import NLLBound, evaluation, interop, parallel
+from purevdm import evaluation, interop, parallel
 from purevdm.training.data import Dataset, batch
 
 
@@ -94,12 +94,10 @@ def main() -> None:
         parallel.leave()
 
 
-LEAST = "samples, steps, chunk: expected at least 1"
-
-
 def check_methods(args: Arguments) -> None:
     """Refuses options of methods that do not go together."""
     flow, several = args.flow, args.method != ("bound",)
+    counts = [*args.samples, *(n for n in (args.steps, flow.chunk) if n is not None)]
     for wrong, message in (
         (not args.method, "method: expected at least one"),
         (several and args.compare, "compare: expected method bound only; measure each model, and save"),
@@ -107,7 +105,7 @@ def check_methods(args: Arguments) -> None:
         (args.dequantisation and "flow" not in args.method, "dequantisation: expected method flow"),
         (args.samples and not {"flow", "iwae"} & {*args.method}, "samples: expected method flow or iwae"),
         (args.steps is not None and "iwae" not in args.method, "steps: expected method iwae"),
-        (min((*args.samples, *(n for n in (args.steps, flow.chunk) if n is not None), 1)) < 1, LEAST),
+        (min(counts, default=1) < 1, "samples, steps, chunk: expected at least 1"),
         (flow.probes < 0, "probes: expected at least 0"),
         (flow.quadrature not in (None, 2, 3, 4), "quadrature: expected 2, 3 or 4"),
         (not (0 < flow.rtol < 1 and 0 < flow.atol < 1), "rtol, atol: expected between 0 and 1"),
@@ -119,61 +117,63 @@ def check_methods(args: Arguments) -> None:
 def evaluate(args: Arguments, group: parallel.Group) -> None:
     paths = [path for path in (args.checkpoint, args.compare) if path]
     runs = [restored(path, args, group.device) for path in paths]
-    sets = [run.test if args.split == "test" else run.train for run in runs]
-    bounds = [bound_of(run, args.compile) for run in runs]
     if args.profile and any(run.config.model.kind != "vdm" for run in runs):
         sys.exit("profile: expected a diffusion model, as a Bayesian flow has no gamma")
-    data = sets[0]
+    data, *others = [run.test if args.split == "test" else run.train for run in runs]
     n = min(data.size, args.examples or data.size)
-    if not all(torch.equal(beginning(data), beginning(other)) for other in sets[1:]):
-        sys.exit(f"compare: expected a model of the same data, {data.name}, got one of {sets[1].name}")
-    if args.method != ("bound",):
-        return by_methods(runs[0], data, n, args, group)
-    options = dict(key=stream("evaluate", args.seed, group.device), passes=args.passes, group=group)
+    for other in others:
+        if not torch.equal(beginning(data), beginning(other)):
+            sys.exit(f"compare: expected a model of the same data, {data.name}, got one of {other.name}")
 
-    def over_batches(call: Callable[..., Any], run: Run, desc: str, **more: Any) -> Any:
-        batches = labelled(data, n, args.batch, group.device)
+    def over_batches(call: Callable[..., Any], run: Run, desc: str, **options: Any) -> Any:
+        """Calls a function of the library on a model and the examples, with a progress bar."""
+        of_all = batches(run.config, data, n, args.batch, group.device)
+        options |= dict(key=stream("evaluate", args.seed, group.device), group=group)
         with tqdm(total=n, desc=desc, disable=group.rank > 0) as bar:
-            return call(run.model, run.params, batches, **options, **more, callback=bar.update)
+            return call(run.model, run.params, batches=of_all, callback=bar.update, **options)
 
-    times = [f"{run.model.timesteps} steps" if run.model.timesteps else "continuous time" for run in runs]
+    if args.method != ("bound",):
+        return by_methods(runs[0], data, n, args, over_batches, group.rank == 0)
+    compiled = [torch.compile(run.model.nll_bound, fullgraph=True) if args.compile else None for run in runs]
     each = [
-        over_batches(evaluation.per_example, run, "bound", method=bound) for run, bound in zip(runs, bounds, strict=True)
+        over_batches(evaluation.per_example, run, "bound", method=bound, passes=args.passes)
+        for run, bound in zip(runs, compiled, strict=True)
     ]
-    if args.compare:
-        found = evaluation.compare(*each)
-        names = "\n".join(f"{name}      {path}, {time}" for name, path, time in zip("ab", paths, times, strict=True))
-        lines = f"{data.name}: {n} examples, {args.passes} passes\n{names}\n{found}"
-    else:
-        found = each[0].summary()
-        parts = "\n".join(f"{name:10} {figure} {found.unit}" for name, figure in (found.terms | {"nll": found.nll}).items())
-        lines = f"{data.name}: {n} examples, {args.passes} passes, {times[0]}\n{parts}"
-    curves = {}
-    if args.profile:
-        for path, run, bound in zip(paths, runs, bounds, strict=True):
-            curves[str(path)] = over_batches(evaluation.profile, run, "profile", bound=bound)
+    curves = {
+        str(path): over_batches(evaluation.profile, run, "profile", bound=bound, passes=args.passes)
+        for path, run, bound in zip(paths, runs, compiled, strict=True)
+        if args.profile
+    }
     if group.rank > 0:
-        return
-    print(lines)
+        return None
+    times = [f"{run.model.timesteps} steps" if run.model.timesteps else "continuous time" for run in runs]
+    if args.compare:
+        print(f"{data.name}: {n} examples, {args.passes} passes")
+        for name, path, time in zip("ab", paths, times, strict=True):
+            print(f"{name}      {path}, {time}")
+        print(evaluation.compare(*each))
+    else:
+        print(f"{data.name}: {n} examples, {args.passes} passes, {times[0]}")
+        figures = each[0].summary()
+        for name, figure in (figures.terms | {"nll": figures.nll}).items():
+            print(f"{name:10} {figure} {figures.unit}")
     if args.save:
         np.savez(args.save, **each[0].result._asdict(), nll=each[0].nll)
     if args.profile:
         profiles(curves, args.profile)
+    return None
 
 
-def by_methods(run: Run, data: Dataset, n: int, args: Arguments, group: parallel.Group) -> None:
-    """Prints the table of several methods, or saves what each says of every example."""
+def by_methods(run: Run, data: Dataset, n: int, args: Arguments, over_batches: Callable[..., Any], first: bool) -> None:
+    """Prints the table of several methods, and saves what each says of every example."""
     measured = []
     try:
         for method in chosen(run.model, args.method, args.dequantisation, args.samples, args.steps):
-            told = partial(told_by, run.config)
-            pair, how = (run.model, run.params), (args.flow, told, args.compile, args.passes)
-            batches, key = labelled(data, n, args.batch, group.device), stream("evaluate", args.seed, group.device)
-            with tqdm(total=n, desc=method.name, disable=group.rank > 0) as bar:
-                measured.append(measure(method, *pair, *how, batches, key=key, group=group, callback=bar.update))
+            call = partial(measure, method, flow=args.flow, compile=args.compile, passes=args.passes)
+            measured.append(over_batches(call, run, method.name))
     except ValueError as error:
         sys.exit(str(error))
-    if group.rank > 0:
+    if not first:
         return
     flow = f", flow at rtol {args.flow.rtol:g}, atol {args.flow.atol:g}, {args.flow.probes or 'no'} probes"
     print(f"{data.name}: {n} examples{flow if 'flow' in args.method else ''}")
@@ -183,7 +183,7 @@ def by_methods(run: Run, data: Dataset, n: int, args: Arguments, group: parallel
 
 
 def restored(path: Path, args: Arguments, device: torch.device) -> Run:
-    """A checkpoint with what the arguments change."""
+    """Loads a checkpoint with what the arguments change."""
     if path.suffix == ".flax":
         return official(path, args, device)
     changes = {} if args.path is None else {"data.path": args.path}
@@ -192,33 +192,13 @@ def restored(path: Path, args: Arguments, device: torch.device) -> Run:
     return load(path, str(device), **changes)
 
 
-def bound_of(run: Run, compile: bool) -> Callable[..., NLLBound]:
-    """A model's bound on images as they are, with their classes."""
-    return told_by(run.config, torch.compile(run.model.nll_bound, fullgraph=True) if compile else run.model.nll_bound)
-
-
-def told_by(config: Config, call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of images as they are, with their classes, of which the model is told what it takes."""
-
-    def told(params: dict[str, Any], x: torch.Tensor, key: torch.Tensor, labels: torch.Tensor | None) -> Any:
-        return call(params, x, key, condition(config, torch.zeros(len(x), device=x.device), labels))
-
-    return told
-
-
 def beginning(data: Dataset) -> torch.Tensor:
-    """A few examples, by which data sets are told apart."""
+    """Takes a few examples, by which data sets are distinguished."""
     return batch(data, np.arange(min(data.size, 8)))[0]
 
 
-def labelled(data: Dataset, n: int, size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """The first n examples with their classes, in batches."""
-    for i in range(0, n, size):
-        yield batch(data, np.arange(i, min(n, i + size)), device)
-
-
 def official(path: Path, args: Arguments, device: torch.device) -> Run:
-    """An official checkpoint: its averaged parameters, and the model that they fit."""
+    """Loads an official checkpoint: its averaged parameters, and the model that they fit."""
     params = interop.load_flax(path).ema_params
     network, schedule = params["network"], params.get("schedule", {})
     parts = ("conv_in", "conv_out", "dense0", "down")

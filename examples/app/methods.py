@@ -3,7 +3,6 @@ dequantisations, importance-weighted trajectories."""
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,8 +13,6 @@ import torch
 from purevdm import VDM, evaluation, likelihood, ode
 from purevdm.evaluation import PerExample
 from purevdm.likelihood import Estimate
-
-Told = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -50,17 +47,17 @@ class Method(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a method found: of each example, and in how many seconds."""
+    """What a method says of each example, and in how many seconds."""
 
     method: Method
-    found: PerExample
+    each: PerExample
     seconds: float
 
 
 def chosen(
     model: VDM, kinds: tuple[str, ...], dequantisations: tuple[str, ...], samples: tuple[int, ...], steps: int | None
 ) -> list[Method]:
-    """The lines that some options ask for, each once.
+    """Lists the lines that some options ask for, each once.
 
     Raises:
         ValueError: a dequantisation that does not fit the data.
@@ -71,36 +68,27 @@ def chosen(
         if entry not in fitting:
             data = "real" if real else "discrete"
             raise ValueError(f"dequantisation: expected {' or '.join(fitting)} for {data} data, got {entry}")
-    found = []
+    methods = []
     for kind in kinds:
         if kind == "bound":
-            found.append(Method("bound", steps=model.timesteps))
+            methods.append(Method("bound", steps=model.timesteps))
         elif kind == "flow":
             for entry in dequantisations or fitting[:1]:
                 # Without dequantisation all samples are the same.
-                found += [Method("flow", entry, k) for k in ((1,) if entry == "none" else samples or (1,))]
+                methods += [Method("flow", entry, k) for k in ((1,) if entry == "none" else samples or (1,))]
         else:
-            found += [Method("iwae", samples=k, steps=steps or model.timesteps or 100) for k in samples or (1,)]
-    return list(dict.fromkeys(found))
+            methods += [Method("iwae", samples=k, steps=steps or model.timesteps or 100) for k in samples or (1,)]
+    return list(dict.fromkeys(methods))
 
 
 def measure(
-    method: Method,
-    model: VDM,
-    params: dict,
-    flow: Flow,
-    told: Told,
-    compile: bool,
-    passes: int,
-    batches: Any,
-    **options: Any,
+    method: Method, model: VDM, params: dict, flow: Flow, compile: bool, passes: int, batches: Any, **options: Any
 ) -> Measured:
-    """One method over a data set. ``told`` makes of a function of (params, x, key, cond) one of what batches hold, and
-    ``options`` are those of :func:`purevdm.evaluation.per_example`. Seconds include compilation."""
+    """Measures a data set by one method; ``options`` are those of :func:`purevdm.evaluation.per_example`. Seconds include
+    compilation."""
     started = time.perf_counter()
-    if method.kind == "bound":
-        call: Callable[..., Any] = model.nll_bound
-    elif method.kind == "flow":
+    call: Any = model.nll_bound
+    if method.kind == "flow":
         call = partial(
             likelihood.log_prob,
             model,
@@ -110,65 +98,47 @@ def measure(
             probes=flow.probes or "exact",
             chunk=flow.chunk,
         )
-    else:
+    elif method.kind == "iwae":
         call = partial(likelihood.importance_bound, model, timesteps=method.steps, samples=method.samples)
-    call = told(torch.compile(call, fullgraph=True) if compile else call)
+    call = torch.compile(call, fullgraph=True) if compile else call
     options |= dict(passes=passes) if method.kind == "bound" else dict(failures="nan")
-    found = evaluation.per_example(model, params, batches, method=call, **options)
-    return Measured(method, found, time.perf_counter() - started)
-
-
-HEADS = (
-    "method",
-    "dequantisation",
-    "K",
-    "T",
-    "-log p, {unit}",
-    "sampling",
-    "minus {first}",
-    "evaluations",
-    "a second",
-    "s",
-    "failed",
-)
+    each = evaluation.per_example(model, params, batches, method=call, **options)
+    return Measured(method, each, time.perf_counter() - started)
 
 
 def table(measured: list[Measured]) -> str:
-    """The lines beside each other: -log p with its standard error over examples, the part of that error that comes from
-    sampling the weights (too small where a few of them dominate), the paired difference from the first line, how often the
-    network was applied to an example, how often a second to any, seconds, and how many examples failed, which are in none of
-    their method's figures, nor in its difference."""
-    rows: list[tuple[str, ...]] = []
+    """Writes the lines beside each other: -log p with its standard error over examples, the part of that error that comes
+    from sampling the weights (too small where a few of them dominate), the paired difference from the first line, how often
+    the network was applied to an example, how often a second to any, seconds, and how many examples failed, which are in
+    none of their method's figures, nor in its difference."""
+    first, rows = measured[0], []
     for row in measured:
-        method, figures = row.method, row.found.summary()
-        gap = "" if row is measured[0] else str(evaluation.compare(row.found, measured[0].found).difference)
-        rows.append(
-            (
-                method.kind,
-                method.dequantisation,
-                "" if method.kind == "bound" else str(method.samples),
-                str(method.steps) if method.steps else "",
-                str(figures.nll),
-                "" if math.isnan(figures.sampling) else f"{figures.sampling:.4f}",
-                gap,
-                f"{figures.evaluations:.0f}",
-                f"{figures.evaluations * len(row.found.nll) / row.seconds:.0f}",
-                f"{row.seconds:.1f}",
-                str(figures.left_out or ""),
-            )
-        )
-    heads = tuple(head.format(unit=figures.unit, first=measured[0].method.name) for head in HEADS)
-    filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
-    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
-    lines = ["  ".join(f"{line[i]:{'<' if i < 2 else '>'}{widths[i]}}" for i in filled).rstrip() for line in (heads, *rows)]
-    return "\n".join(lines)
+        method, figures = row.method, row.each.summary()
+        entries = {
+            "method": method.kind,
+            "dequantisation": method.dequantisation,
+            "K": "" if method.kind == "bound" else method.samples,
+            "T": method.steps or "",
+            f"-log p, {figures.unit}": figures.nll,
+            "sampling": "" if math.isnan(figures.sampling) else f"{figures.sampling:.4f}",
+            f"minus {first.method.name}": "" if row is first else evaluation.compare(row.each, first.each).difference,
+            "evaluations": f"{figures.evaluations:.0f}",
+            "a second": f"{figures.evaluations * len(row.each.nll) / row.seconds:.0f}",
+            "s": f"{row.seconds:.1f}",
+            "failed": figures.left_out or "",
+        }
+        rows.append([str(entry) for entry in entries.values()])
+    columns = [(head, *column) for head, *column in zip(entries, *rows, strict=True) if any(column)]
+    texts = {"method": "<", "dequantisation": "<"}
+    aligned = [[f"{entry:{texts.get(column[0], '>')}{max(map(len, column))}}" for entry in column] for column in columns]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*aligned, strict=True))
 
 
 def values(measured: list[Measured]) -> dict[str, np.ndarray]:
-    """-log p(x) of each example by each method, nats, and its standard error where there are several samples."""
-    found = {}
+    """Returns -log p(x) of each example by each method, nats, and its standard error where there are several samples."""
+    arrays = {}
     for row in measured:
-        found[row.method.name] = row.found.nll.numpy()
-        if isinstance(row.found.result, Estimate) and row.method.samples > 1:
-            found[f"{row.method.name}_error"] = row.found.result.error.numpy()
-    return found
+        arrays[row.method.name] = row.each.nll.numpy()
+        if isinstance(row.each.result, Estimate) and row.method.samples > 1:
+            arrays[f"{row.method.name}_error"] = row.each.result.error.numpy()
+    return arrays

@@ -17,12 +17,12 @@ from PIL import Image
 
 
 def drawable(event_shape: tuple[int, ...], vocab_size: int | None) -> bool:
-    """Whether examples make a picture: integers always, real numbers where they are images of 1 or 3 channels."""
+    """Says whether examples make a picture: integers always, real numbers where they are images of 1 or 3 channels."""
     return vocab_size is not None or (len(event_shape) == 3 and event_shape[0] in (1, 3))
 
 
 def tiles(x: torch.Tensor, vocab_size: int | None, side: int | None = None) -> np.ndarray:
-    """Images (n, channels, height, width) side by side, (rows, columns, 3), uint8; the last row is filled with white. Real
+    """Sets images (n, channels, height, width) side by side, (rows, columns, 3), uint8, on white. Real
     numbers (vocab_size None) go from black, the least of all, to white. Events of other ranks are drawn as the rows of a
     flat map."""
     if vocab_size is None:
@@ -40,7 +40,7 @@ def tiles(x: torch.Tensor, vocab_size: int | None, side: int | None = None) -> n
 
 
 def grid(x: torch.Tensor, vocab_size: int | None, path: Path) -> None:
-    """A grid of images as a PNG, small ones enlarged."""
+    """Writes a grid of images as a PNG, small ones enlarged."""
     image = Image.fromarray(tiles(x, vocab_size))
     zoom = max(1, 512 // max(image.size))
     with _files.replaced(path) as draft:
@@ -48,7 +48,7 @@ def grid(x: torch.Tensor, vocab_size: int | None, path: Path) -> None:
 
 
 def curve(model: VDM, params, path: Path) -> None:
-    """The schedule: gamma, and its slope, against time."""
+    """Draws the schedule: gamma, and its slope, against time."""
     device = optree.tree_leaves(params)[0].device
     t = torch.linspace(0, 1, 257, device=device, dtype=model.dtype)
     gamma, slope = (v.detach().cpu() for v in schedules.gamma_and_slope(model.schedule, params["schedule"], t))
@@ -62,15 +62,15 @@ def curve(model: VDM, params, path: Path) -> None:
     plt.close(figure)
 
 
-def profiles(found: dict[str, Profile], path: Path) -> None:
-    """The diffusion loss against time and against gamma, by model, with bars of one standard error."""
+def profiles(by_model: dict[str, Profile], path: Path) -> None:
+    """Draws the diffusion loss against time and against gamma, by model, with bars of one standard error."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, profile in found.items():
+    for name, profile in by_model.items():
         for ax, curve in zip(axes, (profile.t, profile.gamma), strict=True):
             if curve is not None:
                 steps = ax.stairs(curve.mean, curve.edges, label=f"{name}: {profile.diffusion} {profile.unit}")
                 ax.errorbar(curve.centres, curve.mean, curve.error, fmt="none", ecolor=steps.get_edgecolor(), capsize=2)
-    unit = next(iter(found.values())).unit
+    unit = next(iter(by_model.values())).unit
     axes[0].set(xlabel="t", ylabel=unit, title="diffusion loss at t")
     axes[1].set(xlabel="gamma", ylabel=f"{unit} per unit of gamma", title="diffusion loss at gamma")
     axes[0].legend(fontsize=8)

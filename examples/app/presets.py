@@ -1,6 +1,7 @@
 """What a run is made of: its configuration, the presets, and the data and the model that they stand for."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +22,15 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            found = getattr(self, name)
-            if not _fits(found, kind):
+            value = getattr(self, name)
+            if not _fits(value, kind):
                 names = ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
-                wanted = (names and f"one of {names}") or getattr(kind, "__name__", str(kind).replace("typing.", ""))
-                raise ValueError(f"{type(self).__name__.lower()}.{name}: expected {wanted}, got {found!r:.80}")
+                expected = f"one of {names}" if names else getattr(kind, "__name__", str(kind).replace("typing.", ""))
+                raise ValueError(f"{type(self).__name__.lower()}.{name}: expected {expected}, got {value!r:.80}")
 
 
 def _fits(x: Any, kind: Any) -> bool:
-    """Whether a value is of an annotation's kind."""
+    """Says whether a value is of an annotation's kind."""
     origin, parts = get_origin(kind), get_args(kind)
     if type(None) in parts:
         return any(_fits(x, part) for part in parts)
@@ -241,18 +242,22 @@ PRESETS: dict[str, tuple[str, Config]] = {
 }
 
 
+# The readers of sources with a test set of their own.
+PUBLISHED: dict[str, Callable[..., Dataset]] = {
+    "idx": readers.idx,
+    "cifar10": readers.cifar10,
+    "imagenet32": partial(readers.imagenet, size=32),
+    "imagenet64": partial(readers.imagenet, size=64),
+}
+
+
 def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
-    """The training and the test set; the key decides what is held out where the source has no test set."""
+    """Reads the training and the test set; the key decides what is held out where the source has no test set."""
     if data.source != "digits" and not data.path:
         raise readers.DataError(f"data.path: expected where the data of data.source {data.source} are, got none")
+    if read := PUBLISHED.get(data.source):
+        return read(data.path, split="train"), read(data.path, split="test")
     match data.source:
-        case "idx":
-            return readers.idx(data.path, "train"), readers.idx(data.path, "test")
-        case "cifar10":
-            return readers.cifar10(data.path, "train"), readers.cifar10(data.path, "test")
-        case "imagenet32" | "imagenet64":
-            size = int(data.source[-2:])
-            return readers.imagenet(data.path, size, "train"), readers.imagenet(data.path, size, "test")
         case "digits":
             whole = readers.digits()
         case "folder":
@@ -267,11 +272,10 @@ def datasets(data: Data, key: torch.Tensor) -> tuple[Dataset, Dataset]:
 
 
 def standardised(data: Data, train: Dataset, size: int = 4096) -> Data:
-    """The configuration of real data with the ``loc`` and ``scale`` of the training examples, where it has none.
+    """Gives the configuration of real data the ``loc`` and ``scale`` of the training examples, where it has none.
 
     Raises:
-        DataError: a channel that is constant, which has no density; one of loc and scale without the other, or of another
-            length than there are channels.
+        DataError: a channel that is constant, which has no density; loc and scale of other lengths than there are channels.
     """
     if train.vocab_size is not None:
         return data
@@ -292,16 +296,15 @@ def standardised(data: Data, train: Dataset, size: int = 4096) -> Data:
 
 
 def decoder(data: Data, event_shape: tuple[int, ...], vocab_size: int | None) -> decoders.Decoder:
-    """Integers, or real numbers standardised by channel, as :func:`standardised` says."""
+    """Makes the decoder of integers, or of real numbers standardised by channel, as :func:`standardised` says."""
     if vocab_size is not None:
         return decoders.discrete(vocab_size)
-
     loc, scale = (np.reshape(a, (-1, *[1] * (len(event_shape) - 1))).tolist() for a in (data.loc, data.scale))
     return decoders.gaussian(loc=loc, scale=scale)
 
 
 def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, classes: int = 0) -> purevdm.VDM | bfn.BFN:
-    """The model of a configuration for some data; ``vocab_size`` is None for real data."""
+    """Makes the model of a configuration for some data; ``vocab_size`` is None for real data."""
     m = config.model
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
@@ -319,74 +322,61 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
             network = networks.unet(m.embed, m.multipliers, m.layers, attention=m.attention, **options)
     if config.dtype == "bfloat16":
         network = networks.mixed(network)
-    if m.kind != "vdm":
-        return bayesian(m, network, event_shape, decoder(config.data, event_shape, vocab_size))
-    # Without gamma_min, purevdm.vdm takes one for the data.
-    schedule = SCHEDULES[m.schedule](gamma_min=m.gamma_min, gamma_max=m.gamma_max)
-    if m.importance:
-        schedule = importance.warped(schedule)
-    found = decoder(config.data, event_shape, vocab_size)
-    return purevdm.vdm(network, schedule, event_shape, decoder=found, timesteps=m.timesteps)
-
-
-def bayesian(m: Model, network: networks.Network, event_shape: tuple[int, ...], found: decoders.Decoder) -> bfn.BFN:
-    """The Bayesian Flow Network of a configuration. As in the official code, training leaves the reconstruction out."""
-    options = dict(event_shape=event_shape, timesteps=m.timesteps, reconstruction=False)
-    values = found.vocab_size
+    shape = dict(event_shape=event_shape, timesteps=m.timesteps)
+    if m.kind == "vdm":
+        # Without gamma_min, purevdm.vdm takes one for the data.
+        schedule = SCHEDULES[m.schedule](gamma_min=m.gamma_min, gamma_max=m.gamma_max)
+        schedule = importance.warped(schedule) if m.importance else schedule
+        return purevdm.vdm(network, schedule, decoder=decoder(config.data, event_shape, vocab_size), **shape)
+    shape |= dict(reconstruction=False)  # as in the official code, training leaves it out
     if m.kind == "bfn_continuous":
-        found = found if values is None else bfn.binned(values)
-        return bfn.continuous(network, sigma_1=m.sigma_1, decoder=found, **options)
-    if values is None:
+        values = bfn.binned(vocab_size) if vocab_size else decoder(config.data, event_shape, None)
+        return bfn.continuous(network, sigma_1=m.sigma_1, decoder=values, **shape)
+    if vocab_size is None:
         raise ValueError(f"model.kind: real data take bfn_continuous, got {m.kind}")
     if m.kind == "bfn_discretised":
-        return bfn.discretised(network, bins=values, sigma_1=m.sigma_1, **options)
-    return bfn.discrete(network, classes=values, beta_1=m.beta_1, **options)
+        return bfn.discretised(network, bins=vocab_size, sigma_1=m.sigma_1, **shape)
+    return bfn.discrete(network, classes=vocab_size, beta_1=m.beta_1, **shape)
 
 
 def condition(config: Config, flags: torch.Tensor, labels: torch.Tensor | None):
-    """What the network is told of a batch: the flag of augmentation, the class, or nothing."""
-    if not (config.model.flag or config.model.labels):
+    """Makes what the network takes besides a batch: the flag of augmentation, the class, or nothing."""
+    m = config.model
+    if not (m.flag or m.labels):
         return None
-    return networks.Condition(
-        vector=flags[:, None] if config.model.flag else None, label=labels if config.model.labels else None
-    )
+    return networks.Condition(vector=flags[:, None] if m.flag else None, label=labels if m.labels else None)
 
 
 def as_json(config: Config) -> dict:
-    """A configuration as plain values."""
-    found = asdict(config)
-    found["optimizer"] = config.optimizer._asdict()
-    return found | {"out": str(config.out)}
+    """Makes plain values of a configuration."""
+    return asdict(config) | {"optimizer": config.optimizer._asdict(), "out": str(config.out)}
 
 
-def from_json(found: dict) -> Config:
-    """A configuration from what :func:`as_json` made."""
-    parts = dict(data=Data, model=Model)
-    data = found["data"]
-    if "label" not in data and (
-        data.get("channels") == 3 or data["source"] == "huggingface"
-    ):  # 3 stood for what None does now
-        found = found | {"data": data | {"channels": None}}
-    tuples = {"multipliers", "attention", "fourier", "loc", "scale"}
-    nested = {
-        name: kind(**{k: tuple(v) if k in tuples else v for k, v in found[name].items()}) for name, kind in parts.items()
-    }
-    return Config(**(found | nested | {"optimizer": AdamW(**found["optimizer"]), "out": Path(found["out"])}))
+def from_json(entries: dict) -> Config:
+    """Makes a configuration of what :func:`as_json` made."""
+    data, model = (
+        {name: tuple(value) if isinstance(value, list) else value for name, value in entries[part].items()}
+        for part in ("data", "model")
+    )
+    if "label" not in data and (data.get("channels") == 3 or data["source"] == "huggingface"):
+        data["channels"] = None  # for which 3 stood in version 0.3
+    parts = dict(data=Data(**data), model=Model(**model), optimizer=AdamW(**entries["optimizer"]))
+    return Config(**(entries | parts | {"out": Path(entries["out"])}))
 
 
 def keys(seed: int) -> dict[str, torch.Tensor]:
-    """The keys of a run, one for each use."""
+    """Splits the keys of a run, one for each use."""
     names = ("split", "init", "order", "augment", "loss", "eval", "sample")
     return dict(zip(names, random.split(random.key(seed), len(names)), strict=True))
 
 
 def stream(program: str, seed: int, device: torch.device | str) -> torch.Tensor:
-    """The key of a program that uses a run: none of the run's own keys, whatever the seeds."""
+    """Makes the key of a program that uses a run: none of the run's own keys, whatever the seeds."""
     return random.fold_in(random.key(seed, device=device), zlib.crc32(program.encode()) >> 1)
 
 
-def test_batches(config: Config, data: Dataset, n: int, device: torch.device):
-    """The first n examples in batches, with the conditions of images as they are."""
-    for i in range(0, n, config.eval_batch):
-        x, labels = batch(data, np.arange(i, min(n, i + config.eval_batch)), device)
+def batches(config: Config, data: Dataset, n: int, size: int, device: torch.device | str):
+    """Gives the first n examples in batches of a size, with the conditions of images as they are."""
+    for i in range(0, n, size):
+        x, labels = batch(data, np.arange(i, min(n, i + size)), device)
         yield x, condition(config, torch.zeros(len(x), device=device), labels)

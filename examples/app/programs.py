@@ -3,13 +3,11 @@ stop a run at its end is noticed at its start."""
 
 import functools
 import json
-import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ OURS = (Path(__file__).resolve().parents[1], Path(purevdm.__file__).resolve().pa
 
 
 def program(main: Callable[..., Any]) -> Callable[..., Any]:
-    """A program's ``main`` that ends with a line on stderr and the exit status 1 where the user can mend what failed: data,
-    files, settings, a full disk, too little memory. Any other error is a fault of the program's, and keeps its traceback."""
+    """Wraps a program's ``main`` so that it ends with a line on stderr and the exit status 1 where the user can mend what
+    failed: data, files, settings, a full disk, too little memory. Any other error is a fault of the program's, and keeps its
+    traceback."""
 
     @functools.wraps(main)
     def run(*args: Any, **options: Any) -> Any:
@@ -38,30 +37,28 @@ def program(main: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if not expected(error):
                 raise
-            sys.exit(told(error))
+            sys.exit(message(error))
 
     return run
 
 
 def expected(error: Exception) -> bool:
-    """Whether a user can mend it."""
+    """Says whether a user can mend it."""
     if isinstance(error, DataError | CheckpointError | NonFiniteLossError | OSError | ImportError | MemoryError):
         return True
-    if isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error)):
-        return True
-    # Of the library's and the programs' own checks: they begin with the name of what is wrong.
+    if isinstance(error, RuntimeError):
+        return re.search("out of memory|can't allocate memory", str(error)) is not None
+    if not isinstance(error, TypeError | ValueError) or ": " not in str(error):
+        return False
+    # The library's and the programs' own checks begin with the name of what is wrong.
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, TypeError | ValueError) and ": " in str(error) and bool(frames) and _ours(frames[-1].filename)
+    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(folder) for folder in OURS)
 
 
-def _ours(file: str) -> bool:
-    return any(Path(file).resolve().is_relative_to(folder) for folder in OURS)
-
-
-def told(error: Exception) -> str:
-    """An error in one line."""
+def message(error: Exception) -> str:
+    """Writes an error in one line."""
     text = " ".join(str(error).split())
-    named = isinstance(error, DataError | CheckpointError | NonFiniteLossError | TypeError | ValueError) and text
+    named = isinstance(error, TypeError | ValueError | NonFiniteLossError) and text
     return text if named else f"{type(error).__name__}: {text}"
 
 
@@ -72,28 +69,19 @@ def least(low: int, **sizes: int | None) -> None:
             raise ValueError(f"{name.replace('_', '-')}: expected an integer of at least {low}, got {size}")
 
 
-def positive(**numbers: float) -> None:
-    """Refuses numbers that are not finite and above 0."""
-    for name, number in numbers.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"{name.replace('_', '-')}: expected a finite number above 0, got {number}")
-
-
 def folder(path: Path, name: str = "out") -> Path:
-    """A folder to write into, made if it is not there."""
+    """Makes a folder to write into, if it is not there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ValueError(
-            f"{name}: expected a folder, or a path for a new one, got {path}, where a file is in the way"
-        ) from None
+        raise ValueError(f"{name}: expected a folder, got {path}, where a file is in the way") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise ValueError(f"{name}: expected a folder that can be written into, got {path}")
     return path
 
 
 def fresh(path: Path, overwrite: bool, *names: str) -> Path:
-    """A folder to write these files into; one of another call is written over only if the user says so."""
+    """Makes a folder to write these files into; those of another call are written over only if the user says so."""
     for name in names:
         if (path / name).exists() and not overwrite:
             raise ValueError(f"out: expected a folder without {name}, got {path}; give another, or --overwrite")
@@ -101,7 +89,7 @@ def fresh(path: Path, overwrite: bool, *names: str) -> Path:
 
 
 def beside(run: Path, name: str) -> Path:
-    """The folder of this name in a run's folder; the run may be given by one of its files or checkpoints, too."""
+    """Returns the folder of this name in a run's folder; the run may be given by one of its files or checkpoints, too."""
     run = run.parent if run.suffix == ".safetensors" else run
     return (run.parent.parent if run.parent.name == "checkpoints" else run) / name
 
@@ -110,11 +98,9 @@ def file(path: Path | None, name: str = "out") -> None:
     """Refuses a path where no file can be written, and makes its folder."""
     if path is not None:
         folder(path.parent, name)
-        if path.exists() and not path.is_file():
-            found = f"the folder {path}" if path.is_dir() else f"{path}, a pipe, a socket or a device"
-            raise ValueError(f"{name}: expected a file to write, got {found}")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise ValueError(f"{name}: expected a file that can be written, got {path}")
+        if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+            kind = "a folder" if path.is_dir() else "read only" if path.is_file() else "a pipe, a socket or a device"
+            raise ValueError(f"{name}: expected a file to write, got {path}, {kind}")
 
 
 def other(path: Path, *read: Path | None, name: str = "out") -> None:
@@ -126,36 +112,27 @@ def other(path: Path, *read: Path | None, name: str = "out") -> None:
 
 
 def device(name: str) -> str:
-    """A device's name, if PyTorch can compute there."""
+    """Returns a device's name, if PyTorch can compute there."""
     try:
         torch.zeros(1, device=name).tolist()
     except Exception as error:  # of several kinds
-        raise ValueError(f"device: expected one that this PyTorch computes on, got {name!r} ({told(error)[:120]})") from None
+        why = message(error)[:120]
+        raise ValueError(f"device: expected one that this PyTorch computes on, got {name!r} ({why})") from None
     return name
 
 
 def saved(path: Path) -> dict[str, Any]:
-    """What a JSON file of an earlier call holds."""
+    """Reads a JSON file of an earlier call."""
     try:
-        found = json.loads(_files.regular(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError(f"a {type(found).__name__}")
+        entries = json.loads(_files.regular(path).read_text(encoding="utf-8"))
+        if not isinstance(entries, dict):
+            raise TypeError(f"a {type(entries).__name__}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: expected what an earlier call wrote, got {type(error).__name__}: {error}") from None
-    return found
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the system name this file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    return entries
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, whole or not at all; a link is replaced, not what it leads to."""
-    with naming(path), _files.replaced(path) as draft:
+    with _files.naming(path), _files.replaced(path) as draft:
         draft.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> Run:
-    """A trained model from its files.
+    """Loads a trained model from its files.
 
     Args:
         path: a checkpoint; or the folder of a run, which stands for its best checkpoint, or its latest; or the folder of an
@@ -56,25 +56,20 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
     form: dict[str, Any] = {}
     if path.suffix == ".safetensors":
         preset = PRESETS["digits"][1]
-        file, found = path, as_json(replace(preset, seed=0, model=replace(preset.model, gamma_min=-8.0)))
+        file, entries = path, as_json(replace(preset, seed=0, model=replace(preset.model, gamma_min=-8.0)))
     elif (path / MODEL).is_file():
         notes = programs.saved(path / MODEL)
-        file, found, form = path / PARAMS, notes.get("config", {}), notes.get("data", {})
+        file, entries, form = path / PARAMS, notes.get("config", {}), notes.get("data", {})
     else:
-        file, found = None, checkpoint.notes(path)["extra"]
+        file, entries = None, checkpoint.notes(path)["extra"]
     try:
         for name, value in changes.items():
             part, _, entry = name.partition(".")
-            found[part][entry] = value
-        config = replace(from_json(found), device=device)
+            entries[part][entry] = value
+        config = replace(from_json(entries), device=device)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        wanted = "expected a checkpoint of train.py, whose notes hold its configuration"
-        raise checkpoint.CheckpointError(f"{path}: {wanted}, got none ({type(error).__name__}: {error})") from None
-    tensors = path / checkpoint.TENSORS if file is None else file
-    m = config.model  # a block of a U-Net has 16 leaves and more
-    least = {"mlp": 2 * m.layers, "unet": 16 * m.layers * len(m.multipliers)}.get(m.network, 16 * m.layers)
-    if tensors.is_file() and least > (most := leaves(tensors)):
-        raise checkpoint.CheckpointError(f"{tensors}: of another model: at most {most} leaves, not {least} and more")
+        message = "expected a checkpoint of train.py, whose notes hold its configuration, got none"
+        raise checkpoint.CheckpointError(f"{path}: {message} ({type(error).__name__}: {error})") from None
     try:
         train, test = datasets(config.data, keys(config.seed)["split"])
     except DataError as error:
@@ -93,14 +88,8 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
     return Run(config, train, test, model, optree.tree_map(lambda leaf: leaf.to(device), params))
 
 
-def leaves(file: Path) -> int:
-    """At most how many tensors a safetensors file holds, by the length of its header."""
-    with file.open("rb") as opened:
-        return min(int.from_bytes(opened.read(8), "little"), file.stat().st_size) // 48  # each takes more than so many bytes
-
-
 def absent(file: Path, form: dict[str, Any], split: str, error: DataError) -> Dataset:
-    """The form of data that are not there: no examples, and an error for whoever asks for some."""
+    """Makes the form of data that are not there: no examples, and an error for whoever asks for some."""
     try:
         shape, vocab_size, classes = tuple(form["event_shape"]), form["vocab_size"], form["classes"]
         plain = all(type(n) is int and n > 0 for n in (*shape, 1 if vocab_size is None else vocab_size, classes + 1))

@@ -65,16 +65,13 @@ def main() -> None:
     programs.fresh(out, args.overwrite, *written)
     if args.label is not None and not (config.model.labels and 0 <= args.label < train.classes):
         sys.exit(f"label: expected a class of the model ({train.classes if config.model.labels else 'it takes none'})")
-    if args.clip and train.vocab_size is None:
-        sys.exit("clip: expected no, as real data have no bounds")
     diffusion = config.model.kind == "vdm"
+    if args.clip and not (diffusion and train.vocab_size):
+        sys.exit("clip: expected no, as real data have no bounds, and a Bayesian flow clamps where it says so itself")
     own = ("ancestral", "ddim", "dpmpp_2m") if diffusion else ("bayesian", "sde_1", "sde_2", "ode_1", "ode_2", "ode_2s")
-    if args.solver is not None and args.solver not in own:
-        sys.exit(f"solver: expected one of {', '.join(own)} for this model")
-    if args.grid not in (None, "time") and (args.grid == "gamma") != diffusion:
-        sys.exit(f"grid: expected time or {'gamma' if diffusion else 'root'} for this model")
-    if args.clip and not diffusion:
-        sys.exit("clip: expected no, as a Bayesian flow's predictions are clamped where it says so itself")
+    for name, fitting in (("solver", own), ("grid", ("time", "gamma" if diffusion else "root"))):
+        if getattr(args, name) not in (None, *fitting):
+            sys.exit(f"{name}: expected one of {', '.join(fitting)} for this model")
     options = dict(clip=args.clip) if diffusion else {}
     options |= {} if args.grid is None else dict(grid=args.grid)
     if args.solver is not None:
@@ -86,18 +83,10 @@ def main() -> None:
             size = min(args.batch, args.n - start)
             labels = torch.arange(start, start + size, device=args.device) % max(train.classes, 1)
             labels = labels if args.label is None else torch.full_like(labels, args.label)
-            x = model.sample(
-                params,
-                random.fold_in(stream("sample", args.seed, args.device), j),
-                size,
-                steps=args.steps,
-                cond=condition(config, torch.zeros(size, device=args.device), labels),
-                guidance=args.guidance,
-                decode=args.decode,
-                callback=lambda i, z: bar.update(),
-                **options,
-            )
-            drawn.append(x.cpu())
+            key = random.fold_in(stream("sample", args.seed, args.device), j)
+            options |= dict(cond=condition(config, torch.zeros(size, device=args.device), labels))
+            options |= dict(guidance=args.guidance, decode=args.decode, callback=lambda i, z: bar.update())
+            drawn.append(model.sample(params, key, size, steps=args.steps, **options).cpu())
     x = torch.cat(drawn)
     if train.vocab_size is not None:
         kinds = {torch.uint8: 2**8, torch.uint16: 2**16, torch.int32: 2**31}

@@ -42,7 +42,7 @@ import torch
 import tyro
 from pictures import curve, drawable, grid
 from PIL import Image
-from presets import PRESETS, Config, Data, as_json, build, condition, datasets, from_json, keys, standardised, test_batches
+from presets import PRESETS, Config, Data, as_json, batches, build, condition, datasets, from_json, keys, standardised
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -51,19 +51,8 @@ from purevdm.training import checkpoint
 from purevdm.training.data import augment, batch, rows
 
 # What may differ between a run and its continuation.
-FREE = {
-    "out",
-    "resume",
-    "extend",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep",
-    "eval_examples",
-    "eval_batch",
-    "eval_passes",
-}
-FREE |= {"samples", "sample_steps", "device", "compile"}
+FREE = {"out", "resume", "extend", "log_every", "eval_every", "save_every", "keep", "device", "compile"}
+FREE |= {"eval_examples", "eval_batch", "eval_passes", "samples", "sample_steps"}
 # The entries of data that a source goes by, besides the path and how images are augmented.
 TAKEN = {
     "digits": {"held_out"},
@@ -75,7 +64,7 @@ RATE = {f"optimizer.{name}" for name in ("steps", "lr", "warmup", "decay")}  # w
 
 
 def parse(arguments: list[str]) -> Config:
-    """The preset's configuration with what the command line changes; digits where no preset is named."""
+    """Reads the preset's configuration with what the command line changes; digits where no preset is named."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["digits", *arguments]
     return tyro.extras.overridable_config_cli(PRESETS, args=arguments, description=__doc__)
@@ -83,10 +72,8 @@ def parse(arguments: list[str]) -> Config:
 
 def check(config: Config) -> None:
     """Refuses settings that would stop the run after steps were taken."""
-    every = dict(log_every=config.log_every, eval_every=config.eval_every, save_every=config.save_every)
-    sizes = dict(batch=config.batch, accumulate=config.accumulate, keep=config.keep, sample_steps=config.sample_steps)
-    tests = dict(eval_examples=config.eval_examples, eval_batch=config.eval_batch, eval_passes=config.eval_passes)
-    programs.least(1, **sizes, **every, **tests)
+    sizes = "batch accumulate keep sample_steps log_every eval_every save_every eval_examples eval_batch eval_passes"
+    programs.least(1, **{name: getattr(config, name) for name in sizes.split()})
     programs.least(0, samples=config.samples)
     if config.extend and not config.resume:
         raise ValueError("extend: expected it with --resume, which it goes with, got it alone")
@@ -106,16 +93,15 @@ def prepare(config: Config) -> Path | None:
     if not config.resume:
         if latest is not None:
             sys.exit(f"out: {config.out} holds a run already; go on with --resume, or give another --out")
-        programs.write(saved, json.dumps(as_json(config), indent=1))
-        return None
-    if latest is None:
+    elif latest is None:
         tqdm.write(f"nothing to resume in {config.out}: starting anew")
+    if latest is None:
         programs.write(saved, json.dumps(as_json(config), indent=1))
         return None
     now, notes, extended = settings(config), checkpoint.notes(latest), False
-    for file, found in ((saved, as_saved(saved)), (latest, notes["extra"])):
+    for file, entries in ((saved, programs.saved(saved)), (latest, notes["extra"])):
         try:  # read as a configuration, it has the defaults of what was added since
-            was = settings(from_json(found))
+            was = settings(from_json(entries))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             sys.exit(f"resume: {file} holds no configuration ({type(error).__name__}: {error})")
         differing = [name for name in now if was[name] != now[name]]
@@ -133,18 +119,10 @@ def prepare(config: Config) -> Path | None:
 
 
 def settings(config: Config) -> dict:
-    """What may not differ between a run and its continuation: the configuration's entries by name."""
-    found = json.loads(json.dumps({name: part for name, part in as_json(config).items() if name not in FREE}))
-    parts = {name: part if isinstance(part, dict) else {"": part} for name, part in found.items()}
+    """Lists what may not differ between a run and its continuation: the configuration's entries by name."""
+    entries = {name: part for name, part in json.loads(json.dumps(as_json(config))).items() if name not in FREE}
+    parts = {name: part if isinstance(part, dict) else {"": part} for name, part in entries.items()}
     return {f"{name}.{entry}".rstrip("."): value for name, part in parts.items() for entry, value in part.items()}
-
-
-def as_saved(file: Path) -> dict:
-    """What config.json says."""
-    try:
-        return json.loads(_files.regular(file).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        sys.exit(f"resume: expected the run's settings in {file}, got {type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -176,7 +154,7 @@ class Log:
         self.board = SummaryWriter(out / "tensorboard", purge_step=step or None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        with programs.naming(self.path):
+        with _files.naming(self.path):
             self.file.write(json.dumps({"step": step} | metrics) + "\n")
             self.file.flush()
         for name, value in metrics.items():
@@ -187,24 +165,23 @@ class Log:
 
     def close(self) -> None:
         for opened in (self.file, self.board):
-            with suppress(OSError):  # a full disk was told before
+            with suppress(OSError):  # a full disk was named before
                 opened.close()
 
 
 def logged(path: Path, step: int) -> list[str]:
-    """The lines of a log up to a step. The last may be half a line, where the run was killed; no other."""
+    """Reads the lines of a log up to a step. The last may be half a line, where the run was killed; no other."""
     if not path.exists():
         tqdm.write(f"{path}: not there; the run's log starts anew", file=sys.stderr)
         return []
     try:
-        whole = _files.regular(path).read_text(encoding="utf-8").split("\n")[:-1]
-        lines = [line for line in whole if line]
+        lines = [line for line in _files.regular(path).read_text(encoding="utf-8").split("\n")[:-1] if line]
         steps = [json.loads(line)["step"] for line in lines]
         if not all(type(at) is int for at in steps):
             raise TypeError("a step is no integer")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        found = f"{type(error).__name__}: {error}"
-        sys.exit(f"resume: expected the run's log in {path}, got {found}; move it away to start a new one")
+        wrong = f"{type(error).__name__}: {error}"
+        sys.exit(f"resume: expected the run's log in {path}, got {wrong}; move it away to start a new one")
     return [line for line, at in zip(lines, steps, strict=True) if at <= step]
 
 
@@ -214,20 +191,19 @@ def main() -> int:
     check(config)
     group = parallel.join(config.device)
     try:
-        with ExitStack() as held:
-            return run(config, group, held)
+        with ExitStack() as stack:
+            return run(config, group, stack)
     finally:
         parallel.leave()
 
 
-def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
+def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
     first = group.rank == 0
     if first:
-        held.enter_context(alone(config.out))
+        stack.enter_context(alone(config.out))
     if config.batch % (group.size * config.accumulate):
-        sys.exit(
-            f"batch: expected a multiple of {group.size} processes x accumulate {config.accumulate}, got {config.batch}"
-        )
+        pieces = f"{group.size} processes x accumulate {config.accumulate}"
+        sys.exit(f"batch: expected a multiple of {pieces}, got {config.batch}")
     k = {name: key.to(group.device) for name, key in keys(config.seed).items()}
     train, test = datasets(config.data, k["split"].cpu())
     config = replace(config, data=standardised(config.data, train))
@@ -268,15 +244,8 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
                 keys_of_images = random.split(random.fold_in(k["augment"], state.step), config.batch)
                 x, flags = augment(keys_of_images[mine], x)
             seeds = model.seeds(random.fold_in(k["loss"], state.step), config.batch).rows(mine)
-            state, metrics = training.train_step(
-                config.optimizer,
-                grad_fn,
-                state,
-                x,
-                seeds,
-                condition(config, flags, labels),
-                average=parallel.average,
-            )
+            cond = condition(config, flags, labels)
+            state, metrics = training.train_step(config.optimizer, grad_fn, state, x, seeds, cond, average=parallel.average)
             bar.update()
             bar.set_postfix_str(f"{metrics['loss']:.3f} bits/dim", refresh=False)
             last = state.step == config.optimizer.steps
@@ -285,8 +254,8 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
             metric = None
             if state.step % config.eval_every == 0 or last:
                 metric = assess(config, model, state, test, k, bound, log, group)
-            stop = torch.tensor(float(bool(stopping)))
-            stop = parallel.average([stop.to(group.device)])[0].item() > 0  # all stop where one was told to
+            stop = torch.tensor(float(bool(stopping)), device=group.device)
+            stop = parallel.average([stop])[0].item() > 0  # all stop where one has to
             if first and (state.step % config.save_every == 0 or last or stop):
                 save()
             if stop and not last:
@@ -299,7 +268,7 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
         if not programs.expected(error):
             raise
         where = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
-        tqdm.write(f"{programs.told(error)}; {where}", file=sys.stderr)
+        tqdm.write(f"{programs.message(error)}; {where}", file=sys.stderr)
         return 1
     finally:
         bar.close()
@@ -311,21 +280,20 @@ def run(config: Config, group: parallel.Group, held: ExitStack) -> int:
 
 
 def assess(config, model, state, test, k, bound, log, group) -> float:
-    """The bound on the test set, by all processes; by the first, samples and the schedule's curve. Returns the bound, in its
+    """Bounds the test set, by all processes; by the first, draws samples and the schedule's curve. Returns the bound, in its
     own unit."""
     step, params, device = state.step, state.ema_params, group.device
     n = min(test.size, config.eval_examples)
-
-    data = test_batches(config, test, n, device)
+    data = batches(config, test, n, config.eval_batch, device)
     with tqdm(total=n, desc="test bound", leave=False, disable=log is None) as bar:
         options = dict(passes=config.eval_passes, method=bound, group=group, callback=bar.update)
-        found = evaluation.evaluate(model, params, data, k["eval"], **options)
+        figures = evaluation.evaluate(model, params, data, k["eval"], **options)
     if log is None:
-        return found.nll.mean
-    figures = {f"test/{name}": term.mean for name, term in found.terms.items()}
-    log.write(step, figures | {"test/nll": found.nll.mean, "test/error": found.nll.error})
-    terms = ", ".join(f"{name} {term}" for name, term in found.terms.items())
-    tqdm.write(f"step {step}: test bound {found.nll} {found.unit} ({terms})")
+        return figures.nll.mean
+    metrics = {f"test/{name}": term.mean for name, term in figures.terms.items()}
+    log.write(step, metrics | {"test/nll": figures.nll.mean, "test/error": figures.nll.error})
+    terms = ", ".join(f"{name} {term}" for name, term in figures.terms.items())
+    tqdm.write(f"step {step}: test bound {figures.nll} {figures.unit} ({terms})")
     pictures = config.out / "pictures"
     pictures.mkdir(exist_ok=True)
     if config.model.kind == "vdm":
@@ -333,11 +301,9 @@ def assess(config, model, state, test, k, bound, log, group) -> float:
         log.picture("gamma", pictures / f"gamma_{step:08d}.png", step)
     if config.samples:
         labels = torch.arange(config.samples, device=device) % max(test.classes, 1)
-        cond = condition(config, torch.zeros(config.samples, device=device), labels)
+        options = dict(cond=condition(config, torch.zeros(config.samples, device=device), labels), steps=config.sample_steps)
         with tqdm(total=config.sample_steps, desc="sample", leave=False) as bar:
-            x = model.sample(
-                params, k["sample"], config.samples, steps=config.sample_steps, cond=cond, callback=lambda i, z: bar.update()
-            )
+            x = model.sample(params, k["sample"], config.samples, callback=lambda i, z: bar.update(), **options)
         name = f"samples_{step:08d}"
         if test.vocab_size is None:
             with _files.replaced(pictures / f"{name}.npy") as draft:
@@ -345,7 +311,7 @@ def assess(config, model, state, test, k, bound, log, group) -> float:
         if drawable(test.event_shape, test.vocab_size):
             grid(x, test.vocab_size, pictures / f"{name}.png")
             log.picture("samples", pictures / f"{name}.png", step)
-    return found.nll.mean
+    return figures.nll.mean
 
 
 if __name__ == "__main__":

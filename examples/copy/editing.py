@@ -101,9 +101,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--eager", action="store_true", help="train without compiling")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/editing"), help="where the picture goes (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/editing"), help="for the picture (default: %(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -111,10 +109,7 @@ def main():
     x, test = (part.to(args.device) for part in data(k_data))
     network = purevdm.networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16)
     model = purevdm.vdm(network, purevdm.schedules.learned_linear(-8.0, 4.0), event_shape=SHAPE, vocab_size=LEVELS)
-
-    def draw(key):
-        return x[random.randint(key, (64,), 0, len(x))]
-
+    draw = lambda key: x[random.randint(key, (64,), 0, len(x))]  # noqa: E731
     params, _ = train(model, draw, k_init, k_train, args.steps, compile=not args.eager)
 
     a, b = test[: args.rows], test[args.rows : 2 * args.rows]

@@ -97,10 +97,7 @@ def main():
     x, test = (part.to(args.device) for part in data(k_data))
     network = networks.vdm_unet(embed=64, layers=2, fourier=(1, 2, 3), dropout=0.0, groups=16, outputs=2)
     model = bfn.discretised(network, SHAPE, bins=LEVELS, sigma_1=0.03)
-
-    def draw(key):
-        return x[random.randint(key, (args.batch,), 0, len(x))]
-
+    draw = lambda key: x[random.randint(key, (args.batch,), 0, len(x))]  # noqa: E731
     # As in the paper, training leaves the reconstruction out, and with it the second application of the network.
     trained = model._replace(reconstruction=False)
     params, _ = train(trained, draw, k_init, k_train, args.steps, compile=not args.eager)

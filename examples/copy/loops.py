@@ -10,13 +10,15 @@ pieces computes what one would, to rounding, and all loops compute the same. Pri
 
 import argparse
 import os
+from itertools import count
 from pathlib import Path
 
 import optree
 import torch
 import torch.distributed.nn.functional  # before there is a group: its functions keep the group of that moment
 from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 import purevdm
 from purevdm import evaluation, networks, random
@@ -28,17 +30,15 @@ DATA = torch.from_numpy(load_digits().images).long()[:, None][random.permutation
 TEST, TRAIN = DATA[:297], DATA[297:]
 
 
-class Net(torch.nn.Module):
+class Net(nn.Module):
     """Takes latents (B, 1, 8, 8) and gamma (B,), and predicts their noise."""
 
     def __init__(self, width=64):
         super().__init__()
-        self.time = torch.nn.Sequential(torch.nn.Linear(1, width), torch.nn.SiLU(), torch.nn.Linear(width, width))
-        self.into = torch.nn.Conv2d(1, width, 3, padding=1)
-        self.body = torch.nn.Sequential(
-            torch.nn.GroupNorm(8, width), torch.nn.SiLU(), torch.nn.Conv2d(width, width, 3, 1, 1)
-        )
-        self.out = torch.nn.Conv2d(width, 1, 3, padding=1)
+        self.time = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        self.into = nn.Conv2d(1, width, 3, padding=1)
+        self.body = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1))
+        self.out = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, z, gamma):
         h = self.into(z) + self.time(gamma[:, None] / 8.0)[:, :, None, None]
@@ -50,15 +50,7 @@ MODEL = purevdm.vdm(networks.from_module(Net), purevdm.schedules.learned_linear(
 
 def loader(size, processes=1, rank=0):
     """Makes batches of ``size`` for one process. Process r of N gets numbers r, r + N, r + 2 N, ... of the order."""
-    images = TensorDataset(TRAIN)
-    return DataLoader(images, size, sampler=DistributedSampler(images, processes, rank, drop_last=True), drop_last=True)
-
-
-def endless(batches, sampler):
-    """Gives epoch after epoch, each in an order of its own."""
-    for epoch in range(10**9):
-        sampler.set_epoch(epoch)
-        yield from (x for (x,) in batches)
+    return DataLoader(TRAIN, size, sampler=DistributedSampler(TRAIN, processes, rank, drop_last=True), drop_last=True)
 
 
 def seeds(step, args, rows, device):
@@ -66,17 +58,24 @@ def seeds(step, args, rows, device):
     return MODEL.seeds(random.fold_in(K_TRAIN.to(device), step), args.batch).rows(rows)
 
 
-def step(loss_fn, optimizer, backward, x, noise, accumulate):
-    """Takes one step of a process, its rows in pieces, each with the noise of its own rows."""
-    optimizer.zero_grad()
-    for rows in torch.arange(len(x)).chunk(accumulate):
-        rows = slice(rows[0], rows[-1] + 1)
-        backward(loss_fn(x[rows], noise.rows(rows)) / accumulate)
-    optimizer.step()
-
-
 def adamw(module):
     return torch.optim.AdamW(module.parameters(), 2e-3, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+def loop(args, loss_fn, optimizer, backward, batches, sampler, rows, device):
+    """Trains on a process's rows of each batch, in pieces, each with the noise of its own rows."""
+    step = 0
+    for epoch in count():
+        sampler.set_epoch(epoch)  # each in an order of its own
+        for x in batches:
+            if step == args.steps:
+                return
+            noise = seeds(step, args, rows, device)
+            optimizer.zero_grad()
+            for piece in torch.arange(len(x), device=device).chunk(args.accumulate):
+                backward(loss_fn(x.to(device)[piece], noise.rows(piece)) / args.accumulate)
+            optimizer.step()
+            step += 1
 
 
 def ddp(args):
@@ -85,11 +84,9 @@ def ddp(args):
         torch.distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
     device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", "0")) if args.device == "cuda" else None)
     owner = Module(MODEL.loss_fn, MODEL.init(K_INIT)).to(device)
-    loss_fn = torch.nn.parallel.DistributedDataParallel(owner) if PROCESSES > 1 else owner
-    optimizer, batches = adamw(owner), loader(args.batch // PROCESSES, PROCESSES, RANK)
-    for i, x in zip(range(args.steps), endless(batches, batches.sampler), strict=False):
-        noise = seeds(i, args, slice(RANK, None, PROCESSES), device)
-        step(loss_fn, optimizer, torch.Tensor.backward, x.to(device), noise, args.accumulate)
+    loss_fn = nn.parallel.DistributedDataParallel(owner) if PROCESSES > 1 else owner
+    batches, rows = loader(args.batch // PROCESSES, PROCESSES, RANK), slice(RANK, None, PROCESSES)
+    loop(args, loss_fn, adamw(owner), torch.Tensor.backward, batches, batches.sampler, rows, device)
     return owner.tree()
 
 
@@ -102,9 +99,8 @@ def accelerate(args):
     owner, batches = Module(MODEL.loss_fn, MODEL.init(K_INIT)), loader(args.batch)
     sampler, size = batches.sampler, args.batch // PROCESSES
     loss_fn, optimizer, batches = accelerator.prepare(owner, adamw(owner), batches)
-    for i, x in zip(range(args.steps), endless(batches, sampler), strict=False):
-        noise = seeds(i, args, slice(RANK * size, (RANK + 1) * size), accelerator.device)
-        step(loss_fn, optimizer, accelerator.backward, x, noise, args.accumulate)
+    rows = slice(RANK * size, (RANK + 1) * size)
+    loop(args, loss_fn, optimizer, accelerator.backward, batches, sampler, rows, accelerator.device)
     return accelerator.unwrap_model(loss_fn).tree()
 
 
@@ -117,11 +113,11 @@ def lightning(args):
             super().__init__()
             self.loss_fn = Module(MODEL.loss_fn, MODEL.init(K_INIT))
 
-        def training_step(self, images, number):
+        def training_step(self, x, number):
             size = args.batch // args.accumulate
             start = number % args.accumulate * size
             rows = slice(start + self.global_rank, start + size, PROCESSES)
-            return self.loss_fn(images[0], seeds(self.global_step, args, rows, self.device))
+            return self.loss_fn(x, seeds(self.global_step, args, rows, self.device))
 
         def configure_optimizers(self):
             return adamw(self)
@@ -129,19 +125,12 @@ def lightning(args):
         def train_dataloader(self):
             return loader(args.batch // PROCESSES // args.accumulate, PROCESSES, self.global_rank)
 
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = Trainer(
-        accelerator=args.device,
-        devices=PROCESSES,
-        strategy="ddp" if PROCESSES > 1 else "auto",
-        max_steps=args.steps,
-        accumulate_grad_batches=args.accumulate,
-        limit_train_batches=1500 // args.batch * args.accumulate,  # whole steps in each epoch
-        use_distributed_sampler=False,  # the loader brings its own
-        **dict.fromkeys(quiet, False),
-    )
+    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options |= dict(use_distributed_sampler=False)  # the loader brings its own
+    options |= dict(limit_train_batches=1500 // args.batch * args.accumulate)  # whole steps in each epoch
+    options |= dict(max_steps=args.steps, accumulate_grad_batches=args.accumulate, devices=PROCESSES)
     digits = Digits()
-    trainer.fit(digits)
+    Trainer(accelerator=args.device, strategy="ddp" if PROCESSES > 1 else "auto", **options).fit(digits)
     return digits.loss_fn.tree()
 
 

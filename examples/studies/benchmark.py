@@ -56,7 +56,7 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 import purevdm
-from purevdm import likelihood, ode, process, random, solvers, training
+from purevdm import likelihood, ode, random, solvers, training
 from purevdm.likelihood import flow as likelihood_flow
 
 PARTS = ("step", "sample", "ways", "flow")
@@ -67,7 +67,7 @@ Calls = dict[str, Callable[[], Any]]
 
 
 def timed(calls: Calls, runs: int, device: str) -> dict[str, dict[str, Any]]:
-    """Seconds of each call, the calls taken in turn so that a drift of the machine meets all of them."""
+    """Measures seconds of each call, the calls taken in turn so that a drift of the machine meets all of them."""
 
     def once(call: Callable[[], Any]) -> float:
         started = time.perf_counter()
@@ -84,7 +84,8 @@ def timed(calls: Calls, runs: int, device: str) -> dict[str, dict[str, Any]]:
 
 
 def peaks(dtype: torch.dtype, device: str, embed: int, batch: int, size: int) -> tuple[Calls, dict[str, float]]:
-    """What the machine reaches: a large matrix product, and the network's commonest convolution. With their FLOPs."""
+    """Makes calls that show what the machine reaches, a large matrix product and the network's commonest convolution, and
+    counts their FLOPs."""
     n = 2048 if device == "cpu" else 8192
     a = torch.randn(n, n, device=device, dtype=dtype)
     x = torch.randn(batch, embed, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
@@ -95,14 +96,14 @@ def peaks(dtype: torch.dtype, device: str, embed: int, batch: int, size: int) ->
 
 
 def counted(call: Callable[[], Any]) -> float:
-    """Floating-point operations of a call's products and convolutions."""
+    """Counts floating-point operations of a call's products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
 
 
 def report(times: dict[str, dict[str, Any]]) -> None:
-    """A line for each call; ratios are to the first."""
+    """Prints a line for each call; ratios are to the first."""
     medians = {name: statistics.median(row["seconds"]) for name, row in times.items()}
     base = next(iter(medians.values()))
     rates = {name: row["flops"] / medians[name] / 1e9 for name, row in times.items() if row.get("flops")}
@@ -117,15 +118,21 @@ def report(times: dict[str, dict[str, Any]]) -> None:
         print(f"{line}  (first call {times[name]['first']:.1f} s)")
 
 
-def ways(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[str, dict[str, Any]]]:
-    """A training step and the sampler, in each dtype and mode of the compiler."""
+def beside_peaks(calls: Calls, operations: float, args: argparse.Namespace, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """Times calls of so many operations in turn with what the machine reaches, and prints their lines."""
+    extra, flops = peaks(dtype, args.device, args.embed, args.batch, args.size)
+    times = timed(calls | extra, args.runs, args.device)
+    for name, number in (dict.fromkeys(calls, operations) | flops).items():
+        times[name]["flops"] = number
+    report(times)
+    return times
+
+
+def ways(args: argparse.Namespace, model: purevdm.VDM, params: Any, x: torch.Tensor) -> dict[str, dict[str, Any]]:
+    """Times a training step and the sampler, in each dtype and mode of the compiler."""
     key, count = random.key(0, device=args.device), torch.tensor(args.steps)
-    x = random.randint(key, (args.batch, *shape), 0, 256)
     steps: Calls = {}
     samples: Calls = {}
-    network = purevdm.networks.vdm_unet(args.embed, args.layers)
-    model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
-    params = model.init(key)
     for dtype, mode in WAYS:
         own = model.network if dtype == "float32" else purevdm.networks.mixed(model.network, getattr(torch, dtype))
         other, name = model._replace(network=own), dtype if mode == "default" else f"{dtype}, {mode}"
@@ -137,33 +144,22 @@ def ways(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, dict[str
         "step": counted(lambda: torch.func.grad_and_value(model.loss_fn)(params, x, key)),
         "sample": counted(lambda: model.sample(params, key, args.samples, steps=1, **PAPER)) * args.steps,
     }
-    results: dict[str, dict[str, dict[str, Any]]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for part, calls, images in (("step", steps, args.batch), ("sample", samples, args.samples)):
-        extra, their_flops = peaks(torch.bfloat16, args.device, args.embed, args.batch, args.size)
-        results[part] = timed(calls | extra, args.runs, args.device)
-        for name, number in (dict.fromkeys(calls, operations[part]) | their_flops).items():
-            results[part][name]["flops"] = number
         print(f" {part}")
-        report(results[part])
+        results[part] = beside_peaks(calls, operations[part], args, torch.bfloat16)
         for name in calls if args.device != "cpu" else ():
             print(f"  {name:<32} {images / statistics.median(results[part][name]['seconds']):10.1f} images/s")
     return results
 
 
 def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """log p of digits by the probability flow, in one graph, in eager, and by SciPy."""
-    model, params, test = common.trained(args.digits, args.device)
-    x, key = test[: args.images], random.key(0, device=args.device)
-    k_eps, k_probes = random.split(key)
-    eps = random.normal(k_eps, x.shape)
-    ends = model.gamma(params, torch.tensor([0.0, 1.0], device=args.device))
-    z = process.diffuse(model.decoder.encode({}, x), ends[0], eps)
-    probes = likelihood_flow.draw_probes(random.split(k_probes, len(x)), 1, common.SHAPE, z.dtype)
-
+    """Times log p of digits by the probability flow, in one graph, in eager mode, and by SciPy."""
+    model, params, z, probes = common.latents(args.digits, args.images, 1, args.device)
     pieces = list(zip(z.split(args.piece), probes.split(args.piece, 1), strict=True))
 
     def by(integrator: Callable[[torch.Tensor], ode.Integrator]) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-        """log p by an integrator of some setting, in a tensor."""
+        """Makes log p by an integrator of some setting, in a tensor."""
 
         def log_p(z: torch.Tensor, probes: torch.Tensor, setting: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             estimate = likelihood.log_prob_latent(model, params, z, integrator=integrator(setting), probe_noise=probes)
@@ -175,15 +171,15 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     by_points = by(lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=2))
 
     def all_of(run: Callable[..., Any], setting: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = [run(*piece, setting) for piece in pieces]
-        return torch.cat([value for value, _ in found]), torch.cat([count for _, count in found])
+        values, counts = zip(*(run(*piece, setting) for piece in pieces), strict=True)
+        return torch.cat(values), torch.cat(counts)
 
     def velocity(z: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
         return likelihood_flow.velocity(model, params, z, gamma)
 
     compiled, points, grid = (torch.compile(run, fullgraph=True) for run in (adaptive, by_points, by(ode.heun)))
     tolerance, fine = (torch.tensor(t, device=args.device) for t in (args.tolerance, 0.1 * args.tolerance))
-    start, stop = ends.tolist()
+    start, stop = model.gamma(params, torch.tensor([0.0, 1.0], device=args.device)).tolist()
     calls: Calls = {
         "one graph": lambda: all_of(compiled, tolerance),
         "one graph, quadrature=2": lambda: all_of(points, tolerance),
@@ -191,17 +187,15 @@ def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "the same loop in eager": lambda: all_of(adaptive, tolerance),
         "SciPy's RK45": lambda: peers.score_sde(velocity, z, probes[0], start, stop, args.tolerance),
     }
-    if args.no_eager:
-        del calls["the same loop in eager"]
-    found: dict[str, Any] = {}
+    estimates: dict[str, Any] = {}
 
-    def kept(name: str, call: Callable[[], Any]) -> None:
-        found[name] = call()
+    def kept(name: str) -> None:
+        estimates[name] = calls[name]()
 
     with torch.no_grad():
-        times = timed({name: functools.partial(kept, name, call) for name, call in calls.items()}, args.runs, args.device)
+        times = timed({name: functools.partial(kept, name) for name in calls}, args.runs, args.device)
         exact = all_of(compiled, fine)[0].double()
-    for name, (value, evaluations) in found.items():
+    for name, (value, evaluations) in estimates.items():
         off = (value.double() - exact).abs()
         count = torch.as_tensor(evaluations, dtype=torch.float64)
         times[name] |= {"evaluations": count.mean().item(), "most": count.max().item()}
@@ -230,8 +224,6 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1e-5, help="for the part flow")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what the network computes in")
-    parser.add_argument("--no-eager", action="store_true", help="leave the eager calls of our own out")
     parser.add_argument("--jax-vdm", type=Path, help="a checkout of github.com/google-research/vdm, to time beside")
     parser.add_argument("--addtt", type=Path, help="a checkout of github.com/addtt/variational-diffusion-models, likewise")
     parser.add_argument("--out", type=Path, help="a JSON file for all times, in seconds")
@@ -244,10 +236,8 @@ def main() -> None:
         parser.error(f"--device {args.device}: this PyTorch sees no such device")
 
     programs.file(args.out)
-    dtype, shape = getattr(torch, args.dtype), (3, args.size, args.size)
+    shape = (3, args.size, args.size)
     network = purevdm.networks.vdm_unet(args.embed, args.layers)
-    if dtype != torch.float32:
-        network = purevdm.networks.mixed(network, dtype)
     model = purevdm.vdm(network, purevdm.schedules.learned_linear(), shape)
     key = random.key(0, device=args.device)
     params = model.init(key)
@@ -270,8 +260,6 @@ def main() -> None:
         "step": lambda: loss_and_grad(params, x, key),
         "sample": lambda: model.sample(params, key, args.samples, steps=1, **PAPER),
     }
-    if args.no_eager:
-        parts = {part: {n: call for n, call in calls.items() if not n.endswith(", eager")} for part, calls in parts.items()}
     sizes = (args.embed, args.layers, args.size, args.batch, args.samples, args.steps)
     for other in (
         peers.official(args.jax_vdm, *sizes) if args.jax_vdm else {},
@@ -283,27 +271,19 @@ def main() -> None:
     machine = platform.processor() or platform.machine()
     device = torch.cuda.get_device_name() if args.device != "cpu" else f"{machine}, {torch.get_num_threads()} threads"
     leaves: Any = optree.tree_leaves(params)  # type: ignore[arg-type]
-    print(f"torch {torch.__version__} on {device}; {sum(p.numel() for p in leaves):,} parameters, {args.dtype}")
+    print(f"torch {torch.__version__} on {device}; {sum(p.numel() for p in leaves):,} parameters")
     results: dict[str, Any] = {}
-    own = {"ways": lambda: ways(args, shape), "flow": lambda: flow(args)}
     for part in (part for part in PARTS if part in args.parts):
         print(part)
-        if part in own:
-            results[part] = own[part]()
-            continue
-        calls = parts[part]
-        number = counted(flops[part]) * (args.steps if part == "sample" else 1)
-        extra, their_flops = peaks(dtype, args.device, args.embed, args.batch, args.size)
-        operations = dict.fromkeys(calls, number) | their_flops
-        calls = calls | extra
-        results[part] = timed(calls, args.runs, args.device)
-        for name, number in operations.items():
-            results[part][name]["flops"] = number
-        report(results[part])
+        if part in parts:
+            operations = counted(flops[part]) * (args.steps if part == "sample" else 1)
+            results[part] = beside_peaks(parts[part], operations, args, torch.float32)
+        else:
+            results[part] = ways(args, model, params, x) if part == "ways" else flow(args)
     if args.out:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        found = {"torch": torch.__version__, "device": device, "settings": settings, **results}
-        programs.write(args.out, json.dumps(found, indent=1))
+        head = {"torch": torch.__version__, "device": device, "settings": settings}
+        programs.write(args.out, json.dumps(head | results, indent=1))
 
 
 if __name__ == "__main__":

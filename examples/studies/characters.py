@@ -39,26 +39,26 @@ class Split(NamedTuple):
 
 
 def read() -> str:
-    """Python's language reference, as ``help`` shows it by topic, in letters and spaces. Topics repeat one another, so a
-    paragraph that came before is left out."""
-    found = {}
+    """Reads Python's language reference, as ``help`` shows it by topic, in letters and spaces. Topics repeat one another,
+    so a paragraph that came before is left out."""
+    paragraphs = {}
     for _, topic in sorted(topics.topics.items()):
         for paragraph in re.split(r"\n\s*\n", topic):
-            found.setdefault(re.sub("[^a-z]+", " ", paragraph.lower()).strip())
-    return " ".join(filter(None, found))
+            paragraphs.setdefault(re.sub("[^a-z]+", " ", paragraph.lower()).strip())
+    return " ".join(filter(None, paragraphs))
 
 
 def split(key: Tensor) -> Split:
-    """A tenth of the text, in stretches drawn by the key, is held out. The reference uses many a phrase again, so windows
+    """Holds out a tenth of the text, in stretches drawn by the key. The reference uses many a phrase again, so windows
     with a run of ``RUN`` characters that the training text has, too, are left out of the test set."""
     k_stretches, k_windows, k_train = random.split(key.cpu(), 3)
     codes = torch.tensor([ALPHABET.index(c) for c in read()], dtype=torch.uint8)
     stretches = codes.tensor_split(STRETCHES)
-    held = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
-    together = groupby(range(STRETCHES), held.__contains__)
+    chosen = set(random.permutation(k_stretches, STRETCHES)[: STRETCHES // 10].tolist())
+    together = groupby(range(STRETCHES), chosen.__contains__)
     pieces = [torch.cat([stretches[i] for i in stretch]) for out, stretch in together if not out]
     known = {run for piece in pieces for run in texts(piece.unfold(0, RUN, 1))}
-    windows = torch.cat([stretches[i].unfold(0, LENGTH, LENGTH) for i in sorted(held)])
+    windows = torch.cat([stretches[i].unfold(0, LENGTH, LENGTH) for i in sorted(chosen)])
     new = [i for i, window in enumerate(windows) if known.isdisjoint(texts(window.unfold(0, RUN, 1)))]
     test = windows[new][random.permutation(k_windows, len(new))[:TEST]]
     train = torch.cat([piece.unfold(0, LENGTH, 1) for piece in pieces])
@@ -66,24 +66,24 @@ def split(key: Tensor) -> Split:
 
 
 def texts(codes: Tensor) -> list[str]:
-    """Rows of codes, (n, length), as strings."""
+    """Writes rows of codes, (n, length), as strings."""
     return ["".join(ALPHABET[c] for c in row) for row in codes.tolist()]
 
 
 def as_bits(codes: Tensor) -> Tensor:
-    """Codes as bits on a new last axis."""
+    """Makes bits of codes, on a new last axis."""
     return codes[..., None] >> torch.arange(BITS, dtype=codes.dtype, device=codes.device) & 1
 
 
 def from_bits(bits: Tensor) -> Tensor:
-    """The inverse of :func:`as_bits`. Bits that stand for no character give a space."""
+    """Inverts :func:`as_bits`. Bits that stand for no character give a space."""
     codes = (bits << torch.arange(BITS, dtype=bits.dtype, device=bits.device)).sum(-1)
     return torch.where(codes < len(ALPHABET), codes, 0)
 
 
 def ngram_bits(parts: list[Tensor], test: Tensor, order: int, characters: int = len(ALPHABET)) -> Tensor:
-    """Bits per character of each window under n-grams interpolated with the shorter ones (Witten & Bell 1991), down to the
-    uniform distribution. A window's first characters have as much of a past as the window shows."""
+    """Measures bits per character of each window under n-grams interpolated with the shorter ones (Witten & Bell 1991), down
+    to the uniform distribution. A window's first characters have as much of a past as the window shows."""
     counts: Counter = Counter()
     for part in (part.tolist() for part in parts):
         counts.update(tuple(part[i : i + n]) for n in range(1, order + 1) for i in range(len(part) - n + 1))
@@ -157,27 +157,27 @@ class Transformer(nn.Module):
 
 
 def logits(transformer: Callable[..., Tensor], seen: Tensor, t: Tensor, cond: None) -> Tensor:
-    """Logits of classes from 2 theta - 1. Alone a character has the posterior p(class) theta, so log theta is added: the
-    transformer has to say what the characters around, and their frequencies, make of it."""
+    """Makes logits of classes from 2 theta - 1. By itself a character has the posterior p(class) theta, so log theta is
+    added: the transformer has to say what the characters around, and their frequencies, make of it."""
     theta = (seen + 1.0) / 2.0
     return transformer(5.0 * theta, t) + torch.log(theta.clamp(min=1e-7))
 
 
 def bits(transformer: Callable[..., Tensor], z: Tensor, gamma: Tensor, cond: None) -> Tensor:
-    """A diffusion model's estimate of bits, likewise: alone a bit, x = -1/2 or 1/2, has the log odds alpha z / sigma**2."""
+    """Makes a diffusion model's estimate of bits, likewise: by itself a bit, +-1/2, has the log odds alpha z / sigma**2."""
     low, high = GAMMA
     alone = z * (torch.exp(-gamma) * torch.sqrt(1.0 + torch.exp(gamma)))[:, None, None]
     return torch.sigmoid(transformer(2.0 * z, (gamma - low) / (high - low)) + alone) - 0.5
 
 
 def flow(width: int, blocks: int, beta_1: float = BETA_1) -> bfn.BFN:
-    """A Bayesian Flow Network of windows of characters, codes (n, LENGTH)."""
+    """Makes a Bayesian Flow Network of windows of characters, codes (n, LENGTH)."""
     network = networks.from_module(partial(Transformer, len(ALPHABET), width, blocks), call=logits)
     return bfn.discrete(network, (LENGTH,), len(ALPHABET), beta_1, classes_last=True)
 
 
 def diffusion(width: int, blocks: int) -> purevdm.VDM:
-    """A diffusion model of windows of characters as bits (Chen, Zhang, Hinton 2022, arXiv 2208.04202), (n, LENGTH, BITS).
-    What it spends on the bits of a character bounds what it spends on the character."""
+    """Makes a diffusion model of windows of characters as bits, (n, LENGTH, BITS) (Chen, Zhang, Hinton 2022, arXiv
+    2208.04202). What it spends on the bits of a character bounds what it spends on the character."""
     network = networks.from_module(partial(Transformer, BITS, width, blocks), call=bits, predicts="x")
     return purevdm.vdm(network, schedules.learned_linear(*GAMMA), (LENGTH, BITS), vocab_size=2)

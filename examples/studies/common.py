@@ -21,27 +21,28 @@ import torch
 from tqdm import tqdm
 
 import purevdm
-from purevdm import bfn, random, training
-from purevdm.training.data import batch, split
+from purevdm import bfn, process, random, training
+from purevdm.likelihood import flow
+from purevdm.training.data import batch
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "app"))
+sys.path[1:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("app", "copy")]
 matplotlib.use("Agg")
 
+import digits
 import programs
-import readers
 import runs
+from digits import LEVELS, SHAPE, histogram_bits
 
-LEVELS, SHAPE = 17, (1, 8, 8)
+__all__ = ["LEVELS", "SHAPE", "histogram_bits", "programs"]
 ENDPOINTS, FOURIER = (-8.0, 4.0), (1, 2, 3)
 SPLIT = random.split(random.key(0), 5)[0]  # the key of the split of all runs, and of copy/digits.py
 SETTINGS = dict(steps=400, batch=64, lr=2e-3, passes=20)
-Found = dict[tuple[str, ...], list[dict[str, float]]]
+Figures = dict[tuple[str, ...], list[dict[str, float]]]
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     """Splits the digits: images for training and for the test, integers (n, 1, 8, 8) in [0, 16]."""
-    train, test = (batch(part, np.arange(part.size))[0].long() for part in split(readers.digits(), SPLIT, 297))
-    return train, test
+    return digits.data(SPLIT)
 
 
 def trained(
@@ -56,11 +57,17 @@ def trained(
     return run.model._replace(dtype=dtype), optree.tree_map(lambda leaf: leaf.to(dtype), run.params), test
 
 
-def histogram_bits(train: torch.Tensor, test: torch.Tensor, levels: int = LEVELS) -> torch.Tensor:
-    """Returns bits per dimension of each test image under independent per-pixel histograms with add-one smoothing."""
-    counts = torch.nn.functional.one_hot(train.flatten(1), levels).sum(0) + 1.0
-    log_p = (counts / counts.sum(-1, keepdim=True)).log2()
-    return -torch.gather(log_p.expand(len(test), -1, -1), 2, test.flatten(1)[..., None]).mean((1, 2))
+def latents(
+    folder: Path, images: int, n: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[purevdm.VDM, dict[str, Any], torch.Tensor, Any]:
+    """Loads the same model and its parameters, and makes latents of test images at time 0, with n probes each for the
+    divergence, or "exact" for none."""
+    model, params, test = trained(folder, device, dtype)
+    x = test[:images]
+    k_eps, k_probes = random.split(random.key(0, device=device))
+    gamma_0 = model.gamma(params, torch.zeros((), device=device, dtype=dtype))
+    z = process.diffuse(model.decoder.encode({}, x, dtype=dtype), gamma_0, random.normal(k_eps, x.shape, dtype))
+    return model, params, z, flow.draw_probes(random.split(k_probes, len(x)), n, SHAPE, dtype) if n else "exact"
 
 
 class Task(NamedTuple):
@@ -95,12 +102,13 @@ def arguments(doc: str, out: str, example: str) -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
     programs.least(1, steps=args.steps, batch=args.batch, passes=args.passes, seeds=args.seeds)
-    programs.positive(lr=SETTINGS["lr"] if args.lr is None else args.lr)
+    if args.lr is not None and not 0 < args.lr < math.inf:
+        raise ValueError(f"lr: expected a finite number above 0, got {args.lr}")
     programs.folder(args.out)
     return args
 
 
-def run(rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespace, keep: Callable | None = None) -> Found:
+def run(rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespace, keep: Callable | None = None) -> Figures:
     """Trains every row that is asked for from every seed, unless its file is there, and reads what all runs have left.
 
     Args:
@@ -133,17 +141,8 @@ def run(rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespac
 
 def train(task: Task, grad_fn: Callable, k_init: torch.Tensor, k_train: torch.Tensor, settings: SimpleNamespace) -> Any:
     """Trains a task; returns parameters averaged over the last part. The schedule learns faster than the network."""
-    optimizer = training.AdamW(
-        lr=settings.lr,
-        weight_decay=0.0,
-        warmup=settings.steps // 20,
-        decay="cosine",
-        steps=settings.steps,
-        clip_norm=1.0,
-        ema_rate=0.99,
-        ema_warmup=True,
-        schedule_lr=5.0,
-    )
+    rate = dict(lr=settings.lr, warmup=settings.steps // 20, decay="cosine", steps=settings.steps, schedule_lr=5.0)
+    optimizer = training.AdamW(**rate, weight_decay=0.0, clip_norm=1.0, ema_rate=0.99, ema_warmup=True)
     state = training.init(task.model, k_init)
     for i in tqdm(range(settings.steps), leave=False):
         k_batch, k_loss = random.split(random.fold_in(k_train, i))
@@ -152,13 +151,13 @@ def train(task: Task, grad_fn: Callable, k_init: torch.Tensor, k_train: torch.Te
     return state.ema_params
 
 
-def results(rows: Any, args: argparse.Namespace) -> Found:
+def results(rows: Any, args: argparse.Namespace) -> Figures:
     """Reads what the runs so far have left, by row."""
-    found = {row: [json.loads(p.read_text()) for p in sorted(args.out.glob(f"{'-'.join(row)}-*.json"))] for row in rows}
-    found = {row: runs for row, runs in found.items() if runs}
-    if not found:
+    figures = {row: [json.loads(p.read_text()) for p in sorted(args.out.glob(f"{'-'.join(row)}-*.json"))] for row in rows}
+    figures = {row: runs for row, runs in figures.items() if runs}
+    if not figures:
         sys.exit(f"rows: expected the beginning of {' or '.join('/'.join(row) for row in rows)}, got {args.rows!r}")
-    return found
+    return figures
 
 
 def summary(values: list[float]) -> str:
@@ -167,9 +166,9 @@ def summary(values: list[float]) -> str:
     return f"{np.mean(values):.3f}{error}"
 
 
-def difference(found: Found, a: tuple[str, ...], b: tuple[str, ...]) -> str | None:
+def difference(figures: Figures, a: tuple[str, ...], b: tuple[str, ...]) -> str | None:
     """Writes the bound of row a minus that of row b, seed by seed, where both have as many."""
-    runs, others = found.get(a, []), found.get(b, [])
+    runs, others = figures.get(a, []), figures.get(b, [])
     if not runs or len(runs) != len(others):
         return None
     return f"{', '.join(a)} - {', '.join(b)}: {summary([i['bits'] - j['bits'] for i, j in zip(runs, others, strict=True)])}"

@@ -101,8 +101,8 @@ def task(data: str, kind: str) -> Task:
     # As in the paper, training leaves the reconstruction out, and with it the second application of the network.
     trained = whole._replace(reconstruction=False) if kind == "bfn" else whole
     dimensions = characters.BITS if (data, kind) == ("text", "vdm") else 1
-    found = Task(trained, x, partial(assess, whole, x, test, dimensions))
-    return found._replace(settings=TEXT) if data == "text" else found
+    row = Task(trained, x, partial(assess, whole, x, test, dimensions))
+    return row._replace(settings=TEXT) if data == "text" else row
 
 
 ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in KINDS}
@@ -122,8 +122,8 @@ def assess(model, x, test, dimensions: int, params, key: torch.Tensor, passes: i
     k_test, k_train, _ = random.split(key, 3)
     bound = evaluation.evaluate(model, params, [test], k_test, passes=passes).nll
     seen = evaluation.evaluate(model, params, [x[: len(test)]], k_train, passes=passes).nll
-    found = {"bits": bound.mean, "error": bound.error, "train": seen.mean}
-    return {name: value * dimensions for name, value in found.items()}
+    figures = {"bits": bound.mean, "error": bound.error, "train": seen.mean}
+    return {name: value * dimensions for name, value in figures.items()}
 
 
 def keep(out: Path, row: tuple[str, ...], seed: int, params: Any) -> None:
@@ -170,17 +170,17 @@ def picture(out: Path) -> None:
     for row, name in zip(rows, names, strict=True):
         flow = model(name, "bfn")
         params = interop.load_params(out / f"{name}.safetensors", flow.init(random.key(0)))
-        found = flow.sample(params, random.key(1), 1 if name == "text" else 32, steps=SAMPLE_STEPS, trajectory=True)
+        samples = flow.sample(params, random.key(1), 1 if name == "text" else 32, steps=SAMPLE_STEPS, trajectory=True)
         if name == "text":
             ax = row.subplots()
-            text_on_the_way(ax, found.theta[:, 0], steps, characters.ALPHABET)
+            text_on_the_way(ax, samples.theta[:, 0], steps, characters.ALPHABET)
             ax.set(title="text: the likeliest characters, the paler the less likely", ylabel="time")
             continue
         left, right = row.subplots(1, 2)
         levels = flow.decoder.vocab_size
-        left.imshow(pictures.tiles(levels - 1 - found.x, levels, side=8), interpolation="nearest")
+        left.imshow(pictures.tiles(levels - 1 - samples.x, levels, side=8), interpolation="nearest")
         left.set(title=f"{name} digits: samples", xticks=[], yticks=[], frame_on=False)
-        images_on_the_way(right, found.theta[:, :4], steps, levels)
+        images_on_the_way(right, samples.theta[:, :4], steps, levels)
         right.set(title="means of the input distributions", xlabel="time")
     figure.savefig(out / "bfn.png", dpi=90)
     plt.close(figure)
@@ -189,18 +189,18 @@ def picture(out: Path) -> None:
 @programs.program
 def main() -> None:
     args = common.arguments(__doc__, "runs/families", "grey or text/bfn")
-    found = common.run(ROWS, args, partial(keep, args.out))
+    figures = common.run(ROWS, args, partial(keep, args.out))
     lines = []
     for data, unit in UNITS.items():
         for kind, title in KINDS.items():
-            if runs := found.get((data, kind)):
+            if runs := figures.get((data, kind)):
                 bits, seen = (summary([r[field] for r in runs]) for field in ("bits", "train"))
                 error = np.mean([r["error"] for r in runs])
                 lines.append(f"| {data}, {unit} | {title} | {bits} | ± {error:.3f} | {seen} |")
-        for title, each in baselines(data).items() if any(row[0] == data for row in found) else ():
+        for title, each in baselines(data).items() if any(row[0] == data for row in figures) else ():
             lines.append(f"| {data}, {unit} | {title} | {each.mean():.3f} | ± {each.std() / len(each) ** 0.5:.3f} | |")
     common.table("| data | model | test | over examples | train |", lines, args.out)
-    print("\n".join(filter(None, (common.difference(found, (data, "bfn"), (data, "vdm")) for data in UNITS))))
+    print("\n".join(filter(None, (common.difference(figures, (data, "bfn"), (data, "vdm")) for data in UNITS))))
     picture(args.out)
 
 

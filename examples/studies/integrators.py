@@ -28,17 +28,16 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
 import programs
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from purevdm import likelihood, ode, process, random
-from purevdm.likelihood import flow
+from purevdm import likelihood, ode
 from purevdm.ode import Integrator
 
 ADAPTIVE: dict[str, Callable[[Any], Integrator]] = {
@@ -48,23 +47,6 @@ ADAPTIVE: dict[str, Callable[[Any], Integrator]] = {
     "dopri5, 4 points": lambda tolerance: ode.dopri5(tolerance, tolerance, quadrature=4),
 }
 FIXED: dict[str, Callable[[Any], Integrator]] = {"heun": ode.heun, "rk4": ode.rk4}
-
-
-def log_p_of(path: Path, images: int, n: int) -> Callable[[Integrator], tuple[Tensor, Tensor]]:
-    """log p of test images' latents and the evaluations, as a function of the integrator, in float64, by n probes."""
-    model, params, test = common.trained(path, dtype=torch.float64)
-    x = test[:images]
-    k_eps, k_probes = random.split(random.key(0))
-    eps = random.normal(k_eps, x.shape, torch.float64)
-    gamma_0 = model.gamma(params, torch.zeros((), dtype=eps.dtype))
-    z = process.diffuse(model.decoder.encode({}, x, dtype=eps.dtype), gamma_0, eps)
-    probes = flow.draw_probes(random.split(k_probes, len(x)), n, common.SHAPE, eps.dtype) if n else "exact"
-
-    def log_p(integrator: Integrator) -> tuple[Tensor, Tensor]:
-        estimate = likelihood.log_prob_latent(model, params, z, integrator=integrator, probe_noise=probes)
-        return estimate.log_prob, estimate.evaluations
-
-    return log_p
 
 
 @programs.program
@@ -81,17 +63,18 @@ def main() -> None:
     if min(args.images, *args.steps) < 1 or args.probes < 0 or min(args.reference, *args.tolerances) <= 0.0:
         parser.error("--images and --steps must be at least 1, --probes at least 0, --tolerances and --reference above 0")
     programs.file(args.out)
-    log_p = log_p_of(args.run, args.images, args.probes)
+    model, params, z, probes = common.latents(args.run, args.images, args.probes, dtype=torch.float64)
+    log_p = partial(likelihood.log_prob_latent, model, params, z, probe_noise=probes)
     ways = [(name, f"{t:.0e}", make(t)) for name, make in ADAPTIVE.items() for t in args.tolerances]
     ways += [(name, f"{n} steps", make(n)) for name, make in FIXED.items() for n in args.steps]
     rows, times = [], []
     with torch.no_grad():
-        exact, _ = log_p(ode.dopri5(args.reference, args.reference, limit=100_000))
+        exact = log_p(integrator=ode.dopri5(args.reference, args.reference, limit=100_000)).log_prob
         for name, setting, integrator in tqdm(ways, desc="integrate"):
             started = time.perf_counter()
-            found, evaluations = log_p(integrator)
+            estimate = log_p(integrator=integrator)
             times.append(time.perf_counter() - started)
-            off, count = (found - exact).abs(), evaluations.double()
+            off, count = (estimate.log_prob - exact).abs(), estimate.evaluations.double()
             figures = count.mean().item(), count.max().item(), off.mean().item(), off.max().item()
             rows.append((name, setting, *figures, times[-1] / times[0]))
     print("| integrator | tolerance or steps | evaluations | most | error, nats | worst | time |")

@@ -81,14 +81,14 @@ ROWS = {(predicts, times): partial(task, predicts, times) for predicts in ("eps"
 @programs.program
 def main() -> None:
     args = common.arguments(__doc__, "runs/objectives", "v or eps/uniform")
-    found = common.run(ROWS, args)
+    figures = common.run(ROWS, args)
     lines = []
-    for row, runs in found.items():
+    for row, runs in figures.items():
         cells = [summary([r[field] for r in runs]) for field in ("bits", "single", "batch")]
         lines.append(f"| {' | '.join((*row, *cells))} |")
     common.table("| predicts | times | bits/dim | variance, one image | variance, even batch |", lines, args.out)
     first, *others = ROWS
-    print("\n".join(filter(None, (common.difference(found, row, first) for row in others))))
+    print("\n".join(filter(None, (common.difference(figures, row, first) for row in others))))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import programs
 import torch
 import tyro
 from matplotlib import font_manager
+from pictures import plt
 from PIL import Image, ImageDraw, ImageFont
 from presets import condition
 from runs import load
@@ -34,9 +35,6 @@ from tqdm import tqdm
 
 from purevdm import evaluation, likelihood, ode, random
 from purevdm.training.data import batch
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 OF_EACH = ("shuffled", "inverted", "turned", "shifted", "blurred")  # made of each digit
 
@@ -63,19 +61,19 @@ class Arguments:
 
 
 def letters(side: int, vocab_size: int) -> Tensor:
-    """Capital letters but I and O, which are digits too, (24, 1, side, side): the ink in each pixel's 4 x 4 blocks."""
+    """Draws capital letters but I and O, which are digits too, (24, 1, side, side): the ink in each pixel's 4 x 4 blocks."""
     path, n = font_manager.findfont("DejaVu Sans:bold"), 4 * side
-    found = []
+    images = []
     for letter in string.ascii_uppercase.replace("I", "").replace("O", ""):
         bitmap = Image.new("1", (n, n))
         font = ImageFont.truetype(path, round(n / 0.73))  # a capital's height is 0.73 of the font's size
         ImageDraw.Draw(bitmap).text((n / 2, n), letter, fill=1, font=font, anchor="ms")
-        found.append(torch.from_numpy(np.array(bitmap)).reshape(side, 4, side, 4).double().mean((1, 3)))
-    return (torch.stack(found)[:, None] * (vocab_size - 1)).round().long()
+        images.append(torch.from_numpy(np.array(bitmap)).reshape(side, 4, side, 4).double().mean((1, 3)))
+    return (torch.stack(images)[:, None] * (vocab_size - 1)).round().long()
 
 
 def odd(x: Tensor, vocab_size: int, key: Tensor) -> dict[str, Tensor]:
-    """Kinds of images that are not those of x, integers (n, 1, side, side); those of OF_EACH are made of each of x."""
+    """Makes kinds of images that are not those of x, integers (n, 1, side, side); those of OF_EACH are made of each of x."""
     side = x.shape[-1]
     order = random.permutation(key.cpu(), side * side).to(x.device)
     shifted = torch.zeros_like(x)
@@ -94,8 +92,8 @@ def odd(x: Tensor, vocab_size: int, key: Tensor) -> dict[str, Tensor]:
 
 
 def auroc(usual: Tensor, odd: Tensor, paired: bool) -> tuple[float, float]:
-    """How often an odd value is above a usual one, and its standard error (DeLong et al. 1988); where value i of both
-    belongs to one image, (paired), that of clusters of two (Obuchowski 1997)."""
+    """Measures how often an odd value is above a usual one, and its standard error (DeLong et al. 1988); where value i of
+    both belongs to one image (paired), that of clusters of two (Obuchowski 1997)."""
     above = (odd > usual[:, None]).double() + 0.5 * (odd == usual[:, None])
     of_usual, of_odd = above.mean(1), above.mean(0)
     if paired:
@@ -104,7 +102,7 @@ def auroc(usual: Tensor, odd: Tensor, paired: bool) -> tuple[float, float]:
 
 
 def framed(x: Tensor, colours: list[tuple[float, float, float]], vocab_size: int, columns: int) -> np.ndarray:
-    """Images as ink on paper, (n, 1, side, side), each in a frame of its colour, in rows of so many."""
+    """Draws images as ink on paper, (n, 1, side, side), each in a frame of its colour, in rows of so many."""
     side = x.shape[-1] + 4
     sheet = np.ones((math.ceil(len(x) / columns) * side, columns * side, 3))
     for i, (image, colour) in enumerate(zip(x, colours, strict=True)):
@@ -117,7 +115,7 @@ def framed(x: Tensor, colours: list[tuple[float, float, float]], vocab_size: int
 
 
 def picture(path: Path, kinds: dict[str, Tensor], bits: dict[str, Tensor], scores: dict[str, str], vocab_size: int) -> None:
-    """Each kind's values, a dot an image, with its AUROC; the most and the least likely of all, framed by kind."""
+    """Draws each kind's values, a dot an image, with its AUROC; the most and the least likely of all, framed by kind."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained", width_ratios=(1.7, 1, 1))
     colours = {name: matplotlib.colormaps["tab10"](i)[:3] for i, name in enumerate(kinds)}
     for row, (name, values) in enumerate(bits.items()):
@@ -152,25 +150,18 @@ def main() -> None:
     x = batch(test, np.arange(min(args.images, test.size)), args.device)[0].long()
     k_odd, k_flow = random.split(random.key(args.seed, device=args.device))
     kinds = {"digits": x, **odd(x, vocab, k_odd)}
-    cond = condition(config, torch.zeros(1, device=args.device), None)
-    flow = partial(
-        likelihood.log_prob,
-        model,
-        dequantisation=args.dequantisation,
-        samples=args.samples,
-        integrator=ode.dopri5(args.tolerance, args.tolerance),
-        probes=args.probes or "exact",
-    )
-
-    def told(params: dict, x: Tensor, key: Tensor, _: None) -> likelihood.Estimate:
-        return flow(params, x, key, None if cond is None else cond._replace(vector=cond.vector.expand(len(x), -1)))
-
+    options = dict(dequantisation=args.dequantisation, samples=args.samples, probes=args.probes or "exact")
+    flow = partial(likelihood.log_prob, model, integrator=ode.dopri5(args.tolerance, args.tolerance), **options)
     every = torch.cat(list(kinds.values()))
+    flags = torch.zeros(len(every), device=args.device)
+    batches = [
+        (part, condition(config, own, None))
+        for part, own in zip(every.split(args.batch), flags.split(args.batch), strict=True)
+    ]
     with tqdm(total=len(every), desc="log p") as bar:
-        options = dict(method=told, callback=bar.update)
-        found = evaluation.per_example(model, params, every.split(args.batch), k_flow, **options)
+        each = evaluation.per_example(model, params, batches, k_flow, method=flow, callback=bar.update)
     sizes = [len(part) for part in kinds.values()]
-    bits = dict(zip(kinds, (found.nll / math.prod(shape) / math.log(2)).split(sizes), strict=True))
+    bits = dict(zip(kinds, (each.nll / math.prod(shape) / math.log(2)).split(sizes), strict=True))
     seen = batch(train, np.arange(train.size))[0].long()
     simple = {name: common.histogram_bits(seen, images.cpu(), vocab) for name, images in kinds.items()}
 
@@ -185,7 +176,7 @@ def main() -> None:
                 scores.setdefault(name, f"{value:.3f}")
         print(line)
     picture(out / "outliers.png", kinds, bits, scores, vocab)
-    tqdm.write(f"the picture is {out}/outliers.png; {found.summary().evaluations:.0f} evaluations an image", sys.stderr)
+    tqdm.write(f"the picture is {out}/outliers.png; {each.summary().evaluations:.0f} evaluations an image", sys.stderr)
 
 
 if __name__ == "__main__":

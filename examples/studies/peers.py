@@ -31,7 +31,8 @@ class Absent(ModuleType):
 
 
 def load(path: Path, names: list[str], absent: bool = False) -> list[ModuleType]:
-    """Modules of a checkout; with ``absent``, packages that they import and that are missing are stood in for meanwhile."""
+    """Imports modules of a checkout; with ``absent``, others stand meanwhile for packages that they import and that are
+    missing."""
     missing: list[str] = []
     sys.path.insert(0, str(path))
     try:
@@ -50,27 +51,15 @@ def load(path: Path, names: list[str], absent: bool = False) -> list[ModuleType]
 
 
 def official(path: Path, embed: int, layers: int, size: int, batch: int, samples: int, steps: int) -> dict[str, Calls]:
-    """The official code (github.com/google-research/vdm), each call one jitted function on JAX's default device."""
+    """Times the official code (github.com/google-research/vdm), each call one jitted function on JAX's default device."""
     (code,) = load(path, ["model_vdm"])
     import jax
     import jax.numpy as jnp
 
-    model = code.VDM(
-        code.VDMConfig(
-            vocab_size=256,
-            sample_softmax=False,
-            antithetic_time_sampling=True,
-            with_fourier_features=True,
-            with_attention=False,
-            gamma_type="learnable_scalar",
-            gamma_min=-13.3,
-            gamma_max=5.0,
-            sm_n_timesteps=0,
-            sm_n_embd=embed,
-            sm_n_layer=layers,
-            sm_pdrop=0.1,
-        )
-    )
+    settings = dict(vocab_size=256, sample_softmax=False, antithetic_time_sampling=True, sm_n_timesteps=0)
+    settings |= dict(gamma_type="learnable_scalar", gamma_min=-13.3, gamma_max=5.0)
+    settings |= dict(with_fourier_features=True, with_attention=False, sm_n_embd=embed, sm_n_layer=layers, sm_pdrop=0.1)
+    model = code.VDM(code.VDMConfig(**settings))
     key = jax.random.PRNGKey(0)
     shape = (batch, size, size, 3)
     images, conditioning = jax.random.randint(key, shape, 0, 256), jnp.zeros(batch)
@@ -102,26 +91,16 @@ def official(path: Path, embed: int, layers: int, size: int, batch: int, samples
 def port(
     path: Path, embed: int, layers: int, size: int, batch: int, samples: int, steps: int, device: str
 ) -> dict[str, Calls]:
-    """The nn.Module port github.com/addtt/variational-diffusion-models: in eager, and with its U-Net compiled.
+    """Times the nn.Module port github.com/addtt/variational-diffusion-models: in eager, and with its U-Net compiled.
 
     Its whole loss cannot be compiled: it differentiates the schedule by a second backward pass.
     """
     vdm, unet = load(path, ["vdm", "vdm_unet"], absent=True)
     vdm.trange = lambda n, **_: range(n)  # no progress bar
-    config = SimpleNamespace(
-        embedding_dim=embed,
-        n_blocks=layers,
-        n_attention_heads=1,
-        dropout_prob=0.1,
-        norm_groups=32,
-        input_channels=3,
-        use_fourier_features=True,
-        attention_everywhere=False,
-        noise_schedule="learned_linear",
-        gamma_min=-13.3,
-        gamma_max=5.0,
-        antithetic_time_sampling=True,
-    )
+    settings = dict(embedding_dim=embed, n_blocks=layers, n_attention_heads=1, dropout_prob=0.1, norm_groups=32)
+    settings |= dict(input_channels=3, use_fourier_features=True, attention_everywhere=False)
+    settings |= dict(noise_schedule="learned_linear", gamma_min=-13.3, gamma_max=5.0, antithetic_time_sampling=True)
+    config = SimpleNamespace(**settings)
     x = torch.randint(0, 256, (batch, 3, size, size), device=device) / 255.0
     calls: dict[str, Calls] = {"step": {}, "sample": {}}
     for name, compiled in (("nn.Module port, eager", False), ("nn.Module port, U-Net compiled", True)):
@@ -140,14 +119,9 @@ def port(
 
 
 def score_sde(
-    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    z: torch.Tensor,
-    probe: torch.Tensor,
-    start: float,
-    stop: float,
-    tolerance: float,
+    velocity: Callable[..., torch.Tensor], z: torch.Tensor, probe: torch.Tensor, start: float, stop: float, tolerance: float
 ) -> tuple[torch.Tensor, int]:
-    """log p(z) by SciPy's RK45, driven as github.com/yang-song/score_sde_pytorch drives it (``likelihood.py``).
+    """Computes log p(z) by SciPy's RK45, driven as github.com/yang-song/score_sde_pytorch drives it (``likelihood.py``).
 
     The whole batch is one vector, whose steps are common to all, and stays in NumPy's float64. The velocity and its
     divergence are computed apart in PyTorch, the latter by one probe and a backward pass.

@@ -51,7 +51,7 @@ GRIDS = ("time", "gamma")
 
 
 def levels(steps: int, grid: str) -> Tensor:
-    """gamma before, between and after the steps, from time 1 to time 0: (steps + 1,), float64."""
+    """Lists gamma before, between and after the steps, from time 1 to time 0: (steps + 1,), float64."""
     left = 1.0 - torch.arange(steps + 1, dtype=torch.float64) / steps
     low, high = ENDS
     if grid == "gamma":
@@ -61,20 +61,20 @@ def levels(steps: int, grid: str) -> Tensor:
 
 
 def moments(gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of z at gamma."""
+    """Returns the mean and the standard deviation of z at gamma."""
     alpha, sigma = process.alpha(gamma), process.sigma(gamma)
     return alpha * MEAN, torch.sqrt((alpha * STD).square() + sigma.square())
 
 
 def denoise(z: Tensor, gamma: Tensor) -> Prediction:
-    """E[eps given z_t = z], and the E[x given z_t = z] that goes with it."""
+    """Returns E[eps given z_t = z], and the E[x given z_t = z] that goes with it."""
     mean, std = moments(gamma)
     eps = process.sigma(gamma) * (z - mean) / std.square()
     return Prediction(eps, process.x_from_eps(z, eps, gamma))
 
 
 def error(solver: str, steps: int, grid: str) -> float:
-    """The distance of the sampled z_0 from the true one."""
+    """Measures the distance of the sampled z_0 from the true one."""
     gammas = levels(steps, grid)
     # Latents: one without any noise, one with a unit of z_1's, one with a unit of each step's.
     noises = torch.cat([torch.zeros(steps + 2, 1), torch.eye(steps + 2)[:, 1:]], 1).double()
@@ -95,7 +95,7 @@ def error(solver: str, steps: int, grid: str) -> float:
 
 
 def correlated(params: dict, z: Tensor, gamma: Tensor, cond: None = None, key: None = None) -> Tensor:
-    """E[x given z] of two numbers of variance 1 and correlation 0.8: their sum and difference are independent."""
+    """Returns E[x given z] of two numbers of variance 1 and correlation 0.8: their sum and difference are independent."""
     alpha, noise = process.alpha(gamma)[:, None], process.sigma(gamma)[:, None] ** 2
     plus, minus = (z[:, :1] + z[:, 1:]) / 2, (z[:, :1] - z[:, 1:]) / 2
     plus, minus = (v * alpha / (alpha**2 * v + noise) * part for v, part in ((1.8, plus), (0.2, minus)))
@@ -103,7 +103,7 @@ def correlated(params: dict, z: Tensor, gamma: Tensor, cond: None = None, key: N
 
 
 def conditional(repeats: int, steps: int = 100, n: int = 4000) -> tuple[float, float]:
-    """The mean and the deviation of the second number as drawn given that the first is 0.6; 0 repeats for replacement."""
+    """Draws the second number given that the first is 0.6, and returns mean and deviation; 0 repeats for replacement."""
     network = networks.Network.of(lambda key, shape: {}, correlated, predicts="x", batched=True)
     schedule = schedules.fixed_linear(-10.0, 8.0)
     model = purevdm.vdm(network, schedule, (2,), decoder=decoders.gaussian(), dtype=torch.float64)

@@ -21,15 +21,17 @@ def command(program, *arguments):
 
 
 def call(program, *arguments, processes=1):
-    """A program's end and what it printed; by several processes, as ``torchrun`` starts them."""
+    """Returns what a program printed; of several processes, as ``torchrun`` starts them."""
     line = command(program, *arguments)
     if processes > 1:
         line[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(line, env=ENV, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, env=ENV, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def here(program, *arguments):
-    """What :func:`call` returns, without its process. ``sys.exit`` with a text prints it, and is the status 1."""
+    """Runs a program in this process. ``sys.exit`` with a text prints it, and is the status 1."""
     line, out, err = command(program, *arguments)[1:], io.StringIO(), io.StringIO()
     with patch.object(sys, "argv", line), redirect_stdout(out), redirect_stderr(err):
         try:
@@ -41,11 +43,24 @@ def here(program, *arguments):
     return subprocess.CompletedProcess(line, status, out.getvalue(), err.getvalue())
 
 
-def figures(program, *arguments):
-    """The lines of what a program prints, by the words that they begin with."""
+def printed(program, *arguments):
+    """Returns what a program that succeeds printed."""
     done = here(program, *arguments)
     assert done.returncode == 0, done.stderr
-    return dict(line.split("  ", 1) for line in done.stdout.splitlines() if "  " in line)
+    return done.stdout
+
+
+def refused(program, *arguments):
+    """Returns the line that a program ends with where it fails, as a user can mend it."""
+    done = here(program, *arguments)
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def figures(program, *arguments):
+    """Returns the lines of what a program prints, by the words that they begin with."""
+    return dict(line.split("  ", 1) for line in printed(program, *arguments).splitlines() if "  " in line)
 
 
 def small_flow(monkeypatch, module):

@@ -5,9 +5,9 @@ a :class:`DataError` that names the file, what was found and what is wanted. Not
 own library.
 """
 
-from readers._common import DataError
+from readers._common import DataError, reading
 from readers.files import array, huggingface, image_folder
 from readers.idx import idx
 from readers.published import cifar10, digits, imagenet
 
-__all__ = ["DataError", "array", "cifar10", "digits", "huggingface", "idx", "image_folder", "imagenet"]
+__all__ = ["DataError", "array", "cifar10", "digits", "huggingface", "idx", "image_folder", "imagenet", "reading"]

@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ SUFFIXES |= {".jp2", ".j2k", ".avif", ".sgi"}
 
 
 def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 256, key: str | None = None) -> Dataset:
-    """An array of integers, or of real numbers (float32 or float64), in a ``.npy`` (memory-mapped) or ``.npz`` file.
+    """Reads an array of integers, or of real numbers (float32 or float64), in a ``.npy`` (memory-mapped) or ``.npz`` file.
 
     Args:
         path: the file.
@@ -44,18 +43,17 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
         raise DataError(f"{path}: expected a .npy or .npz file, which numpy.save writes")
     with reading(path, "a .npy or .npz file"):
         if path.suffix == ".npz":
-            with npy.archive(path) as found:
-                names = [name for name in found.entries if name != "labels"]
+            with npy.archive(path) as arrays:
+                names = [name for name in arrays.entries if name != "labels"]
                 if key not in names and (key is not None or len(names) != 1):
                     raise DataError(f"expected one array or a key, found {names} and key {key!r}")
-                x = found[key or names[0]]
-                labels = labels_or_none(found["labels"], len(x)) if "labels" in found.entries else None
+                x = arrays[key or names[0]]
+                labels = labels_or_none(arrays["labels"], len(x)) if "labels" in arrays.entries else None
         else:
             x = npy.mapped(path)
         real = x.dtype.kind == "f" and x.dtype.itemsize in (4, 8)
         if not (real or x.dtype.kind in "biu") or x.ndim < 2 or 0 in x.shape:
-            wanted = "integers, float32 or float64 of shape (n, ...)"
-            raise DataError(f"expected {wanted}, found {x.dtype} of shape {x.shape}")
+            raise DataError(f"expected integers, float32 or float64 of shape (n, ...), found {x.dtype} of shape {x.shape}")
         if vocab_size != 256 and (real or (x.dtype.kind == "b" and vocab_size != 2)):
             raise DataError(f"expected integers for a vocab_size of {vocab_size}, found {x.dtype}")
         if real and not np.isfinite(x).all():
@@ -71,10 +69,8 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
         elif not real and (x.dtype != np.uint8 or vocab_size < 256):
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= vocab_size:
-                found = f"found {high if high >= vocab_size else low}"
-                raise DataError(
-                    f"expected values in [0, {vocab_size - 1}], {found}; vocab_size says how many values there are"
-                )
+                fitting, value = f"[0, {vocab_size - 1}]", high if high >= vocab_size else low
+                raise DataError(f"expected values in {fitting}, found {value}; vocab_size says how many values there are")
     if layout == "channels_last":
         x = np.moveaxis(x, -1, 1)
     elif layout != "channels_first" and x.ndim >= 3:
@@ -85,7 +81,7 @@ def array(path: str | os.PathLike, layout: str | None = None, vocab_size: int = 
 def image_folder(
     path: str | os.PathLike, size: int | None = None, channels: int | None = 3, background: int | None = None
 ) -> Dataset:
-    """A folder of image files, decoded when they are asked for, in the order of their names; subfolders are classes.
+    """Reads a folder of image files, decoded when they are asked for, in the order of their names; subfolders are classes.
 
     Every file's header is read at once, so that one that does not fit is named before training starts.
 
@@ -100,8 +96,8 @@ def image_folder(
             transparent pixels, where neither ``channels`` keeps nor ``background`` fills them.
     """
     folder = Path(path)
-    found = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    files = sorted(file for file in found if not file.is_dir())  # a pipe is refused, a link to nothing named as missing
+    every = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    files = sorted(file for file in every if not file.is_dir())  # a pipe is refused, a link to nothing named as missing
     if not files:
         raise DataError(f"{folder}: expected a folder of images ({', '.join(sorted(SUFFIXES))}), found none")
     groups = [file.relative_to(folder).parts[:-1] for file in files]
@@ -127,7 +123,7 @@ def huggingface(
     channels: int | None = None,
     background: int | None = None,
 ) -> Dataset:
-    """A data set of Hugging Face's library, by name or as a local path saved by it (extra ``huggingface``).
+    """Reads a data set of Hugging Face's library, by name or as a local path saved by it (extra ``huggingface``).
 
     Args:
         name: a name of the hub, or a folder that ``save_to_disk`` wrote.
@@ -180,13 +176,13 @@ def huggingface(
     return _decoded(f"{name} {split}", fetch, len(loaded), _Pixels(size, channels, background), labels, classes)
 
 
-# Formats of at most 8 bits a channel, as far as Pillow reads them. Others say their depth, or are refused.
+# Formats of at most 8 bits a channel, as far as Pillow reads them. PNG, TIFF and PPM say their depth; others are refused.
 EIGHT = {"BMP", "DIB", "GIF", "JPEG", "MPO", "MSP", "PCX", "PSD", "QOI", "SUN", "TGA", "WEBP", "XBM"}
 START = 1 << 16  # bytes that hold a header
 
 
 def _depth(opened: Image.Image, file: Any) -> int | None:
-    """The bits of a picture's channels in its file, of which Pillow leaves 8 without a word; None where they are unknown."""
+    """Reads the bits of a picture's channels, of which Pillow leaves 8 without a word; None where they are unknown."""
     if opened.format in EIGHT:
         return 8
     if opened.format == "TIFF":
@@ -197,24 +193,14 @@ def _depth(opened: Image.Image, file: Any) -> int | None:
         return max(opened.tag_v2.get(258, (1,)))
     at = file.tell()
     file.seek(0)
-    content = file.read(START if opened.format in ("PNG", "PPM", "SGI") else -1)
+    content = file.read(START)
     file.seek(at)
-    match opened.format:
-        case "PNG" | "ICO":  # an icon holds several pictures, some of them as PNG
-            return max([8, *(m[1][0] for m in re.finditer(rb"(?s)\x89PNG\r\n\x1a\n.{4}IHDR.{8}(.)", content))])
-        case "PPM":
-            gap = rb"(?:\s|#[^\r\n]*[\r\n])+"
-            largest = re.match(rb"P[2356]%b\d+%b\d+%b(\d+)" % (gap, gap, gap), content)
-            return int(largest[1]).bit_length() if largest else 1 if content[:2] in (b"P1", b"P4") else None
-        case "SGI":
-            return 8 * content[3]
-        case "AVIF":
-            flags = [m[1][0] for m in re.finditer(rb"(?s)av1C\x81.(.)", content)]
-            return max((8 + 2 * (flag >> 6 & 1) + 2 * (flag >> 5 & 1) for flag in flags), default=None)
-        case "JPEG2000":
-            if start := re.search(rb"(?s)\xff\x4f\xff\x51.{36}(.{2})", content):
-                end = start.end() + 3 * struct.unpack(">H", start[1])[0]
-                return max((1 + (bits & 127) for bits in content[start.end() : end : 3]), default=None)
+    if opened.format == "PNG":
+        return max(8, content[24])
+    if opened.format == "PPM":
+        gap = rb"(?:\s|#[^\r\n]*[\r\n])+"
+        largest = re.match(rb"P[2356]%b\d+%b\d+%b(\d+)" % (gap, gap, gap), content)
+        return int(largest[1]).bit_length() if largest else 1 if content[:2] in (b"P1", b"P4") else None
     return None
 
 
@@ -235,7 +221,7 @@ class _Pixels(NamedTuple):
 
     @contextmanager
     def opened(self, where: Any, source: Any) -> Iterator[tuple[Image.Image, str]]:
-        """A picture that is fit to be read, and the mode that its pixels are to have."""
+        """Opens a picture that is fit to be read, and says the mode that its pixels are to have."""
         with reading(where, "an image"), _bounded(), _file(source) as file, Image.open(file) as picture:
             if getattr(picture, "n_frames", 1) != 1:
                 raise DataError(f"expected one picture, found {picture.n_frames} of an animation; convert it beforehand")
@@ -248,7 +234,7 @@ class _Pixels(NamedTuple):
             yield picture, ("L" if grey else "RGB") + "A" * (self.channels in (2, 4))
 
     def shape(self, where: Any, source: Any) -> tuple[int, ...]:
-        """The shape of a picture's pixels; they are read only where its header does not say enough."""
+        """Returns the shape of a picture's pixels; they are read only where its header does not say enough."""
         with self.opened(where, source) as (picture, mode):
             turned = {"exif", "xmp", "XML:com.adobe.xmp"} & {*picture.info} or picture.format == "TIFF"
             if not (_transparent(picture) or (turned and picture.getexif().get(0x0112, 1) != 1)):
@@ -256,15 +242,14 @@ class _Pixels(NamedTuple):
         return self.pixels(where, source).shape
 
     def pixels(self, where: Any, source: Any) -> np.ndarray:
-        """A picture's pixels, (channels, height, width)."""
+        """Reads a picture's pixels, (channels, height, width)."""
         with self.opened(where, source) as (picture, mode):
             picture = ImageOps.exif_transpose(picture)
             if _transparent(picture) and not mode.endswith("A"):
                 picture = picture.convert("RGBA")
                 if self.background is not None:
-                    picture = Image.alpha_composite(
-                        Image.new("RGBA", picture.size, (self.background,) * 3 + (255,)), picture
-                    )
+                    behind = Image.new("RGBA", picture.size, (self.background,) * 3 + (255,))
+                    picture = Image.alpha_composite(behind, picture)
                 elif picture.getextrema()[3][0] < 255:
                     advice = "give a background (0 to 255) to lay them on, or 2 or 4 channels to keep their opacity"
                     raise DataError(f"expected an opaque picture, found transparent pixels; {advice}")
@@ -276,13 +261,13 @@ class _Pixels(NamedTuple):
 
 
 def _transparent(picture: Image.Image) -> bool:
-    """Whether a picture's pixels may be transparent."""
+    """Says whether a picture's pixels may be transparent."""
     return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
 
 
 @contextmanager
 def _file(source: Any) -> Iterator[BinaryIO]:
-    """A file's content, from its start."""
+    """Opens a file's content at its start."""
     if isinstance(source, io.BytesIO):
         source.seek(0)
         yield source
@@ -307,26 +292,26 @@ def _decoded(
     labels: np.ndarray | None,
     classes: int,
 ) -> Dataset:
-    """A data set of image files; ``fetch(indices)`` gives each one's name for messages, and its path or content."""
+    """Makes a data set of image files; ``fetch(indices)`` gives each one's name for messages, and its path or content."""
     pixels.check()
     shape: tuple[int, ...] = ()
 
-    def fits(where: Any, found: tuple[int, ...]) -> None:
-        if found != shape:
-            raise DataError(f"{where}: expected {shape} as the first image, found {found}; give size and channels")
+    def fits(where: Any, own: tuple[int, ...]) -> None:
+        if own != shape:
+            raise DataError(f"{where}: expected {shape} as the first image, found {own}; give size and channels")
 
     for start in range(0, n, 64):
         for where, source in fetch(np.arange(start, min(n, start + 64))):
-            found = pixels.shape(where, source)
-            shape = shape or found
-            fits(where, found)
+            own = pixels.shape(where, source)
+            shape = shape or own
+            fits(where, own)
 
     def take(indices: np.ndarray) -> np.ndarray:
         x = np.empty((len(indices), *shape), np.uint8)
         for row, (where, source) in zip(x, fetch(indices), strict=True):
-            found = pixels.pixels(where, source)
-            fits(where, found.shape)
-            row[...] = found
+            own = pixels.pixels(where, source)
+            fits(where, own.shape)
+            row[...] = own
         return x
 
     return Dataset(name, n, shape, 256, take, labels, classes)

@@ -19,7 +19,7 @@ UBYTE = 8  # the format's code of unsigned bytes
 
 
 def idx(path: str | os.PathLike, split: str = "train") -> Dataset:
-    """MNIST, Fashion-MNIST or another set of that form: grey images of 8 bits with their classes.
+    """Reads MNIST, Fashion-MNIST or another set of that form: grey images of 8 bits with their classes.
 
     Args:
         path: the folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
@@ -33,16 +33,16 @@ def idx(path: str | os.PathLike, split: str = "train") -> Dataset:
         DataError: a file that is missing, damaged or of another form, or several sets.
     """
     path, names = Path(path), names_of(split, ["train"], ["t10k", "test"])
-    x = _array(_found(path, names, "images", 3), 3)
-    file = _found(path, names, "labels", 1)
-    found = _array(file, 1)
+    x = _array(_file(path, names, "images", 3), 3)
+    file = _file(path, names, "labels", 1)
+    classes = _array(file, 1)
     with reading(file, "labels", ADVICE):
-        labels = labels_of(found, len(x))
+        labels = labels_of(classes, len(x))
     return over(f"{path.resolve().name} {split}", x[:, None], 256, labels, int(labels.max()) + 1)
 
 
-def _found(path: Path, names: list[str], what: str, ndim: int) -> Path:
-    """The file of a split's images or labels, rather plain than gzipped."""
+def _file(path: Path, names: list[str], what: str, ndim: int) -> Path:
+    """Finds the file of a split's images or labels, rather plain than gzipped."""
     folder, chosen = (path, None) if path.is_dir() or not path.parent.is_dir() else (path.parent, path.name)
     form = re.compile(rf"(?:(.+)[-_.])?(?:{'|'.join(names)})-{what}[-.]idx{ndim}-ubyte(?:\.gz)?")
     sets: dict[str, list[Path]] = {}
@@ -56,7 +56,6 @@ def _found(path: Path, names: list[str], what: str, ndim: int) -> Path:
 
 
 def _array(file: Path, ndim: int) -> np.ndarray:
-    """The array of a file."""
     with reading(file, "an IDX file", ADVICE), (gzip.open if file.suffix == ".gz" else open)(file, "rb") as opened:
         header = opened.read(4 + 4 * ndim)
         if len(header) < 4 + 4 * ndim:
@@ -67,6 +66,6 @@ def _array(file: Path, ndim: int) -> np.ndarray:
         size = math.prod(shape)
         content = pieces(opened, size)
         if len(content) != size:
-            found = "more" if len(content) > size else f"{len(content)}"
-            raise DataError(f"expected {size} bytes of shape {tuple(shape)}, found {found}")
+            count = "more" if len(content) > size else len(content)
+            raise DataError(f"expected {size} bytes of shape {tuple(shape)}, found {count}")
     return np.frombuffer(content, np.uint8).reshape(shape)

@@ -3,7 +3,6 @@ allocated for it, and every checksum of an archive is held."""
 
 import io
 import math
-import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ class Header(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many bytes header and array take."""
+        """The bytes of header and array."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
@@ -37,7 +36,7 @@ class Header(NamedTuple):
 
 
 def header(start: bytes) -> Header:
-    """The header that some bytes start with."""
+    """Reads the header that some bytes start with."""
     file = io.BytesIO(start)
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -50,15 +49,15 @@ def header(start: bytes) -> Header:
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped."""
+    """Maps the array of a .npy file into memory."""
     with _files.regular(path).open("rb") as file:
-        found = header(file.read(HEAD))
+        head = header(file.read(HEAD))
         size = file.seek(0, 2)
-    if size != found.size:
-        raise DataError(f"damaged, {size} bytes where {found.size} hold {found}")
-    if 0 in found.shape:
-        return np.empty(found.shape, found.dtype)
-    return np.memmap(path, found.dtype, "r", found.start, found.shape, "F" if found.fortran else "C")
+    if size != head.size:
+        raise DataError(f"damaged, {size} bytes where {head.size} hold {head}")
+    if 0 in head.shape:
+        return np.empty(head.shape, head.dtype)
+    return np.memmap(path, head.dtype, "r", head.start, head.shape, "F" if head.fortran else "C")
 
 
 class Archive:
@@ -74,41 +73,32 @@ class Archive:
             self.entries[name] = entry
 
     def header(self, name: str) -> Header:
-        """What an array says of itself; the rest stays compressed."""
+        """Reads what an array says of itself; the rest stays compressed."""
         if name not in self.entries:
             raise DataError(f"expected an array named {name!r}, found {list(self.entries)}")
         with self.file.open(self.entries[name]) as opened:
-            found = header(opened.read(HEAD))
-        if found.size != self.entries[name].file_size:
-            raise DataError(f"damaged, {self.entries[name].file_size} bytes of {name} where {found.size} hold {found}")
-        if found.size > memory():
-            raise DataError(f"expected arrays that fit this machine's memory, found {name}, {found}")
-        return found
+            head = header(opened.read(HEAD))
+        size = self.entries[name].file_size
+        if head.size != size:
+            raise DataError(f"damaged, {size} bytes of {name} where {head.size} hold {head}")
+        return head
 
     def __getitem__(self, name: str) -> np.ndarray:
-        found = self.header(name)
+        head = self.header(name)
         with self.file.open(self.entries[name]) as opened:
-            content = pieces(opened, found.size)
-        if len(content) != found.size:
-            raise DataError(f"damaged, {len(content)} bytes of {name} where {found.size} hold {found}")
-        flat = np.frombuffer(content, found.dtype, math.prod(found.shape), found.start)
-        return flat.reshape(found.shape, order="F" if found.fortran else "C")
+            content = pieces(opened, head.size)
+        if len(content) != head.size:
+            raise DataError(f"damaged, {len(content)} bytes of {name} where {head.size} hold {head}")
+        flat = np.frombuffer(content, head.dtype, math.prod(head.shape), head.start)
+        return flat.reshape(head.shape, order="F" if head.fortran else "C")
 
 
 @contextmanager
 def archive(path: Path) -> Iterator[Archive]:
-    """An .npz file, opened."""
+    """Opens an .npz file."""
     with path.open("rb") as opened, zipfile.ZipFile(opened) as file:
         opened.seek(-22, 2)
         *_, count, _, _, comment = struct.unpack("<4s4H2LH", opened.read(22))
         if comment or count != len(file.infolist()):  # which zipfile does not hold against what it finds
             raise DataError(f"damaged, {len(file.infolist())} arrays of {count}")
         yield Archive(file)
-
-
-def memory() -> int:
-    """This machine's memory in bytes, where the system tells."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 40

@@ -20,12 +20,12 @@ DEEPEST = 8  # levels of dicts and lists in each other
 
 
 def unpickled(content: bytes) -> Any:
-    """What a pickle holds."""
+    """Reads what a pickle holds."""
     file = io.BytesIO(content)
-    found = _Plain(file, encoding="bytes").load()
+    entries = _Plain(file, encoding="bytes").load()
     if file.read(1):
         raise DataError("expected one pickle, found more behind it")
-    return _made(found, 0)
+    return _made(entries, 0)
 
 
 class _Record:
@@ -47,14 +47,14 @@ class _Dtype(_Record):
 
 
 def _encoded(text: Any, encoding: Any) -> bytes:
-    """Bytes, as Python 3 writes them in protocol 2."""
+    """Makes bytes, as Python 3 writes them in protocol 2."""
     if not isinstance(text, str) or _text(encoding) != "latin1":
         raise DataError(f"expected text in latin1, found {type(text).__name__} in {encoding!r:.20}")
     return text.encode("latin1")
 
 
 def _text(x: Any) -> Any:
-    """Text, which Python 2 wrote as bytes."""
+    """Makes text, which Python 2 wrote as bytes."""
     return x.decode("latin1") if isinstance(x, bytes) else x
 
 
@@ -72,7 +72,7 @@ class _Plain(pickle._Unpickler):
 
 
 def _made(x: Any, depth: int) -> Any:
-    """Values with arrays for their records."""
+    """Makes arrays of their records."""
     if depth > DEEPEST:
         raise DataError(f"expected at most {DEEPEST} levels, found more")
     if isinstance(x, dict):
@@ -87,9 +87,8 @@ def _array(record: _Array) -> np.ndarray:
     if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _Dtype)):
         raise DataError("expected the shape, the dtype and the bytes of an array, found something else")
     _, shape, dtype, fortran, raw = state
-    named, told = dtype.arguments[:1], dtype.state
-    order = _text(told[1]) if isinstance(told, tuple) and len(told) > 1 else None
-    kind = _text(named[0]) if named else None
+    kind = _text(dtype.arguments[0]) if dtype.arguments else None
+    order = _text(dtype.state[1]) if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else None
     if not isinstance(kind, str) or kind not in DTYPES or not isinstance(order, str) or order not in ORDERS:
         raise DataError(f"expected numbers of a plain dtype, found {kind!r:.20} in the order {order!r:.20}")
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 8:
@@ -98,6 +97,6 @@ def _array(record: _Array) -> np.ndarray:
         raise DataError("expected an array by rows, found one by columns")
     size = math.prod(shape) * DTYPES[kind].itemsize
     if not isinstance(raw, bytes) or len(raw) != size:
-        found = len(raw) if isinstance(raw, bytes) else f"a {type(raw).__name__}"
-        raise DataError(f"expected {size} bytes for {kind} of shape {shape}, found {found}")
+        given = len(raw) if isinstance(raw, bytes) else f"a {type(raw).__name__}"
+        raise DataError(f"expected {size} bytes for {kind} of shape {shape}, found {given}")
     return np.frombuffer(raw, DTYPES[kind]).reshape(shape)

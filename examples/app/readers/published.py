@@ -7,7 +7,6 @@ import lzma
 import os
 import tarfile
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -22,15 +21,15 @@ IMAGENET = "get the downsampled images in npz format from https://image-net.org/
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1797 digits, (1, 8, 8), 17 grey levels, 10 classes; embedded in scikit-learn."""
+    """Reads scikit-learn's 1797 digits, (1, 8, 8), 17 grey levels, 10 classes; embedded in scikit-learn."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return over("digits", found.images[:, None].astype(np.uint8), 17, labels_of(found.target, 1797), 10)
+    x, labels = load_digits(return_X_y=True)
+    return over("digits", x.reshape(-1, 1, 8, 8).astype(np.uint8), 17, labels_of(labels, 1797), 10)
 
 
 def cifar10(path: str | os.PathLike, split: str = "train") -> Dataset:
-    """CIFAR-10 as published, in its python or its binary version.
+    """Reads CIFAR-10 as published, in its python or its binary version.
 
     Args:
         path: ``cifar-10-python.tar.gz`` or ``cifar-10-binary.tar.gz``, the folder unpacked from it, or the folder that holds
@@ -49,9 +48,9 @@ def cifar10(path: str | os.PathLike, split: str = "train") -> Dataset:
             binary = any(path.glob("*.bin"))
             batches = {name: _whole(path / (f"{name}.bin" if binary else name)) for name in names}
         else:
-            found = _archived(path, names)
-            binary = any(name.endswith(".bin") for name in found)
-            batches = {name: found.get(f"{name}.bin" if binary else name) for name in names}
+            members = _archived(path, names)
+            binary = any(name.endswith(".bin") for name in members)
+            batches = {name: members.get(f"{name}.bin" if binary else name) for name in names}
             lacking = [name for name, content in batches.items() if content is None]
             if lacking:
                 raise DataError(f"damaged, not an archive of CIFAR-10 (no {', '.join(lacking)} in it)")
@@ -71,7 +70,6 @@ def cifar10(path: str | os.PathLike, split: str = "train") -> Dataset:
 
 
 BATCH = 1 << 26  # bytes; published ones have less than half
-ARCHIVE = 1 << 29
 
 
 def _whole(file: Path) -> bytes:
@@ -82,45 +80,30 @@ def _whole(file: Path) -> bytes:
     return bytes(content)
 
 
-class _Bounded:
-    """A file to be read from its start to its end, of which there may be so many bytes at most."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self.file, self.size, self.left = file, size, size
-
-    def read(self, n: int) -> bytes:
-        found = self.file.read(min(n, self.left + 1))
-        self.left -= len(found)
-        if self.left < 0:
-            raise DataError(f"damaged, not an archive of CIFAR-10 (it unpacks to more than {self.size} bytes)")
-        return found
-
-
 def _archived(path: Path, names: list[str]) -> dict[str, bytes]:
-    """The batches of an archive, packed or not. It is read to its end, where its checksum is."""
+    """Reads the batches of an archive, packed or not. It is read to its end, where its checksum is."""
     packed = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
     with path.open("rb") as file:
         start = file.read(2)
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     with packed.get(start, open)(path, "rb") as unpacked:
-        bounded = _Bounded(unpacked, ARCHIVE)
-        with tarfile.open(fileobj=bounded, mode="r|") as archive:
+        with tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in archive:
                 folder, _, name = member.name.removeprefix("./").partition("/")
                 if folder not in ("cifar-10-batches-py", "cifar-10-batches-bin") or name.removesuffix(".bin") not in names:
                     continue
-                if name in found or not member.isfile() or member.size > BATCH:
+                if name in members or not member.isfile() or member.size > BATCH:
                     raise DataError(f"expected one {name}, a file of at most {BATCH} bytes, found another or more")
-                found[name] = archive.extractfile(member).read()
-                if len(found[name]) != member.size:
-                    raise DataError(f"expected {member.size} bytes of {name}, found {len(found[name])}")
-        while bounded.read(1 << 20):
+                members[name] = archive.extractfile(member).read()
+                if len(members[name]) != member.size:
+                    raise DataError(f"expected {member.size} bytes of {name}, found {len(members[name])}")
+        while unpacked.read(1 << 20):
             pass
-    return found
+    return members
 
 
 def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Dataset:
-    """ImageNet downsampled to 32 or 64 (Chrabaszcz et al. 2017), in its published npz batches, with 1000 classes.
+    """Reads ImageNet downsampled to 32 or 64 (Chrabaszcz et al. 2017), in its published npz batches, with 1000 classes.
 
     The first call writes the images into one uncompressed ``.npy`` beside the batches, which is memory-mapped: only what
     is read is in memory. It is written again when it or a batch is of another size or time than then, as a ``.json`` tells.
@@ -137,19 +120,18 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
         raise ValueError(f"size: expected 32 or 64, got {size}")
     folder = Path(path)
     files = [
-        folder / name for name in names_of(split, [f"train_data_batch_{i}.npz" for i in range(1, 11)], ["val_data.npz"])
+        folder / f"{name}.npz" for name in names_of(split, [f"train_data_batch_{i}" for i in range(1, 11)], ["val_data"])
     ]
 
     def entry(file: Path, name: str) -> np.ndarray:
-        """One array of a batch; the rest stay compressed."""
+        """Reads one array of a batch; the rest stay compressed."""
         with reading(file, f"a batch of {size}x{size} images", IMAGENET), npy.archive(file) as batch:
-            found = batch.header("data")
-            if found.dtype != np.uint8 or found.shape[1:] != (3 * size**2,) or not 0 < found.shape[0] <= MOST:
-                raise DataError(f"expected data of uint8 and shape (n, {3 * size**2}), found {found}")
-            labels = batch.header("labels")
-            if labels.shape != found.shape[:1]:
-                raise DataError(f"expected a label of each of {found.shape[0]} images, found {labels}")
-            return images_of(batch[name], size) if name == "data" else labels_of(batch[name], found.shape[0], 1, 1000)
+            data, labels = batch.header("data"), batch.header("labels")
+            if data.dtype != np.uint8 or data.shape[1:] != (3 * size**2,) or not 0 < data.shape[0] <= MOST:
+                raise DataError(f"expected data of uint8 and shape (n, {3 * size**2}), found {data}")
+            if labels.shape != data.shape[:1]:
+                raise DataError(f"expected a label of each of {data.shape[0]} images, found {labels}")
+            return images_of(batch[name], size) if name == "data" else labels_of(batch[name], data.shape[0], 1, 1000)
 
     labels = [entry(file, "labels") for file in files]
     shape = (sum(map(len, labels)), 3, size, size)
@@ -159,7 +141,7 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
             np.lib.format.write_array_header_1_0(out, dict(descr="|u1", fortran_order=False, shape=shape))
             for file in files:
                 out.write(np.ascontiguousarray(entry(file, "data")))
-        with _files.replaced(_beside(cache)) as draft:
+        with _files.replaced(cache.with_suffix(".json")) as draft:
             draft.write_text(json.dumps(_written_from(cache, files)))
     return over(f"imagenet{size} {split}", npy.mapped(cache), 256, np.concatenate(labels), 1000)
 
@@ -167,20 +149,15 @@ def imagenet(path: str | os.PathLike, size: int, split: str = "train") -> Datase
 MOST = 1 << 21  # images of a batch; all of ImageNet are fewer
 
 
-def _beside(cache: Path) -> Path:
-    """The file that says of which batches a cache was written."""
-    return cache.with_suffix(".json")
-
-
 def _written_from(cache: Path, files: list[Path]) -> list[list]:
-    """The sizes and times of a cache and its batches, by which they are known again."""
+    """Lists the sizes and times of a cache and its batches, by which they are known again."""
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in (cache, *files)]
 
 
 def _current(cache: Path, shape: tuple[int, ...], files: list[Path]) -> bool:
-    """Whether a cache was written from just these batches, and nothing happened to either since."""
+    """Says whether a cache was written from just these batches, and nothing happened to either since."""
     try:
-        x, told = npy.mapped(cache), json.loads(_files.regular(_beside(cache)).read_text())
-        return (x.dtype, x.shape) == (np.uint8, shape) and told == _written_from(cache, files)
+        x, source = npy.mapped(cache), json.loads(_files.regular(cache.with_suffix(".json")).read_text())
+        return (x.dtype, x.shape) == (np.uint8, shape) and source == _written_from(cache, files)
     except Exception:  # whatever is wrong with it, it is written again
         return False

@@ -1,10 +1,11 @@
-"""Presets: the official models' parameter counts, configurations there and back, the data and models they stand for."""
+"""Presets: the official models' parameter counts, configurations there and back, the data, models and pictures."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import optree
+import pictures
 import presets
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from presets import PRESETS, Config, Data, build
 from readers import DataError
 
-from purevdm import decoders, random
+from purevdm import random, training
 from purevdm.training.data import Dataset
 
 # Counted in the official code's own parameters at each of its configurations.
@@ -50,35 +51,42 @@ def test_configurations_go_through_json(name):
     assert presets.from_json(json.loads(json.dumps(presets.as_json(config)))) == config
 
 
-@pytest.mark.parametrize("network", ["vdm_unet", "unet", "mlp"])
-@pytest.mark.parametrize("schedule", ["fixed_linear", "monotone_mlp_pinned", "constrained_monotone"])
-def test_models_of_every_kind(network, schedule):
-    m = presets.Model(
-        network=network, embed=16, layers=1, groups=4, schedule=schedule, labels=True, cond_drop=0.1, fourier=()
-    )
-    config = Config(model=replace(m, variance=True, self_condition=True), dtype="bfloat16")
+@pytest.mark.parametrize(
+    ("network", "schedule", "predicts"),
+    [
+        ("vdm_unet", "monotone_mlp_pinned", "x"),
+        ("unet", "constrained_monotone", "v"),
+        ("mlp", "learned_linear", "eps"),
+    ],
+)
+def test_models_of_every_kind(network, schedule, predicts):
+    m = presets.Model(network=network, embed=16, layers=1, groups=4, schedule=schedule, fourier=(), predicts=predicts)
+    options = dict(labels=True, cond_drop=0.1, self_condition=True, importance=network == "mlp")
+    config = Config(model=replace(m, **options), dtype="bfloat16")
     model = build(config, (1, 8, 8), 17, classes=10)
+    assert model.network.predicts == predicts
+    params, x = model.init(random.key(0)), torch.zeros(2, 1, 8, 8, dtype=torch.int64)
     cond = presets.condition(config, torch.zeros(2), torch.tensor([3, 9]))
-    params = model.init(random.key(0))
-    x = torch.zeros(2, 1, 8, 8, dtype=torch.int64)
-    grads, loss = model.vlb_and_variance_grads(params, x, random.key(1), cond)
+    grads, (loss, stats) = training.gradients(model, variance=network == "unet")(params, x, random.key(1), cond)
     assert loss.isfinite()
     assert all(leaf.isfinite().all() for leaf in optree.tree_leaves(grads))
+    assert ("schedule" in stats) == (network == "mlp")  # what times by importance learn from
 
 
-@pytest.mark.parametrize("network", ["vdm_unet", "unet", "mlp"])
-@pytest.mark.parametrize("predicts", ["x", "v"])
-def test_what_networks_predict_and_times_by_importance(network, predicts):
-    m = presets.Model(
-        network=network, embed=8, layers=1, groups=4, fourier=(), flag=False, predicts=predicts, importance=True
-    )
-    model = build(Config(model=m), (1, 4, 4), 17)
-    assert model.network.predicts == predicts
-    assert not model.network.residual
-    params = model.init(random.key(0))
-    loss, stats = model.loss_and_stats(params, torch.zeros(2, 1, 4, 4, dtype=torch.int64), random.key(1))
-    assert loss.isfinite()
-    assert stats["schedule"]["warp"]["visits"].sum() > 0
+@pytest.mark.parametrize(
+    ("kind", "outputs", "vocab_size"),
+    [("bfn_continuous", None, None), ("bfn_continuous", None, 17), ("bfn_discretised", 2, 17), ("bfn_discrete", None, 17)],
+)
+def test_presets_build_bayesian_flows(kind, outputs, vocab_size):
+    config = PRESETS["digits_bfn"][1]
+    config = replace(config, model=replace(config.model, kind=kind, network="mlp", timesteps=7))
+    config = replace(config, data=replace(config.data, loc=(1.0,), scale=(2.0,)))
+    model = build(config, (3,), vocab_size)
+    assert (model.network.outputs, model.timesteps, model.reconstruction) == (outputs, 7, False)
+    assert model.decoder.unit == ("bits/dim" if vocab_size else "nats")
+    if kind != "bfn_continuous":
+        with pytest.raises(ValueError, match=r"model\.kind: real data"):
+            build(config, (3,), None)
 
 
 def test_settings_of_images_reach_their_readers(tmp_path):
@@ -98,24 +106,13 @@ def test_settings_of_images_reach_their_readers(tmp_path):
         assert train.labels is None
 
 
-def test_configurations_of_before_have_the_usual_channels():
+def test_configurations_of_version_0_3_predict_the_noise_at_uniform_times_of_the_usual_channels():
     for source, channels, want in (("huggingface", 1, None), ("folder", 3, None), ("folder", 1, 1), ("digits", 3, None)):
-        told = presets.as_json(Config(data=Data(source=source, channels=channels)))
-        assert presets.from_json(told).data.channels == channels
-        del told["data"]["label"], told["data"]["background"]
-        assert presets.from_json(told).data.channels == want
-
-
-def test_configurations_of_before_predict_the_noise_at_uniform_times():
-    """What a run of version 0.3 left in its checkpoints."""
-    config = PRESETS["digits"][1]
-    found = json.loads(json.dumps(presets.as_json(config)))
-    del found["model"]["predicts"], found["model"]["importance"]
-    assert presets.from_json(found) == config
-    model = build(presets.from_json(found), (1, 8, 8), 17)
-    assert model.network.predicts == "eps"
-    assert model.schedule.observe is None
-    assert model.init(random.key(0))["schedule"].keys() == {"w", "b"}
+        entries = json.loads(json.dumps(presets.as_json(Config(data=Data(source=source, channels=channels)))))
+        assert presets.from_json(entries).data.channels == channels
+        for part, name in (("data", "label"), ("data", "background"), ("model", "predicts"), ("model", "importance")):
+            del entries[part][name]
+        assert presets.from_json(entries) == Config(data=Data(source=source, channels=want))
 
 
 def test_labels_need_classes():
@@ -143,12 +140,7 @@ def test_real_data_are_standardised_by_channel(shape):
     assert f.mean().abs() < 1e-6
     assert abs(f.square().mean() - 1) < 1e-6
     assert presets.standardised(data, reals(x[:3])) == data  # given once, they stay
-
-
-def test_integers_are_not_standardised():
-    data = Data(source="array", vocab_size=17)
-    assert presets.standardised(data, reals(np.zeros((2, 3)))._replace(vocab_size=17)) == data
-    assert presets.decoder(data, (3,), 17) == decoders.discrete(17)
+    assert presets.standardised(Data(), reals(x)._replace(vocab_size=17)) == Data()
 
 
 def test_real_data_without_a_density_are_named():
@@ -158,3 +150,16 @@ def test_real_data_without_a_density_are_named():
     x[:, 1] = 2.5
     with pytest.raises(DataError, match="channel 1 is constant"):
         presets.standardised(Data(), reals(x))
+
+
+def test_tiles_keep_every_pixel():
+    images = torch.arange(4 * 4).reshape(4, 1, 2, 2)
+    tiles = pictures.tiles(images, 16, side=2)
+    assert tiles.shape == (8, 8, 3)
+    assert (tiles[1:3, 1:3, 0] == 17 * images[0, 0].numpy()).all()
+    assert (tiles[5:7, 1:3, 0] == 17 * images[2, 0].numpy()).all()
+    assert (tiles[0] == 255).all()
+    real = pictures.tiles(torch.tensor([-3.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2), None, side=2)
+    assert (real[1:3, 1:3] == 0).all()  # from black to white
+    assert (real[1:3, 5:7] == 255).all()
+    assert [pictures.drawable(*form) for form in (((3, 4, 4), None), ((2,), None), ((2,), 17))] == [True, False, True]

@@ -3,6 +3,8 @@
 import json
 import struct
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 
 import numpy as np
 import optree
@@ -10,10 +12,10 @@ import pytest
 import runs
 import torch
 from presets import Config, Data, Model, build
+from processes import refused
 from readers import DataError
 
-from purevdm import random, training
-from purevdm.training import checkpoint
+from purevdm import random
 from purevdm.training.checkpoint import CheckpointError
 from purevdm.training.data import Dataset
 
@@ -47,12 +49,8 @@ def test_an_exported_model_is_the_runs(tmp_path):
 def test_an_exported_model_finds_its_data_elsewhere(tmp_path):
     written(tmp_path)
     for name in ("train", "t10k"):
-        images, labels = (
-            struct.pack(">HBB3I", 0, 8, 3, 2, 4, 3) + bytes(24),
-            struct.pack(">HBBI", 0, 8, 1, 2) + bytes([0, 1]),
-        )
-        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(images)
-        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 2, 4, 3) + bytes(24))
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 2) + bytes([0, 1]))
     found = runs.load(tmp_path / "out", "cpu", **{"data.path": str(tmp_path)})
     assert (found.train.size, found.test.size) == (2, 2)
 
@@ -60,39 +58,29 @@ def test_an_exported_model_finds_its_data_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("part", "value", "error"),
     [
-        (("config",), [], CheckpointError),
-        (("config", "model"), None, CheckpointError),
-        (("config", "model", "embed"), 16, CheckpointError),
-        (("config", "model", "embed"), "16", CheckpointError),
-        (("config", "model", "embed"), 2**26, CheckpointError),
-        (("config", "model", "embed"), 2**40, CheckpointError),
-        (("config", "model", "layers"), 10**9, CheckpointError),
-        (("config", "model", "network"), "_apply", CheckpointError),
-        (("config", "model", "schedule"), "gamma", CheckpointError),
-        (("config", "model", "kind"), "bfn", CheckpointError),
-        (("config", "model", "fourier"), [0.5], CheckpointError),
-        (("config", "data", "source"), "nowhere", CheckpointError),
-        (("config", "seed"), None, CheckpointError),
-        (("data", "event_shape"), [2**40, 2**40], CheckpointError),
-        (("data", "event_shape"), [2**16, 2**17], CheckpointError),
-        (("data", "event_shape"), 4, DataError),
-        (("data", "event_shape"), [1, 0, 3], DataError),
-        (("data", "event_shape"), [1, 4, 2], CheckpointError),
-        (("data", "vocab_size"), "256", DataError),
-        (("data", "classes"), -1, DataError),
-        (("data", "name"), 3, DataError),
+        ("config", [], CheckpointError),
+        ("config.model.embed", 16, CheckpointError),
+        ("config.model.embed", "16", CheckpointError),
+        ("config.model.embed", 2**40, CheckpointError),
+        ("config.model.network", "_apply", CheckpointError),
+        ("config.model.fourier", [0.5], CheckpointError),
+        ("config.data.source", "nowhere", CheckpointError),
+        ("config.seed", None, CheckpointError),
+        ("data.event_shape", [2**40, 2**40], CheckpointError),
+        ("data.event_shape", [1, 0, 3], DataError),
+        ("data.event_shape", [1, 4, 2], CheckpointError),
+        ("data.vocab_size", "256", DataError),
+        ("data.classes", -1, DataError),
+        ("data.name", 3, DataError),
     ],
 )
 def test_a_damaged_description_is_named(tmp_path, part, value, error):
     written(tmp_path)
     file = tmp_path / "out" / "model.json"
-    whole = json.loads(file.read_text())
-    *nodes, last = part
-    node = whole
-    for name in nodes:
-        node = node[name]
-    node[last] = value
-    file.write_text(json.dumps(whole))
+    entries = json.loads(file.read_text())
+    *nodes, last = part.split(".")
+    reduce(getitem, nodes, entries)[last] = value
+    file.write_text(json.dumps(entries))
     with pytest.raises(error, match=r"model\.json|params\.safetensors|out"):
         runs.load(tmp_path / "out", "cpu", dataless=True)
     file.write_text("{")
@@ -100,25 +88,10 @@ def test_a_damaged_description_is_named(tmp_path, part, value, error):
         runs.load(tmp_path / "out", "cpu", dataless=True)
 
 
-def test_a_checkpoint_whose_settings_lie_is_named(tmp_path):
-    run = written(tmp_path)
-    state = training.init(run.model, random.key(0))
-    for change in (dict(embed=2**26), dict(layers=10**9), dict(network="gamma")):
-        extra = runs.as_json(replace(run.config, data=Data()))
-        extra["model"] |= dict(network="mlp") | change
-        path = checkpoint.save(tmp_path / "checkpoints", state, extra=extra)
-        with pytest.raises(
-            CheckpointError, match=r"of another model|expected one of 'vdm_unet', 'unet', 'mlp', got 'gamma'"
-        ):
-            runs.load(path, "cpu")
-
-
-def test_a_model_is_not_exported_over_itself(tmp_path, monkeypatch):
+def test_a_model_is_not_exported_over_itself(tmp_path):
     written(tmp_path)
     before = [file.read_bytes() for file in sorted((tmp_path / "out").iterdir())]
     (tmp_path / "again").symlink_to("out")
     for out in ("out", "again"):
-        monkeypatch.setattr("sys.argv", ["runs.py", str(tmp_path / "out"), str(tmp_path / out)])
-        with pytest.raises(SystemExit, match="out: expected another path than what is read"):
-            runs.main()
+        assert "out: expected another path than what is read" in refused("runs.py", tmp_path / "out", tmp_path / out)
     assert [file.read_bytes() for file in sorted((tmp_path / "out").iterdir())] == before

@@ -1,37 +1,25 @@
-"""The digits example: its data and baselines, and whole runs that repeat to the last digit."""
+"""The digits examples: data and baselines, and whole runs that repeat to the last digit."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import digits
 import optree
 import pytest
 import torch
-from processes import here
+from processes import call, figures, here
 
-from purevdm import interop, random
-
-SCRIPT = Path(digits.__file__)
-
-
-def run(script, out, *arguments):
-    command = [sys.executable, str(script), "--out", str(out), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=out.parent).stdout
+from purevdm import interop, networks, random
 
 
 def test_the_split_is_by_key_and_whole():
     train, test = digits.data(random.key(0))
     assert train.shape == (1500, 1, 8, 8)
     assert test.shape == (297, 1, 8, 8)
-    other, _ = digits.data(random.key(1))
+    other = digits.data(random.key(1))
     assert torch.equal(train, digits.data(random.key(0))[0])
-    assert not torch.equal(train, other)
-    total = torch.cat([train, test]).sum()
-    assert total == torch.cat(digits.data(random.key(1))).sum()
-    assert train.min() == 0
-    assert train.max() == 16
+    assert not torch.equal(train, other[0])
+    assert torch.cat([train, test]).sum() == torch.cat(other).sum()
+    assert train.aminmax() == (0, 16)
 
 
 def test_histograms_are_near_the_known_figure():
@@ -39,15 +27,6 @@ def test_histograms_are_near_the_known_figure():
     assert abs(digits.histogram_bits(train, test).mean() - 2.44) < 0.05
     uniform = digits.histogram_bits(train[:0], test)
     torch.testing.assert_close(uniform, torch.full_like(uniform, math.log2(17)))
-
-
-def test_tiles_keep_every_pixel():
-    images = torch.arange(4 * 4).reshape(4, 1, 2, 2)
-    tiles = digits.tiles(images, 2)
-    assert tiles.shape == (8, 8)
-    assert torch.equal(tiles[1:3, 1:3], images[0, 0])
-    assert torch.equal(tiles[5:7, 1:3], images[2, 0])
-    assert not tiles[0].any()
 
 
 def test_parameters_that_are_there_are_not_written_over(tmp_path):
@@ -61,7 +40,7 @@ def test_parameters_that_are_there_are_not_written_over(tmp_path):
 
 @pytest.mark.slow
 def test_two_runs_print_the_same(tmp_path):
-    first, second = (run(SCRIPT, tmp_path / name, "--steps", "3", "--passes", "2") for name in "ab")
+    first, second = (call("digits.py", "--out", tmp_path / name, "--steps", 3, "--passes", 2) for name in "ab")
     assert first == second
     assert "test bound" in first
     assert (tmp_path / "a" / "samples.png").stat().st_size > 10_000
@@ -71,5 +50,13 @@ def test_two_runs_print_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_the_main_job_reaches_its_figure(tmp_path):
-    out = run(SCRIPT, tmp_path / "run")
-    assert float(out.split()[2]) <= 2.15
+    assert float(call("digits.py", "--out", tmp_path / "run").split()[2]) <= 2.15
+
+
+def test_a_short_run_of_a_bayesian_flow(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "vdm_unet", lambda **options: networks.mlp(8, 1, fourier=(), outputs=2))
+    lines = figures("flows.py", "--eager", "--steps", 2, "--batch", 4, "--passes", 1, "--out", tmp_path)
+    assert "2 steps, 297 images" in lines["test bound"]
+    assert float(lines["test bound"].split()[0]) > 0
+    assert (tmp_path / "samples.png").stat().st_size > 5_000
+    assert "network" in interop.load_params(tmp_path / "params.safetensors")

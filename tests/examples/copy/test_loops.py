@@ -1,22 +1,19 @@
 """Loops of other libraries: each, on two gloo processes, computes what the whole batch gives by hand."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import loops
 import pytest
 import torch
 from compare import moved_alike
 from optree import tree_leaves
+from processes import call, here
 
 from purevdm import random
 
-SCRIPT = Path(loops.__file__)
 STEPS, BATCH = 4, 500  # an epoch is three steps
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -34,58 +31,29 @@ def by_hand():
     return start, params
 
 
-def needs(loop):
-    missing = loop in ("accelerate", "lightning") and importlib.util.find_spec(loop) is None
-    return pytest.mark.skipif(missing, reason=f"{loop} is not installed (extra loops)")
-
-
-def launched(loop, processes, out, *more):
-    arguments = [str(SCRIPT), loop, "--steps", str(STEPS), "--batch", str(BATCH), "--out", str(out), *more]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    env = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, *launcher, *arguments], env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1].startswith(f"{loop}: test bound ")
-    assert run.stdout.count("test bound") == 1
-    return torch.load(out)
-
-
-@pytest.mark.parametrize("loop", [pytest.param(loop, marks=needs(loop)) for loop in loops.LOOPS])
-def test_two_processes_are_the_whole_batch(loop, tmp_path, by_hand):
+@pytest.mark.parametrize(
+    ("processes", "pieces"), [(2, 5), *(pytest.param(n, 1, marks=SLOW) for n in (1, 2, 4)), pytest.param(1, 5, marks=SLOW)]
+)
+@pytest.mark.parametrize("loop", loops.LOOPS)
+def test_any_processes_and_pieces_are_the_whole_batch(loop, processes, pieces, tmp_path, by_hand):
+    if loop != "ddp" and importlib.util.find_spec(loop) is None:
+        pytest.skip(f"{loop} is not installed (extra loops)")
     start, params = by_hand
-    moved_alike(launched(loop, 2, tmp_path / "params.pt"), params, start)
+    options = ("--steps", STEPS, "--batch", BATCH, "--accumulate", pieces, "--out", tmp_path / "params.pt")
+    output = call("loops.py", loop, *options, processes=processes)
+    assert output.splitlines()[-1].startswith(f"{loop}: test bound ")
+    assert output.count("test bound") == 1
+    moved_alike(torch.load(tmp_path / "params.pt"), params, start)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loop", [pytest.param(loop, marks=needs(loop)) for loop in ("accelerate", "lightning")])
-def test_two_processes_in_pieces_are_the_whole_batch(loop, tmp_path, by_hand):
+@pytest.mark.parametrize("pieces", [1, 5])
+def test_one_process_is_the_whole_batch(pieces, by_hand):
     start, params = by_hand
-    moved_alike(launched(loop, 2, tmp_path / "params.pt", "--accumulate", "5"), params, start)
+    moved_alike(loops.ddp(Namespace(steps=STEPS, batch=BATCH, accumulate=pieces, device="cpu")), params, start)
 
 
-@pytest.mark.parametrize("loop", [pytest.param(loop, marks=needs(loop)) for loop in loops.LOOPS if loop != "accelerate"])
-def test_pieces_are_the_whole_batch(loop, tmp_path, by_hand):
-    start, params = by_hand
-    moved_alike(launched(loop, 1, tmp_path / "params.pt", "--accumulate", "5"), params, start)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("loop", [pytest.param(loop, marks=needs(loop)) for loop in loops.LOOPS])
-def test_any_number_of_processes_is_the_whole_batch(loop, processes, tmp_path, by_hand):
-    start, params = by_hand
-    moved_alike(launched(loop, processes, tmp_path / "params.pt"), params, start)
-
-
-def test_alone_is_the_whole_batch(by_hand):
-    start, params = by_hand
-    moved_alike(loops.ddp(Namespace(steps=STEPS, batch=BATCH, accumulate=1, device="cpu")), params, start)
-
-
-@pytest.mark.parametrize("arguments", [("--batch", "1501"), ("--batch", "7"), ("--batch", "0")])
-def test_bad_arguments_are_named(arguments, monkeypatch, capsys):
+@pytest.mark.parametrize("batch", [1501, 7, 0])
+def test_bad_arguments_are_named(batch, monkeypatch):
     monkeypatch.setattr(loops, "PROCESSES", 2)
-    monkeypatch.setattr(sys, "argv", ["loops.py", "ddp", *arguments])
-    with pytest.raises(SystemExit):
-        loops.main()
-    assert "--batch: expected a multiple of 2 processes x 1 pieces, at most 1500" in capsys.readouterr().err
+    message = here("loops.py", "ddp", "--batch", batch).stderr
+    assert "--batch: expected a multiple of 2 processes x 1 pieces, at most 1500" in message

@@ -1,64 +1,58 @@
-"""The benchmark's program: what it prints and writes, on parts that compile in seconds."""
+"""The benchmark's program: what it prints and writes, on small parts, with the compiler left out."""
 
 import json
 
 import benchmark
-import digits
 import peers
 import pytest
 import torch
+from processes import here, printed, refused
 
 import purevdm
-from purevdm import interop, likelihood, networks, ode, random, schedules
+from purevdm import likelihood, networks, ode, random, schedules
 from purevdm.likelihood import flow
 
 
-def test_the_program_prints_ratios_and_writes_every_time(tmp_path, monkeypatch, capsys):
-    """With the compiler left out."""
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """What the program prints and writes for some parts."""
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
-    out = tmp_path / "times.json"
-    sizes = ["--batch", "2", "--size", "4", "--embed", "32", "--layers", "1", "--steps", "2", "--runs", "2"]
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *sizes, "--out", str(out)])
-    benchmark.main()
-    printed = capsys.readouterr().out
-    results = json.loads(out.read_text())
-    assert results["torch"] == torch.__version__
+
+    def results(*options):
+        sizes = "--batch 2 --size 4 --embed 32 --layers 1 --samples 2 --steps 2 --runs 2 --out".split()  # noqa: SIM905
+        output = printed("benchmark.py", *sizes, tmp_path / "times.json", *options)
+        return output, json.loads((tmp_path / "times.json").read_text())
+
+    return results
+
+
+def test_the_program_prints_ratios_and_writes_every_time(results):
+    output, times = results()
+    assert times["torch"] == torch.__version__
     for part in ("step", "sample"):
-        for name, row in results[part].items():
-            assert name in printed
+        for name, row in times[part].items():
+            assert name in output
             assert len(row["seconds"]) == 2
             assert min(row["first"], *row["seconds"]) > 0
 
 
-def test_ways_are_held_against_the_peaks(tmp_path, monkeypatch, capsys):
-    """With the compiler left out."""
-    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
-    out = tmp_path / "times.json"
-    sizes = "--batch 2 --size 4 --embed 32 --layers 1 --samples 2 --steps 2 --runs 1".split()  # noqa: SIM905
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "ways", *sizes, "--out", str(out)])
-    benchmark.main()
-    printed, results = capsys.readouterr().out, json.loads(out.read_text())["ways"]
+def test_ways_are_compared_with_the_peaks(results):
+    output, times = results("--parts", "ways")
     for part in ("step", "sample"):
-        assert list(results[part])[:3] == ["float32", "bfloat16", "bfloat16, reduce-overhead"]
-        assert all(row["flops"] > 0 for row in results[part].values())
-        assert f" {part}\n" in printed
-    assert printed.count("of the peaks") == 6
+        assert list(times["ways"][part])[:3] == ["float32", "bfloat16", "bfloat16, reduce-overhead"]
+        assert all(row["flops"] > 0 for row in times["ways"][part].values())
+        assert f" {part}\n" in output
+    assert output.count("of the peaks") == 6
 
 
-def test_flows_are_timed_and_held_against_a_finer_one(tmp_path, monkeypatch, capsys):
-    """With the compiler left out."""
-    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
-    interop.save_params(tmp_path / "params.safetensors", digits.build().init(random.key(0)))
-    out = tmp_path / "times.json"
-    sizes = ["--batch", "2", "--size", "4", "--embed", "32", "--layers", "1", "--runs", "1"]
-    about = ["--digits", str(tmp_path), "--images", "2", "--piece", "1", "--tolerance", "1e-2", "--out", str(out)]
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "flow", *sizes, *about])
-    benchmark.main()
-    results = json.loads(out.read_text())
-    assert len(results["flow"]) == 5
-    printed = capsys.readouterr().out
-    for name, row in results["flow"].items():
-        assert f"  {name}" in printed
+def test_flows_are_timed_and_compared_with_a_finer_one(results, monkeypatch):
+    model = purevdm.vdm(networks.mlp(8, 1, fourier=()), schedules.fixed_linear(-4.0, 3.0), (1, 8, 8), 17)
+    x = random.randint(random.key(0), (2, 1, 8, 8), 0, 17)
+    monkeypatch.setattr(benchmark.common, "trained", lambda *_: (model, model.init(random.key(0)), x))
+    output, times = results("--parts", "flow", "--images", 2, "--piece", 1, "--tolerance", "1e-2")
+    assert len(times["flow"]) == 5
+    for name, row in times["flow"].items():
+        assert f"  {name}" in output
         assert 0 < row["error"] <= row["worst"] < 30
         assert row["evaluations"] <= row["most"]
 
@@ -69,17 +63,10 @@ def test_the_flow_of_others_ends_in_the_same_log_p():
     params["network"]["dense3"]["kernel"] = random.normal(random.key(2), (8, 3), torch.float64)
     probes = flow.draw_probes(random.split(random.key(3), 4), 1, (3,), torch.float64)
     ours = likelihood.log_prob_latent(model, params, z, probe_noise=probes, integrator=ode.dopri5(1e-9, 1e-9))
-    theirs, evaluations = peers.score_sde(
-        lambda z, gamma: flow.velocity(model, params, z, gamma), z, probes[0], -4.0, 3.0, 1e-9
-    )
+    velocity = lambda z, gamma: flow.velocity(model, params, z, gamma)  # noqa: E731
+    theirs, evaluations = peers.score_sde(velocity, z, probes[0], -4.0, 3.0, 1e-9)
     torch.testing.assert_close(theirs, ours.log_prob, rtol=0, atol=1e-6)
     assert evaluations > 20
-
-
-def test_a_flow_without_a_trained_model_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--parts", "flow", "--digits", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"python examples/copy/digits\.py makes it"):
-        benchmark.main()
 
 
 def test_a_line_has_medians_ratios_rates_and_shares(capsys):
@@ -102,9 +89,6 @@ def test_products_and_convolutions_are_counted():
         assert flops[name] == pytest.approx(benchmark.counted(call), rel=1e-6)
 
 
-@pytest.mark.parametrize(("argument", "message"), [("--runs", "must be at least 1"), ("--steps", "must be at least 1")])
-def test_bad_arguments_are_refused(argument, message, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", argument, "0"])
-    with pytest.raises(SystemExit):
-        benchmark.main()
-    assert message in capsys.readouterr().err
+def test_bad_arguments_are_refused(tmp_path):
+    assert "must be at least 1" in here("benchmark.py", "--runs", 0).stderr
+    assert "python examples/copy/digits.py makes it" in refused("benchmark.py", "--parts", "flow", "--digits", tmp_path)

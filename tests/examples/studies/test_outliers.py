@@ -10,9 +10,9 @@ import pytest
 import readers
 import torch
 from PIL import Image
-from processes import small_flow
+from processes import printed, small_flow
 
-from purevdm import interop, networks, random, vdm
+from purevdm import networks, random, vdm
 from purevdm.schedules import fixed_linear
 
 
@@ -76,16 +76,13 @@ def test_frames_are_around_their_images():
     assert (sheet[7:, 7:] == 1).all()  # no fourth image
 
 
-def test_the_program_ranks_and_draws(tmp_path, monkeypatch, capsys):
+def test_the_program_ranks_and_draws(tmp_path, monkeypatch):
     small_flow(monkeypatch, outliers)
     data = readers.digits()
     model = vdm(networks.mlp(8, fourier=()), fixed_linear(-6.0, 4.0), data.event_shape, data.vocab_size)
     params = perturb.perturbed(model.init(random.key(0)), 1, 0.01)
-    found = (presets.PRESETS["digits"][1], data, data, model, params)
-    monkeypatch.setattr(outliers, "load", lambda path, device: found)
-    monkeypatch.setattr("sys.argv", ["outliers.py", "somewhere", "--out", str(tmp_path), "--images", "5"])
-    outliers.main()
-    head, *lines = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(outliers, "load", lambda path, device: (presets.PRESETS["digits"][1], data, data, model, params))
+    head, *lines = printed("outliers.py", "somewhere", "--out", tmp_path, "--images", 5).splitlines()
     assert head.split()[0] == "images"
     names = [line[:9].strip() for line in lines]
     assert names == ["digits", *outliers.OF_EACH, "letters", "one grey"]
@@ -93,17 +90,3 @@ def test_the_program_ranks_and_draws(tmp_path, monkeypatch, capsys):
     assert all(0 <= float(line.split("+-")[1].split()[1]) <= 1 for line in lines[1:])
     with Image.open(tmp_path / "outliers.png") as image:
         assert np.asarray(image).std() > 10
-
-
-def test_what_does_not_fit_is_named(tmp_path, monkeypatch):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["outliers.py", *map(str, arguments)])
-        outliers.main()
-
-    with pytest.raises(SystemExit, match=r"none\.safetensors: expected a safetensors file, found no file"):
-        call(tmp_path / "none.safetensors")
-    with pytest.raises(SystemExit, match="samples, batch: expected at least 1"):
-        call(tmp_path, "--samples", 0)
-    interop.save_params(tmp_path / "other.safetensors", {"w": torch.zeros(2)})
-    with pytest.raises(SystemExit, match=r"other\.safetensors"):
-        call(tmp_path / "other.safetensors")
