@@ -31,10 +31,8 @@ Networks are those of :mod:`purevdm.networks`. They get the time t, from 0 to 1,
 their endpoints 0 and 1 the library's own embed it as the official code does. Conditions, guidance, self-conditioning,
 dropout and mixed precision work as they do there.
 
-The mathematics lies in small functions: :mod:`~purevdm.bfn.normal` and :mod:`~purevdm.bfn.categorical` (what is sent by
-each time, in the paper's symbols), :mod:`~purevdm.bfn.distributions` (normals over bins), :mod:`~purevdm.bfn.process` (the
-latent and the losses that all kinds share). Values are made of them: :mod:`~purevdm.bfn.flows`, :mod:`~purevdm.bfn.outputs`
-and :mod:`~purevdm.bfn.solvers`.
+A model is made of values: :mod:`~purevdm.bfn.flows` (the latent, and what is sent by each time, in the paper's symbols),
+:mod:`~purevdm.bfn.outputs` (with the losses) and :mod:`~purevdm.bfn.solvers`.
 
 Unlike the official code's, the n-step loss of discrete data takes the receiver for one mixture over classes, as the paper
 has it (eqs. 189 and 190), and not for a product over coordinates: so it tends to the continuous-time loss as n grows.
@@ -44,13 +42,10 @@ Probabilities of bins have no floor.
 from purevdm.bfn import (
     bound,
     bridge,
-    categorical,
     distributions,
     flows,
     model,
-    normal,
     outputs,
-    process,
     sampling,
     solvers,
 )
@@ -64,16 +59,13 @@ __all__ = [
     "binned",
     "bound",
     "bridge",
-    "categorical",
     "continuous",
     "discrete",
     "discretised",
     "distributions",
     "flows",
     "model",
-    "normal",
     "outputs",
-    "process",
     "sampling",
     "solvers",
 ]
