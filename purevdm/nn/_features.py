@@ -9,21 +9,16 @@ from torch import Tensor
 from purevdm import _checks
 from purevdm.nn._batching import concatenate
 
-__all__ = ["fourier_features", "timestep_embedding"]
-
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoids of one number at ``dim // 2`` frequencies from 1 down to 1 / 10000, sines then cosines.
+    """Computes sinusoids of one number at ``dim // 2`` frequencies from 1 down to 1 / 10000, sines then cosines.
 
     Args:
         t: shape (); networks of the paper give 1000 times the normalised gamma.
         dim: how many features; an odd one is filled with a zero.
 
     Returns:
-        (dim,).
-
-    Raises:
-        ValueError: fewer than 4 features.
+        (dim,), dim at least 4.
     """
     half = _checks.integer("dim", dim, 4) // 2
     frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10000.0) / (half - 1)))
@@ -32,7 +27,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
-    """Base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (sec. 4.5).
+    """Computes base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (sec. 4.5).
 
     Args:
         x: (channels, *space).
