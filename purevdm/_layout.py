@@ -37,7 +37,7 @@ _LAID_OUT = torch.ops.purevdm.laid_out.default
 
 
 def laid_out(params: Params) -> Params:
-    """The parameters as they are; their gradients get their strides, however they are differentiated."""
+    """Gives the parameters as they are; their gradients get their strides, however they are differentiated."""
     if not torch.is_grad_enabled():
         return params
     return optree.tree_map(lambda leaf: _LAID_OUT(leaf) if leaf.ndim and leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
