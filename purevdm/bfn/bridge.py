@@ -6,22 +6,14 @@ BFN's time runs from noise to data, a diffusion's from data to noise: with t' = 
 
     gamma(t) = log(sigma**2 / alpha**2) = log(sigma_1**(2 t') / (1 - sigma_1**(2 t'))).
 
->>> import torch, purevdm
->>> from purevdm import bfn, networks, process, random, schedules
->>> from purevdm.bfn import bridge
->>> x, eps = random.normal(random.key(0), (2, 3), torch.float64)
->>> t = torch.tensor(0.3, dtype=torch.float64)
->>> gamma = schedules.gamma(bridge.schedule(sigma_1=0.02), {}, t)
->>> z = process.diffuse(x, gamma, eps)
->>> g = 1 - 0.02 ** (2 * (1 - t))
->>> bool(torch.allclose(process.alpha(gamma) * z, g * x + torch.sqrt(g * (1 - g)) * eps, rtol=1e-12))
-True
-
 **The same loss.** With the noise eps_hat seen in the latent, the data are x_hat = (z - sigma eps_hat) / alpha for both, and
 -log(sigma_1) |x - x_hat|**2 / sigma_1**(2 t') = gamma'(t) |eps - eps_hat|**2 / 2, example by example, time by time. In n
 steps it is the same: n alpha_i |x - x_hat|**2 / 2 is the diffusion's with T = n. :func:`as_vdm` gives the diffusion model of
 a BFN, with its parameters.
 
+>>> import torch, purevdm
+>>> from purevdm import bfn, networks, random
+>>> from purevdm.bfn import bridge
 >>> model = bfn.continuous(networks.mlp(8), (3,), sigma_1=0.02, clip=False, dtype=torch.float64)
 >>> diffusion = bridge.as_vdm(model)
 >>> params = model.init(random.key(1))

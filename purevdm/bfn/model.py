@@ -164,14 +164,6 @@ class BFN(NamedTuple):
             trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions at each step (and,
                 with ``until``, no data).
             differentiable: as there; derivatives pass to data that are real numbers, to latents and to ``theta``.
-
-        >>> import torch
-        >>> from purevdm import bfn, networks, random
-        >>> model = bfn.discrete(networks.mlp(8, fourier=()), event_shape=(2,), classes=5, beta_1=1.0)
-        >>> params = model.init(random.key(0))
-        >>> found = model.sample(params, random.key(1), 3, steps=10, solver=bfn.solvers.ode_2(), trajectory=True)
-        >>> found.x.shape, found.theta.shape
-        (torch.Size([3, 2]), torch.Size([11, 3, 2, 5]))
         """
         checked(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver

@@ -4,13 +4,12 @@ continuous one; the noise of a batch."""
 import math
 
 import ideal
-import numpy as np
 import pytest
 import torch
 from parts import changed
 
 from purevdm import bfn, networks, random
-from purevdm.bfn import bound, flows, outputs
+from purevdm.bfn import bound
 from purevdm.testing.sources import entropy, mean_and_error
 
 F64 = torch.float64
@@ -69,46 +68,6 @@ def test_a_gaussian_source_gives_its_differential_entropy():
         mean, error = mean_and_error(term / DIMENSIONS)
         assert abs(mean - want) < 4 * error
     assert not terms.prior.any()
-
-
-def hermite(n, axes):
-    """Nodes and weights for the mean under a standard normal over some axes."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
-    weights = weights / weights.sum()
-    grid = np.stack(np.meshgrid(*[nodes] * axes, indexing="ij"), -1).reshape(-1, axes)
-    product = np.prod(np.stack(np.meshgrid(*[weights] * axes, indexing="ij"), -1).reshape(-1, axes), -1)
-    return torch.tensor(grid), torch.tensor(product)
-
-
-@pytest.mark.parametrize("kind", ["discretised", "discrete"])
-def test_losses_in_steps_tend_to_the_continuous_one(kind):
-    """For an output distribution that never changes, without any randomness: by quadrature over the sender's noise."""
-    if kind == "discretised":
-        flow, output = flows.Normal(0.4), outputs.Normals(bfn.binned(5), None)
-        out, x = (torch.tensor(0.3, dtype=F64), torch.tensor(0.4, dtype=F64)), torch.tensor(1)
-        eps, weights = hermite(60, 1)
-        eps = eps[:, 0]
-    else:
-        flow, output = flows.Categorical(2, 2.0), IDEAL["binary"][1].output
-        out, x = (torch.tensor([0.3, 0.7], dtype=F64).log(),), torch.tensor(0)
-        eps, weights = hermite(30, 2)
-    h = output.encode(x, F64)
-
-    def loss(n):
-        times = torch.arange(n + 1, dtype=F64) / n
-        gains = flow.gain(times[:-1], times[1:])
-
-        def kl(gain):
-            each = torch.func.vmap(lambda e: output.step_loss(out, x, h, gain, e[None]))(eps)
-            return each @ weights
-
-        return torch.func.vmap(kl)(gains).sum()
-
-    limit = outputs.squared_loss(h, output.mean(out), flow.snr(torch.tensor(1.0, dtype=F64)))
-    off = torch.stack([loss(n) / limit - 1 for n in (1, 4, 16, 64, 256)]).abs()
-    assert off[-1] < 1e-2
-    torch.testing.assert_close(off[-2] / off[-1], torch.tensor(4.0, dtype=F64), rtol=0.1, atol=0)  # first order in 1/n
-    assert (off.diff() < 0).all()
 
 
 @pytest.mark.parametrize("kind", ["continuous", "discretised", "discrete"])

@@ -58,20 +58,6 @@ def test_probability_flow_of_a_gaussian_at_its_order(solver, order):
     assert rates(errors)[-1] > order - 0.35, rates(errors)
 
 
-@pytest.mark.parametrize(("grid", "power"), [("time", 1), ("root", 2)])
-def test_a_model_s_samples_follow_the_flow_on_its_grid(grid, power):
-    model = bfn.continuous(ideal.gaussian(STD, SIGMA_1), (20,), SIGMA_1, dtype=F64)
-    w_0 = random.normal(random.split(random.key(0), 3)[0], (3, 20), F64)
-    times = torch.linspace(0.0, 1.0, 9, dtype=F64) ** power
-    found = model.sample(NO_PARAMS, random.key(0), 3, steps=8, solver=solvers.ode_1(), grid=grid, trajectory=True)
-    q = model.flow.snr(times).sqrt()
-    w = w_0
-    for i in range(8):
-        torch.testing.assert_close(found.theta[i], model.flow.parameters(w, times[i]))
-        w = w + (q[i + 1] - q[i]) * q[i] / (q[i] ** 2 + STD**-2) * w
-    torch.testing.assert_close(found.theta[8], model.flow.parameters(w, times[8]))
-
-
 P = torch.tensor([0.6, 0.1, 0.3], dtype=F64)
 THREE = bfn.discrete(ideal.classes(P), (20,), 3, 2.0, classes_last=True, dtype=F64)
 
