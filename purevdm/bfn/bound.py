@@ -70,7 +70,7 @@ def step_of(t: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
 
 
 def seen(model: "BFN", w: Tensor, t: Tensor) -> Tensor:
-    """Gives what the network sees of latents w, (B, *latent_shape), at times t, (B,)."""
+    """Gives what the network takes of latents w, (B, *latent_shape), at times t, (B,)."""
     return vmap(lambda w, t: model.flow.shown(model.flow.parameters(w, t)))(w, t)
 
 

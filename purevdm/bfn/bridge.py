@@ -35,7 +35,7 @@ The two differ in this:
 - **Start.** A BFN starts at t = 0 from nothing, where gamma is infinite, and pays no prior loss. A diffusion starts from a
   finite gamma(1): here its value at t' = t_min.
 - **Clipping.** The paper clamps x_hat to the range of the data; a diffusion model's bound does not.
-- **What the network sees.** The mean, which goes to 0 with the information, and t; not z, of variance near 1, and gamma.
+- **What the network takes.** The mean, which goes to 0 with the information, and t; not z, of variance near 1, and gamma.
 - **Discretised data.** The output distribution has a variance too, and gives each bin a mass. Its mean counts in continuous
   time. In n steps the receiver is a mixture over bins, and the loss is no squared error.
 - **Discrete data.** The input distribution lives on the simplex. In the logits there still is a Gaussian process
@@ -126,7 +126,7 @@ class Bridged(Wrapped):
         return process.alpha(process.align(gamma, z)) * z, time(gamma, self.sigma_1)
 
     def between(self, endpoints: tuple[float, float]) -> Network:
-        return self  # its own sees times
+        return self  # its own takes times
 
 
 def as_vdm(model: BFN, t_min: float = T_MIN) -> VDM:

@@ -36,7 +36,7 @@ def latent(h: Tensor, snr: Tensor, eps: Tensor) -> Tensor:
 
 class Normal(NamedTuple):
     """The flow of real numbers (sec. 4): normal input distributions, from N(0, 1) to a deviation of sigma_1. The network
-    sees their means.
+    takes their means.
 
     At time t the variance is sigma_1**(2 t), and the accuracy of all messages beta(t) = sigma_1**(-2 t) - 1 (eq. 72).
     """
@@ -64,7 +64,7 @@ class Normal(NamedTuple):
         return tuple(event_shape)
 
     def network_shape(self, event_shape: Shape) -> tuple[int, ...]:
-        """Gives the shape of what a network sees."""
+        """Gives the shape of what a network takes."""
         return tuple(event_shape)
 
     def parameters(self, w: Tensor, t: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ class Normal(NamedTuple):
         return torch.sqrt(self.snr(t)) * torch.exp(-self._rate * t) * w
 
     def shown(self, parameters: Tensor) -> Tensor:
-        """Gives the parameters as a network sees them."""
+        """Gives the parameters as a network takes them."""
         return parameters
 
     def estimate(self, h_hat: Tensor) -> Tensor:
-        """Gives an estimate of the data as a self-conditioned network sees it, in the shape of what it sees."""
+        """Gives an estimate of the data as a self-conditioned network takes it, in the shape of its input."""
         return h_hat
 
     def predicted(self, w: Tensor, t: Tensor, predicts: str) -> tuple[Tensor, Tensor]:
@@ -109,8 +109,8 @@ class Categorical(NamedTuple):
     """The flow of classes (sec. 6): categorical input distributions, from the uniform one, with the accuracy
     beta(t) = beta_1 t**2. Classes lie on the last axis of w.
 
-    A network sees 2 theta - 1. Of two classes it sees only that of class 0, as in the official code, in the event's shape.
-    Of K > 2 it sees all: of an event (C, ...) as (C K, ...), a channel's classes next to one another, or with
+    A network takes 2 theta - 1. Of two classes it takes only that of class 0, as in the official code, in the event's shape.
+    Of K > 2 it takes all: of an event (C, ...) as (C K, ...), a channel's classes next to one another, or with
     ``classes_last`` as (C, ..., K), as transformers over tokens take them. Methods are those of :class:`Normal`.
     """
 
@@ -154,7 +154,7 @@ class Categorical(NamedTuple):
         return self.shown(h_hat + 1.0 / self._k)
 
     def logits(self, raw: Tensor) -> Tensor:
-        """Gives a network's output, of the shape that it sees, as logits of the classes on the last axis; for two classes it
+        """Gives a network's output, of its input's shape, as logits of the classes on the last axis; for two classes it
         is the logit of class 1."""
         if self._k == 2:
             return torch.stack([torch.zeros_like(raw), raw], -1)

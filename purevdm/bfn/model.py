@@ -46,7 +46,7 @@ class BFN(NamedTuple):
     ``fullgraph=True``.
 
     Attributes:
-        network: sees the input distribution's parameters and, in gamma's stead, the time t; made for the endpoints 0 and 1.
+        network: takes the input distribution's parameters and, in place of gamma, the time t; its endpoints are 0 and 1.
         flow: how the input distribution moves, of :mod:`purevdm.bfn.flows`.
         output: what the network's output says of the data, of :mod:`purevdm.bfn.outputs`.
         event_shape: the shape of one example.
@@ -263,7 +263,7 @@ def continuous(
     Its loss is a diffusion model's: :mod:`purevdm.bfn.bridge`.
 
     Args:
-        network: sees the input distribution's mean, (event_shape), and the time; predicts the noise ("eps", the paper's
+        network: takes the input distribution's mean, (event_shape), and the time; predicts the noise ("eps", the paper's
             choice), the data or v. Where data have no bounds to clip to, predict "x" or "v": an error of the noise near
             t = 0 counts without limit.
         event_shape: the shape of one example.
@@ -285,16 +285,13 @@ def continuous(
     >>> model.nll_bound(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
     torch.Size([16])
     """
-    decoder = gaussian() if decoder is None else decoder
-    if not isinstance(decoder, Decoder):
-        raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
-    flow = Normal(fraction("sigma_1", sigma_1))
+    decoder = gaussian() if decoder is None else _checks.instance("decoder", decoder, Decoder, "a purevdm Decoder")
     if isinstance(clip, bool):
         limits = (-1.0, 1.0) if clip and decoder.bounds(torch.zeros(())) is not None else None
     else:
         limits = _pair("clip", clip)
-    std = flow.sigma_1 if recon_std is None else _positive("recon_std", recon_std)
-    return _model(network, flow, Point(decoder, limits, std), event_shape, settings)
+    output = Point(decoder, limits, sigma_1 if recon_std is None else recon_std)
+    return _model(network, Normal(sigma_1), output, event_shape, settings)
 
 
 def discretised(
@@ -328,9 +325,7 @@ def discretised(
     if std_bounds is not None:
         std_bounds = _pair("std_bounds", std_bounds)
         _positive("std_bounds[0]", std_bounds[0])
-    flow = Normal(fraction("sigma_1", sigma_1))
-    output = Normals(binned(_checks.integer("bins", bins, 2, 2**22)), std_bounds)
-    return _model(network, flow, output, event_shape, settings)
+    return _model(network, Normal(sigma_1), Normals(binned(bins), std_bounds), event_shape, settings)
 
 
 def discrete(
@@ -345,13 +340,13 @@ def discrete(
     """Makes a BFN of classes, integers in [0, classes) without an order, such as characters (sec. 6).
 
     Args:
-        network: sees 2 theta - 1, theta the probabilities of all classes, and the time, and returns logits of the same
+        network: takes 2 theta - 1, theta the probabilities of all classes, and the time, and returns logits of the same
             shape. For an event (C, ...) that shape is (C K, ...), so (1, length) is K channels along a line; for two classes
             it is the event's, with the logit of class 1. What it ``predicts`` does not matter.
         event_shape: the shape of one example.
         classes: K, at least 2.
         beta_1: the accuracy at t = 1: 3**2 for two classes, 0.75**2 for 27 in the paper.
-        classes_last: whether a network for K > 2 sees (*event_shape, K) instead, as transformers over tokens do.
+        classes_last: whether a network for K > 2 takes (*event_shape, K) instead, as transformers over tokens do.
         settings: timesteps, draws, reconstruction, antithetic and dtype of the :class:`BFN`.
 
     Raises:
@@ -365,7 +360,7 @@ def discrete(
     torch.Size([])
     """
     classes = _checks.integer("classes", classes, 2, 2**22)
-    flow = Categorical(classes, _positive("beta_1", beta_1), _checks.boolean("classes_last", classes_last))
+    flow = Categorical(classes, beta_1, _checks.boolean("classes_last", classes_last))
     return _model(network, flow, Classes(integers(classes)), event_shape, settings)
 
 

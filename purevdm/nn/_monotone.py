@@ -57,7 +57,7 @@ def monotone_activation(x: Tensor, base: str = "elu", weights: Sequence[float] =
     second = round(units * (weights[0] + weights[1]) / sum(weights))
     convex, concave, saturated = x.split([first, second - first, units - second], -1)
     top = f(torch.ones((), dtype=x.dtype, device=x.device))
-    # Each branch sees only its own side of zero, so that neither overflows where the other is taken.
+    # Each branch takes only its own side of zero, so that neither overflows where the other is taken.
     below, above = f(saturated.clamp(max=0.0) + 1.0) - top, top - f(1.0 - saturated.clamp(min=0.0))
     return concatenate([f(convex), -f(-concave), torch.where(saturated < 0.0, below, above)], -1)
 

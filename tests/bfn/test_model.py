@@ -127,7 +127,7 @@ def test_layouts_of_classes_are_one_model():
 
 @pytest.mark.parametrize("make", KINDS)
 def test_self_conditioning_is_two_passes(make):
-    """The second sees the first's mean; with the estimate's weights at zero it is a network without one."""
+    """The second takes the first's mean."""
     model = make(network=dict(self_condition=True), dtype=F64)
     params, x = started(model), data(6)
     noise = model.draw(random.key(2), 6, train=False)
@@ -146,7 +146,7 @@ def test_self_conditioning_is_two_passes(make):
     assert model.sample(params, random.key(3), 2, steps=4, solver=bfn.solvers.sde_2()).shape == (2, 3)
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_is_only_for_training():
     line = networks.unet(8, (1,), 1, adapter="c l -> l c", groups=4, dropout=0.5)
     model = bfn.discrete(line, (1, 8), 3, 1.0)
     params, x = started(model), random.randint(random.key(0), (4, 1, 8), 0, 3)

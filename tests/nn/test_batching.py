@@ -1,4 +1,4 @@
-"""Our batching rules against a loop over the examples: in eager, under nested transforms, and for a batch of kernels."""
+"""Our batching rules against a loop over the examples, under nested transforms and for a batch of kernels."""
 
 import hypothesis.strategies as st
 import torch
