@@ -38,16 +38,7 @@ it tends to the continuous-time loss as n grows. The official code takes a produ
 have no floor.
 """
 
-from purevdm.bfn import (
-    bound,
-    bridge,
-    distributions,
-    flows,
-    model,
-    outputs,
-    sampling,
-    solvers,
-)
+from purevdm.bfn import bound, bridge, flows, outputs, solvers
 from purevdm.bfn.distributions import binned
 from purevdm.bfn.model import BFN, continuous, discrete, discretised
 from purevdm.bfn.sampling import Sample
@@ -61,10 +52,7 @@ __all__ = [
     "continuous",
     "discrete",
     "discretised",
-    "distributions",
     "flows",
-    "model",
     "outputs",
-    "sampling",
     "solvers",
 ]

@@ -11,7 +11,6 @@ torch.Size([5])
 """
 
 from purevdm.nn._batching import concatenate
-from purevdm.nn._features import fourier_features, timestep_embedding
 from purevdm.nn._initialisers import Initialiser, constant, lecun_normal, normal, zeros
 from purevdm.nn._layers import (
     attention,
@@ -22,11 +21,13 @@ from purevdm.nn._layers import (
     dropout,
     embedding,
     embedding_init,
+    fourier_features,
     group_norm,
     group_norm_init,
     over_space,
     pointwise,
     swish,
+    timestep_embedding,
     upsample,
 )
 from purevdm.nn._monotone import CONVEX, monotone_activation, monotone_dense
