@@ -1,4 +1,4 @@
-"""Hints to the compiler, of which none does anything in eager, and the modes that a call runs under."""
+"""Hints to the compiler, which do nothing in eager mode, and the modes that a call runs under."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,10 +17,9 @@ T = TypeVar("T", int, float)
 
 
 def constant(f: F) -> F:
-    """A function or method that a compiler calls while it traces, and takes what it returns; a method whose value depends on
-    its object alone.
+    """Marks a function, or a method whose value depends on its object only, for compilers to call while they trace.
 
-    What ``torch.compiler.assume_constant_result`` does, without importing the compiler. Older compilers cannot do it for a
+    This is ``torch.compiler.assume_constant_result`` without importing the compiler. Older compilers cannot do it for a
     method of a NamedTuple, and trace it.
     """
     if not OLD or "." not in f.__qualname__:
@@ -29,7 +28,7 @@ def constant(f: F) -> F:
 
 
 def fixed(number: T) -> T:
-    """A Python number that a compiler takes for a constant, even under ``dynamic=True``, which makes numbers symbolic."""
+    """Makes a Python number a constant to a compiler, even under ``dynamic=True``, which makes numbers symbolic."""
     if not torch.compiler.is_compiling():
         return number
     return torch.fx.experimental.symbolic_shapes.guard_scalar(number)  # type: ignore[attr-defined, no-any-return, return-value]
@@ -37,30 +36,29 @@ def fixed(number: T) -> T:
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Within it, nothing goes into a program that ``torch.export`` is tracing, and no ``torch.func`` transform is on."""
+    """Keeps what runs within it out of a program that ``torch.export`` traces, and out of ``torch.func`` transforms."""
     with _disable_current_modes(), temporarily_clear_interpreter_stack():
         yield
 
 
 def transformed() -> bool:
-    """Whether a ``torch.func`` transform is at work. Older compilers cannot say, and take it that none is."""
+    """Says whether a ``torch.func`` transform is at work. Older compilers cannot say, and take it that none is."""
     if OLD and torch.compiler.is_compiling():
         return False
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def exact(device: torch.device) -> AbstractContextManager[Any]:
-    """A block without the user's autocast, which is for what a network computes; all else keeps its dtype."""
+    """Gives a block without the user's autocast, which is for what a network computes; all else keeps its dtype."""
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def materialize(x: Tensor) -> Tensor:
-    """x itself, which a compiler is told to compute once and keep.
+    """Gives x itself, which a compiler is told to compute once and keep; x must be dense, not made by ``expand``.
 
-    Inductor repeats the expression of a small intermediate at each of its uses, and with it the expression's indices. A
-    strided view needs a value in memory. x must be dense, not made by ``expand``.
+    Inductor repeats the expression of a small intermediate at each of its uses. A strided view needs a value in memory.
     """
     if not torch.compiler.is_compiling():
         return x
@@ -71,9 +69,9 @@ def materialize(x: Tensor) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x itself, (channels, *space), laid out in memory with the channels of a position next to one another.
+    """Gives x itself, (channels, *space), with the channels of a position next to one another in memory.
 
-    Compiled convolutions and norms run faster so, and keep the layout: one call at a network's input serves all its
-    layers. (Eager ones on a CPU do not.)
+    Compiled convolutions and norms run faster so, and keep the layout: one call at a network's input serves all its layers.
+    (In eager mode on a CPU they do not.)
     """
     return x.movedim(0, -1).contiguous().movedim(-1, 0) if torch.compiler.is_compiling() else x

@@ -9,7 +9,7 @@ V = TypeVar("V", bound="Value")
 
 
 class Value:
-    """What networks, schedules, decoders, solvers and integrators are: frozen dataclasses of settings, with methods.
+    """The base of networks, schedules, decoders, solvers and integrators: frozen dataclasses of settings, with methods.
 
     So they compare, hash, print and pickle by their settings, and ``part._replace(setting=...)`` is the same part with
     another setting, as it is for a NamedTuple.
@@ -20,7 +20,7 @@ class Value:
 
 
 class Same:
-    """A value as a cache's key: equal to itself alone, whatever it holds."""
+    """A value as a cache's key: equal only to itself, whatever it holds."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

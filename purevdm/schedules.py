@@ -479,8 +479,8 @@ class ConstrainedMonotone(Linear):
     def _bend(self, params: Params, t: Tensor) -> Tensor:
         h, last = (2.0 * t - 1.0)[..., None], len(self.hidden)
         for i in range(last):
-            h = nn.monotone_dense(params["layers"][str(i)], h, 1, self.activation, self.weights)
-        return nn.monotone_dense(params["layers"][str(last)], h, 1, None)[..., 0]
+            h = nn.monotone_dense(params["layers"][str(i)], h, self.activation, self.weights)
+        return nn.monotone_dense(params["layers"][str(last)], h, None)[..., 0]
 
 
 def constrained_monotone(

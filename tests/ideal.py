@@ -4,7 +4,6 @@ any network sees: parameters of the input distribution, and the time."""
 import torch
 from torch import Tensor
 
-from purevdm.bfn import normal
 from purevdm.networks import Network
 
 
@@ -38,7 +37,7 @@ def gaussian(std: float, sigma_1: float) -> Network:
     """Independent x ~ N(0, std**2): the posterior's mean."""
 
     def apply(params, mean, t, cond=None, key=None):
-        rho = normal.precision(t, sigma_1)
+        rho = sigma_1 ** (-2 * t)
         return rho * mean / (rho - 1.0 + std**-2)
 
     return _network(apply, predicts="x")
@@ -50,7 +49,7 @@ def two_bins(p: float, sigma_1: float) -> Network:
 
     def apply(params, mean, t, cond=None, key=None):
         # the likelihood's log ratio of the centres +-1/2 given the sum rho mean of all messages
-        upper = torch.sigmoid(odds + normal.precision(t, sigma_1) * mean)
+        upper = torch.sigmoid(odds + sigma_1 ** (-2 * t) * mean)
         return torch.stack([torch.special.ndtri(upper), torch.zeros_like(mean)], -1)
 
     return _network(apply, predicts="x", outputs=2)

@@ -1,4 +1,4 @@
-"""What the modes of torch.compile and torch.export make of a model's functions: what eager computes, or an error."""
+"""The modes of torch.compile and torch.export: they give a model's functions what eager mode computes, or an error."""
 
 import functools
 import io
@@ -48,7 +48,7 @@ def test_a_compiled_module_trains():
 @slow
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"])
 def test_functions_in_every_mode(mode):
-    """On a CPU, where there are no CUDA graphs. tests/test_vdm.py and tests/test_sampling.py have the default mode."""
+    """On a CPU, where there are no CUDA graphs. Other files have the default mode."""
 
     def losses(params, x, key):
         return torch.func.grad_and_value(MODEL.loss_fn)(params, x, key), MODEL.nll_bound(params, x, key)
@@ -56,15 +56,6 @@ def test_functions_in_every_mode(mode):
     close(torch.compile(losses, fullgraph=True, mode=mode)(PARAMS, X, KEY), losses(PARAMS, X, KEY), 1e-4)
     sample = torch.compile(MODEL.sample, fullgraph=True, mode=mode)
     decoded_alike(sample(PARAMS, KEY, 3, steps=torch.tensor(4)), MODEL.sample(PARAMS, KEY, 3, steps=4))
-
-
-@since_2_13
-@slow
-def test_losses_with_every_number_symbolic():
-    """tests/test_vdm.py has the gradients and the samples."""
-    close(
-        torch.compile(MODEL.nll_bound, fullgraph=True, dynamic=True)(PARAMS, X, KEY), MODEL.nll_bound(PARAMS, X, KEY), 1e-5
-    )
 
 
 def reloaded(program):
@@ -120,9 +111,3 @@ def test_an_exported_sampler_has_its_own_number_of_steps():
     close(z, want.z, 1e-5)
     with pytest.raises(TypeError, match="steps: an exported program has its own number of steps; give a Python integer"):
         torch.export.export(Module(MODEL.sample, PARAMS), (KEY, 3), {"steps": torch.tensor(3)})
-
-
-def test_gradients_are_taken_of_a_program_and_not_exported():
-    """torch.export fails on torch.func.grad around a vmap, of any function."""
-    with pytest.raises(RuntimeError, match=r"storage|[Ff]ake"):
-        torch.export.export(Module(torch.func.grad_and_value(MODEL.loss_fn), PARAMS), (X, KEY))

@@ -1,15 +1,6 @@
-"""Bayesian flows in the paper's own words: what is sent, the input distribution after it, and the sum of many messages."""
+"""Bayesian flows in the paper's own words: what is sent, and the input distribution after it."""
 
 import torch
-
-from purevdm.bfn import categorical, normal
-
-
-def normal_flow(x, t, eps, sigma_1):
-    """The input distribution's mean at time t, a draw of N(g x, g (1 - g)) with g = 1 - sigma_1**(2 t) (sec. 4.3)."""
-    variance = normal.variance(t, sigma_1)
-    g = variance * normal.beta(t, sigma_1)
-    return g * x + torch.sqrt(g * variance) * eps
 
 
 def normal_sender(x, alpha, eps):
@@ -26,14 +17,9 @@ def normal_update(mean, precision, y, alpha):
 def classes_sender(x, alpha, eps):
     """y = alpha (K e_x - 1) + sqrt(alpha K) eps, a draw of the sender distribution of accuracy alpha (sec. 6)."""
     classes = eps.shape[-1]
-    return alpha * (classes * categorical.one_hot(x, classes, eps.dtype) - 1.0) + torch.sqrt(alpha * classes) * eps
+    return alpha * (classes * torch.nn.functional.one_hot(x, classes) - 1.0) + torch.sqrt(alpha * classes) * eps
 
 
 def classes_update(theta, y):
     """The input distribution after seeing y: exp(y) theta, normalised."""
     return torch.softmax(theta.log() + y, -1)
-
-
-def classes_flow(x, t, eps, beta_1):
-    """theta at time t, a draw of the Bayesian flow distribution when eps is standard normal."""
-    return torch.softmax(classes_sender(x, categorical.beta(t, beta_1), eps), -1)

@@ -1,18 +1,17 @@
 """Bayesian Flow Networks (Graves, Srivastava, Atkinson, Gomez 2023, arXiv 2308.07037) as pure functions.
 
-A sender has data. Step by step it sends noisy messages about them, each dimension on its own. A receiver keeps an *input
-distribution* over each dimension, starts from a prior, and updates it by Bayes' rule: exactly, as dimensions are apart. What
-dimensions have to do with one another a network knows. It sees the parameters of all input distributions and gives an
-*output distribution*, from which the receiver predicts the next message. The nats that the messages cost under that
-prediction bound -log p(x). What the network sees is a mean or a probability, so that discrete data are modelled by a
-continuous process.
+A sender has data, and sends noisy messages about them, step by step, about each dimension separately. A receiver keeps an
+*input distribution* of each dimension, starts from a prior, and updates it by Bayes' rule. A network takes the parameters of
+all input distributions and gives an *output distribution*, from which the receiver predicts the next message: so it models
+how dimensions depend on one another. The nats that the messages cost under that prediction bound -log p(x). Means and
+probabilities are continuous, so discrete data are modelled by a continuous process.
 
-Three kinds of data, and one model for all, :class:`BFN`, with a VDM's methods:
+Three functions make a model, a :class:`BFN`, which has a VDM's methods:
 
-- :func:`continuous`: real numbers, normal input distributions, a point as output. It is a diffusion model:
-  :mod:`~purevdm.bfn.bridge` shows how, and where they part.
-- :func:`discretised`: integers with an order, such as pixels; the output gives each bin a mass.
-- :func:`discrete`: classes, such as characters; categorical input distributions.
+- :func:`continuous`: of real numbers, with normal input distributions and a point as output. It is a diffusion model:
+  :mod:`~purevdm.bfn.bridge` shows how, and where the two differ.
+- :func:`discretised`: of integers with an order, such as pixels; the output gives each bin a mass.
+- :func:`discrete`: of classes, such as characters, with categorical input distributions.
 
 >>> import torch
 >>> from purevdm import bfn, networks, random
@@ -27,33 +26,19 @@ torch.Size([5, 8])
 >>> model._replace(timesteps=50).loss_fn(params, x, random.key(2)).shape  # the loss of 50 messages
 torch.Size([])
 
-Networks are those of :mod:`purevdm.networks`. They get the time t, from 0 to 1, where a diffusion model's get gamma: at
-their endpoints 0 and 1 the library's own embed it as the official code does. Conditions, guidance, self-conditioning,
+Networks are those of :mod:`purevdm.networks`. They take the time t, from 0 to 1, where a diffusion model's take gamma. The
+library's own embed it between the endpoints 0 and 1, as the official code does. Conditions, guidance, self-conditioning,
 dropout and mixed precision work as they do there.
 
-The mathematics lies in small functions: :mod:`~purevdm.bfn.normal` and :mod:`~purevdm.bfn.categorical` (what is sent by
-each time, in the paper's symbols), :mod:`~purevdm.bfn.distributions` (normals over bins), :mod:`~purevdm.bfn.process` (the
-latent and the losses that all kinds share). Values are made of them: :mod:`~purevdm.bfn.flows`, :mod:`~purevdm.bfn.outputs`
-and :mod:`~purevdm.bfn.solvers`.
+A model is made of values: :mod:`~purevdm.bfn.flows` (the latent, and what is sent by each time, in the paper's symbols),
+:mod:`~purevdm.bfn.outputs` (with the losses) and :mod:`~purevdm.bfn.solvers`.
 
-Unlike the official code's, the n-step loss of discrete data takes the receiver for one mixture over classes, as the paper
-has it (eqs. 189 and 190), and not for a product over coordinates: so it tends to the continuous-time loss as n grows.
-Probabilities of bins have no floor.
+The n-step loss of discrete data takes the receiver for one mixture over classes, as the paper has it (eqs. 189 and 190): so
+it tends to the continuous-time loss as n grows. The official code takes a product over coordinates. Probabilities of bins
+have no floor.
 """
 
-from purevdm.bfn import (
-    bound,
-    bridge,
-    categorical,
-    distributions,
-    flows,
-    model,
-    normal,
-    outputs,
-    process,
-    sampling,
-    solvers,
-)
+from purevdm.bfn import bound, bridge, flows, outputs, solvers
 from purevdm.bfn.distributions import binned
 from purevdm.bfn.model import BFN, continuous, discrete, discretised
 from purevdm.bfn.sampling import Sample
@@ -64,16 +49,10 @@ __all__ = [
     "binned",
     "bound",
     "bridge",
-    "categorical",
     "continuous",
     "discrete",
     "discretised",
-    "distributions",
     "flows",
-    "model",
-    "normal",
     "outputs",
-    "process",
-    "sampling",
     "solvers",
 ]

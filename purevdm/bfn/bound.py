@@ -4,25 +4,28 @@ L(x) is what the sender's messages cost: in n steps, n times the mean over steps
 time its limit. There is no prior term, as the flow starts from the prior itself.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from purevdm import _checks, denoiser, process, random
+from purevdm import _checks, denoiser, random
 from purevdm import noise as noises
 from purevdm._compile import fixed
-from purevdm.bfn.flows import Flow
-from purevdm.bfn.outputs import Out, Output
-from purevdm.bfn.process import continuous_loss, latent
+from purevdm.bfn.flows import latent
+from purevdm.bfn.outputs import Out, Point, squared_loss
 from purevdm.bound import NLLBound
 from purevdm.model import parse
-from purevdm.networks import Network
 from purevdm.noise import Seeds
-from purevdm.types import Params, Shape
+from purevdm.process import align
+from purevdm.types import Params
 
-__all__ = ["Model", "Noise", "bound", "outputs"]
+if TYPE_CHECKING:
+    from purevdm.bfn.model import BFN
+
+__all__ = ["Noise", "bound"]
 
 
 class Noise(NamedTuple):
@@ -43,113 +46,80 @@ class Noise(NamedTuple):
     key: Tensor | None = None
 
 
-class Model(Protocol):
-    """What the bound and the sampler need of a model; :class:`purevdm.bfn.BFN` is one."""
-
-    @property
-    def network(self) -> Network: ...
-    @property
-    def flow(self) -> Flow: ...
-    @property
-    def output(self) -> Output: ...
-    @property
-    def event_shape(self) -> tuple[int, ...]: ...
-    @property
-    def timesteps(self) -> int: ...
-    @property
-    def draws(self) -> int: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-
-def draw_noise(seeds: Seeds, latent_shape: Shape, draws: int = 0, train: bool = True) -> Noise:
-    """The noise of a batch from its seeds, with ``draws`` pairs of the sender's noise and its opposite.
+def draw_noise(model: "BFN", seeds: Seeds, train: bool) -> Noise:
+    """Draws the noise of a batch from its seeds. For the sender's it draws pairs of a noise and its opposite.
 
     To first order in a step's accuracy the loss is linear in the sender's noise. That part, whose variance would grow with
     the number of steps, cancels in a pair.
     """
-    noise = noises.draw_noise(seeds, latent_shape, train)
-    sender = None
-    if draws:
-        shape, dtype = (draws, *latent_shape), seeds.t.dtype
-        sender = torch.func.vmap(lambda key: random.normal(random.fold_in(key, 2), shape, dtype))(seeds.key)
+    shape = model.flow.latent_shape(model.event_shape)
+    noise, sender = noises.draw_noise(seeds, shape, train), None
+    if fixed(model.timesteps) and not isinstance(model.output, Point):
+        several = (fixed(model.draws), *shape)
+        sender = vmap(lambda key: random.normal(random.fold_in(key, 2), several, seeds.t.dtype))(seeds.key)
         sender = torch.cat([sender, -sender], 1)
     return Noise(noise.t, noise.eps_0, noise.eps, sender, noise.key)
 
 
 def step_of(t: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
-    """The times before and after the step that ends at t, one of 1/n, ..., 1: (i - 1) / n and i / n."""
+    """Gives the times before and after the step that ends at t, one of 1/n, ..., 1; in continuous time t twice."""
+    if timesteps == 0:
+        return t, t
     i = (t * timesteps).round()
     return (i - 1.0) / timesteps, i / timesteps
 
 
-def seen(model: Model, w: Tensor, t: Tensor) -> Tensor:
-    """What the network sees of latents w, (B, *latent_shape), at times t, (B,)."""
-    return torch.func.vmap(lambda w, t: model.flow.shown(model.flow.parameters(w, t)))(w, t)
+def seen(model: "BFN", w: Tensor, t: Tensor) -> Tensor:
+    """Gives what the network takes of latents w, (B, *latent_shape), at times t, (B,)."""
+    return vmap(lambda w, t: model.flow.shown(model.flow.parameters(w, t)))(w, t)
 
 
-def _apply(
-    model: Model, params: Params, w: Tensor, t: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
-) -> Tensor:
-    """The network's output for latents w, (B, *latent_shape), at times t, (B,)."""
-    return denoiser.output(model.network, params, seen(model, w, t), t, cond, key, x_hat)
-
-
-def read(model: Model, raw: Tensor, w: Tensor, t: Tensor) -> Out:
-    """The output distributions of a batch from what the network returned."""
-    predicts = model.network.predicts
-    return torch.func.vmap(lambda raw, w, t: model.output.read(model.flow, raw, w, t, predicts))(raw, w, t)
+def read(model: "BFN", raw: Tensor, w: Tensor, t: Tensor) -> Out:
+    """Reads the output distributions of a batch from what the network returned."""
+    read, predicts = model.output.read, model.network.predicts
+    return vmap(lambda raw, w, t: read(model.flow, raw, w, t, predicts))(raw, w, t)  # type: ignore[arg-type]
 
 
 def outputs(
-    model: Model,
-    params: Params,
+    model: "BFN",
+    net_params: Params,
     w: Tensor,
     t: Tensor,
     cond: Any = None,
-    *,
+    key: Tensor | None = None,
     x_hat: Tensor | None = None,
     guidance: float | Tensor | None = None,
 ) -> Out:
-    """The output distributions for latents w, (B, *latent_shape), at times t, (B,); ``params`` are the network's.
+    """Gives the output distributions for latents w, (B, *latent_shape), at times t, (B,).
 
-    Args:
-        model, params, w, t, cond: the network and what it sees.
-        x_hat: an earlier estimate, for a self-conditioned network.
-        guidance: the weight of the condition against none, a number or (B,), on the network's output: logits, or the
-            predicted noise. See :func:`purevdm.denoiser.guide`.
+    ``x_hat`` is an earlier estimate, for a self-conditioned network. ``guidance`` weighs the network's output (logits, or
+    the predicted noise) under the condition against that without: a number or (B,), see :func:`purevdm.denoiser.guide`.
     """
-    raw = _apply(model, params, w, t, cond, None, x_hat)
+    shown = seen(model, w, t)
+    raw = denoiser.output(model.network, net_params, shown, t, cond, key, x_hat)
     if guidance is not None:
-        raw = denoiser.guide(raw, _apply(model, params, w, t, None, None, x_hat), guidance)
+        raw = denoiser.guide(raw, denoiser.output(model.network, net_params, shown, t, None, key, x_hat), guidance)
     return read(model, raw, w, t)
 
 
-def shown(model: Model, h_hat: Tensor) -> Tensor:
-    """What a self-conditioned network is shown of the means of output distributions, (B, *latent_shape)."""
-    return torch.func.vmap(model.flow.estimate)(h_hat)
-
-
-def in_bound(model: Model, params: Params, w: Tensor, t: Tensor, cond: Any = None, key: Tensor | None = None) -> Out:
-    """The output distributions as a function of the latents alone, which the bound asks for. A self-conditioned network is
-    applied twice, as :func:`purevdm.denoiser.in_bound` does."""
+def in_bound(model: "BFN", net_params: Params, w: Tensor, t: Tensor, cond: Any = None, key: Tensor | None = None) -> Out:
+    """Gives the output distributions as a function of the latents only, which the bound asks for. A self-conditioned network
+    is applied twice, as :func:`purevdm.denoiser.in_bound` does."""
     if not model.network.self_condition:
-        return read(model, _apply(model, params, w, t, cond, key, None), w, t)
+        return outputs(model, net_params, w, t, cond, key)
     k_first = k_second = k_coin = None
     if key is not None:
-        k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
-    first = read(model, _apply(model, params, w, t, cond, k_first, None), w, t)
-    x_hat = shown(model, model.output.mean(first)).detach()
+        k_first, k_second, k_coin = vmap(lambda k: random.split(k, 3))(key).unbind(1)
+    first = outputs(model, net_params, w, t, cond, k_first)
+    x_hat = vmap(model.flow.estimate)(model.output.mean(first)).detach()
     if k_coin is not None:
-        coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
-        x_hat = torch.where(process.align(coin, x_hat), x_hat, 0.0)
-    return read(model, _apply(model, params, w, t, cond, k_second, x_hat), w, t)
+        coin = vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
+        x_hat = torch.where(align(coin, x_hat), x_hat, 0.0)
+    return outputs(model, net_params, w, t, cond, k_second, x_hat)
 
 
-def bound(
-    model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool = True
-) -> NLLBound:
-    """The bound's terms for a batch, a deterministic function of its noise: ``diffusion`` holds L(x), ``prior`` is 0.
+def bound(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
+    """Computes the bound's terms for a batch, given its noise: ``diffusion`` holds L(x), ``prior`` is 0.
 
     Args:
         model: the model.
@@ -157,7 +127,6 @@ def bound(
         x: data, (B, *event_shape).
         noise: the batch's noise.
         cond: the batch's condition.
-        reconstruction: False leaves ``recon`` at 0, and saves applying the network to a second batch of latents, at t = 1.
 
     Returns:
         Each term (B,), nats.
@@ -165,39 +134,36 @@ def bound(
     Raises:
         TypeError, ValueError: bad arguments, as for :func:`purevdm.bound.bound`.
     """
-    _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise")
-    parse(model, params, x, noise, cond)
-    if noise.sender is None and model.timesteps and model.output.mixture:
+    parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise"), cond)
+    if noise.sender is None and model.timesteps and not isinstance(model.output, Point):
         raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
-    return bound_at(model, params["network"], x, noise, cond, reconstruction=reconstruction)
+    return at(model, params, x, noise, cond)
 
 
-def bound_at(
-    model: Model, net_params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool
-) -> NLLBound:
-    """:func:`bound` of the network's parameters, behind the door."""
+def at(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = None, reconstruction: bool = True) -> NLLBound:
+    """Computes :func:`bound`, behind the door. Without the reconstruction, which applies the network to a second batch of
+    latents, at t = 1, ``recon`` is 0."""
     flow, output, n = model.flow, model.output, fixed(model.timesteps)
-    t, end = step_of(noise.t, n) if n else (noise.t, noise.t)
+    t, end = step_of(noise.t, n)
     h = output.encode(x, noise.eps.dtype)
-    w, times, key = latent(h, process.align(flow.snr(t), h), noise.eps), t, noise.key
+    w, times, key = latent(h, align(flow.snr(t), h), noise.eps), t, noise.key
     if reconstruction:  # one batch of both latents
         last = torch.ones_like(t)
-        w_1 = latent(h, process.align(flow.snr(last), h), noise.eps_1)
+        w_1 = latent(h, align(flow.snr(last), h), noise.eps_1)
         w, times = torch.cat([w, w_1]), torch.cat([t, last])
         cond, key = (_doubled(part) for part in (cond, key))
-    out = in_bound(model, net_params, w, times, cond, key)
-    first = tuple(part[: len(x)] for part in out)
+    out = in_bound(model, params["network"], w, times, cond, key)
 
     def loss(out: Out, x: Tensor, h: Tensor, t: Tensor, end: Tensor, sender: Tensor | None) -> Tensor:
         if n == 0:
-            return continuous_loss(h, output.mean(out), flow.slope(t))
+            return squared_loss(h, output.mean(out), flow.slope(t))
         return n * output.step_loss(out, x, h, flow.gain(t, end), sender)
 
     in_dims = (0, 0, 0, 0, 0, None if noise.sender is None else 0)
-    diffusion = torch.func.vmap(loss, in_dims)(first, x, h, t, end, noise.sender)
+    diffusion = vmap(loss, in_dims)(tuple(part[: len(x)] for part in out), x, h, t, end, noise.sender)
     recon = torch.zeros_like(diffusion)
     if reconstruction:
-        recon = torch.func.vmap(output.reconstruction)(tuple(part[len(x) :] for part in out), x)
+        recon = vmap(output.reconstruction)(tuple(part[len(x) :] for part in out), x)
     return NLLBound(recon, torch.zeros_like(diffusion), diffusion)
 
 

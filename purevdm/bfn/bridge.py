@@ -6,22 +6,14 @@ BFN's time runs from noise to data, a diffusion's from data to noise: with t' = 
 
     gamma(t) = log(sigma**2 / alpha**2) = log(sigma_1**(2 t') / (1 - sigma_1**(2 t'))).
 
->>> import torch, purevdm
->>> from purevdm import bfn, networks, process, random, schedules
->>> from purevdm.bfn import bridge
->>> x, eps = random.normal(random.key(0), (2, 3), torch.float64)
->>> t = torch.tensor(0.3, dtype=torch.float64)
->>> gamma = schedules.gamma(bridge.schedule(sigma_1=0.02), {}, t)
->>> z = process.diffuse(x, gamma, eps)
->>> g = 1 - 0.02 ** (2 * (1 - t))
->>> bool(torch.allclose(process.alpha(gamma) * z, g * x + torch.sqrt(g * (1 - g)) * eps, rtol=1e-12))
-True
-
 **The same loss.** With the noise eps_hat seen in the latent, the data are x_hat = (z - sigma eps_hat) / alpha for both, and
 -log(sigma_1) |x - x_hat|**2 / sigma_1**(2 t') = gamma'(t) |eps - eps_hat|**2 / 2, example by example, time by time. In n
 steps it is the same: n alpha_i |x - x_hat|**2 / 2 is the diffusion's with T = n. :func:`as_vdm` gives the diffusion model of
 a BFN, with its parameters.
 
+>>> import torch, purevdm
+>>> from purevdm import bfn, networks, random
+>>> from purevdm.bfn import bridge
 >>> model = bfn.continuous(networks.mlp(8), (3,), sigma_1=0.02, clip=False, dtype=torch.float64)
 >>> diffusion = bridge.as_vdm(model)
 >>> params = model.init(random.key(1))
@@ -36,18 +28,18 @@ True
 **The same sampler.** The Bayesian update of a mean by a message about x_hat is ancestral sampling's draw of q(z_s given z_t,
 x_hat), and :func:`purevdm.bfn.solvers.ode_1` is DDIM.
 
-Where they part:
+The two differ in this:
 
 - **Reconstruction.** A diffusion model's last term is p(x given z_0), without a network. A BFN asks its network once more,
   at t = 1, and takes a distribution around what it answers.
 - **Start.** A BFN starts at t = 0 from nothing, where gamma is infinite, and pays no prior loss. A diffusion starts from a
-  finite gamma(1): here it is held at its value at t' = t_min.
+  finite gamma(1): here its value at t' = t_min.
 - **Clipping.** The paper clamps x_hat to the range of the data; a diffusion model's bound does not.
-- **What the network sees.** The mean, which goes to 0 with the information, and t; not z, of variance near 1, and gamma.
+- **What the network takes.** The mean, which goes to 0 with the information, and t; not z, of variance near 1, and gamma.
 - **Discretised data.** The output distribution has a variance too, and gives each bin a mass. Its mean counts in continuous
   time. In n steps the receiver is a mixture over bins, and the loss is no squared error.
 - **Discrete data.** The input distribution lives on the simplex. In the logits there still is a Gaussian process
-  (:mod:`purevdm.bfn.process`), but it diffuses e_x - 1 / K, at the ratio K beta(t).
+  (:mod:`purevdm.bfn.flows`), but it diffuses e_x - 1 / K, at the ratio K beta(t).
 """
 
 import math
@@ -62,8 +54,8 @@ from torch import Tensor
 from purevdm import _checks, process
 from purevdm._compile import fixed
 from purevdm._vdm import VDM, vdm
-from purevdm.bfn.model import BFN
-from purevdm.bfn.normal import T_MIN
+from purevdm.bfn.flows import T_MIN
+from purevdm.bfn.model import BFN, fraction
 from purevdm.bfn.outputs import Point
 from purevdm.networks import Network, Wrapped
 from purevdm.schedules import Schedule
@@ -94,20 +86,17 @@ class Bridge(Schedule):
 
 
 def schedule(sigma_1: float, t_min: float = T_MIN) -> Schedule:
-    """gamma(t) = log(sigma_1**(2 t') / (1 - sigma_1**(2 t'))) with t' = 1 - t, held where t' < t_min, as it ends at
-    infinity.
+    """Makes the schedule gamma(t) = log(sigma_1**(2 t') / (1 - sigma_1**(2 t'))) with t' = 1 - t. It is constant where
+    t' < t_min, as it ends at infinity.
 
     Raises:
         TypeError, ValueError: sigma_1 or t_min outside (0, 1).
     """
-    for name, value in (("sigma_1", sigma_1), ("t_min", t_min)):
-        if not 0.0 < _checks.real(name, value) < 1.0:
-            raise ValueError(f"{name}: expected a number in (0, 1), got {value}")
-    return Bridge(float(sigma_1), float(t_min))
+    return Bridge(fraction("sigma_1", sigma_1), fraction("t_min", t_min))
 
 
 def time(gamma: Tensor, sigma_1: float) -> Tensor:
-    """The BFN's time at which the schedule's value is gamma."""
+    """Computes the BFN's time at which the schedule's value is gamma."""
     return F.softplus(-gamma, threshold=700.0) / (-2.0 * math.log(fixed(sigma_1)))
 
 
@@ -126,8 +115,8 @@ class Bridged(Wrapped):
 
     def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         mean, t = self._shown(z, gamma)
-        found = self.own.apply(params, mean, t, *args, **kwargs)
-        return mean + found if self.own.residual else found
+        output = self.own.apply(params, mean, t, *args, **kwargs)
+        return mean + output if self.own.residual else output
 
     def _update(self, params: Params, z: Tensor, gamma: Tensor, **given: Any) -> Params:
         assert self.own.update is not None
@@ -137,11 +126,11 @@ class Bridged(Wrapped):
         return process.alpha(process.align(gamma, z)) * z, time(gamma, self.sigma_1)
 
     def between(self, endpoints: tuple[float, float]) -> Network:
-        return self  # its own sees times
+        return self  # its own takes times
 
 
 def as_vdm(model: BFN, t_min: float = T_MIN) -> VDM:
-    """The diffusion model whose loss a BFN of real numbers has: the same network, shown alpha z and the BFN's time.
+    """Makes the diffusion model whose loss a BFN of real numbers has, of the same network, shown alpha z and the BFN's time.
 
     It takes the BFN's parameters as ``params | {"schedule": {}}``.
 
@@ -152,13 +141,8 @@ def as_vdm(model: BFN, t_min: float = T_MIN) -> VDM:
         raise TypeError(f"model: expected one of purevdm.bfn.continuous, got {_checks.describe(model)}")
     if model.output.clip is not None:
         raise ValueError(f"model: expected clip=False, as a diffusion model clamps nothing, got clip={model.output.clip}")
-    sigma_1 = model.flow.sigma_1  # type: ignore[attr-defined]
+    sigma_1 = model.flow.sigma_1  # type: ignore[union-attr]
+    settings: Any = dict(timesteps=model.timesteps, antithetic=model.antithetic, dtype=model.dtype)
     return vdm(
-        Bridged(model.network, sigma_1),
-        schedule(sigma_1, t_min),
-        model.event_shape,
-        decoder=model.decoder,
-        timesteps=model.timesteps,
-        antithetic=model.antithetic,
-        dtype=model.dtype,
+        Bridged(model.network, sigma_1), schedule(sigma_1, t_min), model.event_shape, decoder=model.decoder, **settings
     )

@@ -29,14 +29,14 @@ _ROOT_HALF = math.sqrt(0.5)
 
 
 def log_ndtr(x: Tensor) -> Tensor:
-    """log Phi(x), without underflow. (``torch.special.log_ndtr`` has no rule for ``vmap``.)"""
+    """Computes log Phi(x), without underflow. (``torch.special.log_ndtr`` has no rule for ``vmap``.)"""
     low, high = x.clamp(max=0.0), x.clamp(min=0.0)
     left = torch.log(0.5 * torch.special.erfcx(-fixed(_ROOT_HALF) * low)) - 0.5 * low.square()
     return torch.where(x < 0.0, left, torch.log1p(-0.5 * torch.erfc(fixed(_ROOT_HALF) * high)))
 
 
 def _log_mass(lower: Tensor, upper: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """The log mass of a standard normal in (lower, upper); from -infinity in the first bin, to infinity in the last."""
+    """Computes the log mass of a standard normal in (lower, upper), of the first bin from -infinity, of the last on."""
     # The mirror image where the mass would else be a difference of numbers close to 1.
     flipped = ~first & (last | (lower + upper > 0.0))
     lower, upper = torch.where(flipped, -upper, lower), torch.where(flipped, -lower, upper)
@@ -45,32 +45,23 @@ def _log_mass(lower: Tensor, upper: Tensor, first: Tensor, last: Tensor) -> Tens
 
 
 def bin_log_prob(index: Tensor, mean: Tensor, std: Tensor, bins: int) -> Tensor:
-    """The log probability of a bin under N(mean, std**2).
-
-    Args:
-        index: which bin, integers in [0, bins).
-        mean, std: they broadcast; any floating-point dtype, which is the result's.
-        bins: how many bins, at least 2.
-    """
+    """Computes the log probability of the bins with these indices, integers in [0, bins), under N(mean, std**2), in the
+    mean's dtype."""
     lower = (2.0 * index.double() / bins - 1.0 - mean.double()) / std.double()
     return _log_mass(lower, lower + 2.0 / bins / std.double(), index == 0, index == bins - 1).to(mean.dtype)
 
 
 def bin_log_probs(mean: Tensor, std: Tensor, bins: int) -> Tensor:
-    """The log probability of each bin, on a new last axis, under N(mean, std**2)."""
-    index = torch.arange(bins, device=mean.device)
-    return bin_log_prob(index, mean[..., None], torch.as_tensor(std)[..., None], bins)
+    """Computes the log probability of each bin, on a new last axis, under N(mean, std**2)."""
+    return bin_log_prob(torch.arange(bins, device=mean.device), mean[..., None], std[..., None], bins)
 
 
 def bin_expectation(mean: Tensor, std: Tensor, bins: int) -> Tensor:
-    """The expectation of the bin's centre under N(mean, std**2), without the probabilities: each edge between two bins adds
-    the width of one times the probability of lying above it."""
+    """Computes the expectation of the bin's centre under N(mean, std**2), without the probabilities: each edge between two
+    bins adds the width of one times the probability of lying above it."""
     edges = 2.0 * torch.arange(1, bins, device=mean.device).to(mean.dtype) / bins - 1.0
-    above = torch.special.ndtr((mean[..., None] - edges) / torch.as_tensor(std)[..., None])
+    above = torch.special.ndtr((mean[..., None] - edges) / std[..., None])
     return (1.0 / bins - 1.0) + (2.0 / bins) * above.sum(-1)
-
-
-# As a decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +93,8 @@ class Binned(Discrete):
 
 
 def binned(bins: int = 256) -> Decoder:
-    """Integers v in [0, bins), each the bin of [-1, 1] that a normal's draw falls into: p(v given z) is the mass of
-    N(z, exp(gamma_0)) in the bin, the tails in the first and the last. Positions are those of ``decoders.discrete(bins)``.
+    """Makes a decoder of integers in [0, bins), each the bin of [-1, 1] that a normal's draw falls into: p(v given z) is the
+    mass of N(z, exp(gamma_0)) in the bin, the tails in the first and the last. Positions are ``decoders.discrete(bins)``'s.
 
     A BFN's output distribution of discretised data, and the official code's reconstruction of continuous ones (sec. 7.2).
 

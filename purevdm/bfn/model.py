@@ -4,20 +4,19 @@ that they make together."""
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import optree
 import torch
 from torch import Tensor
 
 from purevdm import _checks, _values, denoiser
-from purevdm._compile import constant, fixed
+from purevdm._compile import constant
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
 from purevdm.bfn.distributions import binned
-from purevdm.bfn.flows import Categorical, Flow, Normal
+from purevdm.bfn.flows import Categorical, Flow, Normal, latent
 from purevdm.bfn.outputs import Classes, Normals, Output, Point
-from purevdm.bfn.process import latent
 from purevdm.bfn.solvers import Solver, bayesian
 from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, fits, gaussian
@@ -47,7 +46,7 @@ class BFN(NamedTuple):
     ``fullgraph=True``.
 
     Attributes:
-        network: sees the input distribution's parameters and, in gamma's stead, the time t; made for the endpoints 0 and 1.
+        network: takes the input distribution's parameters and, in place of gamma, the time t; its endpoints are 0 and 1.
         flow: how the input distribution moves, of :mod:`purevdm.bfn.flows`.
         output: what the network's output says of the data, of :mod:`purevdm.bfn.outputs`.
         event_shape: the shape of one example.
@@ -80,29 +79,29 @@ class BFN(NamedTuple):
     # Parameters and noise
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters: ``{"network": ...}``."""
+        """Draws fresh parameters: ``{"network": ...}``."""
         self._structure()
         params = {"network": self.network.init(_checks.key("key", key), self.flow.network_shape(self.event_shape))}
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
-        """The seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
+        """Draws the seeds of a batch of n: its times, and a key for each example; ``seeds.rows(...)`` are a part's."""
         return draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
-        """The noise that the losses draw for a batch of n, each field (n, ...)."""
-        return self._drawn(seeds_of(self, key, n), train)
+        """Draws the noise that the losses draw for a batch of n, each field (n, ...)."""
+        return bound.draw_noise(self, seeds_of(self, key, n), _checks.boolean("train", train))
 
     # The bound
 
     def loss_fn(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True) -> Tensor:
-        """The bound's Monte Carlo estimate, the mean over the batch: bits per dimension, shape ()."""
+        """Estimates the bound by Monte Carlo, the mean over the batch: bits per dimension, shape ()."""
         return self.loss_and_stats(params, x, key, cond, train=train)[0]
 
     def loss_and_stats(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """:meth:`loss_fn` and its parts, for ``has_aux=True``: a dict of ``recon`` (0 where the model leaves it out),
+        """Gives :meth:`loss_fn` and its parts, for ``has_aux=True``: a dict of ``recon`` (0 where the model leaves it out),
         ``prior``, which is 0, and ``diffusion``, the loss of the steps, bits/dim."""
         terms = self._bound(params, x, key, cond, train, self.reconstruction)
         scale = 1.0 / (math.prod(self.event_shape) * math.log(2.0))
@@ -110,18 +109,17 @@ class BFN(NamedTuple):
         return stats["recon"] + stats["diffusion"], stats
 
     def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> NLLBound:
-        """An upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data are real).
-        ``diffusion`` is the loss of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior
-        itself."""
+        """Estimates an upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data
+        are real). ``diffusion`` is the loss of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the
+        prior itself."""
         return self._bound(params, x, key, cond, False, True)
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
-        """The parameters with what a network keeps of the batches that it saw in training moved by this one; see
-        :meth:`purevdm.VDM.update`."""
+        """Moves what a network keeps of the batches that it saw in training by this one; see :meth:`purevdm.VDM.update`."""
         noise = self._noise(params, x, key, cond, True)
         if self.network.update is None:
             return params
-        t = bound.step_of(noise.t, self.timesteps)[0] if self.timesteps else noise.t
+        t, _ = bound.step_of(noise.t, self.timesteps)
         h = self.output.encode(x, self.dtype)
         w = latent(h, align(self.flow.snr(t), h), noise.eps)
         seen = bound.seen(self, w, t)
@@ -148,39 +146,24 @@ class BFN(NamedTuple):
         callback: Callable[[int, Tensor], None] | None = None,
         differentiable: bool = False,
     ) -> Any:
-        """n samples, (n, *event_shape), by steps from t = 0 to t = 1.
+        """Draws n samples, (n, *event_shape), by steps from t = 0 to t = 1.
 
-        A self-conditioned network takes each step's estimate of the data in the next. :meth:`purevdm.VDM.sample` also has
-        ``project``, whose hooks take latents at a gamma, and ``clip``, which a BFN has as a setting of its own.
+        Arguments that are not explained are those of :meth:`purevdm.VDM.sample`, which also has ``project``, whose hooks
+        take latents at a gamma, and ``clip``, which a BFN has as a setting. A self-conditioned network takes each step's
+        estimate of the data in the next.
 
         Args:
-            params, key, n: the parameters, a key, how many.
-            steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
             solver: a value of :mod:`purevdm.bfn.solvers`; the paper's sampler where left out.
             grid: "time" for even steps, or "root" for steps even in sqrt(t), small at first. There sqrt(snr) of real data is
-                steep, and on even steps the first alone leaves second-order solvers an error of order 1.
-            cond: a batch of n conditions.
-            guidance: above 1, strengthens the condition, for a network with ``cond_drop`` > 0 (classifier-free), on logits
-                or on the predicted noise: a number, or a tensor of shape () or (n,).
+                steep, and on even steps the first one leaves second-order solvers an error of order 1.
+            guidance: as there, on logits or on the predicted noise.
             decode: "argmax" for the likeliest data under the last output distribution, as in the official code, or
                 "sample" for a draw from it, as in the paper.
-            z: the latents w to start from (:mod:`purevdm.bfn.process`), (n, *latent_shape) of the model's dtype; standard
-                normal noise where left out.
-            start: z's time, in [0, 1), a number or a floating-point tensor of shape (). Time runs from 0 to 1 here.
-            until: the time to stop at, in (start, 1], as ``start``: the latents at that time are returned, not data.
+            z: the latents w to start from (:mod:`purevdm.bfn.flows`), (n, *latent_shape).
+            start, until: z's time, in [0, 1), and the time to stop at, in (start, 1]: time runs from 0 to 1 here.
             trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions at each step (and,
                 with ``until``, no data).
-            callback: in eager mode, called as ``callback(i, w)`` after each step.
-            differentiable: whether derivatives pass, as in :meth:`purevdm.VDM.sample`: to data that are real numbers, or to
-                ``theta``.
-
-        >>> import torch
-        >>> from purevdm import bfn, networks, random
-        >>> model = bfn.discrete(networks.mlp(8, fourier=()), event_shape=(2,), classes=5, beta_1=1.0)
-        >>> params = model.init(random.key(0))
-        >>> found = model.sample(params, random.key(1), 3, steps=10, solver=bfn.solvers.ode_2(), trajectory=True)
-        >>> found.x.shape, found.theta.shape
-        (torch.Size([3, 2]), torch.Size([11, 3, 2, 5]))
+            differentiable: as there; derivatives pass to data that are real numbers, to latents and to ``theta``.
         """
         parse(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
@@ -196,7 +179,7 @@ class BFN(NamedTuple):
 
     @constant
     def _structure(self) -> _checks.Structure:
-        """The leaves of the parameters, of settings that are held against one another, those of ``_replace``, too."""
+        """Gives the leaves of the parameters, once the settings fit together, those of ``_replace``, too."""
         shape = _checks.shape("event_shape", _checks.instance("event_shape", self.event_shape, tuple, "a tuple of integers"))
         _checks.dtype("dtype", self.dtype, (torch.float32, torch.float64))
         _checks.timesteps(self.timesteps, self.dtype)
@@ -206,59 +189,63 @@ class BFN(NamedTuple):
         return _structure(*map(_values.Same, (self.network, self.flow, self.output)), shape, self.dtype)
 
     def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
-        """The noise of a batch, behind the door."""
+        """Draws the noise of a batch, behind the door."""
         n = parse(self, params, x, key, cond).n
-        return self._drawn(key if isinstance(key, Seeds) else self.seeds(key, n), train)
-
-    def _drawn(self, seeds: Seeds, train: bool) -> Noise:
-        draws = fixed(self.draws) if fixed(self.timesteps) and self.output.mixture else 0
-        shape = self.flow.latent_shape(self.event_shape)
-        return bound.draw_noise(seeds, shape, draws, _checks.boolean("train", train))
+        return bound.draw_noise(self, key if isinstance(key, Seeds) else self.seeds(key, n), _checks.boolean("train", train))
 
     def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> NLLBound:
         noise = self._noise(params, x, key, cond, train)
-        return bound.bound_at(self, params["network"], x, noise, cond, reconstruction=reconstruction)
+        return bound.at(self, params, x, noise, cond, reconstruction)
 
 
 @functools.lru_cache(maxsize=256)
 def _structure(
     network: _values.Same, flow: _values.Same, output: _values.Same, event_shape: Shape, dtype: torch.dtype
 ) -> _checks.Structure:
-    """The leaves of a model's parameters, without computing them where ``init`` runs on the meta device.
+    """Gives the leaves of a model's parameters, without computing them where ``init`` runs on the meta device.
 
     Raises:
         TypeError, ValueError: parts that do not fit together.
     """
-    own = _checks.instance("network", network.value, Network, "a purevdm Network")
-    outputs = 2 if isinstance(output.value, Normals) else None
+    own, kind, moving = _checks.instance("network", network.value, Network, "a purevdm Network"), output.value, flow.value
+    _checks.instance("output", kind, (Point, Normals, Classes), "an output distribution of purevdm.bfn")
+    outputs = 2 if isinstance(kind, Normals) else None
     if own.outputs != outputs:
         raise ValueError(f"network: expected one with outputs={outputs} for these data, got outputs={own.outputs}")
     if _timed(own) != own:
         raise ValueError("network: expected one that knows that its levels are times; make the model by purevdm.bfn")
-    kind = Categorical if isinstance(output.value, Classes) else Normal
-    _checks.instance("flow", flow.value, kind, f"a {kind.__name__} flow for these data")
-    if kind is Categorical:
-        _positive("beta_1", flow.value.beta_1)
-        if flow.value.classes != output.value.decoder.vocab_size:
-            found = f"{flow.value.classes} and {output.value.decoder.vocab_size}"
-            raise ValueError(f"flow, output: expected as many classes in one as in the other, got {found}")
+    if isinstance(kind, Classes):
+        _checks.instance("flow", moving, Categorical, "a Categorical flow for these data")
+        name, classes = "beta_1", kind.decoder.vocab_size
+        _positive(name, moving.beta_1)
+        if moving.classes != classes:
+            raise ValueError(f"flow, output: expected as many classes in both, got {moving.classes} and {classes}")
     else:
-        _between("sigma_1", flow.value.sigma_1)
+        _checks.instance("flow", moving, Normal, "a Normal flow for these data")
+        name = "sigma_1"
+        fraction(name, moving.sigma_1)
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
-    fits(output.value.decoder, event_shape, dtype)
-    snr, most = flow.value.snr(torch.ones((), dtype=dtype, device="cpu")).item(), torch.finfo(dtype).max ** 0.5
+    fits(kind.decoder, event_shape, dtype)
+    snr, most = moving.snr(torch.ones((), dtype=dtype, device="cpu")).item(), torch.finfo(dtype).max ** 0.5
     if not snr <= most:
-        name = "beta_1" if kind is Categorical else "sigma_1"
         raise ValueError(f"{name}: expected a signal-to-noise ratio of at most {most:.2g} at t = 1, got {snr:.2g}")
-    std = _positive("recon_std", getattr(output.value, "recon_std", 1.0))
-    if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
-        raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")
-    shape = flow.value.network_shape(event_shape)
+    if isinstance(kind, Point):
+        std = _positive("recon_std", kind.recon_std)
+        if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
+            raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")
+    shape = moving.network_shape(event_shape)
     return structure_of(lambda key: {"network": own.init(key, shape)}, dtype)
 
 
-# The three kinds
+class Settings(TypedDict, total=False):
+    """Further fields of a :class:`BFN`, which all three kinds take; ``timesteps=None`` is 0."""
+
+    timesteps: int | None
+    draws: int
+    reconstruction: bool
+    antithetic: bool
+    dtype: torch.dtype
 
 
 def continuous(
@@ -269,18 +256,14 @@ def continuous(
     decoder: Decoder | None = None,
     clip: tuple[float, float] | bool = True,
     recon_std: float | None = None,
-    timesteps: int | None = 0,
-    draws: int = 1,
-    reconstruction: bool = True,
-    antithetic: bool = True,
-    dtype: torch.dtype = torch.float32,
+    **settings: Unpack[Settings],
 ) -> BFN:
-    """A BFN of real numbers (sec. 4), or of integers by their positions on the real line.
+    """Makes a BFN of real numbers (sec. 4), or of integers by their positions on the real line.
 
     Its loss is a diffusion model's: :mod:`purevdm.bfn.bridge`.
 
     Args:
-        network: sees the input distribution's mean, (event_shape), and the time; predicts the noise ("eps", the paper's
+        network: takes the input distribution's mean, (event_shape), and the time; predicts the noise ("eps", the paper's
             choice), the data or v. Where data have no bounds to clip to, predict "x" or "v": an error of the noise near
             t = 0 counts without limit.
         event_shape: the shape of one example.
@@ -289,7 +272,7 @@ def continuous(
             the official code takes to compare likelihoods of integers.
         clip: what to clamp the predicted data to. True: [-1, 1] for integers, as in the paper, and nothing for real data.
         recon_std: the deviation of p(x) around the prediction at t = 1; sigma_1 where left out.
-        timesteps, draws, reconstruction, antithetic, dtype: of the :class:`BFN`.
+        settings: timesteps, draws, reconstruction, antithetic and dtype of the :class:`BFN`.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network that returns several numbers a dimension.
@@ -302,17 +285,13 @@ def continuous(
     >>> model.nll_bound(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
     torch.Size([16])
     """
-    decoder = gaussian() if decoder is None else decoder
-    if not isinstance(decoder, Decoder):
-        raise TypeError(f"decoder: expected a purevdm Decoder, got {_checks.describe(decoder)}")
-    flow = Normal(_between("sigma_1", sigma_1))
+    decoder = gaussian() if decoder is None else _checks.instance("decoder", decoder, Decoder, "a purevdm Decoder")
     if isinstance(clip, bool):
         limits = (-1.0, 1.0) if clip and decoder.bounds(torch.zeros(())) is not None else None
     else:
         limits = _pair("clip", clip)
-    std = flow.sigma_1 if recon_std is None else _positive("recon_std", recon_std)
-    options = (timesteps, draws, reconstruction, antithetic, dtype)
-    return _model(network, flow, Point(decoder, limits, std), event_shape, *options)
+    output = Point(decoder, limits, sigma_1 if recon_std is None else recon_std)
+    return _model(network, Normal(sigma_1), output, event_shape, settings)
 
 
 def discretised(
@@ -322,13 +301,9 @@ def discretised(
     sigma_1: float,
     *,
     std_bounds: tuple[float, float] | None = (1e-3, 10.0),
-    timesteps: int | None = 0,
-    draws: int = 1,
-    reconstruction: bool = True,
-    antithetic: bool = True,
-    dtype: torch.dtype = torch.float32,
+    **settings: Unpack[Settings],
 ) -> BFN:
-    """A BFN of integers in [0, bins), such as pixels, with normals over bins for output distributions (sec. 5).
+    """Makes a BFN of integers in [0, bins), such as pixels, with normals over bins for output distributions (sec. 5).
 
     Args:
         network: as for :func:`continuous`, with ``outputs=2``: the mean and the log deviation of what it predicts.
@@ -336,7 +311,7 @@ def discretised(
         bins: how many values, at least 2; value v is the bin around (2 v + 1) / bins - 1.
         sigma_1: the input distribution's deviation at t = 1, in (0, 1).
         std_bounds: what to clamp the deviations of the data to, as the official code does; None for nothing.
-        timesteps, draws, reconstruction, antithetic, dtype: of the :class:`BFN`.
+        settings: timesteps, draws, reconstruction, antithetic and dtype of the :class:`BFN`.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network without two outputs.
@@ -350,10 +325,7 @@ def discretised(
     if std_bounds is not None:
         std_bounds = _pair("std_bounds", std_bounds)
         _positive("std_bounds[0]", std_bounds[0])
-    flow = Normal(_between("sigma_1", sigma_1))
-    output = Normals(binned(_checks.integer("bins", bins, 2, 2**22)), std_bounds)
-    options = (timesteps, draws, reconstruction, antithetic, dtype)
-    return _model(network, flow, output, event_shape, *options)
+    return _model(network, Normal(sigma_1), Normals(binned(bins), std_bounds), event_shape, settings)
 
 
 def discrete(
@@ -363,23 +335,19 @@ def discrete(
     beta_1: float,
     *,
     classes_last: bool = False,
-    timesteps: int | None = 0,
-    draws: int = 1,
-    reconstruction: bool = True,
-    antithetic: bool = True,
-    dtype: torch.dtype = torch.float32,
+    **settings: Unpack[Settings],
 ) -> BFN:
-    """A BFN of classes, integers in [0, classes) without an order, such as characters (sec. 6).
+    """Makes a BFN of classes, integers in [0, classes) without an order, such as characters (sec. 6).
 
     Args:
-        network: sees 2 theta - 1, theta the probabilities of all classes, and the time, and returns logits of the same
+        network: takes 2 theta - 1, theta the probabilities of all classes, and the time, and returns logits of the same
             shape. For an event (C, ...) that shape is (C K, ...), so (1, length) is K channels along a line; for two classes
             it is the event's, with the logit of class 1. What it ``predicts`` does not matter.
         event_shape: the shape of one example.
         classes: K, at least 2.
         beta_1: the accuracy at t = 1: 3**2 for two classes, 0.75**2 for 27 in the paper.
-        classes_last: whether a network for K > 2 sees (*event_shape, K) instead, as transformers over tokens do.
-        timesteps, draws, reconstruction, antithetic, dtype: of the :class:`BFN`.
+        classes_last: whether a network for K > 2 takes (*event_shape, K) instead, as transformers over tokens do.
+        settings: timesteps, draws, reconstruction, antithetic and dtype of the :class:`BFN`.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network with an axis of outputs.
@@ -392,41 +360,32 @@ def discrete(
     torch.Size([])
     """
     classes = _checks.integer("classes", classes, 2, 2**22)
-    flow = Categorical(classes, _positive("beta_1", beta_1), _checks.boolean("classes_last", classes_last))
-    options = (timesteps, draws, reconstruction, antithetic, dtype)
-    return _model(network, flow, Classes(integers(classes)), event_shape, *options)
+    flow = Categorical(classes, beta_1, _checks.boolean("classes_last", classes_last))
+    return _model(network, flow, Classes(integers(classes)), event_shape, settings)
 
 
-def _model(
-    network: Network,
-    flow: Flow,
-    output: Output,
-    event_shape: Shape,
-    timesteps: int | None,
-    draws: int,
-    reconstruction: bool,
-    antithetic: bool,
-    dtype: torch.dtype,
-) -> BFN:
-    _checks.instance("network", network, Network, "a purevdm Network")
-    settings = (0 if timesteps is None else timesteps, draws, reconstruction, antithetic, dtype)
-    model = BFN(_timed(network), flow, output, _checks.shape("event_shape", event_shape), *settings)
+def _model(network: Network, flow: Flow, output: Output, event_shape: Shape, settings: Settings) -> BFN:
+    network = _timed(_checks.instance("network", network, Network, "a purevdm Network"))
+    if settings.get("timesteps", 0) is None:
+        settings["timesteps"] = 0
+    model = BFN(network, flow, output, _checks.shape("event_shape", event_shape), **settings)  # type: ignore[arg-type]
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
 
 
 def _timed(network: Network) -> Network:
-    """The network told that its levels are times, from 0 to 1."""
-    if network.endpoints not in (None, (0.0, 1.0)):
+    """Tells the network that its levels are times, from 0 to 1."""
+    if network.endpoints is not None and network.endpoints != (0.0, 1.0):
+        low, high = network.endpoints
         raise ValueError(
-            f"network: a BFN's levels are times from 0 to 1, but this one normalises between {network.endpoints[0]} and "  # type: ignore[index]
-            f"{network.endpoints[1]}; leave its gamma_min and gamma_max out"  # type: ignore[index]
+            f"network: a BFN's levels are times from 0 to 1, but this one normalises between {low} and {high}; "
+            "leave its gamma_min and gamma_max out"
         )
     return network.between((0.0, 1.0))
 
 
 def _pair(name: str, x: object) -> tuple[float, float]:
-    """Two rising numbers."""
+    """Checks two rising numbers."""
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         raise TypeError(f"{name}: expected a pair of numbers, got {_checks.describe(x)}")
     return _checks.increasing(f"{name}[0]", x[0], f"{name}[1]", x[1])
@@ -438,8 +397,7 @@ def _positive(name: str, x: object) -> float:
     return value
 
 
-def _between(name: str, x: object) -> float:
-    value = _checks.real(name, x)
-    if not 0.0 < value < 1.0:
+def fraction(name: str, x: object) -> float:
+    if not 0.0 < (value := _checks.real(name, x)) < 1.0:
         raise ValueError(f"{name}: expected a number in (0, 1), got {value}")
     return value

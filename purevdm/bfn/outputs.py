@@ -1,57 +1,59 @@
-"""Output distributions as values: what a network's output says of the data, and what that costs.
+"""Output distributions: what a network's output says of the data, and what that costs.
 
-Methods take one example. ``out`` is what ``read`` makes of a network's output: a tuple of tensors. ``h`` are the data as
-numbers, which the latent is made of.
+The three are values, whose methods take one example. ``out`` is what ``read`` makes of a network's output: a tuple of
+tensors. ``h`` are the data as numbers, which the latent is made of (:mod:`purevdm.bfn.flows`). An :data:`Output` is one of
+the three.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from purevdm import random
 from purevdm._compile import fixed
-from purevdm.bfn import categorical, distributions, normal, process
+from purevdm.bfn import distributions
 from purevdm.bfn.flows import Categorical, Normal
 from purevdm.decoders import Decoder
 from purevdm.types import Key
 
 __all__ = ["Classes", "Normals", "Output", "Point"]
 
-Out = tuple[Tensor, ...]
+Out: TypeAlias = tuple[Tensor, ...]
 
 
-class Output(Protocol):
-    """What a model needs of an output distribution; :class:`Point`, :class:`Normals` and :class:`Classes` are the three."""
+def squared_loss(h: Tensor, h_hat: Tensor, weight: Tensor) -> Tensor:
+    """Computes weight |h - h_hat|**2 / 2, nats: shape ().
 
-    @property
-    def decoder(self) -> Decoder: ...
+    For h_hat the mean of the output distribution and the weight snr'(t), it is the integrand of the continuous-time loss:
+    -log(sigma_1) sigma_1**(-2 t) |x - x_hat|**2 for real data (eq. 101), K beta_1 t |e_x - e_hat|**2 for classes (eq. 205).
+    For a step's gain in snr it is KL(sender || receiver) of an output distribution that is a point.
+    """
+    return 0.5 * (weight * (h - h_hat).square()).sum()
 
-    @property
-    def mixture(self) -> bool:
-        """Whether receivers are mixtures, whose n-step loss is estimated by draws of the sender's noise."""
 
-    def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """h, for one example or a batch."""
+def mixture_loss(log_p: Tensor, offsets: Tensor, sender: Tensor, gain: Tensor) -> Tensor:
+    """Estimates KL(sender || receiver) of one step by draws of the sender's noise, the receiver being a mixture, nats:
+    shape ().
 
-    def read(self, flow: Any, raw: Tensor, w: Tensor, t: Tensor, predicts: str) -> Out: ...
+    Each dimension's receiver mixes the sender's normals of all values k with the weights p_k of the output distribution
+    (eqs. 189 and 190 for classes). Their densities at the message, relative to the sender's, are
+    exp(-gain |h - h_k|**2 / 2 - sqrt(gain) (h - h_k) . eps): the message never appears, and nothing cancels.
 
-    def mean(self, out: Out) -> Tensor:
-        """h_hat, the mean of h."""
+    Args:
+        log_p: log probabilities of all values, (*event_shape, K).
+        offsets: h - h_k, (*event_shape, K, d), where a value is d numbers.
+        sender: the sender's noise, (draws, *event_shape, d).
+        gain: the step's in snr.
+    """
 
-    def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Tensor | None) -> Tensor:
-        """KL(sender || receiver) of one step, nats: shape (). For mixtures, its mean over draws of the sender's noise,
-        (draws, *h.shape)."""
+    def one(eps: Tensor) -> Tensor:
+        along = (offsets * eps[..., None, :]).sum(-1)
+        relative = -0.5 * gain * offsets.square().sum(-1) - torch.sqrt(gain) * along
+        return -torch.logsumexp(log_p + relative, -1).sum()
 
-    def reconstruction(self, out: Out, x: Tensor) -> Tensor:
-        """-log p(x), nats: shape ()."""
-
-    def draw(self, key: Key, out: Out) -> Tensor:
-        """A draw of h; for one example or a batch."""
-
-    def decode(self, key: Key | None, out: Out) -> Tensor:
-        """Data: a draw of them, or the likeliest without a key; for one example or a batch."""
+    return torch.func.vmap(one)(sender).mean()
 
 
 class Point(NamedTuple):
@@ -68,32 +70,36 @@ class Point(NamedTuple):
     clip: tuple[float, float] | None
     recon_std: float
 
-    @property
-    def mixture(self) -> bool:
-        return False
-
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Computes h, of one example or a batch."""
         return self.decoder.encode({}, x, dtype=dtype)
 
     def read(self, flow: Normal, raw: Tensor, w: Tensor, t: Tensor, predicts: str) -> Out:
-        offset, factor = normal.predicted(w, t, flow.sigma_1, predicts)
+        """Reads what the network returned for the latent w at time t."""
+        offset, factor = flow.predicted(w, t, predicts)
         x_hat = offset + factor * raw
         return (x_hat if self.clip is None else x_hat.clamp(*map(fixed, self.clip)),)
 
     def mean(self, out: Out) -> Tensor:
+        """Computes h_hat, the mean of h."""
         return out[0]
 
-    def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Tensor | None) -> Tensor:
-        return process.sender_loss(h, out[0], gain)
+    def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Any) -> Tensor:
+        """Computes KL(sender || receiver) of one step, nats: shape (). The other two, whose receivers are mixtures, average
+        over draws of the sender's noise, (draws, *h.shape)."""
+        return squared_loss(h, out[0], gain)
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
+        """Computes -log p(x), nats: shape ()."""
         eps = (out[0] - self.encode(x, out[0].dtype)) / fixed(self.recon_std)
         return self.decoder.reconstruction({}, x, eps, self._log_variance(eps)).sum()
 
     def draw(self, key: Key, out: Out) -> Tensor:
+        """Draws h, for one example or a batch."""
         return out[0]
 
     def decode(self, key: Key | None, out: Out) -> Tensor:
+        """Draws data, or gives the likeliest without a key, for one example or a batch."""
         if key is None:
             return self.decoder.mode({}, out[0])
         return self.decoder.sample({}, key, out[0], self._log_variance(out[0]))
@@ -103,7 +109,8 @@ class Point(NamedTuple):
 
 
 class Normals(NamedTuple):
-    """Normals over the bins of discretised data (sec. 5): the network gives a mean and a log deviation a dimension.
+    """Normals over the bins of discretised data (sec. 5): the network gives a mean and a log deviation a dimension. Methods
+    are those of :class:`Point`.
 
     Attributes:
         decoder: of :func:`purevdm.bfn.binned`.
@@ -114,86 +121,78 @@ class Normals(NamedTuple):
     std_bounds: tuple[float, float] | None
 
     @property
-    def bins(self) -> int:
+    def _bins(self) -> int:
         return fixed(self.decoder.vocab_size)  # type: ignore[type-var, return-value]
-
-    @property
-    def mixture(self) -> bool:
-        return True
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return self.decoder.encode({}, x, dtype=dtype)
 
     def read(self, flow: Normal, raw: Tensor, w: Tensor, t: Tensor, predicts: str) -> Out:
-        offset, factor = normal.predicted(w, t, flow.sigma_1, predicts)
+        offset, factor = flow.predicted(w, t, predicts)
         std = torch.where(factor == 0.0, 1.0, factor.abs() * torch.exp(raw[..., 1]))
         std = std if self.std_bounds is None else std.clamp(*map(fixed, self.std_bounds))
         return offset + factor * raw[..., 0], std
 
     def mean(self, out: Out) -> Tensor:
-        return distributions.bin_expectation(out[0], out[1], self.bins)
+        return distributions.bin_expectation(out[0], out[1], self._bins)
 
-    def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Tensor | None) -> Tensor:
-        values = self.decoder.encode({}, torch.arange(self.bins, device=h.device), dtype=h.dtype)
-        return _averaged(self.log_probs(out), (h[..., None] - values)[..., None], gain, sender, 1)
+    def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Any) -> Tensor:
+        values = self.encode(torch.arange(self._bins, device=h.device), h.dtype)
+        return mixture_loss(self.log_probs(out), (h[..., None] - values)[..., None], sender[..., None], gain)
 
     def log_probs(self, out: Out) -> Tensor:
-        """The log probability of each bin, on a new last axis."""
-        return distributions.bin_log_probs(out[0], out[1], self.bins)
+        """Computes the log probability of each bin, on a new last axis."""
+        return distributions.bin_log_probs(out[0], out[1], self._bins)
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
-        return -distributions.bin_log_prob(x, out[0], out[1], self.bins).sum()
+        return -distributions.bin_log_prob(x, out[0], out[1], self._bins).sum()
 
     def draw(self, key: Key, out: Out) -> Tensor:
-        mean, std = out
-        drawn = self.decoder.mode({}, mean + std * random.normal(key, mean.shape, mean.dtype))
-        return self.decoder.encode({}, drawn, dtype=mean.dtype)
+        return self.encode(self.decode(key, out), out[0].dtype)
 
     def decode(self, key: Key | None, out: Out) -> Tensor:
         if key is None:
             return self.log_probs(out).argmax(-1)
-        return self.decoder.mode({}, out[0] + out[1] * random.normal(key, out[0].shape, out[0].dtype))
+        mean, std = out
+        return self.decoder.mode({}, mean + std * random.normal(key, mean.shape, mean.dtype))
 
 
 class Classes(NamedTuple):
-    """Categoricals, for classes (sec. 6): the network gives logits. Of the decoder, what it says of its support is used."""
+    """Categoricals, for classes (sec. 6): the network gives logits. Methods are those of :class:`Point`. Of the decoder,
+    what it says of its support is used."""
 
     decoder: Decoder
 
     @property
-    def k(self) -> int:
+    def _k(self) -> int:
         return fixed(self.decoder.vocab_size)  # type: ignore[type-var, return-value]
 
-    @property
-    def mixture(self) -> bool:
-        return True
+    def _is(self, x: Tensor) -> Tensor:
+        """Says which class each integer is, on a new last axis."""
+        return x[..., None].to(torch.int64) == torch.arange(self._k, device=x.device)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return categorical.one_hot(x, self.k, dtype) - 1.0 / self.k
+        return self._is(x).to(dtype) - 1.0 / self._k
 
     def read(self, flow: Categorical, raw: Tensor, w: Tensor, t: Tensor, predicts: str) -> Out:
         return (torch.log_softmax(flow.logits(raw), -1),)
 
     def mean(self, out: Out) -> Tensor:
-        return out[0].exp() - 1.0 / self.k
+        return out[0].exp() - 1.0 / self._k
 
-    def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Tensor | None) -> Tensor:
-        values = torch.eye(self.k, dtype=h.dtype, device=h.device) - 1.0 / self.k
-        return _averaged(out[0], h[..., None, :] - values, gain, sender, 0)
+    def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Any) -> Tensor:
+        values = torch.eye(self._k, dtype=h.dtype, device=h.device) - 1.0 / self._k
+        return mixture_loss(out[0], h[..., None, :] - values, sender, gain)
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
         # not by an index, which compilers of symbolic sizes fail on under vmap
-        return -torch.where(categorical.one_hot(x, self.k, torch.bool), out[0], 0.0).sum()
+        return -torch.where(self._is(x), out[0], 0.0).sum()
 
     def draw(self, key: Key, out: Out) -> Tensor:
-        return self.encode(random.categorical(key, out[0]), out[0].dtype)
+        return self.encode(self.decode(key, out), out[0].dtype)
 
     def decode(self, key: Key | None, out: Out) -> Tensor:
         return out[0].argmax(-1) if key is None else random.categorical(key, out[0])
 
 
-def _averaged(log_p: Tensor, offsets: Tensor, gain: Tensor, sender: Tensor | None, new_axes: int) -> Tensor:
-    """:func:`purevdm.bfn.process.receiver_loss`, averaged over draws of the sender's noise."""
-    assert sender is not None
-    sender = sender[..., None] if new_axes else sender
-    return torch.func.vmap(lambda eps: process.receiver_loss(log_p, offsets, eps, gain))(sender).mean()
+Output: TypeAlias = Point | Normals | Classes

@@ -1,18 +1,21 @@
 """From a key to data: a BFN's steps from t = 0, where nothing is known, to t = 1, and the network's output there."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from purevdm import _checks, random
 from purevdm.bfn import bound
-from purevdm.bfn.bound import Model
 from purevdm.bfn.solvers import Path, Solver
 from purevdm.sampling import trajectory
 from purevdm.sampling.trajectory import Options
 from purevdm.types import Key, Params
+
+if TYPE_CHECKING:
+    from purevdm.bfn.model import BFN
 
 __all__ = ["Sample"]
 
@@ -31,67 +34,66 @@ class Sample(NamedTuple):
 
 
 def sample(
-    model: Model,
-    params: Params,
+    model: "BFN",
+    net_params: Params,
     key: Key,
     n: int,
     options: Options,
     *,
-    z: Tensor | None = None,
-    start: float | Tensor = 0.0,
-    until: float | Tensor | None = None,
-    decode: str = "argmax",
+    z: Tensor | None,
+    start: float | Tensor,
+    until: float | Tensor | None,
+    decode: str,
 ) -> Any:
-    """Samples as :meth:`purevdm.bfn.BFN.sample` says, which checks the parameters and the key first; ``params`` are the
-    network's.
+    """Samples as :meth:`purevdm.bfn.BFN.sample` says, which checks the parameters and the key first.
 
     The key is split in three: the first draws w_0, step i draws from ``fold_in`` of the second and i, the third decodes.
     """
     k_w, k_steps, k_decode = random.split(key, 3).unbind(0)
     _checks.choice("decode", decode, ("argmax", "sample"))
     options = trajectory.checked(options, Solver, "purevdm.bfn.solvers.ode_2()", ("time", "root"))
-    shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.flow.latent_shape(model.event_shape))
+    flow, output, solver, self_condition = model.flow, model.output, options.solver, model.network.self_condition
+    shape = (_checks.integer("n", n, 1, 2**31 - 1), *flow.latent_shape(model.event_shape))
     w = trajectory.started(z, start, 0.0, shape, model.dtype, k_w)
     begin, end = trajectory.times("start", start, "until", 1.0 if until is None else until, w)
-    flow, output, solver, total = model.flow, model.output, options.solver, torch.as_tensor(options.steps, device=w.device)
-    roots = begin.sqrt(), end.sqrt()
+    roots, total = (begin.sqrt(), end.sqrt()), torch.as_tensor(options.steps, device=w.device)
 
     def time(i: Tensor) -> Tensor:
         """Gives the time after i steps."""
         part = i.to(w.dtype) / total.to(w.dtype)
         return torch.lerp(*roots, part).square() if options.grid == "root" else torch.lerp(begin, end, part)
 
-    with trajectory.recording(options, (params, w, begin, end, options.cond, options.guidance)):
+    with trajectory.recording(options, (net_params, w, begin, end, options.cond, options.guidance)):
         weight = trajectory.guidance_weight(options, w)
 
         def outputs(w: Tensor, t: Tensor, x_hat: Tensor | None) -> tuple[Tensor, ...]:
-            return bound.outputs(model, params, w, t.expand(n), options.cond, x_hat=x_hat, guidance=weight)
+            return bound.outputs(model, net_params, w, t.expand(n), options.cond, None, x_hat, weight)
 
         def step(i: Tensor, w: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             # A self-conditioned network takes the last step's estimate.
-            x_hat, carry = (state[0], state[1:]) if model.network.self_condition else (None, state)
+            x_hat, carry = (state[0], state[1:]) if self_condition else (None, state)
 
             def predict(w: Tensor, t: Tensor) -> tuple[Tensor, Callable[[Key], Tensor]]:
                 out = outputs(w, t, x_hat)
                 return output.mean(out), lambda key: output.draw(key, out)
 
-            s, t = time(i), time(i + 1)
-            done = solver.step(Path(flow, predict), w, s, t, random.fold_in(k_steps, i), carry)
+            done = solver.step(Path(flow, predict), w, time(i), time(i + 1), random.fold_in(k_steps, i), carry)
             w, h_hat, carry = trajectory.stepped(done, w)
             # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
-            return (w, bound.shown(model, h_hat).clone(), *carry) if model.network.self_condition else (w, *carry)
+            return (w, vmap(flow.estimate)(h_hat).clone(), *carry) if self_condition else (w, *carry)
 
-        first = (w.new_zeros((n, *flow.network_shape(model.event_shape))),) if model.network.self_condition else ()
+        first = (w.new_zeros((n, *flow.network_shape(model.event_shape))),) if self_condition else ()
         how: Any = dict(trajectory=options.trajectory, callback=options.callback, unroll=options.differentiable)
         path, *rest = trajectory.loop(step, (w, *first, *solver.init(w)), options.steps, **how)
         _checks.verify(_checks.finite("latents", {(): path}))
-        w = path[-1] if options.trajectory else path
         x = None
         if until is None:
-            out = outputs(w, torch.ones_like(end), rest[0] if model.network.self_condition else None)
+            out = outputs(
+                path[-1] if options.trajectory else path, torch.ones_like(end), rest[0] if self_condition else None
+            )
             _checks.verify(_checks.finite("network's output", {(i,): part for i, part in enumerate(out)}))
             x = output.decode(None if decode == "argmax" else k_decode, out)
         if not options.trajectory:
-            return w if until is not None else x
+            return path if x is None else x
         at = time(torch.arange(len(path), device=w.device))
-        return Sample(x, torch.func.vmap(torch.func.vmap(flow.parameters, in_dims=(0, None)))(path, at))
+        return Sample(x, vmap(vmap(flow.parameters, in_dims=(0, None)))(path, at))

@@ -1,6 +1,6 @@
 """One step of a BFN's samplers, from nothing known at t = 0 to data at t = 1, of several kinds.
 
-In the latent w = sqrt(snr) h + eps, and q = sqrt(snr), all of them take one line (:mod:`purevdm.bfn.process` says why):
+In the latent w = sqrt(snr) h + eps (:mod:`purevdm.bfn.flows`), and q = sqrt(snr), all of them take one line:
 
 - The Bayesian update adds a message of the step's gain in snr to the sum q w. The paper's sampler draws what it sends from
   the output distribution (sec. 4 and 6). With the distribution's mean instead it is the first-order solver of the
@@ -28,7 +28,6 @@ from purevdm.bfn.flows import Flow
 from purevdm.types import Key
 
 __all__ = ["Path", "Solver", "Step", "bayesian", "ode_1", "ode_2", "ode_2s", "sde_1", "sde_2"]
-
 
 Carry: TypeAlias = tuple[Tensor, ...]
 
@@ -58,7 +57,7 @@ class Solver(Value):
     """Takes one step, from nothing known towards data. Derive from it and write :meth:`step`."""
 
     def init(self, w_0: Tensor) -> Carry:
-        """The tensors that the first step is handed: none, unless a solver says otherwise."""
+        """Gives the tensors that the first step takes: none, unless a solver says otherwise."""
         return ()
 
     def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
@@ -66,39 +65,23 @@ class Solver(Value):
         raise NotImplementedError
 
 
-# The mathematics
+def sde_step(flow: Flow, w: Tensor, h: Tensor, s: Tensor, t: Tensor, key: Key) -> Tensor:
+    """Computes (q_s w + gain h + sqrt(gain) eps) / q_t, gain = snr_t - snr_s: one Bayesian update by a message about h."""
+    gain, eps = flow.gain(s, t), random.normal(key, w.shape, w.dtype)
+    return (torch.sqrt(flow.snr(s)) * w + gain * h + torch.sqrt(gain) * eps) / torch.sqrt(flow.snr(t))
 
 
-def sde_step(w: Tensor, h: Tensor, snr_s: Tensor, snr_t: Tensor, gain: Tensor, eps: Tensor) -> Tensor:
-    """(q_s w + gain h + sqrt(gain) eps) / q_t, with gain = snr_t - snr_s: one Bayesian update by a message about h."""
-    return (torch.sqrt(snr_s) * w + gain * h + torch.sqrt(gain) * eps) / torch.sqrt(snr_t)
-
-
-def ode_step(w: Tensor, h: Tensor, snr_s: Tensor, snr_t: Tensor) -> Tensor:
-    """w + (q_t - q_s) h: one step of the probability flow with h held."""
-    return w + (torch.sqrt(snr_t) - torch.sqrt(snr_s)) * h
+def ode_step(flow: Flow, w: Tensor, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """Computes w + (q_t - q_s) h: one step of the probability flow for an h that stays."""
+    return w + (torch.sqrt(flow.snr(t)) - torch.sqrt(flow.snr(s))) * h
 
 
 def _ahead(flow: Flow, s: Tensor, t: Tensor, last: Tensor) -> Tensor:
-    """The clock's step from s to t over that from ``last`` to s; 0 where there was no last step, or an infinite one."""
+    """Computes the clock's step from s to t over that from ``last`` to s; 0 where there was no last step, or an infinite
+    one."""
     u_s = flow.clock(s)
     ratio = (flow.clock(t) - u_s) / (u_s - flow.clock(last))
     return torch.where(ratio.isfinite(), ratio, 0.0)
-
-
-# The solvers
-
-
-class _Multistep(Solver):
-    """A solver that remembers the last estimate and its time."""
-
-    def init(self, w_0: Tensor) -> Carry:
-        return torch.zeros_like(w_0), torch.full((), torch.nan, dtype=w_0.dtype, device=w_0.device)
-
-
-def _sde(path: Path, w: Tensor, h: Tensor, s: Tensor, t: Tensor, key: Key) -> Tensor:
-    eps = random.normal(key, w.shape, w.dtype)
-    return sde_step(w, h, path.flow.snr(s), path.flow.snr(t), path.flow.gain(s, t), eps)
 
 
 @dataclass(frozen=True)
@@ -108,72 +91,30 @@ class Bayesian(Solver):
     def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
         k_draw, k_eps = random.split(key).unbind(0)
         h_hat, draw = path.predict(w, s)
-        return Step(_sde(path, w, draw(k_draw), s, t, k_eps), h_hat)
-
-
-def bayesian() -> Solver:
-    """The paper's sampler: draws data from the output distribution, sends a message about them, and updates."""
-    return Bayesian()
+        return Step(sde_step(path.flow, w, draw(k_draw), s, t, k_eps), h_hat)
 
 
 @dataclass(frozen=True)
-class SDE1(Solver):
-    """The solver of :func:`sde_1`."""
+class OfMean(Solver):
+    """The solvers that take the output distribution's mean, once a step: of order 1, or 2 by the last step's memory."""
+
+    order: int
+    stochastic: bool
+
+    def init(self, w_0: Tensor) -> Carry:
+        if self.order == 1:
+            return ()
+        return torch.zeros_like(w_0), torch.full((), torch.nan, dtype=w_0.dtype, device=w_0.device)
 
     def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
-        h_hat, _ = path.predict(w, s)
-        return Step(_sde(path, w, h_hat, s, t, key), h_hat)
-
-
-def sde_1() -> Solver:
-    """SDE-BFN-Solver1: a message about the output distribution's mean. For a point it is the paper's sampler."""
-    return SDE1()
-
-
-@dataclass(frozen=True)
-class SDE2(_Multistep):
-    """The solver of :func:`sde_2`."""
-
-    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
-        h_hat, _ = path.predict(w, s)
-        h_last, last = carry
-        h = h_hat + path.flow.lead(s, t) * _ahead(path.flow, s, t, last) * (h_hat - h_last)
-        return Step(_sde(path, w, h, s, t, key), h_hat, (h_hat, s.clone()))
-
-
-def sde_2() -> Solver:
-    """SDE-BFN-Solver2: the mean extrapolated from this step's and the last's."""
-    return SDE2()
-
-
-@dataclass(frozen=True)
-class ODE1(Solver):
-    """The solver of :func:`ode_1`."""
-
-    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
-        h_hat, _ = path.predict(w, s)
-        return Step(ode_step(w, h_hat, path.flow.snr(s), path.flow.snr(t)), h_hat)
-
-
-def ode_1() -> Solver:
-    """ODE-BFN-Solver1: the probability flow by Euler's steps in q, of order 1; DDIM for real data."""
-    return ODE1()
-
-
-@dataclass(frozen=True)
-class ODE2(_Multistep):
-    """The solver of :func:`ode_2`."""
-
-    def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
-        h_hat, _ = path.predict(w, s)
-        h_last, last = carry
-        h = h_hat + 0.5 * _ahead(path.flow, s, t, last) * (h_hat - h_last)
-        return Step(ode_step(w, h, path.flow.snr(s), path.flow.snr(t)), h_hat, (h_hat, s.clone()))
-
-
-def ode_2() -> Solver:
-    """ODE-BFN-Solver2 in its multistep form, of order 2 with one evaluation a step; DPM-Solver++(2M) for real data."""
-    return ODE2()
+        flow, (h_hat, _) = path.flow, path.predict(w, s)
+        h = h_hat
+        if self.order == 2:
+            h_last, last = carry
+            lead = flow.lead(s, t) if self.stochastic else 0.5
+            h, carry = h_hat + lead * _ahead(flow, s, t, last) * (h_hat - h_last), (h_hat, s.clone())
+        moved = sde_step(flow, w, h, s, t, key) if self.stochastic else ode_step(flow, w, h, s, t)
+        return Step(moved, h_hat, carry)
 
 
 @dataclass(frozen=True)
@@ -181,16 +122,40 @@ class ODE2S(Solver):
     """The solver of :func:`ode_2s`."""
 
     def step(self, path: Path, w: Tensor, s: Tensor, t: Tensor, key: Key, carry: Carry) -> Step:
+        flow, r = path.flow, 0.5 * (s + t)
         h_hat, _ = path.predict(w, s)
-        r = 0.5 * (s + t)
-        snr_s, snr_r, snr_t = (path.flow.snr(time) for time in (s, r, t))
-        h_mid, _ = path.predict(ode_step(w, h_hat, snr_s, snr_r), r)
-        q_s, q_r, q_t = (torch.sqrt(snr) for snr in (snr_s, snr_r, snr_t))
+        h_mid, _ = path.predict(ode_step(flow, w, h_hat, s, r), r)
+        q_s, q_r, q_t = (torch.sqrt(flow.snr(time)) for time in (s, r, t))
         h = h_hat + 0.5 * (q_t - q_s) / (q_r - q_s) * (h_mid - h_hat)
-        return Step(ode_step(w, h, snr_s, snr_t), h_mid)
+        return Step(ode_step(flow, w, h, s, t), h_mid)
+
+
+def bayesian() -> Solver:
+    """Makes the paper's sampler: it draws data from the output distribution, sends a message about them, and updates."""
+    return Bayesian()
+
+
+def sde_1() -> Solver:
+    """Makes SDE-BFN-Solver1: a message about the output distribution's mean. For a point it is the paper's sampler."""
+    return OfMean(1, stochastic=True)
+
+
+def sde_2() -> Solver:
+    """Makes SDE-BFN-Solver2: the mean extrapolated from this step's and the last's."""
+    return OfMean(2, stochastic=True)
+
+
+def ode_1() -> Solver:
+    """Makes ODE-BFN-Solver1: the probability flow by Euler's steps in q, of order 1; DDIM for real data."""
+    return OfMean(1, stochastic=False)
+
+
+def ode_2() -> Solver:
+    """Makes ODE-BFN-Solver2 in its multistep form, of order 2 with one evaluation a step; DPM-Solver++(2M) for real data."""
+    return OfMean(2, stochastic=False)
 
 
 def ode_2s() -> Solver:
-    """ODE-BFN-Solver2 in its single-step form, of order 2 with two evaluations a step: an Euler step to the middle of the
-    time, and from the start along the line through both estimates."""
+    """Makes ODE-BFN-Solver2 in its single-step form, of order 2 with two evaluations a step: an Euler step to the middle of
+    the time, and from the start along the line through both estimates."""
     return ODE2S()

@@ -2,7 +2,7 @@
 
 Each layer is a pair: ``LAYER_init(key, ...)`` makes its parameters (float32), ``LAYER(params, x, ...)`` applies it to one
 example, channels first, without a batch axis; ``torch.func.vmap`` batches it. Defaults are Flax's: LeCun-normal kernels,
-zero biases, group norms with epsilon 1e-6.
+zero biases, group norms with epsilon 1e-6. Both raise TypeError or ValueError for a size that does not fit, and name it.
 
 >>> from purevdm import nn, random
 >>> params = nn.dense_init(random.key(0), 3, 5)
@@ -11,9 +11,8 @@ torch.Size([5])
 """
 
 from purevdm.nn._batching import concatenate
-from purevdm.nn.features import fourier_features, timestep_embedding
-from purevdm.nn.initialisers import Initialiser, constant, lecun_normal, normal, zeros
-from purevdm.nn.layers import (
+from purevdm.nn._initialisers import Initialiser, constant, lecun_normal, normal, zeros
+from purevdm.nn._layers import (
     attention,
     conv,
     conv_init,
@@ -22,14 +21,16 @@ from purevdm.nn.layers import (
     dropout,
     embedding,
     embedding_init,
+    fourier_features,
     group_norm,
     group_norm_init,
     over_space,
     pointwise,
     swish,
+    timestep_embedding,
     upsample,
 )
-from purevdm.nn.monotone import CONVEX, monotone_activation, monotone_dense
+from purevdm.nn._monotone import CONVEX, monotone_activation, monotone_dense
 
 __all__ = [
     "CONVEX",

@@ -1,8 +1,7 @@
 """Operations on one example with batching rules of our own for ``torch.func.vmap``.
 
-PyTorch's own rules for convolutions and concatenations fix the batch's size, so that a compiled graph would serve one size
-alone, and insert views that keep a compiler from choosing a layout. Each operation here is PyTorch's, with its
-derivatives; a rule beside it says what it is on a batch.
+PyTorch's own rules for convolutions and concatenations fix the batch's size, so that a compiled graph would serve only one
+size, and insert views that keep a compiler from choosing a layout. Each operation here is PyTorch's, with its derivatives.
 """
 
 from collections.abc import Sequence
@@ -67,10 +66,10 @@ _CONVOLVE, _CONCATENATE = torch.ops.purevdm.convolve.default, torch.ops.purevdm.
 
 
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int]) -> Tensor:
-    """F.conv1d, F.conv2d or F.conv3d, by the kernel's rank, on one example (n_in, *space)."""
+    """Applies F.conv1d, F.conv2d or F.conv3d, by the kernel's rank, to one example (n_in, *space)."""
     return _CONVOLVE(x, kernel, bias, stride, list(padding))  # type: ignore[no-any-return]
 
 
 def concatenate(xs: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """``torch.cat``: tensors one after the other along an axis."""
+    """Joins tensors along an axis, as ``torch.cat``."""
     return _CONCATENATE(list(xs), axis)  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
 """Functions of float32 numbers that give the same bits on every machine: those of XLA's code for a CPU.
 
-This repeats that code's arithmetic, operation by operation, with its fused multiply-adds. float32 numbers are held in
+This repeats that code's arithmetic, operation by operation, with its fused multiply-adds. float32 numbers are kept in
 float64, which holds their products exactly. So no compiler changes a bit by fusing a product with a sum. Rounding to
-float64 and then to float32 gives the same as rounding once. For a sum, product, quotient or root this always holds. For a
-fused multiply-add it fails about once in 2**29, and for none of the 2**23 possible normals and Gumbels.
+float64 and then to float32 gives the same as rounding once: always for a sum, product, quotient or root. For a fused
+multiply-add it fails about once in 2**29, and for none of the 2**23 possible normals and Gumbels.
 """
 
 import math
@@ -16,8 +16,7 @@ from purevdm._compile import fixed, materialize
 
 
 def multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * x + shift, rounded once for float32: float64 holds the product exactly. So it is what XLA's fused
-    multiply-add gives, and the same on every device, whether its compiler fuses or not."""
+    """Computes scale * x + shift, rounded once for float32, as XLA's fused multiply-add is, on every device."""
     if x.dtype != torch.float32:
         return x * scale + shift
     return (x.double() * scale.double() + shift.double()).float()
@@ -28,7 +27,7 @@ def _rounded_constants(*values: float) -> tuple[float, ...]:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """float64 x, rounded to the 24 bits of float32 (a normal number of it), ties to even."""
+    """Rounds float64 x to the 24 bits of float32 (a normal number of it), ties to even."""
     if not torch.compiler.is_compiling():
         return x.float().double()
     # Inductor has no vector code for these casts on a CPU, and before torch 2.13 takes such a pair away. Adding 2**29 x,
@@ -39,7 +38,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def _polynomial(x: Tensor, coefficients: Sequence[Tensor | float]) -> Tensor:
-    """Horner's scheme from the highest power down, a fused multiply-add a step."""
+    """Computes Horner's scheme from the highest power down, a fused multiply-add a step."""
     first, *middle, last = (c if isinstance(c, Tensor) else fixed(c) for c in coefficients)
     p = x * first
     for c in middle:
@@ -56,7 +55,7 @@ _LOG = (
 
 
 def log(x: Tensor, exponent: int = 0, steps: int = 5) -> Tensor:
-    """log(2**exponent x), for x from 2**-2**steps to 1: Cephes' logf."""
+    """Computes log(2**exponent x), for x from 2**-2**steps to 1: Cephes' logf."""
     if x.is_meta:
         return x
     # x = 2**e m with m in [sqrt(1/2), sqrt(2)): scaling by powers of two is exact, and needs no look at the bits.
@@ -78,7 +77,7 @@ _LOG1P_BELOW = _rounded_constants(1.0, 15.062909, 83.04757, 221.7624, 309.09872,
 
 
 def log1p(x: Tensor) -> Tensor:
-    """log(1 + x), for x in (-1, 0]: Cephes' log1p near 0."""
+    """Computes log(1 + x), for x in (-1, 0]: Cephes' log1p near 0."""
     square = rounded(x * x)
     cube = rounded(square * x)
     ratio = rounded(_polynomial(x, _LOG1P_ABOVE) / _polynomial(x, _LOG1P_BELOW))
@@ -92,7 +91,7 @@ _ERF_BELOW = _rounded_constants(-1.1791603e-07, 2.3547966e-05, 0.0010179626, 0.0
 
 
 def erf(x: Tensor) -> Tensor:
-    """erf, which is 1 from 3.74 on: Eigen's rational approximation."""
+    """Computes erf, which is 1 from 3.74 on: Eigen's rational approximation."""
     if x.is_meta:
         return x
     square = rounded(x * x)
@@ -115,7 +114,7 @@ _ERFINV_TAIL = _rounded_constants(
 
 
 def erfinv(x: Tensor) -> Tensor:
-    """erfinv on [-1, 1]. float64 is torch's; shorter dtypes compute in float32, as XLA does."""
+    """Computes erfinv on [-1, 1]. float64 is torch's; shorter dtypes compute in float32, as XLA does."""
     if x.dtype == torch.float64 or x.is_meta:
         return torch.erfinv(x)
     y = materialize(x.double())

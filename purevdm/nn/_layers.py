@@ -1,6 +1,7 @@
-"""Dense layers, convolutions, norms, attention, tables and dropout."""
+"""Dense layers, convolutions, norms, attention, tables, dropout and sinusoids."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,35 +10,12 @@ from torch import Tensor
 from purevdm import _checks, random
 from purevdm._compile import materialize
 from purevdm.nn._batching import concatenate, convolve
-from purevdm.nn.initialisers import Initialiser, lecun_normal
+from purevdm.nn._initialisers import Initialiser, lecun_normal
 from purevdm.types import Key, Params, Shape
-
-__all__ = [
-    "attention",
-    "conv",
-    "conv_init",
-    "dense",
-    "dense_init",
-    "dropout",
-    "embedding",
-    "embedding_init",
-    "group_norm",
-    "group_norm_init",
-    "over_space",
-    "pointwise",
-    "swish",
-    "upsample",
-]
-
-# Dense and convolution
 
 
 def dense_init(key: Key, n_in: int, n_out: int, bias: bool = True, kernel_init: Initialiser = lecun_normal) -> Params:
-    """``{"kernel": (n_in, n_out), "bias": (n_out,)}``, the bias zero.
-
-    Raises:
-        TypeError, ValueError: a key of the wrong form, or a size below 1.
-    """
+    """Makes ``{"kernel": (n_in, n_out), "bias": (n_out,)}``, the bias zero."""
     _checks.key("key", key)
     n_in, n_out = _checks.integer("n_in", n_in, 1), _checks.integer("n_out", n_out, 1)
     return _with_bias(key, kernel_init(key, (n_in, n_out), n_in), n_out, bias)
@@ -48,13 +26,13 @@ def _with_bias(key: Key, kernel: Tensor, n_out: int, bias: bool) -> Params:
 
 
 def dense(params: Params, x: Tensor) -> Tensor:
-    """An affine map of the last axis: (..., n_in) to (..., n_out)."""
+    """Maps the last axis affinely: (..., n_in) to (..., n_out)."""
     y = x @ params["kernel"]
     return y + params["bias"] if "bias" in params else y
 
 
 def pointwise(params: Params, x: Tensor) -> Tensor:
-    """:func:`dense` along the first axis, at each position of a feature map: (n_in, *space) to (n_out, *space)."""
+    """Applies :func:`dense` along the first axis, at each position of a feature map: (n_in, *space) to (n_out, *space)."""
     if torch.compiler.is_compiling():
         return dense(params, x.movedim(0, -1)).movedim(-1, 0)  # channels are neighbours in memory
     y = (params["kernel"].movedim(0, 1) @ x.flatten(1)).unflatten(1, x.shape[1:])
@@ -62,23 +40,19 @@ def pointwise(params: Params, x: Tensor) -> Tensor:
 
 
 def over_space(per_channel: Tensor, x: Tensor) -> Tensor:
-    """One number a channel, (channels,), shaped to broadcast over the positions of a feature map (channels, *space)."""
+    """Shapes one number a channel, (channels,), to broadcast over the positions of a feature map (channels, *space)."""
     return per_channel.reshape(-1, *(1 for _ in x.shape[1:]))
 
 
 def embedding_init(key: Key, n: int, dim: int) -> Params:
-    """``{"embedding": (n, dim)}``, normal of variance 1 / dim.
-
-    Raises:
-        TypeError, ValueError: a key of the wrong form, or a size below 1.
-    """
+    """Makes ``{"embedding": (n, dim)}``, normal of variance 1 / dim."""
     _checks.key("key", key)
     n, dim = _checks.integer("n", n, 1), _checks.integer("dim", dim, 1)
     return {"embedding": random.normal(key, (n, dim)) / math.sqrt(dim)}
 
 
 def embedding(params: Params, index: Tensor) -> Tensor:
-    """The rows of a table at integers: (...) to (..., dim)."""
+    """Takes the rows of a table at integers: (...) to (..., dim)."""
     return F.embedding(index, params["embedding"])
 
 
@@ -90,11 +64,8 @@ def conv_init(
     bias: bool = True,
     kernel_init: Initialiser = lecun_normal,
 ) -> Params:
-    """``{"kernel": (n_out, n_in, *kernel_size), "bias": (n_out,)}``, the bias zero.
-
-    Raises:
-        TypeError, ValueError: a key of the wrong form, a size below 1, a kernel that is not of 1 to 3 odd sizes.
-    """
+    """Makes ``{"kernel": (n_out, n_in, *kernel_size), "bias": (n_out,)}``, the bias zero; ``kernel_size`` is of one to three
+    odd integers."""
     _checks.key("key", key)
     n_in, n_out = _checks.integer("n_in", n_in, 1), _checks.integer("n_out", n_out, 1)
     size = _checks.shape("kernel_size", kernel_size)
@@ -104,20 +75,15 @@ def conv_init(
 
 
 def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
-    """A convolution with zero padding: (n_in, *space) to (n_out, *space), space of rank 1 to 3.
-
-    A stride of 1 keeps each size n; a stride of s leaves ceil(n / s).
-    """
+    """Convolves with zero padding: (n_in, *space) to (n_out, *space), space of rank 1 to 3. A stride of 1 keeps each size n;
+    a stride of s leaves ceil(n / s)."""
     kernel = params["kernel"]
     return convolve(x, kernel, params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
 
 
 def upsample(x: Tensor, space: Shape) -> Tensor:
-    """Each position of a feature map twice along each axis, cut to ``space``: undoes the sizes of a convolution of stride 2.
-
-    Raises:
-        ValueError: a size that twice the map's does not reach, or reaches by more than one.
-    """
+    """Repeats each position of a feature map twice along each axis, and cuts to ``space``, the sizes before a convolution of
+    stride 2."""
     if len(space) != x.ndim - 1 or any((size + 1) // 2 != n for size, n in zip(space, x.shape[1:], strict=True)):
         raise ValueError(f"space: expected sizes whose halves, rounded up, are {tuple(x.shape[1:])}, got {tuple(space)}")
     for axis, size in enumerate(space, start=1):
@@ -125,15 +91,8 @@ def upsample(x: Tensor, space: Shape) -> Tensor:
     return x
 
 
-# Normalisation, attention, dropout
-
-
 def group_norm_init(key: Key, channels: int) -> Params:
-    """``{"scale": ones (channels,), "bias": zeros (channels,)}``.
-
-    Raises:
-        TypeError, ValueError: a key of the wrong form, or no channels.
-    """
+    """Makes ``{"scale": ones (channels,), "bias": zeros (channels,)}``."""
     _checks.key("key", key)
     channels = _checks.integer("channels", channels, 1)
     scale = torch.ones(channels, dtype=torch.float32, device=key.device)
@@ -141,11 +100,7 @@ def group_norm_init(key: Key, channels: int) -> Params:
 
 
 def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -> Tensor:
-    """Normalises each group of channels of one feature map (channels, *space) over its channels and positions.
-
-    Raises:
-        ValueError: the channels do not divide into the groups.
-    """
+    """Normalises each group of channels of one feature map (channels, *space) over its channels and positions."""
     if x.shape[0] % groups:
         raise ValueError(f"groups: expected a divisor of the {x.shape[0]} channels, got {groups}")
     if torch.compiler.is_compiling():
@@ -154,14 +109,14 @@ def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -
 
 
 def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float) -> Tensor:
-    """:func:`group_norm` for a compiler: one number a channel wherever possible, so that its loops run along channels that
-    are neighbours in memory, and gradients are sums over positions alone."""
+    """Does :func:`group_norm` for a compiler: one number a channel wherever possible, so that its loops run along channels
+    that are neighbours in memory, and gradients are sums over positions only."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     scale, bias = params["scale"].to(wide.dtype), params["bias"].to(wide.dtype)
     var, mean = (materialize(s) for s in torch.var_mean(wide, tuple(range(1, x.ndim)), correction=0))
 
     def over_group(s: Tensor) -> Tensor:
-        """The mean over each group, for each of its channels."""
+        """Computes the mean over each group, for each of its channels."""
         return s.unflatten(0, (groups, -1)).mean(-1, keepdim=True).expand(groups, s.shape[0] // groups).flatten()
 
     centre = over_group(mean)
@@ -173,13 +128,13 @@ def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float) -
 
 
 def swish(x: Tensor) -> Tensor:
-    """x sigmoid(x), elementwise, also called SiLU."""
+    """Computes x sigmoid(x), elementwise, also called SiLU."""
     # As a product, the backward pass of a compiled graph reuses the sigmoid instead of storing one of its own.
     return x * torch.sigmoid(x) if torch.compiler.is_compiling() else F.silu(x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
-    """Scaled dot-product attention, softmax(q k^T / sqrt(dim / heads)) v, each head with its part of the channels.
+    """Computes scaled dot-product attention, softmax(q k^T / sqrt(dim / heads)) v, each head with its part of the channels.
 
     Args:
         q: queries, (..., tokens, dim).
@@ -188,9 +143,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
 
     Returns:
         (..., tokens, dim).
-
-    Raises:
-        ValueError: the channels do not divide into the heads.
     """
     if q.shape[-1] % heads:
         raise ValueError(f"heads: expected a divisor of the {q.shape[-1]} channels, got {heads}")
@@ -218,7 +170,38 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
 def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:
     """Zeroes x where the mask ``keep`` is false and scales the rest by 1 / (1 - rate), so that the mean stays.
 
-    The mask is drawn by whoever holds the key: ``random.bernoulli(key, 1 - rate, x.shape)``. One draw for all the layers
-    of a network costs less to compile than one for each.
+    The mask is ``random.bernoulli(key, 1 - rate, x.shape)``; one draw for all layers of a network compiles sooner.
     """
     return torch.where(keep, x / (1.0 - rate), 0.0)
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Computes sinusoids of one number at ``dim // 2`` frequencies from 1 down to 1 / 10000, sines then cosines.
+
+    Args:
+        t: shape (); networks of the paper give 1000 times the normalised gamma.
+        dim: how many features; an odd one is filled with a zero.
+
+    Returns:
+        (dim,), dim at least 4.
+    """
+    half = _checks.integer("dim", dim, 4) // 2
+    frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10000.0) / (half - 1)))
+    angles = t * frequencies
+    return concatenate([angles.sin(), angles.cos(), angles.new_zeros(dim % 2)])
+
+
+def fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
+    """Computes base-2 Fourier features, sin and cos of 2 pi 2**n x, of each channel (sec. 4.5).
+
+    Args:
+        x: (channels, *space).
+        exponents: the n's.
+
+    Returns:
+        (2 * channels * len(exponents), *space): all sines, then all cosines; within each, channel by channel.
+    """
+    # 2 pi as a literal: under dynamic=True a compiler makes a symbol of math.pi, and fails on it in a loop.
+    scales = torch.tensor([2.0**n * 6.283185307179586 for n in exponents], dtype=x.dtype, device=x.device)
+    angles = (x.unsqueeze(1) * scales.reshape(-1, *(1 for _ in x.shape[1:]))).flatten(0, 1)
+    return concatenate([angles.sin(), angles.cos()])
