@@ -57,18 +57,15 @@ def rounded(values: Floats, dither: int) -> tuple[Integers, float]:
 def guarded(values: Floats, guard: float = GUARD) -> tuple[Integers, int]:
     """Numbers rounded with the first dither that keeps all of them ``guard`` away from a boundary, and that dither.
 
-    Whoever rounds numbers that differ by less than ``guard`` with the same dither finds the same integers. n numbers spread
-    evenly leave the first dither with odds of exp(-2 n guard). Should none of the dithers do, the one with the widest
-    margin serves.
+    Numbers that differ by less than ``guard``, rounded with the same dither, give the same integers. The first dither serves
+    n numbers spread evenly with a probability of exp(-2 n guard). If none does, the one with the widest margin is taken.
     """
-    best, found = -1.0, 0
     for dither in range(DITHERS):
         integers, margin = rounded(values, dither)
         if margin >= guard:
             return integers, dither
-        if margin > best:
-            best, found = margin, dither
-    return rounded(values, found)[0], found
+    dither = widest(values)
+    return rounded(values, dither)[0], dither
 
 
 def widest(values: Floats) -> int:
