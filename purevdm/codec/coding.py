@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -114,11 +113,11 @@ def decode(
         TypeError: no bytes.
     """
     _checks.instance("data", data, (bytes, bytearray, memoryview), "bytes (read() takes files)")
-    return torch.cat(list(_reading(data, model, params, cond, lanes, compile)))
+    return torch.cat(list(read(bytes(data), model, params, cond, lanes=lanes, compile=compile)))
 
 
 def read(
-    path: str | os.PathLike,
+    path: str | os.PathLike | bytes,
     model: VDM,
     params: Params,
     cond: Any = None,
@@ -132,7 +131,7 @@ def read(
     """Reads the data of a file, block after block: each (n, *event_shape), in the dtype that they had.
 
     Args:
-        path: the file.
+        path: the file, or the bytes of one.
         model, params: the model that wrote it.
         cond: the condition of all examples that were written, of more behind them, or of those that are read. Each block
             finds its part by the digest that it holds, also where others are lost.
@@ -149,7 +148,44 @@ def read(
         FileNotFoundError: no such file.
         ImportError: constriction is not installed.
     """
-    return _reading(_checks.path("path", path), model, params, cond, lanes, compile, blocks, skip, callback)
+    source = path if isinstance(path, bytes) else _checks.path("path", path)
+    _check(model, lanes, compile, callback)
+    numbers = None if blocks is None else _checks.integers("blocks", blocks, 0)
+    if skip is not None:
+        _checks.function("skip", skip)
+    if cond is not None or not model.schedule.contextual:
+        checked(model, params, cond=cond, n=_rows(cond))
+
+    def fail(number: int, error: CodecError) -> None:
+        if skip is None:
+            raise error from None
+        skip(number, error)
+
+    def decoded() -> Iterator[Tensor]:
+        with _container.opened(source) as (file, head, found, complete):
+            whole = complete or numbers is not None
+            lost = CodecError("cut short or damaged: blocks may be missing at its end")
+            if not whole and skip is None:
+                raise lost
+            chain = _chain_for(head, model, params, cond, lanes, compile)
+            named = {block.number: block for block in found}
+            end = 1 + max(named, default=-1)
+            for number in range(end) if numbers is None else numbers:
+                try:
+                    if number not in named:
+                        raise CodecError("missing or damaged")
+                    payload = _container.read_payload(file, named[number], head)
+                    before = sum(block.examples for block in found if block.number < number)
+                    part = _part(cond, payload.cond, before, named[number].examples)
+                    rows = _chain.decode(chain, number, payload, part, callback)
+                except CodecError as error:
+                    fail(number, CodecError(f"block {number}: {error}"))
+                else:
+                    yield torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
+            if not whole:
+                fail(end, lost)
+
+    return decoded()
 
 
 def _pieces(
@@ -206,57 +242,6 @@ def _head(chain: Chain, model: VDM, params: Params, portable: bool, x: Tensor, c
         event_shape=model.event_shape,
         machine="" if portable else machine(chain.denoise),
     )
-
-
-def _reading(
-    source: Path | bytes,
-    model: VDM,
-    params: Params,
-    cond: Any,
-    lanes: int | None,
-    compile: bool,
-    blocks: Iterable[int] | None = None,
-    skip: Callable[[int, CodecError], None] | None = None,
-    callback: Callback | None = None,
-) -> Iterator[Tensor]:
-    """The data of some blocks; the arguments are checked at once."""
-    _check(model, lanes, compile, callback)
-    numbers = None if blocks is None else _checks.integers("blocks", blocks, 0)
-    if skip is not None:
-        _checks.function("skip", skip)
-    if cond is not None or not model.schedule.contextual:
-        checked(model, params, cond=cond, n=_rows(cond))
-
-    def fail(number: int, error: CodecError) -> None:
-        if skip is None:
-            raise error from None
-        skip(number, error)
-
-    def decoded() -> Iterator[Tensor]:
-        with _container.opened(source) as (file, head, found, complete):
-            whole = complete or numbers is not None
-            lost = CodecError("cut short or damaged: blocks may be missing at its end")
-            if not whole and skip is None:
-                raise lost
-            chain = _chain_for(head, model, params, cond, lanes, compile)
-            named = {block.number: block for block in found}
-            end = 1 + max(named, default=-1)
-            for number in range(end) if numbers is None else numbers:
-                try:
-                    if number not in named:
-                        raise CodecError("missing or damaged")
-                    payload = _container.read_payload(file, named[number], head)
-                    before = sum(block.examples for block in found if block.number < number)
-                    part = _part(cond, payload.cond, before, named[number].examples)
-                    rows = _chain.decode(chain, number, payload, part, callback)
-                except CodecError as error:
-                    fail(number, CodecError(f"block {number}: {error}"))
-                else:
-                    yield torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
-            if not whole:
-                fail(end, lost)
-
-    return decoded()
 
 
 def _part(cond: Any, digest: bytes, at: int, n: int) -> Any:
