@@ -117,7 +117,7 @@ def decode(chain: Chain, number: int, payload: Payload, cond: Any, callback: Cal
 
 def part_of(cond: Any, at: int, size: int) -> Any:
     """The condition of some examples."""
-    return None if cond is None else optree.tree_map(lambda leaf: leaf[at : at + size], cond)
+    return optree.tree_map(lambda leaf: leaf[at : at + size], cond)
 
 
 def initial_words(seed: int, number: int, n: int) -> NDArray[np.uint32]:

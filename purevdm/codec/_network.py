@@ -48,7 +48,7 @@ class Denoiser(NamedTuple):
             for i in range(0, n, self.lanes):
                 rows = torch.arange(i, i + self.lanes, device=device).clamp(max=n - 1)
                 rows = rows if self.pad else rows[: n - i]
-                part = None if cond is None else optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)  # type: ignore[misc]
+                part = optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)  # type: ignore[misc]
                 out = self.predict(self.params, latents[rows], level[rows], part)
                 parts.append(out[: n - i].reshape(min(self.lanes, n - i), -1).double().cpu().numpy())
         return np.concatenate(parts)

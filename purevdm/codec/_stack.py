@@ -18,14 +18,6 @@ _DIGIT = 16  # bits that are pushed at once
 _REACH = 45  # bits of a far offset
 
 
-def _coder() -> Any:
-    try:
-        import constriction
-    except ImportError as error:
-        raise ImportError("purevdm.codec needs the package constriction: pip install 'purevdm[codec]'") from error
-    return constriction.stream
-
-
 class CodingError(ValueError):
     """Numbers that cannot be coded: not finite, out of reach of one another, or others than where they were encoded."""
 
@@ -34,7 +26,10 @@ class Stack:
     """Bits on a stack, as 32-bit words. What is pushed first of an array is on top."""
 
     def __init__(self, words: NDArray[np.uint32]):
-        stream = _coder()
+        try:
+            from constriction import stream
+        except ImportError as error:
+            raise ImportError("purevdm.codec needs the package constriction: pip install 'purevdm[codec]'") from error
         self._made = stream.stack.AnsCoder
         self._ans = self._made(np.ascontiguousarray(words, np.uint32))
         self._rows, self._evenly = stream.model.Categorical(perfect=False), stream.model.Uniform()
