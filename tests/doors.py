@@ -109,7 +109,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
         "accumulate blocks chunk classes cond_dim ctrl_dim embed hidden keep layers outputs probes repeats samples",
         ("2**40",),
     ),
-    ("evaluation.profile.bins data.rows.n num step random.key.seed", ("2**40",)),
+    ("evaluation.profile.bins codec.decode.lanes codec.read.lanes data.rows.n num step random.key.seed", ("2**40",)),
     ("random.permutation.x", ("0", "3", "2**40", "a NumPy integer")),
     ("classes cond_dim ctrl_dim data seed step timesteps axis", ("0",)),
     ("cond_drop dropout rate p start until", ("0",)),

@@ -60,7 +60,7 @@ def denoiser_of(model: VDM, params: Params, portable: bool, lanes: int, compile:
         model = model._replace(network=model.network.computing_in(None), dtype=torch.float64)
         params = cast(params, torch.float64)
     run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict
-    return Denoiser(model, params, partial(run, model), int(lanes), compile)
+    return Denoiser(model, params, partial(run, model), lanes, compile)
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:

@@ -149,7 +149,8 @@ def read(
         ImportError: constriction is not installed.
     """
     source = path if isinstance(path, bytes) else _checks.path("path", path)
-    _check(model, lanes, compile, callback)
+    _check(model, compile, callback)
+    lanes = None if lanes is None else _checks.integer("lanes", lanes, 1)
     numbers = None if blocks is None else _checks.integers("blocks", blocks, 0)
     if skip is not None:
         _checks.function("skip", skip)
@@ -201,8 +202,8 @@ def _pieces(
     callback: Callback | None = None,
 ) -> Iterator[bytes]:
     """Yields a file's head, its blocks and its index."""
-    _check(model, lanes, compile, callback)
-    _checks.boolean("portable", portable)
+    _check(model, compile, callback)
+    lanes, portable = _checks.integer("lanes", lanes, 1, _container.MOST_LANES), _checks.boolean("portable", portable)
     steps = model.timesteps or STEPS if timesteps is None else timesteps
     steps = _checks.integer("timesteps", steps, 1, _container.MOST_STEPS)
     seed = _checks.integer("seed", seed, 0, 2**32 - 1)
@@ -278,7 +279,7 @@ def _chain_for(head: Head, model: VDM, params: Params, cond: Any, lanes: int | N
     return _chain.chain_of(denoise, head.timesteps, head.seed, head.dither)
 
 
-def _check(model: VDM, lanes: int | None, compile: bool, callback: Callback | None) -> None:
+def _check(model: VDM, compile: bool, callback: Callback | None) -> None:
     """Checks what all of these functions take."""
     direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
     if model.decoder.log_probs is None or model.decoder.vocab_size is None:
@@ -286,8 +287,6 @@ def _check(model: VDM, lanes: int | None, compile: bool, callback: Callback | No
             f"model.decoder: expected finitely many values (decoders.discrete), got {model.decoder.support}, which would "
             "need infinitely many bits"
         )
-    if lanes is not None:
-        _checks.integer("lanes", lanes, 1, _container.MOST_LANES)
     _checks.boolean("compile", compile)
     if callback is not None:
         _checks.function("callback", callback)
