@@ -69,7 +69,6 @@ class Damage(NamedTuple):
 FOREIGN = {
     "nothing": b"",
     "not UTF-8": b"\xff\xfe" * 40,
-    "zeros": bytes(5000),
     "a zip's start": b"PK\x03\x04" + bytes(30),
     "noise": dice.Random(0).randbytes(3000),
 }
@@ -193,7 +192,6 @@ def _tensor_lies(content: bytes) -> dict[str, bytes]:
     return {
         "a header of 2**63 bytes": struct.pack("<Q", 2**63) + content[8:],
         "a shape that overflows": changed(shape=[2**40, 2**40]),
-        "a shape of -1": changed(shape=[-1]),
         "offsets beyond the end": changed(data_offsets=[0, 2**50]),
         "an unknown dtype": changed(dtype="Q8"),
         "another dtype of that size": changed(dtype="I32"),
@@ -216,7 +214,6 @@ def _params(path: Path) -> Format:
         "a leaf that is a dict": forged({"a": torch.ones(1), "a.b": torch.ones(1)}, []),
         "a leaf that is empty": forged(like, ["a"]),
         "a leaf below a leaf": forged(like, ["a.b"]),
-        "empty dicts in a dict": forged(like, {"a": 1}),
         "another model": forged(like, []),
         "no metadata": safetensors.torch.save(like),
     }
@@ -261,11 +258,8 @@ def _flax() -> Format:
         "an unknown name": content.replace(b"\xa1w", b"\xa1v"),
         "two numbers for one": with_leaf(packed((2,), "float32", bytes(8))),
         "a list of 2**32 - 1": b"\xdd" + struct.pack(">I", 2**32 - 1),
-        "a dict of 2**32 - 1": b"\xdf" + struct.pack(">I", 2**32 - 1),
-        "an extension of 2**32 - 1 bytes": b"\xc9" + struct.pack(">I", 2**32 - 1) + b"\x01",
         **{f"dtype {name}": with_leaf(packed((1,), name, one)) for name in ("qint8", "complex64", "", "f4")},
         **{f"shape {n}": with_leaf(packed(n, "float32", one)) for n in ((-1,), (2,), (2**40,), (1.0,), "1", (0,))},
-        "bytes that are a list": with_leaf(packed((1,), "float32", [0, 0, 0, 0])),
     }
     return Format("official checkpoint", {"checkpoint.flax": content}, read, tuple(open_), lies)
 
@@ -288,7 +282,6 @@ def _idx() -> Iterator[Format]:
     lies = {
         "three axes of 2**32 - 1": struct.pack(">HBBIII", 0, 8, 3, *[2**32 - 1] * 3) + bytes(100),
         "an axis of 0": struct.pack(">HBBIII", 0, 8, 3, 0, 4, 5),
-        "two axes": struct.pack(">HBBII", 0, 8, 2, 3, 20) + x.tobytes(),
     }
 
     def read(at: Path) -> Any:
@@ -336,7 +329,6 @@ def _cifar() -> Iterator[Format]:
     batches = {
         "floats": of({b"data": x.astype(np.float32), b"labels": y}),
         "float labels": of({b"data": x, b"labels": [0.5, 1.0]}),
-        "labels that are text": of({b"data": x, b"labels": ["1", "2"]}),
         "another class": of({b"data": x, b"labels": [3, 10]}),
         "code": of(Evil()),
         "no labels": of({b"data": x}),
@@ -352,7 +344,6 @@ def _cifar() -> Iterator[Format]:
         "a batch twice": tarred({inner: python, "./" + inner: python}),
         "a link for a batch": tarred({inner: b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"),
         "plain": tarred({inner: python}),
-        "packed by LZMA": tarred({inner: python}, "w:xz"),
     }
     plain = {inner: python}, {"cifar-10-batches-bin/test_batch.bin": rows}
     python_gz, binary_gz = (gzip.compress(tarred(files), mtime=0) for files in plain)
@@ -396,9 +387,6 @@ def _headers() -> dict[str, bytes]:
         "one row less": npy_of((2, 2), data=six),
         "one row more": npy_of((4, 2), data=six),
         "objects": npy_of((1, 1), "|O", pickle.dumps([Evil()])),
-        "a structure": npy_of((3, 1), [("a", "|u1"), ("b", "|u1")], six),
-        "dates": npy_of((3, 1), "<M8[D]", bytes(24)),
-        "complex numbers": npy_of((3, 2), "<c8", bytes(48)),
         "integers of 16 bits": npy_of((3, 2), "<u2", b"\xff" * 12),
         "numbers below 0": npy_of((3, 2), "|i1", b"\xff" * 6),
         "a header of 2**32 - 1 bytes": b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(100),
@@ -420,12 +408,10 @@ def _archives(good: dict[str, np.ndarray], first: str) -> dict[str, bytes]:
 
     lies = {
         "a method that nobody knows": entry(10, "<H", 99, 8),
-        "encrypted": entry(8, "<H", 1, 6),
         "a size of 2**32 - 2": entry(24, "<I", 2**32 - 2, 22),
         "another checksum": entry(16, "<I", 1, 14),
         "an array twice": zipped(files, twice=f"{first}.npy"),
         "damaged deflate": deflated[:60] + bytes(20) + deflated[80:],
-        "LZMA": zipped(files, zipfile.ZIP_LZMA),
         "an archive in it": zipped(files | {f"{first}.npy": stored}),
         "no arrays": zipped({"readme": b"x"}),
         "a bomb": zipped(files | {f"{first}.npy": npy_of((3, 2), data=bytes(50_000_000))}, zipfile.ZIP_DEFLATED),
@@ -447,7 +433,6 @@ def _imagenet() -> Iterator[Format]:
         "class 1001": of(labels=np.array([1, 1001])),
         "one label": of(labels=np.array([1])),
         "floats": of(data=arrays["data"].astype(np.float32)),
-        "images of 64": of(data=np.zeros((2, 12288), np.uint8)),
     }
     yield Format("ImageNet batch", {"val_data.npz": of()}, read, lies=lies)
     cache = npy(arrays["data"].reshape(-1, 3, 32, 32))
