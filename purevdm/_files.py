@@ -102,8 +102,8 @@ def drafted(path: Path) -> Iterator[Path]:
     while True:
         folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder.mkdir()
-        with _locked(folder) as held:
-            if held is not False:  # else another process just took it for a killed one's
+        with _locked(folder) as locked:
+            if locked is not False:  # else another process just took it for a killed one's
                 try:
                     yield folder
                 finally:
@@ -116,8 +116,8 @@ def sweep(folder: Path, names: str) -> None:
     lock, or, where the file system has no locks, those to which nothing happened for a day."""
     for draft in folder.glob(".*"):
         if re.fullmatch(rf"\.({names})\.[0-9a-f]{{32}}", draft.name):
-            with _locked(draft) as held:
-                if held or (held is None and stale(draft, 24)):
+            with _locked(draft) as locked:
+                if locked or (locked is None and stale(draft, 24)):
                     remove(draft)
 
 
@@ -130,13 +130,13 @@ def _locked(draft: Path) -> Iterator[bool | None]:
 
         descriptor = os.open(draft, os.O_RDONLY | os.O_NONBLOCK)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held: bool | None = draft.exists()
+        locked: bool | None = draft.exists()
     except (BlockingIOError, FileNotFoundError):
-        held = False
+        locked = False
     except (ImportError, OSError):
-        held = None
+        locked = None
     try:
-        yield held
+        yield locked
     finally:
         if descriptor is not None:
             os.close(descriptor)

@@ -63,7 +63,7 @@ class Head(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block as the file tells of it.
+    """A block, as the file describes it.
 
     Attributes:
         number: its position, from 0.
@@ -89,7 +89,7 @@ class Payload(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a file tells without its model.
+    """What a file says of itself, without its model.
 
     Attributes:
         examples: how many the readable blocks hold.
@@ -134,7 +134,7 @@ class Info(NamedTuple):
 
 
 def info(file: str | os.PathLike | bytes) -> Info:
-    """Reads what a file, or the bytes of one, tell without their model.
+    """Reads what a file, or the bytes of one, say of themselves, without their model.
 
     Raises:
         CodecError: no file of this kind, a later format, or a damaged head.

@@ -86,7 +86,7 @@ def write(path: str | os.PathLike, model: VDM, params: Params, batches: Iterable
         callback: called as ``callback(examples, bits)`` after each round, with what it cost.
 
     Returns:
-        What :func:`info` tells of the file.
+        What :func:`info` says of the file.
 
     Raises:
         TypeError, ValueError, ImportError: as :func:`encode`; nothing is written then.
@@ -163,20 +163,20 @@ def read(
         skip(number, error)
 
     def decoded() -> Iterator[Tensor]:
-        with _container.opened(source) as (file, head, found, complete):
+        with _container.opened(source) as (file, head, readable, complete):
             whole = complete or numbers is not None
             lost = CodecError("cut short or damaged: blocks may be missing at its end")
             if not whole and skip is None:
                 raise lost
             chain = _chain_for(head, model, params, cond, lanes, compile)
-            named = {block.number: block for block in found}
+            named = {block.number: block for block in readable}
             end = 1 + max(named, default=-1)
             for number in range(end) if numbers is None else numbers:
                 try:
                     if number not in named:
                         raise CodecError("missing or damaged")
                     payload = _container.read_payload(file, named[number], head)
-                    before = sum(block.examples for block in found if block.number < number)
+                    before = sum(block.examples for block in readable if block.number < number)
                     part = _part(cond, payload.cond, before, named[number].examples)
                     rows = _chain.decode(chain, number, payload, part, callback)
                 except CodecError as error:
@@ -262,10 +262,10 @@ def _rows(cond: Any) -> int:
 
 def _chain_for(head: Head, model: VDM, params: Params, cond: Any, lanes: int | None, compile: bool) -> Chain:
     """The network and the levels as a file needs them; a CodecError if it is of another model, or for another machine."""
-    wanted = f"{head.event_shape} of {head.vocab_size} values"
+    expected = f"{head.event_shape} of {head.vocab_size} values"
     given = f"{model.event_shape} of {model.decoder.vocab_size} values"
-    if wanted != given:
-        raise CodecError(f"expected a model of events {wanted}, as the file holds, got one of {given}")
+    if expected != given:
+        raise CodecError(f"expected a model of events {expected}, as the file holds, got one of {given}")
     if _digest(model, params) != head.model:
         raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
     if (cond is not None) != head.conditioned:

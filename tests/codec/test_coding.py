@@ -19,9 +19,9 @@ from purevdm.testing import sources
 
 def there_and_back(model, params, x, cond=None, **options):
     data = codec.encode(model, params, x, cond, **options)
-    found = codec.decode(model, params, data, cond, lanes=3)
-    assert found.dtype == x.dtype
-    assert torch.equal(found, x)
+    decoded = codec.decode(model, params, data, cond, lanes=3)
+    assert decoded.dtype == x.dtype
+    assert torch.equal(decoded, x)
     return data
 
 
@@ -189,10 +189,10 @@ def test_the_callback_is_given_what_each_round_cost():
     model, params = model_and_params()
     costs = []
     data = codec.encode(model, params, images(model, 30), timesteps=5, lanes=8, callback=lambda *cost: costs.append(cost))
-    found = codec.info(data)
+    info = codec.info(data)
     assert sum(n for n, _ in costs) == 30
-    assert abs(sum(bits for _, bits in costs) / (30 * 6) - found.net) < 64 / (30 * 6)
-    assert found.rate > found.net + found.initial_bits / (30 * 6)
+    assert abs(sum(bits for _, bits in costs) / (30 * 6) - info.net) < 64 / (30 * 6)
+    assert info.rate > info.net + info.initial_bits / (30 * 6)
 
 
 # The rate
@@ -221,11 +221,11 @@ def test_the_net_rate_is_the_bound(timesteps):
     chain, costs = chain_of(model, params, timesteps, lanes), []
     _chain.push_rounds(chain, 0, x.numpy(), None, 20 * lanes * 64 // 32, 1.0, lambda *cost: costs.append(cost))
     counts, bits = (np.array(column, np.float64) for column in zip(*costs, strict=True))
-    wanted = bound_in_all_steps(model, params, x, random.key(1), timesteps)
-    excess = bits / 64 - wanted.reshape(-1, lanes).sum(1).numpy()
+    bound = bound_in_all_steps(model, params, x, random.key(1), timesteps)
+    excess = bits / 64 - bound.reshape(-1, lanes).sum(1).numpy()
     mean = excess.sum() / n
     error = math.sqrt(np.square(excess - counts * mean).sum()) / n
-    rate = wanted.mean().item()
+    rate = bound.mean().item()
     assert error < 0.005 * rate
     assert abs(mean) < 0.005 * rate + 4 * error, (mean / rate, error / rate)
 

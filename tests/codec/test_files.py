@@ -29,38 +29,38 @@ KEPT = (
 
 
 @pytest.fixture(scope="module")
-def held():
+def made():
     """A model, its parameters, and three batches of data."""
     model, params = model_and_params(event_shape=(4,))
     return model, params, [images(model, N, seed, torch.uint8) for seed in range(3)]
 
 
 @pytest.fixture
-def written(held, tmp_path):
+def written(made, tmp_path):
     path = tmp_path / "data.pvdm"
-    return path, codec.write(path, *held, timesteps=3, lanes=4)
+    return path, codec.write(path, *made, timesteps=3, lanes=4)
 
 
 @pytest.fixture
-def salvaged(held):
+def salvaged(made):
     """Reads bytes as a file: what is intact, and the errors of the rest."""
 
     def read(data):
         lost = {}
-        return list(codec.read(bytes(data), *held[:2], skip=lost.__setitem__)), lost
+        return list(codec.read(bytes(data), *made[:2], skip=lost.__setitem__)), lost
 
     return read
 
 
-def test_a_file_holds_its_batches_as_blocks(held, written):
-    model, params, batches = held
-    path, found = written
-    assert found == codec.info(path) == codec.info(path.read_bytes())
-    assert (found.examples, found.event_shape, found.vocab_size, found.dtype) == (3 * N, (4,), 16, torch.uint8)
-    assert (found.timesteps, found.portable, found.complete, found.size) == (3, True, True, path.stat().st_size)
-    assert [block.examples for block in found.blocks] == [N] * 3
-    assert 0 < found.initial_bits < found.stack_bits < 8 * found.size
-    assert found.rate == pytest.approx(8 * found.size / (3 * N * 4))
+def test_a_file_holds_its_batches_as_blocks(made, written):
+    model, params, batches = made
+    path, info = written
+    assert info == codec.info(path) == codec.info(path.read_bytes())
+    assert (info.examples, info.event_shape, info.vocab_size, info.dtype) == (3 * N, (4,), 16, torch.uint8)
+    assert (info.timesteps, info.portable, info.complete, info.size) == (3, True, True, path.stat().st_size)
+    assert [block.examples for block in info.blocks] == [N] * 3
+    assert 0 < info.initial_bits < info.stack_bits < 8 * info.size
+    assert info.rate == pytest.approx(8 * info.size / (3 * N * 4))
     for got, want in zip(codec.read(path, model, params), batches, strict=True):
         assert torch.equal(got, want)
         assert got.dtype == torch.uint8
@@ -90,8 +90,8 @@ def test_a_file_of_another_time_and_machine_decodes():
     ],
     ids=["dtype", "values", "condition", "nothing"],
 )
-def test_a_file_that_cannot_be_written_leaves_the_old_one(held, written, second, error, word):
-    model, params, batches = held
+def test_a_file_that_cannot_be_written_leaves_the_old_one(made, written, second, error, word):
+    model, params, batches = made
     path, before = written[0], written[0].read_bytes()
     more = second(batches[1])
     with pytest.raises(error, match=f"^{word}"):
@@ -103,8 +103,8 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(held, written, second,
 # Damage
 
 
-def test_another_model_is_named(held, written):
-    model, params, _ = held
+def test_another_model_is_named(made, written):
+    model, params, _ = made
     other = params | {"network": model.init(random.key(9))["network"]}
     with pytest.raises(codec.CodecError, match="expected the parameters that the file was written with"):
         list(codec.read(written[0], model, other))
@@ -113,51 +113,51 @@ def test_another_model_is_named(held, written):
         list(codec.read(written[0], wide, wide_params))
 
 
-def test_another_network_with_the_same_parameters_is_found_out(held, written):
-    model, params, _ = held
+def test_another_network_with_the_same_parameters_is_found_out(made, written):
+    model, params, _ = made
     other = model._replace(network=changed(model.network, apply=lambda *a, **b: 1.01 * model.network.apply(*a, **b)))
     with pytest.raises(codec.CodecError, match="block 0: "):
         list(codec.read(written[0], other, params))
 
 
-def test_a_later_format_and_other_files_are_named(held, written):
+def test_a_later_format_and_other_files_are_named(made, written):
     data = bytearray(written[0].read_bytes())
     data[8] = 2
     with pytest.raises(codec.CodecError, match="expected format 1, got 2; a later purevdm wrote it"):
-        codec.decode(*held[:2], bytes(data))
+        codec.decode(*made[:2], bytes(data))
     for other in (b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\x93PVDM\r\n\x1a"):
         with pytest.raises(codec.CodecError, match=r"expected a file of purevdm.codec|damaged or cut short"):
             codec.info(other)
 
 
 @pytest.mark.parametrize("part", ["payload", "head of a block", "index", "tail"])
-def test_damage_costs_no_other_block(held, written, salvaged, part):
-    path, found = written
-    data, end = bytearray(path.read_bytes()), found.blocks[2].offset + found.blocks[2].size
-    at = found.blocks[1].offset
+def test_damage_costs_no_other_block(made, written, salvaged, part):
+    path, info = written
+    data, end = bytearray(path.read_bytes()), info.blocks[2].offset + info.blocks[2].size
+    at = info.blocks[1].offset
     data[{"payload": at + 40, "head of a block": at + 5, "index": end + 6, "tail": len(data) - 2}[part]] ^= 8
     got, lost = salvaged(data)
     kept = [0, 2] if part in ("payload", "head of a block") else [0, 1, 2]
-    assert torch.equal(torch.cat(got), torch.cat([held[2][i] for i in kept]))
+    assert torch.equal(torch.cat(got), torch.cat([made[2][i] for i in kept]))
     assert list(lost) == {"payload": [1], "head of a block": [1, 3]}.get(part, [3])
     assert str(lost[min(lost)]).startswith("block 1: " if 1 in lost else "cut short or damaged")
     assert not codec.info(bytes(data)).complete
     with pytest.raises(codec.CodecError, match="block 1: damaged" if part == "payload" else "cut short or damaged"):
-        codec.decode(*held[:2], bytes(data))
+        codec.decode(*made[:2], bytes(data))
     path.write_bytes(data)
-    assert torch.equal(next(codec.read(path, *held[:2], blocks=[2])), held[2][2])
+    assert torch.equal(next(codec.read(path, *made[:2], blocks=[2])), made[2][2])
 
 
-def test_a_truncated_file_gives_the_blocks_that_are_there(held, written, salvaged):
-    path, found = written
+def test_a_truncated_file_gives_the_blocks_that_are_there(made, written, salvaged):
+    path, info = written
     data = path.read_bytes()
-    for end in (found.blocks[2].offset, found.blocks[2].offset + 30, len(data) - 1):
+    for end in (info.blocks[2].offset, info.blocks[2].offset + 30, len(data) - 1):
         got, lost = salvaged(data[:end])
-        assert torch.equal(torch.cat(got), torch.cat(held[2][: len(got)]))
+        assert torch.equal(torch.cat(got), torch.cat(made[2][: len(got)]))
         assert len(got) >= 2
         assert list(lost) == [len(got)]
         with pytest.raises(codec.CodecError, match="cut short"):
-            codec.decode(*held[:2], data[:end])
+            codec.decode(*made[:2], data[:end])
 
 
 def test_blocks_find_their_condition(tmp_path):
@@ -166,13 +166,13 @@ def test_blocks_find_their_condition(tmp_path):
     labels = random.randint(random.key(4), (40,), 0, 9)
     sizes, path = [5, 8, 3, 7], tmp_path / "x"
     batches = [(images(model, n, n), part) for n, part in zip(sizes, labels.split([*sizes, 17])[:4], strict=True)]
-    found, lost = codec.write(path, model, params, batches, timesteps=1), []
+    info, lost = codec.write(path, model, params, batches, timesteps=1), []
     for cond in (labels, labels[:23]):
         assert torch.equal(torch.cat(list(codec.read(path, model, params, cond))), torch.cat([x for x, _ in batches]))
     assert torch.equal(codec.decode(model, params, path.read_bytes(), labels), torch.cat([x for x, _ in batches]))
     assert torch.equal(next(codec.read(path, model, params, labels[5:13], blocks=[1])), batches[1][0])
     data = bytearray(path.read_bytes())
-    data[found.blocks[1].offset + 5] ^= 1
+    data[info.blocks[1].offset + 5] ^= 1
     path.write_bytes(data)
     got = list(codec.read(path, model, params, labels, skip=lambda number, error: lost.append(number)))
     assert torch.equal(torch.cat(got), torch.cat([batches[i][0] for i in (0, 2, 3)]))
@@ -209,10 +209,10 @@ def damaged_copies(data, n):
         yield bytes(copy)
 
 
-def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(held, salvaged):
+def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(made, salvaged):
     """Whatever block comes back is one that was written."""
-    batches, file = [batch[:3] for batch in held[2]], io.BytesIO()
-    file.writelines(coding._pieces(*held[:2], batches, timesteps=1))
+    batches, file = [batch[:3] for batch in made[2]], io.BytesIO()
+    file.writelines(coding._pieces(*made[:2], batches, timesteps=1))
     refused = partly = 0
     for i, copy in enumerate(damaged_copies(file.getvalue(), 1000)):
         try:
@@ -224,14 +224,14 @@ def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(held, salvage
             partly += len(got) < 3
         if i % 5 == 0:
             with contextlib.suppress(codec.CodecError):
-                assert torch.equal(codec.decode(*held[:2], copy), torch.cat(batches))
+                assert torch.equal(codec.decode(*made[:2], copy), torch.cat(batches))
     assert refused > 20
     assert partly > 300
 
 
-def test_lies_with_right_checksums_are_found_out(held, written):
+def test_lies_with_right_checksums_are_found_out(made, written):
     """By someone who repairs every checksum of a block: words, digests, rounds and sizes."""
-    model, params, batches = held
+    model, params, batches = made
     rng = dice.Random(1)
     with _container.opened(written[0]) as (file, head, blocks, _):
         payload = _container.read_payload(file, blocks[0], head)
@@ -252,7 +252,7 @@ def test_lies_with_right_checksums_are_found_out(held, written):
             assert torch.equal(codec.decode(model, params, content), batches[0])
 
 
-def test_huge_sizes_allocate_nothing(held, written, salvaged):
+def test_huge_sizes_allocate_nothing(made, written, salvaged):
     with _container.opened(written[0]) as (_, head, _, _):
         body = _container.head_bytes(head)
     record = _container._sealed(_container._BLOCK.pack(b"PVDB", 0, 2**32 - 1, 2**32 - 1, 0)) + bytes(100)
@@ -266,8 +266,8 @@ def test_huge_sizes_allocate_nothing(held, written, salvaged):
         tracemalloc.stop()
 
 
-def test_memory_does_not_grow_with_the_file(held, tmp_path):
-    model, params, _ = held
+def test_memory_does_not_grow_with_the_file(made, tmp_path):
+    model, params, _ = made
 
     def peak(n):
         tracemalloc.start()
@@ -294,10 +294,10 @@ for seed in range(10**9):
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_whole_file(held, tmp_path):
+def test_a_writer_killed_at_any_moment_leaves_a_whole_file(made, tmp_path):
     path, wholes = tmp_path / "x", []
     for seed in (0, 1):
-        codec.write(path, *held, timesteps=3, lanes=4, seed=seed)
+        codec.write(path, *made, timesteps=3, lanes=4, seed=seed)
         wholes.append(path.read_bytes())
     assert wholes[0] != wholes[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
@@ -311,20 +311,20 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(held, tmp_path):
         process.wait()
         process.stdout.close()
         assert path.read_bytes() in wholes
-    codec.write(path, *held, timesteps=3, lanes=4)
+    codec.write(path, *made, timesteps=3, lanes=4)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_bad_paths_and_arguments_are_named_at_once(held, tmp_path):
+def test_bad_paths_and_arguments_are_named_at_once(made, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for use in (
-        lambda: codec.write(tmp_path / "pipe", *held),
-        lambda: list(codec.read(tmp_path / "pipe", *held[:2])),
+        lambda: codec.write(tmp_path / "pipe", *made),
+        lambda: list(codec.read(tmp_path / "pipe", *made[:2])),
         lambda: codec.info(tmp_path / "pipe"),
     ):
         with pytest.raises(ValueError, match="pipe: expected a regular file"):
             use()
     with pytest.raises(IsADirectoryError, match="path: expected a file"):
-        codec.write(tmp_path, *held)
+        codec.write(tmp_path, *made)
     with pytest.raises(ValueError, match="blocks"):
-        codec.read(tmp_path / "missing", *held[:2], blocks=[-1])
+        codec.read(tmp_path / "missing", *made[:2], blocks=[-1])
