@@ -13,8 +13,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["drafted", "load", "naming", "plain", "regular", "remove", "replaced", "save", "stale", "sweep", "sync"]
-
 
 def _safetensors() -> ModuleType:
     try:
@@ -30,11 +28,7 @@ def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors as :func:`plain` makes them, and waits until the disk has them.
-
-    Raises:
-        OSError: the disk is full, or otherwise refuses; the file is named.
-    """
+    """Writes tensors as :func:`plain` makes them, and waits until the disk has them; an OSError names the file."""
     safetensors = _safetensors()
     path.touch()
     mode = path.stat().st_mode  # what the user's umask gives, where safetensors lets nobody else read
@@ -50,7 +44,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors, copied out of it, and its metadata; on the meta device by its header alone.
+    """A file's tensors, copied out of it, and its metadata; on the meta device by its header only.
 
     Raises:
         FileNotFoundError: no such file.
@@ -58,8 +52,8 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tens
     """
     safetensors = _safetensors()
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "no regular file" if path.exists() else "no file"
-        raise FileNotFoundError(f"{path}: expected a safetensors file, found {found}")
+        kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "no file"
+        raise FileNotFoundError(f"{path}: expected a safetensors file, found {kind}")
     try:
         meta = str(device) == "meta"
         with safetensors.safe_open(path, "pt", "cpu" if meta else str(device)) as file:
@@ -73,11 +67,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tens
 
 
 def regular(path: Path) -> Path:
-    """Refuses what is there but is no regular file, such as a pipe, where opening waits for a writer.
-
-    Raises:
-        ValueError: it is named.
-    """
+    """Refuses, by a ValueError, what is no regular file, such as a pipe, where opening waits for a writer."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path}: expected a regular file, got a pipe, a socket or a device")
     return path
@@ -88,9 +78,8 @@ def regular(path: Path) -> Path:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, and puts what was written there in the place of ``path`` once the disk has it.
-
-    Where ``path`` is a link, the link is replaced, not what it leads to. What killed writers of this file left is removed.
+    """Gives a path to write to, and puts what was written there in the place of ``path`` once the disk has it. A link is
+    replaced, not what it leads to. What killed writers of this file left is removed.
 
     Raises:
         IsADirectoryError, ValueError: ``path`` is a folder, or there but no regular file.
@@ -113,28 +102,44 @@ def drafted(path: Path) -> Iterator[Path]:
     while True:
         folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder.mkdir()
-        lock = _lock(folder)
-        if lock != BUSY and folder.exists():  # else another process just took it for a killed one's
-            break
-        _unlock(lock)
-    try:
-        yield folder
-    finally:
-        remove(folder)
-        _unlock(lock)
+        with _locked(folder) as locked:
+            if locked is not False:  # else another process just took it for a killed one's
+                try:
+                    yield folder
+                finally:
+                    remove(folder)
+                return
 
 
 def sweep(folder: Path, names: str) -> None:
-    """Removes the drafts of killed writers, for paths in a folder whose names match a regular expression.
-
-    A living writer holds a lock. Where the file system has no locks, drafts are removed to which nothing happened for a day.
-    """
+    """Removes the drafts of killed writers, for paths in a folder whose names match a regular expression: those without a
+    lock, or, where the file system has no locks, those to which nothing happened for a day."""
     for draft in folder.glob(".*"):
         if re.fullmatch(rf"\.({names})\.[0-9a-f]{{32}}", draft.name):
-            lock = _lock(draft)
-            if lock != BUSY and (lock is not None or stale(draft, 24)):
-                remove(draft)
-            _unlock(lock)
+            with _locked(draft) as locked:
+                if locked or (locked is None and stale(draft, 24)):
+                    remove(draft)
+
+
+@contextmanager
+def _locked(draft: Path) -> Iterator[bool | None]:
+    """Holds a draft's lock: False if another process does, or removed it; None where there are no locks."""
+    descriptor = None
+    try:
+        import fcntl
+
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked: bool | None = draft.exists()
+    except (BlockingIOError, FileNotFoundError):
+        locked = False
+    except (ImportError, OSError):
+        locked = None
+    try:
+        yield locked
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -143,32 +148,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-BUSY = -1
-
-
-def _lock(path: Path) -> int | None:
-    """A lock on a draft, for :func:`_unlock`: BUSY where another process holds it, None where there are no locks."""
-    try:
-        import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return BUSY
-    except (ImportError, OSError):
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        return BUSY if isinstance(error, BlockingIOError) else None
-    return descriptor
-
-
-def _unlock(lock: int | None) -> None:
-    if lock not in (None, BUSY):
-        os.close(lock)
 
 
 def stale(path: Path, hours: int) -> bool:

@@ -368,7 +368,7 @@ def _more(folder: Path, saved: Path) -> dict[str, Door]:
             path=written,
             model=MODEL,
             params=PARAMS,
-            conds=[COND],
+            cond=COND,
             blocks=[0],
             lanes=2,
             compile=False,

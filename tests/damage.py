@@ -5,8 +5,6 @@ Each must give what the whole file gives, or an error that names the file or wha
 """
 
 import bz2
-import contextlib
-import dataclasses
 import gzip
 import io
 import json
@@ -35,9 +33,7 @@ from purevdm.training import checkpoint
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "examples" / "app"))
 
-import presets
 import readers
-import train
 
 MODEL = purevdm.vdm(networks.mlp(4, 1, fourier=()), schedules.learned_linear(), (2,), 8)
 PARAMS = MODEL.init(random.key(0))
@@ -73,13 +69,7 @@ class Damage(NamedTuple):
 FOREIGN = {
     "nothing": b"",
     "not UTF-8": b"\xff\xfe" * 40,
-    "deep lists": b"[" * 100_000,
-    "deep dicts": b'{"a":' * 100_000,
-    "zeros": bytes(5000),
-    "ones": b"\xff" * 5000,
     "a zip's start": b"PK\x03\x04" + bytes(30),
-    "an empty zip": b"PK\x05\x06" + bytes(18),
-    "gzip of nothing": gzip.compress(b""),
     "noise": dice.Random(0).randbytes(3000),
 }
 
@@ -120,15 +110,15 @@ def same(a: Any, b: Any) -> bool:
 
 
 def tried(form: Format, folder: Path, damage: Damage, want: Any) -> tuple[str, str]:
-    """The verdict on a damaged copy: "clear", "result", "silent" or "unclear"; and what was told."""
+    """The verdict on a damaged copy: "clear", "result", "silent" or "unclear"; and the message."""
     file = folder / next(iter(form.files))
     file.write_bytes(damage.content)
     try:
         found = form.read(folder)
     except (TypeError, ValueError, OSError) as error:
-        told = f"{type(error).__name__}: {error}"
-        named = str(folder) in told or str(error).startswith("params")
-        return ("clear" if named or isinstance(error, codec.CodecError) else "unclear"), told
+        text = f"{type(error).__name__}: {error}"
+        named = str(folder) in text or str(error).startswith("params")
+        return ("clear" if named or isinstance(error, codec.CodecError) else "unclear"), text
     except SystemExit as error:
         return ("clear" if isinstance(error.code, str) and file.name in error.code else "unclear"), str(error.code)
     except BaseException as error:
@@ -159,7 +149,6 @@ def formats(folder: Path) -> list[Format]:
         *_imagenet(),
         *_arrays(),
         _images(),
-        *_runs(folder / "run"),
     ]
 
 
@@ -169,32 +158,21 @@ def _checkpoints(folder: Path) -> Iterator[Format]:
     notes = json.loads(files[f"{path.name}/state.json"])
 
     def sealed(**fields: Any) -> bytes:
-        told = notes | fields
-        return json.dumps(told | {"notes_sha256": checkpoint._notes_digest(told)}).encode()
+        changed = notes | fields
+        return json.dumps(changed | {"notes_sha256": checkpoint._notes_digest(changed)}).encode()
 
     def read(at: Path) -> Any:
         return checkpoint.load(at / path.name, STATE), checkpoint.notes(at / path.name), checkpoint.latest(at).name
 
-    yield Format(
-        "checkpoint's notes",
-        files,
-        read,
-        lies={
-            "a step of 10**400": sealed(step=10**400),
-            "a step that is text": sealed(step="0"),
-            "a step that is true": sealed(step=True),
-            "a metric that is a list": sealed(metric=[1.0]),
-            "no digest": sealed(sha256=None),
-            "another digest": sealed(sha256="0" * 64),
-            "a later format": sealed(format=3),
-            "format 10**400": sealed(format=10**400),
-            "format a list": sealed(format=[2]),
-            "a list": b"[]",
-            "a number of 5000 digits": b"1" * 5000,
-            "another step's entry twice": files[f"{path.name}/state.json"].replace(b'"step": 0', b'"step": 0, "step": 1'),
-            "UTF-16": files[f"{path.name}/state.json"].decode().encode("utf-16"),
-        },
-    )
+    lies = {
+        "a step that is text": sealed(step="0"),
+        "a metric that is a list": sealed(metric=[1.0]),
+        "another digest": sealed(sha256="0" * 64),
+        "a later format": sealed(format=3),
+        "a list": b"[]",
+        "another step's entry twice": files[f"{path.name}/state.json"].replace(b'"step": 0', b'"step": 0, "step": 1'),
+    }
+    yield Format("checkpoint's notes", files, read, lies=lies)
     tensors = dict(reversed(files.items()))
     yield Format("checkpoint's tensors", tensors, read, lies=_tensor_lies(next(iter(tensors.values()))))
 
@@ -213,16 +191,11 @@ def _tensor_lies(content: bytes) -> dict[str, bytes]:
     twice = text[:-1] + b", " + json.dumps(name).encode() + b": " + json.dumps(head[name]).encode() + b"}"
     return {
         "a header of 2**63 bytes": struct.pack("<Q", 2**63) + content[8:],
-        "a header of 2**40 bytes": struct.pack("<Q", 2**40) + content[8:],
         "a shape that overflows": changed(shape=[2**40, 2**40]),
-        "a shape of -1": changed(shape=[-1]),
         "offsets beyond the end": changed(data_offsets=[0, 2**50]),
-        "offsets in reverse": changed(data_offsets=[8, 0]),
         "an unknown dtype": changed(dtype="Q8"),
-        "a float of 8 bits": changed(dtype="F8_E4M3"),
         "another dtype of that size": changed(dtype="I32"),
         "a name twice": struct.pack("<Q", len(twice)) + twice + data,
-        "deep metadata": struct.pack("<Q", 100_000) + b'{"__metadata__":' + b"[" * 99_984 + data,
     }
 
 
@@ -233,20 +206,16 @@ def _params(path: Path) -> Format:
 
     def forged(leaves: dict[str, torch.Tensor], empty: Any) -> bytes:
         """With a digest that is right."""
-        told = interop.files._digest(leaves, empty)
-        metadata = {"purevdm": "parameters 1", "empty": json.dumps(empty), "sha256": told}
+        digest = interop.files._digest(leaves, empty)
+        metadata = {"purevdm": "parameters 1", "empty": json.dumps(empty), "sha256": digest}
         return safetensors.torch.save(leaves, metadata)
 
     lies = _tensor_lies(content) | {
         "a leaf that is a dict": forged({"a": torch.ones(1), "a.b": torch.ones(1)}, []),
         "a leaf that is empty": forged(like, ["a"]),
         "a leaf below a leaf": forged(like, ["a.b"]),
-        "empty dicts that are numbers": forged(like, [1]),
-        "empty dicts in a dict": forged(like, {"a": 1}),
-        "500 levels": forged({".".join("a" * 500): torch.ones(1)}, []),
         "another model": forged(like, []),
         "no metadata": safetensors.torch.save(like),
-        "deep metadata": safetensors.torch.save(like, {"purevdm": "parameters 1", "empty": "[" * 100_000, "sha256": ""}),
     }
     return Format("parameters", {path.name: content}, lambda at: interop.load_params(at / path.name, PARAMS), lies=lies)
 
@@ -256,11 +225,14 @@ def packed(shape: Any, dtype: str, raw: Any) -> msgpack.ExtType:
     return msgpack.ExtType(1, msgpack.packb((shape, dtype, raw), use_bin_type=True))
 
 
+def pack(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: pack(branch) for name, branch in tree.items()}
+    return packed(tree.shape, tree.dtype.name, tree.tobytes())
+
+
 def _flax() -> Format:
     official = interop.to_flax(PARAMS)
-    pack = lambda tree: {  # noqa: E731
-        k: pack(v) if isinstance(v, dict) else packed(v.shape, v.dtype.name, v.tobytes()) for k, v in tree.items()
-    }
     state = {"step": 7, "params": pack(official), "ema_params": pack(official)}
     content = msgpack.packb(state)
     open_: list[range] = [range(content.index(b"\xa4step\x07") + 5, content.index(b"\xa4step\x07") + 6)]
@@ -273,39 +245,21 @@ def _flax() -> Format:
         return msgpack.packb(state | {"params": pack(official) | {"noise_schedule": {"w": leaf, "b": leaf}}})
 
     def read(at: Path) -> Any:
-        found = interop.load_flax(at / "checkpoint.flax")
-        for params in (found.params, found.ema_params):
+        state = interop.load_flax(at / "checkpoint.flax")
+        for params in (state.params, state.ema_params):
             MODEL.nll_bound(params, torch.zeros(1, 2, dtype=torch.int64), random.key(0))
-        return found
+        return state
 
-    deep: Any = packed((1,), "float32", bytes(4))
-    for _ in range(400):
-        deep = {"w": deep}
     one = bytes(4)
     entries = [msgpack.packb(name) + msgpack.packb(entry) for name, entry in state.items()]
     lies = {
-        "400 dicts": with_leaf(deep),
-        "5000 dicts": content[:1] + msgpack.packb("params") + (b"\x81" + msgpack.packb("w")) * 5000,
         "a name twice": bytes([0x84]) + b"".join(entries) + entries[0],
-        "a name that is no text": bytes([0x84])
-        + b"".join(entries)
-        + b"\x07"
-        + entries[1].removeprefix(msgpack.packb("params")),
         "a name that is no UTF-8": content.replace(b"\xa1w", b"\xa1\xff"),
         "an unknown name": content.replace(b"\xa1w", b"\xa1v"),
         "two numbers for one": with_leaf(packed((2,), "float32", bytes(8))),
         "a list of 2**32 - 1": b"\xdd" + struct.pack(">I", 2**32 - 1),
-        "a dict of 2**32 - 1": b"\xdf" + struct.pack(">I", 2**32 - 1),
-        "an extension of 2**32 - 1 bytes": b"\xc9" + struct.pack(">I", 2**32 - 1) + b"\x01",
-        **{
-            f"dtype {name}": with_leaf(packed((1,), name, one))
-            for name in ("qint8", "quint4x2", "complex64", "bits8", "float8_e5m2", "object", "Tensor", "", "\0", "int", "f4")
-        },
-        **{
-            f"shape {shape}": with_leaf(packed(shape, "float32", one))
-            for shape in ((-1,), (2,), (2**40,), (2**62, 2**62), (1.0,), (True,), "1", None, {}, (1,) * 100, ((1,),), (0,))
-        },
-        "bytes that are a list": with_leaf(packed((1,), "float32", [0, 0, 0, 0])),
+        **{f"dtype {name}": with_leaf(packed((1,), name, one)) for name in ("qint8", "complex64", "", "f4")},
+        **{f"shape {n}": with_leaf(packed(n, "float32", one)) for n in ((-1,), (2,), (2**40,), (1.0,), "1", (0,))},
     }
     return Format("official checkpoint", {"checkpoint.flax": content}, read, tuple(open_), lies)
 
@@ -313,9 +267,7 @@ def _flax() -> Format:
 def _codec() -> Format:
     x = random.randint(random.key(1), (3, 2), 0, 8)
     content = codec.encode(MODEL, PARAMS, x, timesteps=1)
-    return Format(
-        "compressed data", {"x.pvdm": content}, lambda at: codec.decode(MODEL, PARAMS, (at / "x.pvdm").read_bytes())
-    )
+    return Format("compressed data", {"x": content}, lambda at: codec.decode(MODEL, PARAMS, (at / "x").read_bytes()))
 
 
 def _taken(data: Any) -> Any:
@@ -330,8 +282,6 @@ def _idx() -> Iterator[Format]:
     lies = {
         "three axes of 2**32 - 1": struct.pack(">HBBIII", 0, 8, 3, *[2**32 - 1] * 3) + bytes(100),
         "an axis of 0": struct.pack(">HBBIII", 0, 8, 3, 0, 4, 5),
-        "floats": struct.pack(">HBBIII", 0, 13, 3, *x.shape) + bytes(240),
-        "two axes": struct.pack(">HBBII", 0, 8, 2, 3, 20) + x.tobytes(),
     }
 
     def read(at: Path) -> Any:
@@ -347,23 +297,16 @@ def _idx() -> Iterator[Format]:
     yield Format("IDX, gzipped", files, read, lies=bombs)
 
 
-def tarred(files: dict[str, bytes], mode: str = "w", **entries: tarfile.TarInfo) -> bytes:
+def tarred(files: dict[str, bytes], mode: str = "w", **fields: Any) -> bytes:
+    """A tar archive; the fields are set in every entry."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode=mode) as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-        for entry in entries.values():
-            archive.addfile(entry)
+            for field, value in ({"size": len(content)} | fields).items():
+                setattr(entry, field, value)
+            archive.addfile(entry, io.BytesIO(content) if content else None)
     return out.getvalue()
-
-
-def _entry(name: str, **fields: Any) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    for field, value in fields.items():
-        setattr(entry, field, value)
-    return entry
 
 
 class Evil:
@@ -383,66 +326,29 @@ def _cifar() -> Iterator[Format]:
     def of(entries: Any) -> bytes:
         return pickle.dumps(entries, protocol=2)
 
-    deep: Any = [1]
-    for _ in range(300):
-        deep = [deep]
-    laugh: Any = [1]
-    for _ in range(30):
-        laugh = [laugh, laugh]
     batches = {
         "floats": of({b"data": x.astype(np.float32), b"labels": y}),
-        "integers of 64 bits": of({b"data": x.astype(np.int64), b"labels": y}),
-        "data in lists": of({b"data": x.tolist(), b"labels": y}),
         "float labels": of({b"data": x, b"labels": [0.5, 1.0]}),
-        "labels of 10**400": of({b"data": x, b"labels": [10**400, 1]}),
-        "labels that are true": of({b"data": x, b"labels": [True, True]}),
-        "labels that are text": of({b"data": x, b"labels": ["1", "2"]}),
-        "300 lists": of({b"data": x, b"labels": deep}),
-        "2**30 lists": of({b"data": laugh, b"labels": laugh}),
         "another class": of({b"data": x, b"labels": [3, 10]}),
         "code": of(Evil()),
-        "code in an entry": of({b"data": x, b"labels": y, b"more": Evil()}),
-        "a list": of([1, 2]),
         "no labels": of({b"data": x}),
         "an index of 2**31 - 1": b"\x80\x02}r\xff\xff\xff\x7f.",
-        "an index of 10**12": b"\x80\x02}p1000000000000\n.",
         "2**40 bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
-        "text of 2**40 bytes": b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"x.",
-        "a frame of 2**40 bytes": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"}.",
-        "an integer of 2**31 - 1 bytes": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
-        "100,000 lists": b"\x80\x02" + b"(" * 100_000 + b"l" * 100_000 + b".",
     }
     yield Format("CIFAR batch", {"test_batch": python}, read, raw, batches)
     yield Format("CIFAR binary batch", {"test_batch.bin": rows}, read, (range(len(rows)),), step=3073)
     inner = "cifar-10-batches-py/test_batch"
-    lying = bytearray(tarred({inner: python}))
-    lying[124:136] = b"\x80" + (10**12).to_bytes(11, "big")
-    lying[148:156] = b"%06o\0 " % (sum(lying[:148]) + 256 + sum(lying[156:512]))
-    pax = bytearray(tarred({}, x=_entry("PaxHeader", type=tarfile.XHDTYPE, size=10**10)))
     lies = {
-        "a member that says 10**12 bytes": gzip.compress(bytes(lying)),
-        "a plain one that says 10**12 bytes": bytes(lying),
-        "a header of 10**10 bytes": gzip.compress(bytes(pax) + bytes(20_000_000)),
+        "a member that says 10**10 bytes": gzip.compress(tarred({"PaxHeader": b""}, type=tarfile.XHDTYPE, size=10**10)),
         "a batch of a gigabyte": gzip.compress(tarred({inner: bytes(80_000_000)})),
         "a batch twice": tarred({inner: python, "./" + inner: python}),
-        "a link for a batch": tarred({}, link=_entry(inner, type=tarfile.SYMTYPE, linkname="/etc/passwd")),
-        "a folder for a batch": tarred({}, folder=_entry(inner, type=tarfile.DIRTYPE)),
-        "no batch": tarred({"cifar-10-batches-py/readme.html": b"x"}),
+        "a link for a batch": tarred({inner: b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"),
         "plain": tarred({inner: python}),
-        "packed by bzip2": tarred({inner: python}, "w:bz2"),
-        "packed by LZMA": tarred({inner: python}, "w:xz"),
-        "damaged LZMA": tarred({inner: python}, "w:xz")[:-40] + bytes(40),
-        "gzip of no archive": gzip.compress(bytes(range(256)) * 20),
     }
-    content = _gzipped(tarred({inner: python}))
-    name = "cifar-10-python.tar.gz"
-    yield Format("CIFAR archive", {name: content}, read, lies=lies)
-    binary = {"cifar-10-binary.tar.gz": _gzipped(tarred({"cifar-10-batches-bin/test_batch.bin": rows}))}
-    yield Format("CIFAR binary archive", binary, read)
-
-
-def _gzipped(content: bytes) -> bytes:
-    return gzip.compress(content, mtime=0)
+    plain = {inner: python}, {"cifar-10-batches-bin/test_batch.bin": rows}
+    python_gz, binary_gz = (gzip.compress(tarred(files), mtime=0) for files in plain)
+    yield Format("CIFAR archive", {"cifar-10-python.tar.gz": python_gz}, read, lies=lies)
+    yield Format("CIFAR binary archive", {"cifar-10-binary.tar.gz": binary_gz}, read)
 
 
 def _spans(content: bytes, part: bytes) -> tuple[range, ...]:
@@ -450,11 +356,12 @@ def _spans(content: bytes, part: bytes) -> tuple[range, ...]:
     return (range(at, at + len(part)),)
 
 
-def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_STORED, twice: str | None = None) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content, compress_type=method)
+        for name in (*files, twice) if twice else files:
+            archive.NameToInfo.clear()  # it would warn
+            archive.writestr(zipfile.ZipInfo(name), files[name], compress_type=method)
     return out.getvalue()
 
 
@@ -464,12 +371,10 @@ def npy(x: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def npy_of(shape: Any, descr: Any = "|u1", data: bytes = b"", version: bytes = b"\x01\x00", order: Any = False) -> bytes:
+def npy_of(shape: Any, descr: Any = "|u1", data: bytes = b"") -> bytes:
     """A .npy file whose header says what it likes."""
-    text = repr({"descr": descr, "fortran_order": order, "shape": shape}) if not isinstance(shape, str) else shape
-    head = text.encode() + b"\n"
-    size = struct.pack("<H" if version[0] == 1 else "<I", len(head))
-    return b"\x93NUMPY" + version + size + head + data
+    text = shape if isinstance(shape, str) else repr({"descr": descr, "fortran_order": False, "shape": shape})
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n" + data
 
 
 def _headers() -> dict[str, bytes]:
@@ -478,32 +383,14 @@ def _headers() -> dict[str, bytes]:
     return {
         "10**12 rows": npy_of((10**12, 2), data=six),
         "axes that overflow": npy_of((2**40, 2**40), data=six),
-        "an axis of 10**400": npy_of((10**400,), data=six),
         "a negative axis": npy_of((-3, 2), data=six),
-        "two negative axes": npy_of((-3, -2), data=six),
-        "an axis that is true": npy_of((True, 6), data=six),
-        "an axis of 2.0": npy_of((3, 2.0), data=six),
         "one row less": npy_of((2, 2), data=six),
         "one row more": npy_of((4, 2), data=six),
-        "100 axes": npy_of((1,) * 100, data=b"\0"),
         "objects": npy_of((1, 1), "|O", pickle.dumps([Evil()])),
-        "a structure": npy_of((3, 1), [("a", "|u1"), ("b", "|u1")], six),
-        "an unknown dtype": npy_of((3, 2), "|q9", six),
-        "text": npy_of((3, 1), "|S2", six),
-        "dates": npy_of((3, 1), "<M8[D]", bytes(24)),
-        "complex numbers": npy_of((3, 2), "<c8", bytes(48)),
-        "floats of 16 bits": npy_of((3, 2), ">f2", bytes(12)),
         "integers of 16 bits": npy_of((3, 2), "<u2", b"\xff" * 12),
         "numbers below 0": npy_of((3, 2), "|i1", b"\xff" * 6),
-        "an order that is text": npy_of((3, 2), data=six, order="no"),
-        "version 3": npy_of((3, 2), data=six, version=b"\x03\x00"),
-        "version 9": npy_of((3, 2), data=six, version=b"\x09\x00"),
         "a header of 2**32 - 1 bytes": b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(100),
-        "500 brackets": npy_of("(" * 500 + ")" * 500, data=six),
-        "9000 brackets": npy_of("[" * 9000, data=six),
         "a header that is code": npy_of("__import__('os').abort()", data=six),
-        "no shape": npy_of("{'descr': '|u1', 'fortran_order': False}", data=six),
-        "a key twice": npy_of("{'descr': '|u1', 'fortran_order': False, 'shape': (3, 3), 'shape': (2, 3)}", data=six + six),
     }
 
 
@@ -513,40 +400,24 @@ def _archives(good: dict[str, np.ndarray], first: str) -> dict[str, bytes]:
     stored, deflated = zipped(files), zipped(files, zipfile.ZIP_DEFLATED)
     at = stored.index(b"PK\x01\x02")
 
-    def entry(offset: int, form: str, value: int, local: int | None = None) -> bytes:
+    def entry(offset: int, form: str, value: int, local: int) -> bytes:
         changed = bytearray(stored)
         struct.pack_into(form, changed, at + offset, value)
-        if local is not None:
-            struct.pack_into(form, changed, local, value)
+        struct.pack_into(form, changed, local, value)
         return bytes(changed)
 
-    with contextlib.ExitStack() as twice:
-        out = io.BytesIO()
-        archive = twice.enter_context(zipfile.ZipFile(out, "w"))
-        for name, content in (*files.items(), (f"{first}.npy", files[f"{first}.npy"])):
-            with contextlib.suppress(UserWarning):
-                archive.NameToInfo.clear()
-                archive.writestr(name, content)
-    found = {
+    lies = {
         "a method that nobody knows": entry(10, "<H", 99, 8),
-        "encrypted": entry(8, "<H", 1, 6),
         "a size of 2**32 - 2": entry(24, "<I", 2**32 - 2, 22),
-        "another size": entry(24, "<I", 10, 22),
-        "a packed size of 2**32 - 2": entry(20, "<I", 2**32 - 2, 18),
         "another checksum": entry(16, "<I", 1, 14),
-        "an array twice": out.getvalue(),
+        "an array twice": zipped(files, twice=f"{first}.npy"),
         "damaged deflate": deflated[:60] + bytes(20) + deflated[80:],
-        "bzip2": zipped(files, zipfile.ZIP_BZIP2),
-        "LZMA": zipped(files, zipfile.ZIP_LZMA),
-        "damaged LZMA": (lz := zipped(files, zipfile.ZIP_LZMA))[:60] + bytes(20) + lz[80:],
-        "damaged bzip2": (bz := zipped(files, zipfile.ZIP_BZIP2))[:60] + bytes(20) + bz[80:],
         "an archive in it": zipped(files | {f"{first}.npy": stored}),
         "no arrays": zipped({"readme": b"x"}),
         "a bomb": zipped(files | {f"{first}.npy": npy_of((3, 2), data=bytes(50_000_000))}, zipfile.ZIP_DEFLATED),
     }
-    for name, content in _headers().items():
-        found[f"{first}: {name}"] = zipped(files | {f"{first}.npy": content}, zipfile.ZIP_DEFLATED)
-    return found
+    headers = {name: zipped(files | {f"{first}.npy": header}, zipfile.ZIP_DEFLATED) for name, header in _headers().items()}
+    return lies | {f"{first}: {name}": content for name, content in headers.items()}
 
 
 def _imagenet() -> Iterator[Format]:
@@ -560,12 +431,8 @@ def _imagenet() -> Iterator[Format]:
 
     lies = _archives(arrays, "data") | {
         "class 1001": of(labels=np.array([1, 1001])),
-        "class 0": of(labels=np.array([0, 1])),
-        "float labels": of(labels=np.array([1.0, 2.0])),
-        "labels that are true": of(labels=np.array([True, True])),
         "one label": of(labels=np.array([1])),
         "floats": of(data=arrays["data"].astype(np.float32)),
-        "images of 64": of(data=np.zeros((2, 12288), np.uint8)),
     }
     yield Format("ImageNet batch", {"val_data.npz": of()}, read, lies=lies)
     cache = npy(arrays["data"].reshape(-1, 3, 32, 32))
@@ -591,60 +458,26 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, data: bytes, bits: int = 8, colour: int = 2, *more: bytes) -> bytes:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+def png(width: int, height: int, data: bytes, bits: int = 8, *more: bytes) -> bytes:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
 def _images() -> Format:
     rows = [RNG.integers(0, 256, (4, 3, 3), np.uint8) for _ in range(2)]
-    files = {}
-    for i, image in enumerate(rows):
-        out = io.BytesIO()
-        Image.fromarray(image).save(out, "PNG")
-        files[f"{i}.png"] = out.getvalue()
-    out = io.BytesIO()
     frames = [Image.fromarray(image) for image in rows]
-    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+
+    def saved(kind: str, frame: Image.Image, **options: Any) -> bytes:
+        out = io.BytesIO()
+        frame.save(out, kind, **options)
+        return out.getvalue()
+
     bomb = zlib.compress(bytes(50_000_000))
     lies = {
         "a picture of 10**10 pixels": png(100_000, 100_000, bomb),
-        "a picture of 10**8 pixels": png(10_000, 10_000, bomb),
-        "a text of 50 megabytes": png(3, 4, zlib.compress(bytes(40)), 8, 2, _chunk(b"zTXt", b"a\0\0" + bomb)),
-        "a profile of 50 megabytes": png(3, 4, zlib.compress(bytes(40)), 8, 2, _chunk(b"iCCP", b"a\0\0" + bomb)),
-        "16 bits": png(3, 4, zlib.compress(bytes(4 * 19)), 16, 2),
-        "no pixels": png(0, 0, b""),
-        "an animation": out.getvalue(),
+        "a text of 50 megabytes": png(3, 4, zlib.compress(bytes(40)), 8, _chunk(b"zTXt", b"a\0\0" + bomb)),
+        "16 bits": png(3, 4, zlib.compress(bytes(4 * 19)), 16),
+        "an animation": saved("GIF", frames[0], save_all=True, append_images=frames[1:]),
     }
+    files = {f"{i}.png": saved("PNG", frame) for i, frame in enumerate(frames)}
     return Format("PNG images", files, lambda at: _taken(readers.image_folder(at)), lies=lies)
-
-
-def _runs(out: Path) -> Iterator[Format]:
-    """What train.py reads of a run that it goes on with. No checksum is on these, so whoever changes a number may."""
-    config = presets.Config(out=out, resume=True)
-    told = json.dumps(presets.as_json(config), indent=1)
-    path = checkpoint.save(out / "checkpoints", STATE, extra=json.loads(told))
-    files = {"config.json": told.encode()}
-    files |= {f"checkpoints/{path.name}/{name}": (path / name).read_bytes() for name in ("state.json", "state.safetensors")}
-
-    def settings(at: Path) -> None:
-        train.prepare(dataclasses.replace(config, out=at))
-
-    def log(at: Path) -> None:
-        train.logged(at / "metrics.jsonl", 3)
-
-    yield Format(
-        "run's settings",
-        files,
-        settings,
-        lies={"a list": b"[]", "a batch that is text": told.replace("128", '"128"').encode()},
-    )
-    lines = "".join(json.dumps({"step": i, "loss": 5.0 / i}) + "\n" for i in range(1, 5)).encode()
-    lies = {
-        "a step that is text": lines.replace(b'"step": 2', b'"step": "2"'),
-        "a step of 10**400": lines.replace(b'"step": 2', b'"step": 1' + b"0" * 400),
-        "a number of 5000 digits": lines.replace(b'"step": 2', b'"step": 1' + b"0" * 5000),
-        "a list in it": lines + b"[]\n",
-        "no step": lines + b"{}\n",
-    }
-    yield Format("run's log", {"metrics.jsonl": lines}, log, lies=lies)

@@ -18,9 +18,9 @@ def test_damaged_files_are_named(formats, tmp_path):
         folder = tmp_path / str(i)
         want = damage.whole(form, folder)
         for harm in damage.damages(form, 6):
-            (kind, told), count = damage.tried(form, folder, harm, want), count + 1
+            (kind, text), count = damage.tried(form, folder, harm, want), count + 1
             if kind in ("silent", "unclear"):
-                failed.append(f"{form.name}, {harm.name}: {kind}, {told[:200]}")
+                failed.append(f"{form.name}, {harm.name}: {kind}, {text[:200]}")
     assert not failed, "\n".join(failed)
     assert count > 1500
 

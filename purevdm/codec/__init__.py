@@ -1,7 +1,7 @@
 """Lossless compression by bits-back coding with a model (Kingma et al. 2021, sec. 6.3): files about as small as the bound.
 
 :func:`encode` and :func:`decode` go from data to bytes and back, :func:`write` and :func:`read` to files block by block, and
-:func:`info` tells what a file holds. Imported by name, ``from purevdm import codec``: it needs NumPy and constriction (extra
+:func:`info` says what a file holds. Imported by name, ``from purevdm import codec``: it needs NumPy and constriction (extra
 ``codec``).
 
 **Files decode on every machine.** The network runs in float64, and all around it is integers and exactly rounded operations.

@@ -15,7 +15,6 @@ Integers = NDArray[np.int64]
 GUARD = 2.0**-20
 """How far from a rounding boundary every rounded number is kept, in units of what it is rounded to."""
 DITHERS = 64
-_STEP = 2.0**-10
 # ln 2 in two parts, the first with 32 zeros at its end, so that products with small integers are exact (fdlibm's).
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
@@ -40,14 +39,10 @@ def _series(r: Floats) -> Floats:
     return (p + 1.0) * r
 
 
-def offset(dither: int) -> float:
-    """What a dither adds before rounding down: 1/2, and up to a thirty-second more or less."""
-    return 0.5 + _STEP * ((dither + 1) // 2 if dither % 2 else -(dither // 2))
-
-
 def rounded(values: Floats, dither: int) -> tuple[Integers, float]:
-    """Numbers rounded with a dither, and how far the nearest of them is from a boundary, where it would go elsewhere."""
-    moved = values + offset(dither)
+    """Numbers rounded with a dither, which adds 1/2 and up to a thirty-second more or less before rounding down, and how far
+    the nearest of them is from a boundary, where it would go elsewhere."""
+    moved = values + (0.5 + 2.0**-10 * ((dither + 1) // 2 if dither % 2 else -(dither // 2)))
     down = np.floor(moved)
     part = moved - down
     margin = float(np.minimum(part, 1.0 - part).min(initial=0.5))
@@ -57,18 +52,15 @@ def rounded(values: Floats, dither: int) -> tuple[Integers, float]:
 def guarded(values: Floats, guard: float = GUARD) -> tuple[Integers, int]:
     """Numbers rounded with the first dither that keeps all of them ``guard`` away from a boundary, and that dither.
 
-    Whoever rounds numbers that differ by less than ``guard`` with the same dither finds the same integers. n numbers spread
-    evenly leave the first dither with odds of exp(-2 n guard). Should none of the dithers do, the one with the widest
-    margin serves.
+    Numbers that differ by less than ``guard``, rounded with the same dither, give the same integers. The first dither serves
+    n numbers spread evenly with a probability of exp(-2 n guard). If none does, the one with the widest margin is taken.
     """
-    best, found = -1.0, 0
     for dither in range(DITHERS):
         integers, margin = rounded(values, dither)
         if margin >= guard:
             return integers, dither
-        if margin > best:
-            best, found = margin, dither
-    return rounded(values, found)[0], found
+    dither = widest(values)
+    return rounded(values, dither)[0], dither
 
 
 def widest(values: Floats) -> int:

@@ -1,4 +1,4 @@
-"""The bytes of a file: a head, blocks that decode alone, an index. All integers are little-endian.
+"""The bytes of a file: a head, blocks that decode by themselves, an index. All integers are little-endian.
 
     head    magic (8), version (1), flags (1), dtype (1), dither (1), timesteps (4), values (4), seed (4), model digest (16),
             number of axes (1), their sizes (4 each), length of the machine's text (2), the text, CRC-32 (4)
@@ -13,26 +13,38 @@ of rounds and their sizes, as ``_varints`` writes them, and the words of the sta
 Nothing that a file says about sizes is believed before its checksum is, nor allocated before the bytes are there.
 """
 
+import io
+import math
+import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from purevdm.codec._errors import CodecError
+from purevdm import _checks, _files
 
 MAGIC, VERSION = b"\x93PVDM\r\n\x1a", 1
 _HEAD, _BLOCK = struct.Struct("<BBBBIII16sB"), struct.Struct("<4sIIII")
 _B, _I, _E = b"PVDB", b"PVDI", b"PVDE"
-_CRC, _WORD = struct.Struct("<I"), struct.Struct("<Q")
+_CRC = struct.Struct("<I")
 DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 _PORTABLE, _CONDITIONED = 1, 2
 OWN_DITHER = 255  # each round has its own
 MOST_STEPS = 2**20
 MOST_LANES = 2**14
-_AHEAD = 2**20
+_LONGEST = 2**17  # of a head: it has at most 255 axes and 2**16 bytes of text
+_AHEAD = 2**14  # bytes in which a block is searched for
+
+
+class CodecError(ValueError):
+    """A file that is damaged, cut short, of another model, of a later format, or made for another machine; the message says
+    which, and where."""
 
 
 class Head(NamedTuple):
@@ -51,7 +63,7 @@ class Head(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block as the file tells of it.
+    """A block, as the file describes it.
 
     Attributes:
         number: its position, from 0.
@@ -76,6 +88,73 @@ class Payload(NamedTuple):
     words: NDArray[np.uint32]
 
 
+class Info(NamedTuple):
+    """What a file says of itself, without its model.
+
+    Attributes:
+        examples: how many the readable blocks hold.
+        event_shape, vocab_size, dtype: their form.
+        timesteps: T.
+        portable: whether it decodes on every machine; if not, ``machine`` says on which, as JSON.
+        model: the digest of the parameters, in hexadecimal.
+        size: the file's bytes.
+        initial_bits: what the stacks held before any data.
+        stack_bits: what they hold with the data.
+        complete: whether the index is there, and every block that it names.
+        blocks: the blocks whose heads are readable.
+    """
+
+    examples: int
+    event_shape: tuple[int, ...]
+    vocab_size: int
+    dtype: torch.dtype
+    timesteps: int
+    portable: bool
+    machine: str
+    model: str
+    size: int
+    initial_bits: int
+    stack_bits: int
+    complete: bool
+    blocks: tuple[Block, ...]
+
+    @property
+    def rate(self) -> float:
+        """The whole file, bits per dimension."""
+        return 8.0 * self.size / self._numbers
+
+    @property
+    def net(self) -> float:
+        """What the stacks grew by, bits per dimension: an estimate of the bound in T steps."""
+        return (self.stack_bits - self.initial_bits) / self._numbers
+
+    @property
+    def _numbers(self) -> int:
+        return max(1, self.examples * math.prod(self.event_shape))
+
+
+def info(file: str | os.PathLike | bytes) -> Info:
+    """Reads what a file, or the bytes of one, say of themselves, without their model.
+
+    Raises:
+        CodecError: no file of this kind, a later format, or a damaged head.
+        FileNotFoundError: no such file.
+        ValueError: no regular file.
+    """
+    with opened(file if isinstance(file, bytes) else _checks.path("file", file)) as (source, head, blocks, complete):
+        initial = stack = 0
+        for block in blocks:
+            try:
+                payload = read_payload(source, block, head)
+            except CodecError:
+                complete = False
+                continue
+            initial, stack = initial + 32 * payload.initial, stack + 32 * len(payload.words)
+        examples, size = sum(block.examples for block in blocks), source.seek(0, io.SEEK_END)
+        form = (head.event_shape, head.vocab_size, head.dtype, head.timesteps, head.portable, head.machine, head.model.hex())
+        return Info(examples, *form, size, initial, stack, complete, blocks)
+
+
 # Writing
 
 
@@ -84,166 +163,130 @@ def head_bytes(head: Head) -> bytes:
     fixed = (VERSION, flags, DTYPES.index(head.dtype), head.dither, head.timesteps, head.vocab_size, head.seed, head.model)
     text = head.machine.encode()
     shape = struct.pack(f"<{len(head.event_shape)}I", *head.event_shape)
-    body = MAGIC + _HEAD.pack(*fixed, len(head.event_shape)) + shape + struct.pack("<H", len(text)) + text
-    return body + _CRC.pack(zlib.crc32(body))
+    return _sealed(MAGIC + _HEAD.pack(*fixed, len(head.event_shape)) + shape + struct.pack("<H", len(text)) + text)
 
 
 def block_bytes(number: int, payload: Payload) -> bytes:
     numbers = _varints([payload.initial, len(payload.rounds), *payload.rounds])
     body = payload.data + payload.cond + numbers + payload.words.astype("<u4").tobytes()
-    head = _BLOCK.pack(_B, number, sum(payload.rounds), len(body), zlib.crc32(body))
-    return head + _CRC.pack(zlib.crc32(head)) + body
+    return _sealed(_BLOCK.pack(_B, number, sum(payload.rounds), len(body), zlib.crc32(body))) + body
 
 
-def end_bytes(offsets: list[int], at: int) -> bytes:
-    index = _I + struct.pack(f"<I{len(offsets)}Q", len(offsets), *offsets)
-    return index + _CRC.pack(zlib.crc32(index)) + _WORD.pack(at) + _E
+def end_bytes(ends: list[int]) -> bytes:
+    """The index and the tail, from where the head and each block end."""
+    return _sealed(_I + struct.pack(f"<I{len(ends) - 1}Q", len(ends) - 1, *ends[:-1])) + struct.pack("<Q", ends[-1]) + _E
+
+
+def _sealed(content: bytes) -> bytes:
+    """Content and its checksum."""
+    return content + _CRC.pack(zlib.crc32(content))
 
 
 def _varints(numbers: list[int]) -> bytes:
     """Each integer in groups of 7 bits, the lowest first, the last without its eighth bit."""
-    found = bytearray()
+    written = bytearray()
     for number in numbers:
         while number > 127:
-            found.append(number & 127 | 128)
+            written.append(number & 127 | 128)
             number >>= 7
-        found.append(number)
-    return bytes(found)
+        written.append(number)
+    return bytes(written)
 
 
 # Reading
 
 
-def read_head(file: BinaryIO) -> Head:
-    """The head of a file.
+@contextmanager
+def opened(source: Path | bytes) -> Iterator[tuple[BinaryIO, Head, tuple[Block, ...], bool]]:
+    """Opens a file, or the bytes of one: itself, its head, the blocks whose heads are whole, in the order of their numbers,
+    and whether it ends in an index that names just them."""
+    with _files.regular(source).open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        head, blocks = _read_head(file), _find_blocks(file, file.seek(0, io.SEEK_END))
+        ends = [*(block.offset for block in blocks), blocks[-1].offset + blocks[-1].size] if blocks else [0]
+        numbered, last = [block.number for block in blocks] == list(range(len(blocks))), end_bytes(ends)
+        yield file, head, blocks, bool(blocks) and numbered and _at(file, ends[-1], len(last) + 1) == last
 
-    Raises:
-        CodecError: it is none of ours, of a later version, or damaged.
-    """
-    file.seek(0)
-    start = file.read(len(MAGIC) + _HEAD.size)
-    if start[: len(MAGIC)] != MAGIC:
+
+def _read_head(file: BinaryIO) -> Head:
+    start = file.read(_LONGEST)
+    if start[:8] != MAGIC:
         raise CodecError(f"expected a file of purevdm.codec, got one that starts with {start[:8]!r}")
-    if len(start) > len(MAGIC) and start[len(MAGIC)] > VERSION:
-        raise CodecError(f"expected format {VERSION}, got {start[len(MAGIC)]}; a later purevdm wrote it, or it is damaged")
-    damaged = CodecError("damaged or cut short in its head")
-    if len(start) < len(MAGIC) + _HEAD.size:
-        raise damaged
-    _, flags, dtype, dither, steps, values, seed, model, axes = _HEAD.unpack_from(start, len(MAGIC))
-    sizes = file.read(4 * axes + 2)
-    if len(sizes) < 4 * axes + 2:
-        raise damaged
-    text = file.read(struct.unpack_from("<H", sizes, 4 * axes)[0])
-    check = file.read(4)
-    if len(check) < 4 or _CRC.unpack(check)[0] != zlib.crc32(start + sizes + text):
-        raise damaged
-    shape = struct.unpack_from(f"<{axes}I", sizes)
-    if dtype >= len(DTYPES) or not 1 <= steps <= MOST_STEPS:
-        raise damaged
-    portable, conditioned = bool(flags & _PORTABLE), bool(flags & _CONDITIONED)
-    form = (DTYPES[dtype], dither, steps, values, seed, model, shape)
-    return Head(portable, conditioned, *form, text.decode(errors="replace"))
-
-
-def head_size(head: Head) -> int:
-    return len(head_bytes(head))
-
-
-def read_blocks(file: BinaryIO, head: Head) -> tuple[tuple[Block, ...], bool]:
-    """The blocks whose heads are whole, in the order of their numbers, and whether there is an index that names just them.
-    Where it is damaged or missing they are searched for."""
-    end = file.seek(0, 2)
-    offsets = _index(file, end)
-    if offsets is not None:
-        found = [block for offset in offsets if (block := _block(file, offset, end)) is not None]
-        if [block.number for block in found] == list(range(len(offsets))):
-            return tuple(found), True
-    return tuple(_search(file, head_size(head), end)), False
-
-
-def _index(file: BinaryIO, end: int) -> tuple[int, ...] | None:
-    tail = _at(file, end - 12, 12)
-    if tail is None or tail[8:] != _E:
-        return None
-    start = _WORD.unpack(tail[:8])[0]
-    start_of_it = _at(file, start, 8) if start < end else None
-    if start_of_it is None or start_of_it[:4] != _I:
-        return None
-    count = _CRC.unpack(start_of_it[4:])[0]
-    index = _at(file, start, 12 + 8 * count) if start + 12 + 8 * count == end - 12 else None
-    if index is None or _CRC.unpack(index[-4:])[0] != zlib.crc32(index[:-4]):
-        return None
-    return struct.unpack(f"<{count}Q", index[8:-4])
+    if len(start) > 8 and start[8] > VERSION:
+        raise CodecError(f"expected format {VERSION}, got {start[8]}; a later purevdm wrote it, or it is damaged")
+    try:
+        _, flags, dtype, dither, steps, values, seed, model, axes = _HEAD.unpack_from(start, 8)
+        *shape, length = struct.unpack_from(f"<{axes}IH", start, 8 + _HEAD.size)
+        text = 8 + _HEAD.size + 4 * axes + 2
+        end = text + length
+        if start[: end + 4] == _sealed(start[:end]) and 1 <= steps <= MOST_STEPS:
+            form = (
+                DTYPES[dtype],
+                dither,
+                steps,
+                values,
+                seed,
+                model,
+                tuple(shape),
+                start[text:end].decode(errors="replace"),
+            )
+            return Head(bool(flags & _PORTABLE), bool(flags & _CONDITIONED), *form)
+    except (struct.error, IndexError):
+        pass
+    raise CodecError("damaged or cut short in its head")
 
 
 def _block(file: BinaryIO, offset: int, end: int) -> Block | None:
-    head = _at(file, offset, _BLOCK.size + 4) if offset + _BLOCK.size + 4 <= end else None
-    if head is None or head[:4] != _B or _CRC.unpack(head[-4:])[0] != zlib.crc32(head[:-4]):
+    head = _at(file, offset, _BLOCK.size + 4) if offset + _BLOCK.size + 4 <= end else b""
+    if head[:4] != _B or head != _sealed(head[:-4]):
         return None
     _, number, examples, size, _ = _BLOCK.unpack(head[:-4])
     return Block(number, examples, offset, len(head) + size) if offset + len(head) + size <= end else None
 
 
-def _search(file: BinaryIO, at: int, end: int) -> list[Block]:
-    found: dict[int, Block] = {}
+def _find_blocks(file: BinaryIO, end: int) -> tuple[Block, ...]:
+    """The blocks whose heads are whole. What is between them is passed over."""
+    blocks: dict[int, Block] = {}
+    at = 0
     while at < end:
-        window = _at(file, at, min(_AHEAD, end - at)) or b""
+        window = _at(file, at, _AHEAD)
         step = window.find(_B)
-        if step < 0:
-            at += max(1, len(window) - len(_B) + 1)
-            continue
-        block = _block(file, at + step, end)
+        block = None if step < 0 else _block(file, at + step, end)
         if block is not None:
-            found.setdefault(block.number, block)
-        at += step + (len(_B) if block is None else block.size)
-    return [found[number] for number in sorted(found)]
+            blocks.setdefault(block.number, block)
+            at = block.offset + block.size
+        else:
+            at += max(1, len(window) - len(_B) + 1) if step < 0 else step + len(_B)
+    return tuple(blocks[number] for number in sorted(blocks))
 
 
 def read_payload(file: BinaryIO, block: Block, head: Head) -> Payload:
-    """A block's content.
-
-    Raises:
-        CodecError: it is damaged.
-    """
-    damaged = CodecError(f"block {block.number}: damaged")
+    """A block's content; a CodecError if it is damaged."""
     record = _at(file, block.offset, block.size)
-    if record is None:
-        raise damaged
-    body = record[_BLOCK.size + 4 :]
-    if _CRC.unpack_from(record, 16)[0] != zlib.crc32(body):
-        raise damaged
-    digests = 16 if head.conditioned else 8
-    try:
-        initial, at = _varint(body, digests)
-        count, at = _varint(body, at)
-        rounds = []
-        for _ in range(min(count, len(body))):
-            size, at = _varint(body, at)
-            rounds.append(size)
-    except IndexError:
-        raise damaged from None
-    words = body[at:]
-    if len(rounds) != count or sum(rounds) != block.examples or len(words) % 4:
-        raise damaged
-    if not all(1 <= size <= MOST_LANES for size in rounds):
-        raise damaged
-    return Payload(body[:8], body[8:digests], initial, tuple(rounds), np.frombuffer(words, "<u4").astype(np.uint32))
+    content = record[_BLOCK.size + 4 :]
+    if record[16:20] == _CRC.pack(zlib.crc32(content)):
+        body = io.BytesIO(content)
+        digests = body.read(8), body.read(8 if head.conditioned else 0)
+        try:
+            initial, count = _varint(body), _varint(body)
+            rounds = tuple(_varint(body) for _ in range(count))
+        except IndexError:
+            rounds = ()
+        words = body.read()
+        if sum(rounds) == block.examples > 0 and max(rounds) <= MOST_LANES and min(rounds) > 0 and len(words) % 4 == 0:
+            return Payload(*digests, initial, rounds, np.frombuffer(words, "<u4").astype(np.uint32))
+    raise CodecError("damaged")
 
 
-def _varint(body: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        number |= (body[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if not body[at - 1] & 128:
-            return number, at
-        if shift > 35:
-            raise IndexError
+def _varint(body: BinaryIO) -> int:
+    number = 0
+    for shift in range(0, 42, 7):
+        byte = body.read(1)[0]
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number
+    raise IndexError
 
 
-def _at(file: BinaryIO, offset: int, size: int) -> bytes | None:
-    if offset < 0:
-        return None
+def _at(file: BinaryIO, offset: int, size: int) -> bytes:
     file.seek(offset)
-    found = file.read(size)
-    return found if len(found) == size else None
+    return file.read(size)

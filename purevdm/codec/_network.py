@@ -27,44 +27,40 @@ class Denoiser(NamedTuple):
         model: the model; in float64 where files are portable.
         params: its parameters, likewise.
         predict: ``predict(params, z, gamma, cond) -> eps_hat`` for a batch.
-        piece: how many examples the network sees at once.
+        lanes: how many examples the network sees at once.
         pad: whether it always sees that many.
     """
 
     model: VDM
     params: Params
     predict: Callable[[Params, Tensor, Tensor, Any], Tensor]
-    piece: int
+    lanes: int
     pad: bool
 
     def eps(self, z: Floats, gamma: Floats, cond: Any) -> Floats:
         """The noise that the network sees in latents (n, D), at gamma (n or 1, D or 1): float64 (n, D)."""
-        n, shape, device = len(z), self.model.event_shape, device_of(self.params)
-
-        def tensor(x: Floats, shape: tuple[int, ...]) -> Tensor:
-            return torch.from_numpy(np.array(x)).reshape(shape).to(device, self.model.dtype)
-
-        latents = tensor(z, (n, *shape))
-        each = np.broadcast_to(gamma, (n, gamma.shape[1]))
-        level = tensor(each, (n, *shape) if gamma.shape[1] > 1 else (n,))
-        found = []
-        with torch.no_grad(), exact(device or torch.device("cpu")):  # a file is read under any autocast
-            for i in range(0, n, self.piece):
-                rows = torch.arange(i, i + self.piece, device=device).clamp(max=n - 1)
+        n, shape, device = len(z), (len(z), *self.model.event_shape), device_of(self.params)
+        latents = torch.from_numpy(z).reshape(shape).to(device, self.model.dtype)
+        level = torch.from_numpy(gamma.copy()).to(device, self.model.dtype).expand(n, -1)
+        level = level.reshape(shape if gamma.shape[1] > 1 else (n,))
+        parts = []
+        with torch.no_grad(), exact(device):  # a file is read under any autocast
+            for i in range(0, n, self.lanes):
+                rows = torch.arange(i, i + self.lanes, device=device).clamp(max=n - 1)
                 rows = rows if self.pad else rows[: n - i]
-                part = None if cond is None else optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)  # type: ignore[misc]
+                part = optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)  # type: ignore[misc]
                 out = self.predict(self.params, latents[rows], level[rows], part)
-                found.append(out[: n - i].reshape(min(self.piece, n - i), -1).double().cpu().numpy())
-        return np.concatenate(found)
+                parts.append(out[: n - i].reshape(min(self.lanes, n - i), -1).double().cpu().numpy())
+        return np.concatenate(parts)
 
 
-def denoiser_of(model: VDM, params: Params, portable: bool, piece: int, compile: bool) -> Denoiser:
+def denoiser_of(model: VDM, params: Params, portable: bool, lanes: int, compile: bool) -> Denoiser:
     """A model as files need it."""
     if portable:
         model = model._replace(network=model.network.computing_in(None), dtype=torch.float64)
         params = cast(params, torch.float64)
     run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict
-    return Denoiser(model, params, partial(run, model), piece, compile)
+    return Denoiser(model, params, partial(run, model), lanes, compile)
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:
@@ -92,40 +88,30 @@ def machine(denoise: Denoiser) -> str:
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "dtype": str(denoise.model.dtype).removeprefix("torch."),
-            "lanes": denoise.piece,
+            "lanes": denoise.lanes,
             "compiled": denoise.pad,
         },
         sort_keys=True,
     )
 
 
-class _Dtypes(TorchFunctionMode):
-    """Notes the first operation that gives floating-point numbers shorter than float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.short: str | None = None
+class _Float64(TorchFunctionMode):
+    """Refuses the first operation that gives floating-point numbers shorter than float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for leaf in optree.tree_leaves(found):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64 and self.short is None:
-                self.short = f"{getattr(func, '__name__', func)} in {str(leaf.dtype).removeprefix('torch.')}"
-        return found
+        result = func(*args, **(kwargs or {}))
+        for leaf in optree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64:
+                short = f"{getattr(func, '__name__', func)} in {str(leaf.dtype).removeprefix('torch.')}"
+                raise ValueError(
+                    f"network: expected to compute in float64 throughout, so that files decode everywhere, found {short}; "
+                    "portable=False makes a file for this machine"
+                )
+        return result
 
 
 def require_float64(denoise: Denoiser, gamma: Floats, cond: Any) -> None:
-    """Refuses a network that computes anything in a shorter dtype, whose files would not decode elsewhere.
-
-    Raises:
-        ValueError: it does; the operation is named.
-    """
-    size = int(np.prod(denoise.model.event_shape))
+    """Refuses a network that computes anything in a shorter dtype, whose files would not decode elsewhere."""
     eager = denoiser_of(denoise.model, denoise.params, True, 1, False)
-    with _Dtypes() as seen:
-        eager.eps(np.full((1, size), 0.5), gamma[:1], cond)
-    if seen.short is not None:
-        raise ValueError(
-            f"network: expected to compute in float64 throughout, so that files decode everywhere, found {seen.short}; "
-            "portable=False makes a file for this machine"
-        )
+    with _Float64():
+        eager.eps(np.full((1, np.prod(denoise.model.event_shape, dtype=int)), 0.5), gamma[:1], cond)

@@ -1,7 +1,7 @@
 """A stack of bits: what is pushed under a distribution takes -log2 of its probability, and popping draws from it.
 
 The coder is constriction's ANS (asymmetric numeral systems, Duda 2009), with 24 bits of precision. It is given integer
-frequencies alone, whose sums are exact, so that it makes the same decisions on every machine.
+frequencies only, whose sums are exact, so that it makes the same decisions on every machine.
 """
 
 from collections.abc import Iterator
@@ -11,27 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from purevdm.codec._arithmetic import Integers
-from purevdm.codec._errors import CodecError
 from purevdm.codec._lattice import Table, table
 
 _CHUNK = 2**21  # frequencies at once: 8 MB
-_DIGIT = 16  # bits of a far offset that are pushed at once
-_REACH = 2**45
+_DIGIT = 16  # bits that are pushed at once
+_REACH = 45  # bits of a far offset
 
 
-def _coder() -> Any:
-    try:
-        import constriction
-    except ImportError as error:
-        raise ImportError("purevdm.codec needs the package constriction: pip install 'purevdm[codec]'") from error
-    return constriction.stream
+class CodingError(ValueError):
+    """Numbers that cannot be coded: not finite, out of reach of one another, or others than where they were encoded."""
 
 
 class Stack:
-    """Bits on a stack, as 32-bit words."""
+    """Bits on a stack, as 32-bit words. What is pushed first of an array is on top."""
 
     def __init__(self, words: NDArray[np.uint32]):
-        stream = _coder()
+        try:
+            from constriction import stream
+        except ImportError as error:
+            raise ImportError("purevdm.codec needs the package constriction: pip install 'purevdm[codec]'") from error
         self._made = stream.stack.AnsCoder
         self._ans = self._made(np.ascontiguousarray(words, np.uint32))
         self._rows, self._evenly = stream.model.Categorical(perfect=False), stream.model.Uniform()
@@ -52,107 +50,77 @@ class Stack:
             words[-2 - count : -2] ^= _noise(seed, count)
             self._ans = self._made(words)
 
-    # Symbols with frequencies
-
     def push(self, symbols: Integers, rows: NDArray[np.float32], which: Integers | None = None) -> None:
-        """Symbols (n,), the first on top, each under its row of frequencies, ``rows[which]`` or ``rows`` themselves."""
-        n, size = len(symbols), rows.shape[1]
-        if n and not (symbols.min() >= 0 and symbols.max() < size):
-            raise CodecError("damaged: latents out of reach of one another")
-        for part in reversed(list(_parts(n, size))):
+        """Pushes symbols (n,), each under its row of frequencies, ``rows[which]`` or ``rows`` themselves."""
+        for part in reversed(list(_parts(len(symbols), rows.shape[1]))):
             self._ans.encode_reverse(symbols[part].astype(np.int32), self._rows, _taken(rows, which, part))
 
     def pop(self, n: int, rows: NDArray[np.float32], which: Integers | None = None) -> Integers:
-        found = [self._ans.decode(self._rows, _taken(rows, which, part)) for part in _parts(n, rows.shape[1])]
-        return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+        parts = [self._ans.decode(self._rows, _taken(rows, which, part)) for part in _parts(n, rows.shape[1])]
+        return np.concatenate(parts).astype(np.int64)
 
-    # Evenly likely integers
+    def push_bits(self, values: Integers, bits: Integers) -> None:
+        """Pushes evenly likely integers (n,) of so many bits each (n,), at most 48."""
+        for at, some, sizes in _digits(bits):
+            self._ans.encode_reverse((values[some] >> at & (sizes - 1)).astype(np.int32), self._evenly, sizes)
 
-    def push_evenly(self, values: Integers, sizes: Integers) -> None:
-        """Integers (n,) from [0, size), the first on top; sizes up to 2**23."""
-        if len(values) and not (values.min() >= 0 and (values < sizes).all()):
-            raise CodecError("damaged: latents out of reach of one another")
-        several = sizes > 1
-        if several.any():
-            self._ans.encode_reverse(values[several].astype(np.int32), self._evenly, sizes[several].astype(np.int32))
-
-    def pop_evenly(self, sizes: Integers) -> Integers:
-        values, several = np.zeros(len(sizes), np.int64), sizes > 1
-        if several.any():
-            values[several] = self._ans.decode(self._evenly, sizes[several].astype(np.int32))
+    def pop_bits(self, bits: Integers) -> Integers:
+        values = np.zeros(len(bits), np.int64)
+        for at, some, sizes in reversed(list(_digits(bits))):
+            values[some] |= self._ans.decode(self._evenly, sizes).astype(np.int64) << at
         return values
 
-    # Points of a lattice under Gaussians
-
     def push_points(self, points: Integers, means: Integers, widths: Integers, escape: bool) -> None:
-        """Lattice points (n,) under Gaussians of means (n,), in phases, and of width indices, (n,) or one for all, (1,)."""
-        for one, where in reversed(list(_groups(widths, len(points), escape))):
-            self._push_group(points[where], means[where], one)
+        """Pushes lattice points under Gaussians of means, in phases, and of width indices, which broadcast."""
+        flat, centres = points.reshape(-1), means.reshape(-1)
+        for one, where in reversed(list(_groups(widths, means.shape, escape))):
+            self._push_group(flat[where], centres[where], one)
 
     def pop_points(self, means: Integers, widths: Integers, escape: bool) -> Integers:
-        points = np.empty(len(means), np.int64)
-        for one, where in _groups(widths, len(means), escape):
-            points[where] = self._pop_group(means[where], one)
-        return points
+        centres, points = means.reshape(-1), np.empty(means.size, np.int64)
+        for one, where in _groups(widths, means.shape, escape):
+            points[where] = self._pop_group(centres[where], one)
+        return points.reshape(means.shape)
 
     def _push_group(self, points: Integers, means: Integers, one: Table) -> None:
-        centre, phase = _split(means, one)
-        off = points - centre
+        off = points - means // one.phases
         symbols = (off >> one.shift) + (one.half - 1)
         far = (symbols < 0) | (symbols >= 2 * one.half)
-        if one.escape and far.any():
+        if far.any():
+            if not one.escape:
+                raise CodingError("latents out of reach of one another")
             self._push_far(off[far], one)
             symbols[far] = 2 * one.half
-        elif far.any():
-            raise CodecError("damaged: latents out of reach of one another")
         if one.shift:
-            near = off[~far]
-            self._push_low(near & (2**one.shift - 1), one.shift)
-        self.push(symbols, one.rows, phase)
+            self.push_bits(off[~far] & (2**one.shift - 1), np.full(int((~far).sum()), one.shift))
+        self.push(symbols, one.rows, means & (one.phases - 1))
 
     def _pop_group(self, means: Integers, one: Table) -> Integers:
-        centre, phase = _split(means, one)
-        symbols = self.pop(len(means), one.rows, phase)
+        symbols = self.pop(len(means), one.rows, means & (one.phases - 1))
         far = symbols == 2 * one.half
         off = (symbols - (one.half - 1)) << one.shift
         if one.shift:
-            off[~far] |= self._pop_low(int((~far).sum()), one.shift)
-        if one.escape and far.any():
+            off[~far] |= self.pop_bits(np.full(int((~far).sum()), one.shift))
+        if far.any():
             off[far] = self._pop_far(int(far.sum()), one)
-        return centre + off
-
-    def _push_low(self, low: Integers, bits: int) -> None:
-        for at in range(0, bits, _DIGIT):
-            self.push_evenly((low >> at) & (2**_DIGIT - 1), np.full(len(low), 2 ** min(_DIGIT, bits - at)))
-
-    def _pop_low(self, n: int, bits: int) -> Integers:
-        low = np.zeros(n, np.int64)
-        for at in reversed(range(0, bits, _DIGIT)):
-            low |= self.pop_evenly(np.full(n, 2 ** min(_DIGIT, bits - at))) << at
-        return low
-
-    # Far points: sign, length and digits of what they are beyond the table, as Elias's gamma code
+        return means // one.phases + off
 
     def _push_far(self, off: Integers, one: Table) -> None:
+        """Pushes sign, length and digits of what points are beyond the table, as Elias's gamma code."""
         above = off >= 0
         beyond = np.where(above, off + 1 - ((one.half + 1) << one.shift), -off - ((one.half - 1) << one.shift))  # from 1
-        if beyond.max() >= _REACH:
-            raise CodecError("damaged: latents out of reach of one another")
         length = np.frexp(beyond.astype(np.float64))[1].astype(np.int64) - 1
-        for at in range(0, 48, _DIGIT):
-            digits = np.clip(length - at, 0, _DIGIT)
-            self.push_evenly((beyond - (1 << length)) >> at & ((1 << digits) - 1), 1 << digits)
-        self.push_evenly(2 * length + above, np.full(len(off), 128))
+        if length.max() >= _REACH:
+            raise CodingError("latents out of reach of one another")
+        self.push_bits(beyond - (1 << length), length)
+        self.push_bits(2 * length + above, np.full(len(off), 7))
 
     def _pop_far(self, n: int, one: Table) -> Integers:
-        head = self.pop_evenly(np.full(n, 128))
+        head = self.pop_bits(np.full(n, 7))
         above, length = (head & 1).astype(bool), head >> 1
-        if length.max(initial=0) >= 46:
-            raise CodecError("damaged: latents out of reach of one another")
-        beyond = 1 << length
-        for at in reversed(range(0, 48, _DIGIT)):
-            digits = np.clip(length - at, 0, _DIGIT)
-            beyond += self.pop_evenly(1 << digits) << at
+        if length.max() >= _REACH:
+            raise CodingError("latents out of reach of one another")
+        beyond = (1 << length) + self.pop_bits(length)
         return np.where(above, beyond - 1 + ((one.half + 1) << one.shift), -beyond - ((one.half - 1) << one.shift))
 
 
@@ -173,16 +141,18 @@ def _taken(rows: NDArray[np.float32], which: Integers | None, part: slice) -> ND
     return np.ascontiguousarray(rows[part] if which is None else rows[which[part]])
 
 
-def _split(means: Integers, one: Table) -> tuple[Integers, Integers]:
-    """The point of a mean, and its phase."""
-    bits = one.phases.bit_length() - 1
-    return means >> bits, means & (one.phases - 1)
+def _digits(bits: Integers) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.int32]]]:
+    """Where each digit starts, which integers have it, and how many values it has."""
+    for at in range(0, int(bits.max(initial=0)), _DIGIT):
+        some = bits > at
+        yield at, some, (1 << np.minimum(bits[some] - at, _DIGIT)).astype(np.int32)
 
 
-def _groups(widths: Integers, n: int, escape: bool) -> Iterator[tuple[Table, Any]]:
-    """The tables of numbers, and where each is used."""
+def _groups(widths: Integers, shape: tuple[int, ...], escape: bool) -> Iterator[tuple[Table, Any]]:
+    """The tables of numbers of a shape, and where each is used."""
     if widths.size == 1:
-        yield table(int(widths[0]), escape), slice(0, n)
+        yield table(int(widths.item()), escape), slice(None)
         return
-    for index in np.unique(widths):
-        yield table(int(index), escape), np.flatnonzero(widths == index)
+    flat = np.broadcast_to(widths, shape).reshape(-1)
+    for index in np.unique(flat):
+        yield table(int(index), escape), np.flatnonzero(flat == index)

@@ -8,7 +8,7 @@ The net cost is the bound in T steps (Kingma et al. 2021, sec. 6.3; eq. 11 and 1
 needs, the stack must hold enough for two latents, not for T. Decoding is the same backwards.
 
 The noise of z_{i+1} is popped from what z_{i-1} left on the stack, which is how far it was from its mean under p. That is no
-fresh noise where q differs from p: it knows x. In 50 steps this costs some 1.5 percent. So the top of the stack is
+fresh noise where q differs from p: it depends on x. In 50 steps this costs some 1.5 percent. So the top of the stack is
 exclusive-ored with pseudo-random words before each pop, which makes what is popped uniform whatever was pushed.
 """
 
@@ -21,11 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from purevdm.codec._arithmetic import DITHERS, GUARD, Floats, Integers, exp, guarded, rounded
-from purevdm.codec._errors import CodecError, UnboundedError
-from purevdm.codec._lattice import frequencies, phases
-from purevdm.codec._levels import Levels
+from purevdm.codec._lattice import PHASES, Levels, frequencies
 from purevdm.codec._network import Denoiser
-from purevdm.codec._stack import Stack
+from purevdm.codec._stack import CodingError, Stack
 
 _BLOCK = 2**18  # numbers that share a dither
 _HUGE, _FAR = 2.0**42, 2.0**60  # lattice steps, and parts of them
@@ -45,75 +43,68 @@ class Swap(NamedTuple):
 
     denoise: Denoiser
     levels: Levels
-    cond: Any = None
+    cond: Any
 
 
 def push(stack: Stack, swap: Swap, x: Integers) -> None:
-    """Pushes examples (n, D).
-
-    Raises:
-        UnderflowError: the stack holds too few bits; it is of no use then.
-        UnboundedError: a network whose output is not finite.
-    """
-    levels, shape = swap.levels, x.shape
-    mean, dithers = _rounded(_phased(_encoded(swap, x) * levels.forward[0], levels.width_q[0]))
-    k = _pop(stack, mean, levels.width_q[0], False)
-    _enough(stack)
+    """Pushes examples (n, D). After an UnderflowError the stack is of no use."""
+    levels = swap.levels
+    mean, dithers = _rounded(_encoded(swap, x))
+    k = _drawn(stack, mean, levels, 0)
     _push_data(stack, swap, x, k)
     _push_dithers(stack, dithers, x.size)
-    for i in range(1, levels.steps + 1):
+    for i in range(1, len(levels.gamma)):
         stack.scramble(i, x.size)
-        above = _pop(stack, _forward(levels, i, k), levels.width_q[i], False)
-        _enough(stack)
+        above = _drawn(stack, _forward(levels, i, k), levels, i)
         mean, dithers = _rounded(_backward(swap, i, above))
-        _push(stack, k, mean, levels.width_p[i - 1], True)
+        stack.push_points(k, mean, levels.width_p[i - 1], True)
         _push_dithers(stack, dithers, x.size)
         k = above
-    last = levels.steps
-    _push(stack, k, np.zeros(shape, np.int64), levels.width_p[last], True)
+    stack.push_points(k, np.zeros_like(k), levels.width_p[-1], True)
+
+
+def _drawn(stack: Stack, mean: Integers, levels: Levels, i: int) -> Integers:
+    """z_i, popped under q."""
+    k = stack.pop_points(mean, levels.width_q[i], False)
+    if stack.bits < _RESERVE:
+        raise UnderflowError
+    return k
 
 
 def pop(stack: Stack, swap: Swap, n: int) -> Integers:
-    """Examples (n, D) that :func:`push` pushed; the stack is as before.
-
-    Raises:
-        CodecError: what is on the stack was not pushed so.
-    """
-    levels, shape = swap.levels, (n, int(np.prod(swap.denoise.model.event_shape)))
-    k = _pop(stack, np.zeros(shape, np.int64), levels.width_p[levels.steps], True)
-    for i in range(levels.steps, 0, -1):
+    """Pops the examples (n, D) that :func:`push` pushed; the stack is as before."""
+    levels = swap.levels
+    k = stack.pop_points(np.zeros((n, math.prod(swap.denoise.model.event_shape)), np.int64), levels.width_p[-1], True)
+    for i in reversed(range(1, len(levels.gamma))):
         dithers = _pop_dithers(stack, k.size)
-        mean = _redone(_backward(swap, i, k), dithers)
-        below = _pop(stack, mean, levels.width_p[i - 1], True)
-        _push(stack, k, _forward(levels, i, below), levels.width_q[i], False)
+        below = stack.pop_points(_redone(_backward(swap, i, k), dithers), levels.width_p[i - 1], True)
+        stack.push_points(k, _forward(levels, i, below), levels.width_q[i], False)
         stack.scramble(i, k.size)
         k = below
     dithers = _pop_dithers(stack, k.size)
     x = _pop_data(stack, swap, k)
-    mean = _redone(_phased(_encoded(swap, x) * levels.forward[0], levels.width_q[0]), dithers)
-    _push(stack, k, mean, levels.width_q[0], False)
+    stack.push_points(k, _redone(_encoded(swap, x), dithers), levels.width_q[0], False)
     return x
 
 
 def needed(levels: Levels, size: int) -> float:
     """About how many bits one example of this size must find on the stack: those of z_0 and z_1."""
     # Exponentials of the widths' indices only serve an estimate here.
-    spread = sum(np.log2(4.1327 * np.exp(levels.width_q[i] / 1024.0)).mean() for i in (0, 1))
-    return float(spread) * size
+    return size * float(sum(np.log2(4.1327 * np.exp(levels.width_q[i] / 1024.0)).mean() for i in (0, 1)))
 
 
-# Conditionals
-
-
-def _phased(mean: Floats, width: Integers) -> Floats:
-    return mean * phases(width).astype(np.float64)
+def _encoded(swap: Swap, x: Integers) -> Floats:
+    """The mean of q(z_0 given x), in phases, before rounding."""
+    model, levels = swap.denoise.model, swap.levels
+    f = model.decoder.encode({}, torch.from_numpy(x).reshape(-1, *model.event_shape), dtype=torch.float64)
+    return f.reshape(x.shape).numpy() * levels.forward[0] * PHASES[levels.width_q[0]]
 
 
 def _forward(levels: Levels, i: int, k: Integers) -> Integers:
     """The mean of q(z_i given z_{i-1}), in phases: the same on every machine."""
-    mean = _phased(k * levels.forward[i], levels.width_q[i])
+    mean = k * levels.forward[i] * PHASES[levels.width_q[i]]
     if not (np.abs(mean) < _FAR).all():
-        raise CodecError("damaged: latents out of range")
+        raise CodingError("latents out of range")
     return rounded(mean, 0)[0]
 
 
@@ -122,41 +113,29 @@ def _backward(swap: Swap, i: int, k: Integers) -> Floats:
     levels = swap.levels
     eps = swap.denoise.eps(k * levels.delta[i], levels.gamma[i], swap.cond)
     if not np.isfinite(eps).all():
-        raise UnboundedError(
-            f"network: expected finite outputs, got NaN or infinity at gamma = {levels.gamma[i].mean():.4g}"
-        )
-    return _phased(levels.back_k[i] * k - levels.back_eps[i] * eps, levels.width_p[i - 1])
+        at = levels.gamma[i].mean()
+        raise CodingError(f"network: expected finite outputs, got NaN or infinity at gamma = {at:.4g}")
+    return (levels.back_k[i] * k - levels.back_eps[i] * eps) * PHASES[levels.width_p[i - 1]]
 
 
-def _encoded(swap: Swap, x: Integers) -> Floats:
-    """Data as real numbers."""
-    model = swap.denoise.model
-    f = model.decoder.encode({}, torch.from_numpy(x).reshape(-1, *model.event_shape), dtype=torch.float64)
-    return f.reshape(x.shape).numpy()
-
-
-# Rounding that every machine repeats
+def _blocks(values: Floats) -> list[Floats]:
+    """The numbers that share a dither."""
+    flat = values.reshape(-1)
+    if not (np.abs(flat) < _HUGE).all():
+        raise CodingError(f"network: expected noise of about 1, got means up to {np.abs(flat).max():.3g} lattice steps")
+    return np.split(flat, range(_BLOCK, len(flat), _BLOCK))
 
 
 def _rounded(values: Floats, guard: float = GUARD) -> tuple[Integers, list[int]]:
-    flat = values.reshape(-1)
-    if not (np.abs(flat) < _HUGE).all():
-        raise UnboundedError(f"network: expected noise of about 1, got means up to {np.abs(flat).max():.3g} lattice steps")
-    parts = [guarded(flat[i : i + _BLOCK], guard) for i in range(0, len(flat), _BLOCK)]
+    parts = [guarded(block, guard) for block in _blocks(values)]
     return np.concatenate([part for part, _ in parts]).reshape(values.shape), [dither for _, dither in parts]
 
 
 def _redone(values: Floats, dithers: list[int], guard: float = GUARD) -> Integers:
-    flat = values.reshape(-1)
-    if not (np.abs(flat) < _HUGE).all():
-        raise CodecError("damaged: latents out of range")
-    parts = []
-    for j, dither in enumerate(dithers):
-        part, margin = rounded(flat[j * _BLOCK : (j + 1) * _BLOCK], dither)
-        if margin < 0.5 * guard:
-            raise CodecError("damaged, or the network computes other numbers here than where the file was written")
-        parts.append(part)
-    return np.concatenate(parts).reshape(values.shape)
+    parts = [rounded(block, dither) for block, dither in zip(_blocks(values), dithers, strict=True)]
+    if min(margin for _, margin in parts) < 0.5 * guard:
+        raise CodingError("the network computes other numbers here than where the file was written")
+    return np.concatenate([part for part, _ in parts]).reshape(values.shape)
 
 
 def _push_dithers(stack: Stack, dithers: list[int], n: int, guard: float = GUARD) -> None:
@@ -177,21 +156,6 @@ def _dither_rows(n: int, guard: float) -> NDArray[np.float32]:
     return frequencies(np.floor(one * left * 2.0**40).astype(np.int64))
 
 
-# Points and data on the stack
-
-
-def _push(stack: Stack, points: Integers, means: Integers, widths: Integers, escape: bool) -> None:
-    stack.push_points(points.reshape(-1), means.reshape(-1), _spread(widths, points.shape), escape)
-
-
-def _pop(stack: Stack, means: Integers, widths: Integers, escape: bool) -> Integers:
-    return stack.pop_points(means.reshape(-1), _spread(widths, means.shape), escape).reshape(means.shape)
-
-
-def _spread(widths: Integers, shape: tuple[int, ...]) -> Integers:
-    return widths.reshape(-1) if widths.size == 1 else np.broadcast_to(widths, shape).reshape(-1)
-
-
 def _push_data(stack: Stack, swap: Swap, x: Integers, k: Integers) -> None:
     for part in reversed(_examples(swap, len(k))):
         values = _log_probs(swap, k, part)
@@ -201,12 +165,12 @@ def _push_data(stack: Stack, swap: Swap, x: Integers, k: Integers) -> None:
 
 
 def _pop_data(stack: Stack, swap: Swap, k: Integers) -> Integers:
-    found = []
+    parts = []
     for part in _examples(swap, len(k)):
         values = _log_probs(swap, k, part)
         logs = _redone(values, _pop_dithers(stack, values.size, _NEAR), _NEAR)
-        found.append(stack.pop(len(logs), _data_rows(logs)))
-    return np.concatenate(found).reshape(k.shape)
+        parts.append(stack.pop(len(logs), _data_rows(logs)))
+    return np.concatenate(parts).reshape(k.shape)
 
 
 def _examples(swap: Swap, n: int) -> list[slice]:
@@ -218,22 +182,13 @@ def _examples(swap: Swap, n: int) -> list[slice]:
 def _log_probs(swap: Swap, k: Integers, part: slice) -> Floats:
     """log p(v given z_0) of some examples for every value v, (numbers, values), 256ths of a nat, before rounding."""
     model, levels = swap.denoise.model, swap.levels
-    gamma = levels.gamma[0] if len(levels.gamma[0]) == 1 else levels.gamma[0][part]
-    clean = levels.clean if len(levels.gamma[0]) == 1 else levels.clean[part]
-    z = torch.from_numpy(k[part] * clean)
-    like = (len(z), *model.event_shape)
-    gamma_0 = torch.from_numpy(np.broadcast_to(gamma, z.shape).copy()).reshape(like)
-    found = model.decoder.log_probs({}, z.reshape(like), gamma_0)  # type: ignore[misc]
-    values = found.reshape(z.numel(), -1).numpy()
+    clean, gamma_0 = (np.broadcast_to(each, k.shape)[part] for each in (levels.clean, levels.gamma[0]))
+    z, gamma = (torch.from_numpy(a.copy()).reshape(-1, *model.event_shape) for a in (k[part] * clean, gamma_0))
+    values = model.decoder.log_probs({}, z, gamma).reshape(z.numel(), -1).numpy()  # type: ignore[misc]
     if np.isnan(values).any():
-        raise UnboundedError("decoder: expected log-probabilities that are numbers, got NaN")
+        raise CodingError("decoder: expected log-probabilities that are numbers, got NaN")
     return np.maximum(values, -_FLOOR) * _NATS
 
 
 def _data_rows(logs: Integers) -> NDArray[np.float32]:
     return frequencies(_POWERS[np.clip(-logs, 0, len(_POWERS) - 1)])
-
-
-def _enough(stack: Stack) -> None:
-    if stack.bits < _RESERVE:
-        raise UnderflowError

@@ -50,7 +50,7 @@ def test_a_file_decodes_under_other_settings(tmp_path, capability, threads, lane
 
 
 def test_noise_below_the_guard_changes_no_file(monkeypatch):
-    """A network off by a hundred thousand times the rounding of float64, as far as a file may trust the guard."""
+    """A network off by a hundred thousand times the rounding of float64."""
     model, params = model_and_params(event_shape=(16,))
     x = images(model, 20)
     data = codec.encode(model, params, x, timesteps=20, lanes=8)

@@ -1,13 +1,12 @@
-"""The stack: what is pushed is popped, at the cost that the frequencies say, which is constriction's own."""
+"""The stack: what is pushed is popped, at the cost that the frequencies say."""
 
-import constriction
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
-from purevdm.codec import CodecError, _lattice
-from purevdm.codec._stack import Stack
+from purevdm.codec import _lattice
+from purevdm.codec._stack import CodingError, Stack
 
 
 def words(n, seed=0):
@@ -27,7 +26,7 @@ def test_points_come_back_wherever_they_are(seed, n, widths, far):
     index = index[:1] if len(widths) == 1 else rng.choice(index, n)
     means = rng.integers(-(2**20), 2**20, n)
     each = np.broadcast_to(index, (n,))
-    points = means // _lattice.phases(each) + np.rint(far * rng.standard_cauchy(n)).clip(-(2**40), 2**40).astype(np.int64)
+    points = means // _lattice.PHASES[each] + np.rint(far * rng.standard_cauchy(n)).clip(-(2**40), 2**40).astype(np.int64)
     start = words(10)
     stack = Stack(start)
     stack.push_points(points, means, index, True)
@@ -50,33 +49,9 @@ def test_what_is_popped_can_be_pushed_back(seed, n, width, escape):
 def test_popped_points_are_gaussian():
     stack, index = Stack(words(200_000)), _lattice.width_index(np.array([3.0]))
     points = stack.pop_points(np.full(100_000, 50), index, False)
-    mean, width = 50 / _lattice.phases(index)[0], 3.0
+    mean, width = 50 / _lattice.PHASES[index][0], 3.0
     assert abs(points.mean() - mean) < 5 * width / 100_000**0.5
     assert abs(points.std() / width - 1) < 5 / (2 * 100_000) ** 0.5
-
-
-@pytest.mark.parametrize("width", [8.0, 20.0])
-def test_a_layer_costs_what_constrictions_gaussian_does(width):
-    """The same points under the same means and widths by its own QuantizedGaussian, whose cells are as fine."""
-    rng, n = np.random.default_rng(1), 50_000
-    index = _lattice.width_index(np.array([width]))
-    phases = int(_lattice.phases(index)[0])
-    means = rng.integers(-(2**12), 2**12, n)
-    points = np.rint(means / phases + rng.normal(0, width, n)).astype(np.int64)
-    ours = Stack(words(4))
-    before = ours.bits
-    ours.push_points(points, means, index, True)
-    theirs = constriction.stream.stack.AnsCoder(words(4))
-    first = theirs.num_valid_bits()
-    centre = np.rint(means / phases).astype(np.int64)
-    half = int(8 * width)
-    theirs.encode_reverse(
-        (points - centre).astype(np.int32),
-        constriction.stream.model.QuantizedGaussian(-half, half),
-        means / phases - centre,
-        np.full(n, width),
-    )
-    assert abs((ours.bits - before) / (theirs.num_valid_bits() - first) - 1) < 1e-4
 
 
 def test_symbols_cost_their_frequencies_exactly():
@@ -88,21 +63,20 @@ def test_symbols_cost_their_frequencies_exactly():
     assert abs(stack.bits - before - want) < 2
 
 
-@settings(max_examples=20)
-@given(st.lists(st.integers(1, 2**20), min_size=1, max_size=50), st.integers(0, 2**32 - 1))
-def test_even_integers_come_back(sizes, seed):
-    sizes = np.array(sizes)
-    values = np.random.default_rng(seed).integers(0, sizes)
+@given(st.lists(st.integers(0, 48), min_size=1, max_size=50), st.integers(0, 2**32 - 1))
+def test_bits_come_back(bits, seed):
+    bits = np.array(bits)
+    values = np.random.default_rng(seed).integers(0, 1 << bits)
     stack = Stack(words(3))
-    stack.push_evenly(values, sizes)
-    assert np.array_equal(stack.pop_evenly(sizes), values)
+    stack.push_bits(values, bits)
+    assert np.array_equal(stack.pop_bits(bits), values)
 
 
 def test_points_out_of_reach_are_refused_without_an_escape():
     index = _lattice.width_index(np.array([1.0]))
-    with pytest.raises(CodecError, match="out of reach"):
+    with pytest.raises(CodingError, match="out of reach"):
         Stack(words(4)).push_points(np.array([100]), np.array([0]), index, False)
-    with pytest.raises(CodecError, match="out of reach"):
+    with pytest.raises(CodingError, match="out of reach"):
         Stack(words(4)).push_points(np.array([2**50]), np.array([0]), index, True)
 
 
