@@ -256,7 +256,7 @@ def _part(cond: Any, digest: bytes, at: int, n: int) -> Any:
 
 def _rows(cond: Any) -> int:
     """How many examples a condition is for, by its first tensor."""
-    first = _checks.first("cond", cond)
+    first = next((leaf for leaf in _checks.leaves(cond).values() if isinstance(leaf, Tensor)), None)
     return 1 if first is None or first.ndim == 0 else len(first)
 
 
