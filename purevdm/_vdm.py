@@ -17,7 +17,6 @@ from purevdm.decoders import Decoder, Gaussian, discrete, fits, reconstruction_b
 from purevdm.denoiser import Denoiser
 from purevdm.model import checked, dims, latent_shape, latents, masked, seeds_of, structure_of
 from purevdm.networks import Network
-from purevdm.networks._network import same
 from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
 from purevdm.parts import Reverse, Subspace, Weighting, posterior
 from purevdm.sampling import Options, Sample, sample
@@ -567,13 +566,4 @@ def _warn_of_reconstruction(values: int, step: float, gamma_0: float) -> None:
 
 def _told(network: Network, endpoints: tuple[float, float] | None) -> Network:
     """The network with the schedule's endpoints, if it was given none."""
-    if endpoints is None:
-        return network
-    network = network.between(endpoints)
-    if network.endpoints is not None and not same(network.endpoints, endpoints):
-        raise ValueError(
-            f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
-            f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out, and make "
-            "the model by purevdm.vdm"
-        )
-    return network
+    return network if endpoints is None else network.between(endpoints)

@@ -417,11 +417,6 @@ def _model(
 
 def _timed(network: Network) -> Network:
     """The network told that its levels are times, from 0 to 1."""
-    if network.endpoints not in (None, (0.0, 1.0)):
-        raise ValueError(
-            f"network: a BFN's levels are times from 0 to 1, but this one normalises between {network.endpoints[0]} and "  # type: ignore[index]
-            f"{network.endpoints[1]}; leave its gamma_min and gamma_max out"  # type: ignore[index]
-        )
     return network.between((0.0, 1.0))
 
 
