@@ -28,7 +28,7 @@ def test_it_is_one_resolution_with_attention_in_the_middle():
 
 def test_the_laws_hold():
     testing.check_network(networks.vdm_unet(8, 1, groups=4, attention=True, dropout=0.2), (2, 5, 4), stochastic=True)
-    testing.check_network(networks.vdm_unet(8, 1, groups=4, dropout=0.0), (1, 1, 1), stochastic=False)
+    testing.check_network(networks.vdm_unet(8, 1, groups=4, dropout=0.0), (1, 4, 4), stochastic=False)
 
 
 @pytest.mark.parametrize(
