@@ -124,7 +124,7 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
 
 
 def _nested(path: Path, leaves: dict[str, Tensor], empty: list[str]) -> Params:
-    """Leaves by their dotted paths as nested dicts."""
+    """Nests leaves by their dotted paths."""
     params: Params = {}
     for name in sorted([*leaves, *filter(None, empty)]):
         *nodes, last = name.split(".")

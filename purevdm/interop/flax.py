@@ -36,7 +36,7 @@ class Checkpoint(NamedTuple):
 
 
 def _layers(theirs: str, ours: str, same: str, **others: str) -> list[tuple[str, str]]:
-    """The rules of layers: those of the same name, and official names with ours."""
+    """Lists the rules of layers: those of the same name, and official names with ours."""
     rules = []
     for name, own in {**{name: name for name in same.split()}, **others}.items():
         kernel = "scale" if name.startswith("GroupNorm") else "kernel"
@@ -57,7 +57,7 @@ _SCALARS = ("schedule/w", "schedule/b")
 
 
 def _renamed(name: str, rules: list[tuple[str, str]]) -> str | None:
-    """A path by the rules, or None where none knows it."""
+    """Renames a path by the rules; None where none knows it."""
     for before, after in rules:
         match = re.fullmatch(before.replace(".", r"\.").replace("#", "(0|[1-9][0-9]{0,8})"), name)
         if match:
@@ -166,7 +166,7 @@ def to_flax(params: Params) -> dict[str, Any]:
 
 
 def _array_of(value: Tensor) -> Any:
-    """A tensor as a NumPy array, without a copy."""
+    """Views a tensor as a NumPy array."""
     if value.dtype != torch.bfloat16:
         return value.numpy()
     try:
@@ -222,7 +222,7 @@ def load_flax(path: str | Path) -> Checkpoint:
 
 
 def _arrays(name: str, entry: Any) -> Any:
-    """What the file holds, with tensors for arrays."""
+    """Reads a tree of the file, with tensors for arrays."""
     if isinstance(entry, dict) and "__msgpack_chunked_array__" not in entry:
         return {key: _arrays(f"{name}/{key}", branch) for key, branch in entry.items()}
     try:
@@ -233,7 +233,7 @@ def _arrays(name: str, entry: Any) -> Any:
 
 
 def _array(entry: Any) -> Tensor:
-    """An array of the file; one above a gibibyte lies there in pieces, in dicts by position."""
+    """Reads an array; one above a gibibyte lies in the file in pieces, in dicts by position."""
     import msgpack  # load_flax has imported it
 
     if isinstance(entry, dict):
