@@ -10,7 +10,6 @@ from purevdm import _checks, _values, random, schedules
 from purevdm.decoders import Decoder, Gaussian, fits, reconstruction_bits
 from purevdm.model import structure_of
 from purevdm.networks import Network
-from purevdm.networks._network import same
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
@@ -92,13 +91,4 @@ def warn_of_reconstruction(values: int, step: float, gamma_0: float) -> None:
 
 def between(network: Network, endpoints: tuple[float, float] | None) -> Network:
     """The network with the schedule's endpoints, if it was given none."""
-    if endpoints is None:
-        return network
-    network = network.between(endpoints)
-    if network.endpoints is not None and not same(network.endpoints, endpoints):
-        raise ValueError(
-            f"network: it normalises gamma between {network.endpoints[0]} and {network.endpoints[1]}, but the schedule "
-            f"starts from {endpoints[0]} to {endpoints[1]}; leave the network's gamma_min and gamma_max out, and make "
-            "the model by purevdm.vdm"
-        )
-    return network
+    return network if endpoints is None else network.between(endpoints)

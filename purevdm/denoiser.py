@@ -11,12 +11,11 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import process, random
+from purevdm import _apply, process, random
 from purevdm._layout import laid_out
 from purevdm.decoders import Decoder
 from purevdm.model import Model, batch_axes
-from purevdm.networks import Network, _regions
-from purevdm.networks._explain import explained
+from purevdm.networks import Network
 from purevdm.parts import Subspace
 from purevdm.types import Params
 
@@ -52,7 +51,7 @@ def output(
     """
     axes = batch_axes(cond, z.shape[0])
     params = optree.tree_map(lambda leaf: laid_out(leaf, network.dtype), params)  # type: ignore[arg-type, assignment]
-    by_regions = _regions.for_batch(network, params, z, gamma, cond, x_hat)
+    by_regions = _apply.for_batch(network, params, z, gamma, cond, x_hat)
     apply = by_regions or network.apply
     mask = mask if network.masked else None
 
@@ -82,7 +81,7 @@ def _or_explained(network: Network, run: Callable[[], T]) -> T:
     try:
         return run()
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        clear = explained(network, error)
+        clear = _apply.explained(network, error)
         if clear is None:
             raise
         raise clear from error

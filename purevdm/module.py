@@ -5,8 +5,7 @@
 
 ``torch.export``, strict or not, takes a module of ``loss_fn``, ``nll_bound``, ``eps_hat`` or ``sample``. The batch may be
 dynamic; where noise is drawn it needs a bound, ``Dim("B", max=1024)``. A sampler's steps are a Python integer, and are
-unrolled. The program of a loss is differentiated like any module; ``torch.func.grad`` around a ``vmap`` does not export.
-With PyTorch 2.13 or newer a program can be saved, if it returns tensors or a tuple of them and no NamedTuple, as
+unrolled. With PyTorch 2.13 or newer a program can be saved, if it returns tensors or a tuple of them and no NamedTuple, as
 ``tuple(model.nll_bound(...))``. A process that loads it must import purevdm first.
 """
 
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from purevdm import _checks
 from purevdm.types import Params
@@ -52,16 +50,15 @@ class Module(torch.nn.Module):
     def __init__(self, function: Callable[..., Any], params: Params) -> None:
         super().__init__()
         if not callable(function):
-            found = _checks.describe(function)
-            raise TypeError(f"function: expected a function of parameters, such as model.loss_fn, got {found}")
-        self.function = function
-        self.params = _registered("params", params)
+            given = _checks.describe(function)
+            raise TypeError(f"function: expected a function of parameters, such as model.loss_fn, got {given}")
+        self.function, self.params = function, _registered("params", params)
 
     def forward(self, *args: Any, **options: Any) -> Any:
         return self.function(self.tree(), *args, **options)
 
     def tree(self) -> Params:
-        """The parameters as nested dicts. The leaves are the module's own, not copies."""
+        """Returns the parameters as nested dicts. The leaves are the module's own, not copies."""
         return _tree(self.params)
 
     @torch.no_grad()
@@ -79,7 +76,7 @@ class Module(torch.nn.Module):
             own[path].copy_(value)
 
 
-class _Room(torch.nn.Module):
+class _Branch(torch.nn.Module):
     """A dict of the tree. ``names`` holds the keys that had to be changed, as modules use them themselves."""
 
     def __init__(self) -> None:
@@ -87,37 +84,34 @@ class _Room(torch.nn.Module):
         self.names: dict[str, str] = {}
 
 
-def _registered(path: str, tree: Any) -> _Room:
-    """A module for each dict, which holds the tensors as its parameters and the dicts as its children."""
+# of networks.from_module and importance.warped: no optimiser may change them
+_BUFFERS = ("params.network.buffers", "params.schedule.warp")
+
+
+def _registered(path: str, tree: Any) -> _Branch:
+    """Makes a module for each dict, which holds the tensors as its parameters and the dicts as its children."""
     if not isinstance(tree, dict):
         raise TypeError(f"{path}: expected a dict of tensors, got {_checks.describe(tree)}")
-    room, constant = _Room(), any(path == kept or path.startswith(f"{kept}.") for kept in _BUFFERS)
+    module, constant = _Branch(), f"{path}.".startswith(tuple(f"{kept}." for kept in _BUFFERS))
     for key, branch in tree.items():
         here = _checks.dotted(path, key)
         if not isinstance(key, str) or not key or "." in key:
             raise ValueError(f"{here}: expected a key that is text, not empty and without dots, got {key!r}")
         name = key
-        while hasattr(room, name) or (name != key and name in tree):
+        while hasattr(module, name) or (name != key and name in tree):
             name += "_"
-        if name != key:
-            room.names[name] = key
+        module.names[name] = key
         if isinstance(branch, dict):
-            room.add_module(name, _registered(here, branch))
+            module.add_module(name, _registered(here, branch))
             continue
         leaf = _checks.tensor(here, branch).detach().clone()
         if constant:
-            room.register_buffer(name, leaf)
+            module.register_buffer(name, leaf)
         else:
-            room.register_parameter(name, torch.nn.Parameter(leaf, requires_grad=leaf.is_floating_point()))
-    return room
+            module.register_parameter(name, torch.nn.Parameter(leaf, requires_grad=leaf.is_floating_point()))
+    return module
 
 
-# of networks.from_module and importance.warped: no optimiser may change them
-_BUFFERS = ("params.network.buffers", "params.schedule.warp")
-
-
-def _tree(room: torch.nn.Module) -> Params:
-    leaves: dict[str, Tensor] = {**dict(room.named_parameters(recurse=False)), **dict(room.named_buffers(recurse=False))}
-    held: Params = leaves | {name: _tree(child) for name, child in room.named_children()}
-    names: dict[str, str] = room.names  # type: ignore[assignment]
-    return {names.get(name, name): branch for name, branch in held.items()}
+def _tree(module: Any) -> Params:
+    own = module._parameters | module._buffers | {name: _tree(child) for name, child in module.named_children()}
+    return {module.names[name]: branch for name, branch in own.items()}

@@ -220,7 +220,7 @@ def test_endpoints_are_told_once():
     assert purevdm.vdm(networks.mlp(8), schedule, (2,)) == purevdm.vdm(network, schedule, (2,))
     own = schedules.Schedule.of(lambda key: {}, lambda params, t: -6.0 + 9.0 * t)
     assert purevdm.vdm(networks.mlp(8), own, (2,)).network.endpoints == (-6.0, 3.0)
-    with pytest.raises(ValueError, match=r"network: it normalises gamma between -13\.3 and 5.0, but the schedule starts"):
+    with pytest.raises(ValueError, match=r"network: it normalises gamma between -13\.3 and 5.0, but the model"):
         purevdm.vdm(networks.vdm_unet(32, 1, gamma_min=-13.3, gamma_max=5.0), schedule, (3, 4, 4))
 
 

@@ -375,12 +375,6 @@ def _model(network: Network, flow: Flow, output: Output, event_shape: Shape, set
 
 def _timed(network: Network) -> Network:
     """Tells the network that its levels are times, from 0 to 1."""
-    if network.endpoints is not None and network.endpoints != (0.0, 1.0):
-        low, high = network.endpoints
-        raise ValueError(
-            f"network: a BFN's levels are times from 0 to 1, but this one normalises between {low} and {high}; "
-            "leave its gamma_min and gamma_max out"
-        )
     return network.between((0.0, 1.0))
 
 

@@ -1,4 +1,4 @@
-"""Parameters alone as a safetensors file: leaves by their paths joined by dots. Needs safetensors (extra ``train``)."""
+"""Parameters as a safetensors file: leaves by their paths joined by dots. Needs safetensors (extra ``train``)."""
 
 import hashlib
 import json
@@ -43,12 +43,8 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
     ...     interop.load_params(f"{folder}/params.safetensors")
     {'network': {'w': tensor([1., 1.])}, 'schedule': {}}
     """
-    path = _checks.path("path", path)
-    named: dict[str, Tensor] = {}
-    empty: list[str] = []
-    if not isinstance(params, dict):
-        raise TypeError(f"params: expected nested dicts of tensors, got {_checks.describe(params)}")
-    _flatten(params, (), named, empty)
+    path, named, empty = _checks.path("path", path), dict[str, Tensor](), list[str]()
+    _flatten(_checks.instance("params", params, dict, "nested dicts of tensors"), (), named, empty)
     leaves = _files.plain(named)
     metadata = {"format": "pt", "purevdm": FORMAT, "empty": json.dumps(empty), "sha256": _digest(leaves, empty)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,17 +58,17 @@ def _flatten(tree: Any, path: tuple[str, ...], leaves: dict[str, Tensor], empty:
         if tree.dtype not in DTYPES.values() or tree.layout != torch.strided or tree.is_meta:
             raise TypeError(f"{name}: expected a dense tensor of one of {', '.join(DTYPES)}, got {_checks.describe(tree)}")
         leaves[_checks.dotted(*path)] = tree
-        return
-    if not isinstance(tree, dict):
+    elif not isinstance(tree, dict):
         raise TypeError(f"{name}: expected a dict or a tensor, got {_checks.describe(tree)}")
-    if not tree:
+    elif not tree:
         empty.append(_checks.dotted(*path))
-    for key, branch in tree.items():
-        if not isinstance(key, str):
-            raise TypeError(f"{name}: expected keys that are text, got {_checks.describe(key)}")
-        if not key or "." in key or key == "__metadata__":  # the last is the file format's own
-            raise ValueError(f"{name}: expected keys without dots, not empty and not '__metadata__', got {key!r}")
-        _flatten(branch, (*path, key), leaves, empty)
+    else:
+        for key, branch in tree.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{name}: expected keys that are text, got {_checks.describe(key)}")
+            if not key or "." in key or key == "__metadata__":  # the last is the file format's own
+                raise ValueError(f"{name}: expected keys without dots, not empty and not '__metadata__', got {key!r}")
+            _flatten(branch, (*path, key), leaves, empty)
 
 
 def _digest(leaves: dict[str, Tensor], empty: list[str]) -> str:
@@ -89,8 +85,7 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
     Args:
         path: the file.
         like: parameters, or what ``model.init`` gives, on any device, meta included: the file must hold their leaves, shapes
-            and dtypes, which its header tells before anything is read. None takes what there is, and leaves it to the model
-            to hold parameters against itself.
+            and dtypes, which its header tells before anything is read. None takes what there is.
         device: where to.
 
     Raises:
@@ -100,22 +95,21 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
         ImportError: safetensors is not installed.
     """
     path, device = _checks.path("path", path), _checks.device("device", device)
-    wanted = (
-        None if like is None else _checks.structure(_checks.instance("like", like, dict, "nested dicts of tensors"), "like")
-    )
+    if like is not None:
+        structure = _checks.structure(_checks.instance("like", like, dict, "nested dicts of tensors"), "like")
     shapes, metadata = _files.load(path, "meta")
     if metadata.get("purevdm") != FORMAT:
         raise ValueError(f"{path}: expected 'purevdm': {FORMAT!r} in its metadata, as save_params writes it, got {metadata}")
     damaged = ValueError(f"{path}: damaged (its SHA-256 is not the one in its metadata)")
     try:
         empty = json.loads(metadata["empty"])
-        if not (isinstance(empty, list) and all(isinstance(name, str) for name in empty)):
-            raise damaged
     except (KeyError, ValueError, RecursionError):
         raise damaged from None
-    if wanted is not None:  # before room is made for any number
+    if not (isinstance(empty, list) and all(isinstance(name, str) for name in empty)):
+        raise damaged
+    if like is not None:  # before room is made for any number
         try:
-            _checks.matches("params", _checks.leaves(_nested(path, shapes, empty)), wanted)
+            _checks.matches("params", _checks.leaves(_nested(path, shapes, empty)), structure)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: of another model: {error}") from None
     leaves, again = _files.load(path)
@@ -130,21 +124,14 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
 
 
 def _nested(path: Path, leaves: dict[str, Tensor], empty: list[str]) -> Params:
-    """Leaves by their dotted paths as nested dicts."""
+    """Nests leaves by their dotted paths."""
     params: Params = {}
     for name in sorted([*leaves, *filter(None, empty)]):
         *nodes, last = name.split(".")
-        node = _node(params, nodes) if len(nodes) <= DEEPEST else None
-        if node is None or last in node:
+        node: Any = params
+        for key in nodes:
+            node = node.setdefault(key, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last in node or len(nodes) > DEEPEST:
             raise ValueError(f"{path}: expected one leaf at each path, of at most {DEEPEST} dicts, got {name[:80]!r}")
         node[last] = leaves.get(name, {})
     return params
-
-
-def _node(tree: Params, path: list[str]) -> Params | None:
-    """The dict at a path, made where it is not there; None where a tensor is in the way."""
-    for key in path:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            return None
-    return tree

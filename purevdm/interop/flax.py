@@ -4,7 +4,6 @@ Their arrays are channels last (convolution kernels HWIO), ours channels first (
 Numbers are copied and never computed with, so a round trip is exact.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,32 +35,29 @@ class Checkpoint(NamedTuple):
 # Names. Each rule pairs an official path with ours; # stands for a number, the same in both.
 
 
-def _layers(theirs: str, ours: str, names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The rules of layers: the official names, and ours where they differ."""
-    leaves = {name: ("scale" if name.startswith("GroupNorm") else "kernel", "bias") for name in names} | {
-        "cond_proj": ["kernel"]
-    }
-    return [(f"{theirs}/{name}/{leaf}", f"{ours}/{own}/{leaf}") for name, own in names.items() for leaf in leaves[name]]
+def _layers(theirs: str, ours: str, same: str, **others: str) -> list[tuple[str, str]]:
+    """Lists the rules of layers: those of the same name, and official names with ours."""
+    rules = []
+    for name, own in {**{name: name for name in same.split()}, **others}.items():
+        kernel = "scale" if name.startswith("GroupNorm") else "kernel"
+        for leaf in (kernel,) if name == "cond_proj" else (kernel, "bias"):
+            rules.append((f"{theirs}/{name}/{leaf}", f"{ours}/{own}/{leaf}"))
+    return rules
 
 
-def _same(names: str) -> dict[str, str]:
-    return {name: name for name in names.split()}
-
-
-_BLOCK = {"GroupNorm_0": "norm1", "GroupNorm_1": "norm2"} | _same("conv1 conv2 cond_proj nin_shortcut")
-_ATTENTION = {"GroupNorm_0": "norm"} | _same("q k v proj_out")
-_IMAGE = _layers("score_model", "network", {"GroupNorm_0": "norm_out"} | _same("dense0 dense1 conv_in conv_out"))
+_IMAGE = _layers("score_model", "network", "dense0 dense1 conv_in conv_out", GroupNorm_0="norm_out")
 for _half, _ours in (("down", "down/0/#"), ("mid", "mid/block#"), ("up", "up/0/#")):
-    _IMAGE += _layers(f"score_model/{_half}.block_#", f"network/{_ours}/resnet", _BLOCK)
-    _IMAGE += _layers(f"score_model/{_half}.attn_#", f"network/{_ours}/attn/0", _ATTENTION)
-_POINTS = _layers("score_net", "network", _same("dense#"))
+    _theirs, _norms = f"score_model/{_half}", dict(GroupNorm_0="norm1", GroupNorm_1="norm2")
+    _IMAGE += _layers(f"{_theirs}.block_#", f"network/{_ours}/resnet", "conv1 conv2 cond_proj nin_shortcut", **_norms)
+    _IMAGE += _layers(f"{_theirs}.attn_#", f"network/{_ours}/attn/0", "q k v proj_out", GroupNorm_0="norm")
+_POINTS = _layers("score_net", "network", "dense#")
 for _rules, _name in ((_IMAGE, "gamma"), (_POINTS, "noise_schedule")):
-    _rules += [(f"{_name}/{leaf}", f"schedule/{leaf}") for leaf in "wb"] + _layers(_name, "schedule", _same("l1 l2 l3"))
+    _rules += [(f"{_name}/{leaf}", f"schedule/{leaf}") for leaf in "wb"] + _layers(_name, "schedule", "l1 l2 l3")
 _SCALARS = ("schedule/w", "schedule/b")
 
 
 def _renamed(name: str, rules: list[tuple[str, str]]) -> str | None:
-    """A path by the rules, or None where none knows it."""
+    """Renames a path by the rules; None where none knows it."""
     for before, after in rules:
         match = re.fullmatch(before.replace(".", r"\.").replace("#", "(0|[1-9][0-9]{0,8})"), name)
         if match:
@@ -170,7 +166,7 @@ def to_flax(params: Params) -> dict[str, Any]:
 
 
 def _array_of(value: Tensor) -> Any:
-    """A tensor as a NumPy array, without a copy."""
+    """Views a tensor as a NumPy array."""
     if value.dtype != torch.bfloat16:
         return value.numpy()
     try:
@@ -214,69 +210,44 @@ def load_flax(path: str | Path) -> Checkpoint:
     def extension(code: int, payload: bytes) -> Any:  # 1 is an array, 3 a NumPy scalar, packed like one
         return _Packed(payload) if code in (1, 3) else msgpack.ExtType(code, payload)
 
-    def distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two entries are named {next(name for name in names if names.count(name) > 1)!r}")
-        return dict(pairs)
-
     try:
-        options = dict(ext_hook=extension, object_pairs_hook=distinct, strict_map_key=False, max_ext_len=2**32 - 1)
-        state = msgpack.unpackb(data, raw=False, **options)
+        state = msgpack.unpackb(data, raw=False, ext_hook=extension, strict_map_key=False, max_ext_len=2**32 - 1)
+        if missing := [field for field in Checkpoint._fields if field not in state]:
+            raise ValueError(f"without {', '.join(missing)}")
+        step = _array(state["step"]).item() if isinstance(state["step"], _Packed) else state["step"]
+        params, ema_params = (from_flax(_arrays(name, state[name])) for name in ("params", "ema_params"))
+        return Checkpoint(_checks.integer("step", step, 0), params, ema_params)
     except Exception as error:  # msgpack raises many kinds; each means the same to the caller
-        raise ValueError(f"{path}: no whole .flax checkpoint ({error or type(error).__name__})") from error
-    missing = [f for f in Checkpoint._fields if not isinstance(state, dict) or f not in state]
-    if missing:
-        raise ValueError(f"{path}: no VDM checkpoint: without {', '.join(missing)}")
+        raise ValueError(f"{path}: no whole VDM checkpoint: {error or type(error).__name__}") from error
+
+
+def _arrays(name: str, entry: Any) -> Any:
+    """Reads a tree of the file, with tensors for arrays."""
+    if isinstance(entry, dict) and "__msgpack_chunked_array__" not in entry:
+        return {key: _arrays(f"{name}/{key}", branch) for key, branch in entry.items()}
     try:
-        step = state["step"]
-        if isinstance(step, _Packed):
-            step = _array("step", step.payload)
-            step = step.item() if step.numel() == 1 else step
-        step = _checks.integer("step", step, 0)
-        return Checkpoint(step, *(from_flax(_arrays(field, state[field])) for field in ("params", "ema_params")))
-    except (TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path}: no VDM checkpoint: {error or type(error).__name__}") from error
+        return _array(entry)
+    except Exception as error:
+        wanted = f"an array of one of {', '.join(DTYPES)}"
+        raise ValueError(f"{name}: expected {wanted}, got {type(error).__name__}: {str(error)[:120]}") from None
 
 
-def _arrays(name: str, tree: Any) -> Any:
-    """What the file holds, with tensors for arrays. Those above a gibibyte lie there in pieces, in a dict with a mark."""
-    if isinstance(tree, _Packed):
-        return _array(name, tree.payload)
-    if not isinstance(tree, dict):
-        raise ValueError(f"{name}: expected an array, got {type(tree).__name__}")
-    if "__msgpack_chunked_array__" not in tree:
-        return {key: _arrays(f"{name}/{key}", branch) for key, branch in tree.items()}
-    try:  # lists are dicts by position
-        shape, chunks = ([tree[field][str(i)] for i in range(len(tree[field]))] for field in ("shape", "chunks"))
-        pieces = [_array(name, chunk.payload) for chunk in chunks]
-        if len({piece.dtype for piece in pieces}) != 1:
-            raise ValueError("not of one dtype")
-        return _whole(shape, torch.cat(pieces))
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array in chunks of one shape, got others ({error})") from None
-
-
-def _array(name: str, payload: bytes) -> Tensor:
+def _array(entry: Any) -> Tensor:
+    """Reads an array; one above a gibibyte lies in the file in pieces, in dicts by position."""
     import msgpack  # load_flax has imported it
 
-    try:
-        shape, kind, raw = msgpack.unpackb(payload, raw=True)
+    if isinstance(entry, dict):
+        shape, chunks = ([entry[field][str(i)] for i in range(len(entry[field]))] for field in ("shape", "chunks"))
+        pieces = [_array(chunk) for chunk in chunks]
+        if len({piece.dtype for piece in pieces}) != 1:
+            raise ValueError("pieces of several dtypes")
+        flat = torch.cat(pieces)
+    else:
+        shape, kind, raw = msgpack.unpackb(entry.payload, raw=True)
         dtype = DTYPES[kind.decode()]
         if dtype == torch.bool and max(raw, default=0) > 1:
             raise ValueError("a bool that is neither 0 nor 1")
         flat = torch.frombuffer(bytearray(memoryview(raw)), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
-        return _whole(shape, flat)
-    except Exception as error:
-        known = f"expected a packed array of one of {', '.join(DTYPES)}"
-        raise ValueError(f"{name}: {known}, got another extension ({type(error).__name__}: {str(error)[:120]})") from None
-
-
-def _whole(shape: Any, flat: Tensor) -> Tensor:
-    """The numbers in their shape."""
-    good = isinstance(shape, list) and len(shape) <= 64 and all(type(size) is int and size >= 0 for size in shape)
-    if not good or math.prod(size or 1 for size in shape) >= 2**60:
-        raise ValueError(f"expected the shape of an array, got {str(shape)[:80]}")
-    if math.prod(shape) != flat.numel():
-        raise ValueError(f"expected {math.prod(shape)} numbers for shape {tuple(shape)}, got {flat.numel()}")
+    if len(shape) > 64 or not all(type(size) is int and size >= 0 for size in shape):  # more than reshape refuses
+        raise ValueError(f"a shape {str(shape)[:80]}")
     return flat.reshape(shape)

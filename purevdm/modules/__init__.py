@@ -1,7 +1,6 @@
 """Any ``torch.nn.Module`` as a score network: :func:`purevdm.networks.from_module` and its kin.
 
-Four files: the network and its public functions; where a module comes from and how it is filled with given tensors; its
-parts; its dropout by key.
+The network and its public functions; a module without its tensors, drawn anew and run with given ones; dropout by key.
 """
 
 from purevdm.modules._network import from_module, load_module, module_params

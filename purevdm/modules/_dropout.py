@@ -2,22 +2,19 @@
 
 A :class:`Keyed` block intercepts every torch function that runs in it. All forms of dropout draw their masks by key: use n
 of a call folds n into each example's key. Other draws are refused.
-
-A checkpointed block draws again in the backward pass, after the call, and must draw the same. So the count of uses is kept
-where checkpoints save what randomness depends on: it is the seed of torch's CPU generator. Nothing is drawn from that
-generator, and each call leaves it as it was.
 """
 
 import math
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from purevdm import nn, random
@@ -26,10 +23,9 @@ from purevdm._compile import constant
 # Calls, and the count of their uses
 
 _REMEDY = (
-    "networks draw by key alone: use dropout (nn.Dropout, F.dropout, attention's), or write a purevdm.networks.Network "
+    "networks draw only by key: use dropout (nn.Dropout, F.dropout, attention's), or write a purevdm.networks.Network "
     "whose apply takes the key"
 )
-_FIRST = 0x7672656D << 32  # the seed before any use
 
 
 class Call(NamedTuple):
@@ -42,68 +38,39 @@ class Call(NamedTuple):
         return RuntimeError(f"network: {self.name} {problem}")
 
 
-class _Local(threading.local):
-    """Each thread's stacks: the generator's states around its calls, and how autograd recorded as each part began."""
+class _Uses(threading.local):
+    """How many uses each running call has made, the innermost last; each thread has its own."""
 
     def __init__(self) -> None:
-        self.states: list[Tensor] = []
-        self.regimes: list[Any] = []
+        self.counts: list[int] = []
 
 
-_local = _Local()
-_lock = threading.RLock()
+_uses = _Uses()
 
 
 @constant
 def begin() -> None:
     """Starts a call, without any use. A compiler calls this, and the next three, while it traces."""
-    _local.states.append(torch.default_generator.get_state())
-    torch.default_generator.manual_seed(_FIRST)
+    _uses.counts.append(0)
 
 
 @constant
 def end() -> None:
     """Ends a call."""
-    torch.default_generator.set_state(_local.states.pop())
+    _uses.counts.pop()
 
 
 @constant
 def use() -> str:
     """Numbers a use, as text, which a compiler takes for a constant."""
-    number = torch.default_generator.initial_seed() - _FIRST
-    torch.default_generator.manual_seed(_FIRST + number + 1)
-    return str(number)
+    _uses.counts[-1] += 1
+    return str(_uses.counts[-1] - 1)
 
 
 @constant
 def transformed() -> str:
     """Names the ``torch.func`` transforms at work, as text."""
     return " ".join(interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ())
-
-
-@contextmanager
-def counted(call: Call) -> Iterator[None]:
-    """Counts uses in eager mode. In training, one thread at a time; unseen draws from the global generator are refused."""
-    if call.keys is None:
-        yield
-        return
-    with _lock:
-        begin()
-        try:
-            yield
-            fresh = torch.Generator().manual_seed(torch.default_generator.initial_seed())
-            if not torch.equal(torch.default_generator.get_state(), fresh.get_state()):
-                raise call.error(f"drew from torch's global generator, which no key governs; {_REMEDY}")
-        finally:
-            end()
-
-
-# Blocks in which draws are keyed
-
-
-def _regime() -> Any:
-    """Says how autograd records, which differs within a checkpoint and around it."""
-    return torch.is_grad_enabled(), torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 class Keyed(TorchFunctionMode):
@@ -125,40 +92,38 @@ class Keyed(TorchFunctionMode):
 
 
 @contextmanager
-def within(call: Call) -> Iterator[None]:
-    """Keys the run of a module, or of a part of it that a checkpoint runs again; in eager mode."""
-    _local.regimes.append(_regime())
+def running(call: Call) -> Iterator[None]:
+    """Keys a module's run in eager mode. In training it refuses checkpoints, which draw again when the keys are gone, and
+    draws from the global generator that no torch function shows."""
+    begin()
     try:
-        if len(_local.regimes) > 1:  # a part of a module that is running, which is in a block
+        with ExitStack() as stack:
+            if call.keys is not None:
+                before = torch.get_rng_state()
+                with suppress(RuntimeError):  # the caller's own hooks, around the whole run, are at work
+                    stack.enter_context(disable_saved_tensors_hooks("saved tensor hooks"))
+            stack.enter_context(Keyed(call))
             yield
-        else:
-            with Keyed(call):
-                yield
+        if call.keys is not None and not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+            raise call.error(f"drew from torch's global generator, which no key governs; {_REMEDY}")
     finally:
-        _local.regimes.pop()
+        end()
 
 
 # Masks
 
 
-def _mask(call: Call, rate: float, shape: Sequence[int], axis: int | None = None) -> Tensor:
+def _mask(call: Call, rate: float, shape: Sequence[int]) -> Tensor:
     """Draws which numbers of a shape stay, each example's by its own key.
 
-    Examples lie along the axis given; else along the first axis, each with one row or several in succession (heads and
-    windows are folded so); else along the second (sequences first). Without such an axis, the first example's key is used.
+    Examples lie along the first axis, each with one row or several in succession (heads and windows are folded so); else
+    along the second (sequences first). Without such an axis, the first example's key is used.
     """
     assert call.keys is not None
-    if not torch.compiler.is_compiling() and _local.regimes and _local.regimes[-1] != _regime():
-        raise call.error(
-            "calls a dropout function in a checkpointed function itself, which would not get the keys when it is computed "
-            "again; use nn.Dropout there, or checkpoint a module that calls it"
-        )
-    number = int(use())
-    if not torch.compiler.is_compiling() and not 0 <= number < 2**31:
-        raise call.error("draws in a checkpoint with preserve_rng_state=False, which cannot be repeated; leave that out")
-    keys, shape = call.keys, tuple(shape)
-    n, axes = keys.shape[0], range(min(2, len(shape)))
-    axis = next((i for i in axes if shape[i] % n == 0), None) if axis is None else axis
+    number, keys, shape = int(use()), call.keys, tuple(shape)
+    n = keys.shape[0]
+    axis = next((i for i in range(min(2, len(shape))) if shape[i] % n == 0), None)
     if axis is None:
         return random.bernoulli(random.fold_in(keys[0], number), 1.0 - rate, shape)
     first = (shape[axis], *(size for i, size in enumerate(shape) if i != axis))
@@ -175,8 +140,8 @@ def _off(call: Call, name: str, rate: float, training: bool) -> bool:
     return False
 
 
-def _dropped(call: Call, x: Tensor, rate: float, shape: Sequence[int], axis: int | None = None) -> Tensor:
-    return torch.zeros_like(x) if rate == 1.0 else nn.dropout(_mask(call, rate, shape, axis), x, rate)
+def _dropped(call: Call, x: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
+    return torch.zeros_like(x) if rate == 1.0 else nn.dropout(_mask(call, rate, shape), x, rate)
 
 
 _ALPHA = -1.7580993408473766  # where SELU saturates: the value of dropped numbers (Klambauer et al. 2017)
@@ -221,13 +186,12 @@ def _attention(
     logits = (query @ key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-    none: Tensor | None = None  # rows that may attend to nothing: their weights are 0, as in torch's own
-    if attn_mask is not None:
+    if attn_mask is None:
+        weights = torch.softmax(logits, -1)
+    else:
         logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
-        none = (logits == -math.inf).all(-1, keepdim=True)
-        logits = logits.masked_fill(none, 0.0)
-    weights = torch.softmax(logits, -1)
-    weights = weights if none is None else weights.masked_fill(none, 0.0)
+        none = (logits == -math.inf).all(-1, keepdim=True)  # rows that may attend to nothing: 0, as in torch's own
+        weights = torch.softmax(logits.masked_fill(none, 0.0), -1).masked_fill(none, 0.0)
     return (weights if off else _dropped(call, weights, dropout_p, weights.shape)) @ value
 
 
@@ -251,53 +215,26 @@ def _multi_head(call: Call, func: Any, *args: Any, **kwargs: Any) -> Any:
         return _multi_head_attention_forward(*args, **kwargs)
 
 
-def _glu(call: Call, func: Any, input: Tensor, dim: int = -1) -> Tensor:
-    """Computes a gated linear unit, written out under jvp: torch's own tangent has no derivative."""
-    if "Jvp" not in transformed():
-        return func(input, dim)  # type: ignore[no-any-return]
-    value, gate = input.chunk(2, dim)
-    return value * gate.sigmoid()
-
-
-def _recurrent(call: Call, func: Any, input: Tensor, *args: Any) -> Any:
-    """Runs recurrent layers by torch's kernel, one at a time where dropout lies between them."""
-    if not isinstance(args[2], bool):
-        raise call.error("runs a recurrent layer over packed sequences; give it padded ones")
-    run = _decomposition(func.__name__) if "Vmap" in transformed() else func  # the kernel has no batching rule
-    hx, weights, biases, layers, rate, train, bidirectional, batch_first = args
-    if layers == 1 or _off(call, func.__name__, rate, train):
-        return run(input, *args)
-    each, directions, states = len(weights) // layers, 1 + bidirectional, []
-    for i in range(layers):
-        rows = slice(i * directions, (i + 1) * directions)
-        start = hx[rows] if isinstance(hx, Tensor) else tuple(h[rows] for h in hx)
-        own = list(weights[i * each : (i + 1) * each])
-        input, *state = run(input, start, own, biases, 1, 0.0, train, bidirectional, batch_first)
-        states.append(state)
-        if i < layers - 1:
-            input = _dropped(call, input, rate, input.shape, int(not batch_first))
-    return input, *(torch.cat(state) for state in zip(*states, strict=True))
-
-
-def _decomposition(name: str) -> Any:
-    from torch._decomp import decompositions as known
-
-    return {"gru": known.gru_impl, "lstm": known.lstm_impl}.get(name) or getattr(known, f"{name}_input")
+def _recurrent(call: Call, func: Any, *args: Any) -> Any:
+    try:
+        return func(*args)
+    except RuntimeError as error:
+        if "Vmap" not in transformed():
+            raise
+        raise call.error("runs a recurrent layer that torch.func.vmap does not know; take gradients of batches") from error
 
 
 def _checkpoint(call: Call, func: Any, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Traces a checkpoint; under ``torch.func``, which does not support checkpoints, the block itself."""
-    if transformed():
-        options = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
-        kwargs = {name: value for name, value in kwargs.items() if name not in options}
-        with Keyed(call):
-            return block(*args, **kwargs)
 
     def keyed(*args: Any, **kwargs: Any) -> Any:
         with Keyed(call):
             return block(*args, **kwargs)
 
-    return func(keyed, *args, **kwargs)
+    if not transformed():
+        return func(keyed, *args, **kwargs)
+    options = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+    return keyed(*args, **{name: value for name, value in kwargs.items() if name not in options})
 
 
 _KEYED: dict[str, Callable[..., Any]] = {
@@ -306,7 +243,6 @@ _KEYED: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("gru", "lstm", "rnn_tanh", "rnn_relu"), _recurrent),
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head,
-    "glu": _glu,
     "tag_activation_checkpoint": _checkpoint,
 }
 # Methods that are written in Python, which a compiler follows as methods and not as functions.

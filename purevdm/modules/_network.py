@@ -80,19 +80,19 @@ class ModuleNetwork(Network):
                 )
             return out
 
-        call, values, precision = _dropout.Call(self.name, key), self.source.values(params, z.device), nullcontext()
+        call, precision = _dropout.Call(self.name, key), nullcontext()
         if self.autocast is not None:
             precision = torch.autocast(z.device.type, self.autocast, cache_enabled=False)  # type: ignore[assignment]
+        module, tensors = self.source.functional(self.source.values(params, z.device), call)
         if not torch.compiler.is_compiling():
-            with precision, _dropout.counted(call), _dropout.within(call), self.source.filled(values, call) as module:
-                return output(module.__call__), dict(module.named_buffers(remove_duplicate=False))
-        function, values = self.source.functional(values, key is not None)
+            with self.source.lock, precision, _dropout.running(call):
+                return output(module), tensors
         # A compiled loop, as sampling is, does not allow such a block; nothing is keyed or differentiated there.
         block = _dropout.Keyed(call) if key is not None or torch.is_grad_enabled() else nullcontext()
         _dropout.begin()
         try:
             with precision, block:
-                return output(function), values
+                return output(module), tensors
         finally:
             _dropout.end()
 
@@ -123,13 +123,11 @@ def from_module(
     >>> class Net(torch.nn.Module):
     ...     def __init__(self, width):
     ...         super().__init__()
-    ...         self.into = torch.nn.Linear(3, width)
-    ...         self.label = torch.nn.Embedding(10, width)
-    ...         self.body = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.BatchNorm1d(width), torch.nn.Dropout(0.1))
-    ...         self.out = torch.nn.Linear(width, 2)
+    ...         self.into, self.label = torch.nn.Linear(3, width), torch.nn.Embedding(10, width)
+    ...         self.norm, self.out = torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 2)
     ...     def forward(self, z, gamma, label):
     ...         h = self.into(torch.cat([z, gamma[:, None] / 10.0], 1)) + self.label(label)
-    ...         return self.out(self.body(h))
+    ...         return self.out(torch.relu(self.norm(h)))
     >>> network = networks.from_module(functools.partial(Net, width=16))
     >>> model = purevdm.vdm(network, schedules.learned_linear(), event_shape=(2,))
     >>> params, label = model.init(random.key(0)), torch.tensor([1, 2, 3, 4])
@@ -139,35 +137,30 @@ def from_module(
     **Parameters** are ``{"params": ..., "buffers": ...}``, nested by the modules' names; tied ones appear once. All leaves
     are floating-point: other buffers are stored as floats, and cast back in each call. Buffers that float32 does not hold
     exactly, and tensors that are not registered, are constants outside the tree. To an optimiser of your own, give only
-    ``params["network"]["params"]`` and ``params["schedule"]``. Parameters that do not require gradients in the module are
-    frozen.
+    ``params["network"]["params"]`` and ``params["schedule"]``. Parameters that do not require gradients are frozen.
 
     **Initialisation is by key.** A function that makes the module runs on the CPU under a seed of the key's. A module is
     drawn anew by each layer's ``reset_parameters``; constant parameters (zeros, ones) stay, and so do those of layers
     without that method. With ``pretrained=True`` its own values are used for every key. :func:`module_params` and
     :func:`load_module` convert between modules and trees.
 
-    >>> start = networks.from_module(Net(16), pretrained=True).init(random.key(0), (2,))
-    >>> params["network"] = networks.module_params(network, Net(16))
-    >>> module = networks.load_module(network, params["network"], Net(16))
-
-    **Dropout is by key** in every form that torch has, in attention and between recurrent layers too: the same masks in
-    eager mode, compiled, and in a checkpointed block that is computed again. Each example's mask comes from its own key, if
-    examples lie along the first axis of an activation (heads or windows may be folded into it) or along the second. Draws
-    from torch's global generator are refused.
+    **Dropout is by key** in every form that torch has, attention's too; recurrent layers must have none between them. The
+    masks are the same in eager mode and compiled. Each example's mask comes from its own key, if examples lie along the
+    first axis of an activation (heads or windows may be folded into it) or along the second. Draws from torch's global
+    generator are refused.
 
     **Batch norms** use the batch's statistics with a key, and their running ones without. A loss changes no parameter, so
-    the statistics are returned by :meth:`purevdm.VDM.update`, which a training step takes:
+    the statistics are returned by :meth:`purevdm.VDM.update`, which a training step takes. Before averaged parameters are
+    evaluated, recompute theirs: ``model.update(state.ema_params, ...)``.
 
     >>> state, grad_fn = training.init(model, random.key(0)), training.gradients(model)
     >>> state, _ = training.train_step(training.AdamW(), grad_fn, state, x, random.key(1), label, update=model.update)
-    >>> int(state.params["network"]["buffers"]["body"]["1"]["num_batches_tracked"])
+    >>> int(state.params["network"]["buffers"]["norm"]["num_batches_tracked"])
     1
 
-    Before averaged parameters are evaluated, recompute their statistics: ``model.update(state.ema_params, ...)``.
-
-    **Checkpoints** (``torch.utils.checkpoint``) work with ``training.gradients(model, remat=True)`` or ``loss.backward()``,
-    and not with ``torch.func`` in eager mode. **Mixed precision** is ``torch.autocast``; see :func:`mixed`.
+    **Checkpoints** (``torch.utils.checkpoint``) work in ``training.gradients(model, compile=True, remat=True)``. Eager
+    gradients refuse them. **Recurrent layers** run in eager mode only, and have no gradients of each example. **Mixed
+    precision** is ``torch.autocast``; see :func:`mixed`.
 
     Args:
         module: the module, which is copied, or a function without arguments that makes one: a class, or
@@ -177,26 +170,23 @@ def from_module(
         time: ``time(gamma) -> time``, elementwise, of gamma's shape: what the module takes instead of gamma, such as the
             index of a DDPM's betas, interpolated.
         pretrained: whether ``init`` gives the values that the module has.
-        predicts: what the output is: "eps", "x" or "v".
-        self_condition: whether the module takes an earlier estimate of the data, ``x_hat=`` (zeros for none).
-        masked: whether the module takes ``mask=``, bool, which broadcasts to z: where elements exist; None where all do.
-        residual: whether z is added to the output.
-        outputs: how many numbers the module returns for each of z's, on a new last axis; None for one, of z's shape.
+        predicts, self_condition, masked, residual, outputs: attributes of :class:`~purevdm.networks.Network`. The module
+            takes ``x_hat=`` (zeros for none) and ``mask=`` as keywords.
 
     Returns:
         A :class:`~purevdm.networks.Network`, ``batched``.
 
     Raises:
         TypeError, ValueError: an argument that is no module and makes none; a lazy module without shapes; parameters that
-            are not floating-point; a module without layers to draw anew; from a model's methods, another output than a
-            tensor, or a time of another shape than gamma's.
+            are not floating-point; a module without layers to draw anew; dropout between recurrent layers; from a model's
+            methods, another output than a tensor, or a time of another shape than gamma's.
         RuntimeError: from a model's methods, what a module does and cannot do here; it names the module and the remedy.
     """
     if not isinstance(module, Module) and not callable(module):
         raise TypeError(f"module: expected a torch.nn.Module or a function that makes one, got {_checks.describe(module)}")
     for name, function in (("call", call), ("time", time)):
-        if function is not None and not callable(function):
-            raise TypeError(f"{name}: expected a function, got {_checks.describe(function)}")
+        if function is not None:
+            _checks.function(name, function)
     return ModuleNetwork(
         source=Source(module, _checks.boolean("pretrained", pretrained)),
         call=call,

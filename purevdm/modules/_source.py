@@ -1,6 +1,8 @@
-"""A module without its tensors: read once, drawn anew by key, and filled with given tensors for each call."""
+"""A module without its tensors: read once, drawn anew by key, and given tensors for each call."""
 
+import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,6 @@ from torch.nn import Module
 
 from purevdm import _checks, random
 from purevdm._compile import untraced
-from purevdm.modules import _parts
 from purevdm.modules._dropout import Call
 from purevdm.types import Key, Params
 
@@ -26,10 +27,11 @@ class Source:
         leaves: the parameters (tied ones once) and the buffers that vary, by name, on the meta device, with their dtypes.
         constants: buffers that float32 does not hold exactly, by name: complex, infinite, large integers.
         buffers, frozen: the names of the buffers that vary, and of the parameters that require no gradients.
+        lock: held by a run in eager mode.
     """
 
     def __init__(self, source: Module | Callable[[], Module], pretrained: bool = False) -> None:
-        self.source, self.pretrained = source, pretrained
+        self.source, self.pretrained, self.lock = source, pretrained, threading.RLock()
         self._draws = isinstance(source, Module) and not pretrained  # by the layers' reset_parameters
         with untraced(), torch.inference_mode(False):
             self._read(self._made(0))
@@ -37,16 +39,18 @@ class Source:
     def _read(self, example: Module) -> None:
         self.name = type(example).__name__
         named, buffers = dict(example.named_parameters()), dict(example.named_buffers())
-        self.frozen = tuple(name for name, leaf in named.items() if not leaf.requires_grad)
         for name, leaf in (named | buffers).items():
             if torch.nn.parameter.is_lazy(leaf):
                 raise ValueError(f"module: expected a module of known shapes, got a lazy {name} in {self.name}; run it once")
-        for name, leaf in named.items():
-            if not leaf.is_floating_point():
+            if name in named and not leaf.is_floating_point():
                 raise TypeError(f"module: expected floating-point parameters, got {name}, {_checks.describe(leaf)}")
+        for name, part in example.named_modules():
+            if isinstance(part, torch.nn.RNNBase) and part.dropout and part.num_layers > 1:
+                raise ValueError(f"module: expected recurrent layers with dropout=0.0, which is by no key there, got {name}")
+        self.frozen = tuple(name for name, leaf in named.items() if not leaf.requires_grad)
         self.constants = {name: b.detach().clone() for name, b in buffers.items() if not _exact(b)}
-        kept = named | {name: b for name, b in buffers.items() if name not in self.constants}
-        self.buffers = frozenset(kept) - frozenset(named)
+        self.buffers = buffers.keys() - self.constants.keys()
+        kept = {name: leaf for name, leaf in (named | buffers).items() if name not in self.constants}
         self.leaves = {name: torch.empty_like(leaf, device="meta") for name, leaf in kept.items()}
         # Where each tensor stands: once for a part under several names, and at each place for a tensor at several.
         names = {id(leaf): name for name, leaf in (named | buffers).items()}
@@ -61,9 +65,8 @@ class Source:
                 f"module: expected one with layers to draw anew (with reset_parameters), got {self.name} with none; "
                 "give the class, or a function that makes the module, or pretrained=True to start from the module's values"
             )
-        # The module without its tensors, in evaluation and in training.
-        self._templates = tuple(self._template(example, train) for train in (False, True))
-        self._placeholders = tuple(map(_tensors, self._templates))
+        # In evaluation and in training, without numbers, so that a call fails where a tensor is not given.
+        self._templates = tuple(_copied(example, meta=True).train(train) for train in (False, True))
 
     def __reduce__(self) -> Any:
         return Source, (self.source, self.pretrained)
@@ -77,17 +80,14 @@ class Source:
     def __repr__(self) -> str:
         return self.name if isinstance(self.source, Module) else repr(self.source)
 
-    # Making and drawing
+    # Drawing
 
     def _made(self, seed: int) -> Module:
         """Makes a module on the CPU: by the function under a seed, or a copy of the one given."""
         if isinstance(self.source, Module):
-            return _parts.deep(self.source).to("cpu")
+            return _copied(self.source).to("cpu")
         with _seeded(seed), torch.device("cpu"), untraced():
-            module = self.source()
-        if not isinstance(module, Module):
-            raise TypeError(f"module: expected a torch.nn.Module of the function, got {_checks.describe(module)}")
-        return module
+            return _checks.instance("module", self.source(), Module, "a torch.nn.Module of the function")
 
     def _redraw(self, module: Module, seed: int) -> bool:
         """Draws the parameters anew, by each layer's ``reset_parameters``, but for constant ones; says if any changed."""
@@ -121,30 +121,22 @@ class Source:
         kinds = {leaf.dtype for leaf in leaves.values() if leaf.is_floating_point()}
         wide = torch.float64 if kinds == {torch.float64} else torch.float32
         for name, leaf in leaves.items():
-            leaf = leaf if leaf.is_floating_point() else leaf.to(wide)
-            branch = tree.setdefault("buffers" if name in self.buffers else "params", {})
-            *path, last = name.split(".")
-            for part in path:
-                branch = branch.setdefault(part, {})
-            branch[last] = leaf
+            *path, last = "buffers" if name in self.buffers else "params", *name.split(".")
+            branch = functools.reduce(lambda branch, part: branch.setdefault(part, {}), path, tree)
+            branch[last] = leaf if leaf.is_floating_point() else leaf.to(wide)
         return tree
 
     def flat(self, params: Params) -> Tensors:
         """Lists the leaves of a tree by name."""
-        leaves = {}
-        for name in self.leaves:
-            leaf: Any = params["buffers" if name in self.buffers else "params"]
-            for part in name.split("."):
-                leaf = leaf[part]
-            leaves[name] = leaf
-        return leaves
+        roots = {name: params["buffers" if name in self.buffers else "params"] for name in self.leaves}
+        return {name: functools.reduce(lambda tree, part: tree[part], name.split("."), root) for name, root in roots.items()}
 
     def read(self, module: Module, device: torch.device | None = None) -> Params:
         """Reads a module's tensors as a tree of their own."""
         own = _tensors(module)
-        missing = [name for name, leaf in self.leaves.items() if name not in own or own[name].shape != leaf.shape]
-        if missing:
-            raise ValueError(f"module: expected a {self.name} with {missing[0]} of {tuple(self.leaves[missing[0]].shape)}")
+        for name, leaf in self.leaves.items():
+            if name not in own or own[name].shape != leaf.shape:
+                raise ValueError(f"module: expected a {self.name} with {name} of {tuple(leaf.shape)}")
         return self.tree({name: own[name].detach().to(device, copy=True) for name in self.leaves})
 
     def values(self, params: Params, device: torch.device) -> Tensors:
@@ -162,43 +154,86 @@ class Source:
         leaves = self.flat(params)
         return self.tree(leaves | {name: values[name].detach().to(leaves[name].dtype) for name in self.buffers})
 
-    # Filling
+    # Running
 
-    def _template(self, example: Module, train: bool) -> Module:
-        """Copies the module without its tensors, so that a call fails where one is not given."""
-        module = _parts.deep(example).train(train)
-        named = _tensors(module)
-        memo: dict[int, Any] = {id(leaf): torch.empty_like(leaf, device="meta").detach() for leaf in named.values()}
-        return _parts.keyed(_parts.copied(module, memo, []))
+    def functional(self, values: Tensors, call: Call) -> tuple[Callable[..., Tensor], Tensors]:
+        """Makes the module a function of its arguments; returns its tensors, too, also after a call.
 
-    @contextmanager
-    def filled(self, values: Tensors, call: Call) -> Iterator[Module]:
-        """Makes a new module of these tensors, which draws by this call's keys, also when a checkpoint runs it again. It may
-        write to its buffers, and to no other tensor."""
-        train, fixed = int(call.keys is not None), list[Tensor]()
-        memo: dict[int, Any] = {id(self._placeholders[train][name]): value for name, value in values.items()}
-        module = _parts.copied(self._templates[train], memo | {id(_parts.CALL): call}, fixed)
-        fixed = [tensor for tensor in (*fixed, *module.parameters()) if not tensor.is_inference()]  # these have no version
-        versions = [tensor._version for tensor in fixed]
-        yield module
-        if versions != [tensor._version for tensor in fixed]:
-            problem = "writes in place to a parameter, or to a tensor that is not registered; register it as a buffer"
-            raise call.error(problem)
-
-    def functional(self, values: Tensors, train: bool) -> tuple[Callable[..., Tensor], Tensors]:
-        """Makes the module a function of its arguments for a compiler; returns its tensors, too, also after a call."""
+        What a call writes to attributes is undone after it. In eager mode it may write to no tensor but buffers.
+        """
         placed = {place: values[name] for place, name in self._places.items()}
-        template = self._templates[train]
+        template, compiling = self._templates[call.keys is not None], torch.compiler.is_compiling()
+        # A compiled loop, as sampling is, does not allow copies; nothing is written there.
+        copies = not compiling or call.keys is not None or torch.is_grad_enabled()
 
         def module(*args: Any, **kwargs: Any) -> Tensor:
-            before = _parts.attributes(template, copies=train or torch.is_grad_enabled())
+            before, fixed = _attributes(template, copies)
+            fixed = [] if compiling else [*fixed, *(values[name] for name in values if name not in self.buffers)]
+            fixed = [tensor for tensor in fixed if not tensor.is_inference()]  # these have no version
+            versions = [tensor._version for tensor in fixed]
             try:
                 # By default tensors are tied by name, which leaves those of a part under two names in the template.
-                return torch.func.functional_call(template, placed, args, kwargs, tie_weights=False)
+                out: Tensor = torch.func.functional_call(template, placed, args, kwargs, tie_weights=False)
             finally:
-                _parts.restore(before)
+                _restore(before)
+            if versions != [tensor._version for tensor in fixed]:
+                raise call.error(
+                    "writes in place to a parameter, or to a tensor that is not registered; register it as a buffer"
+                )
+            return out
 
         return module, placed
+
+
+_OWN = frozenset(vars(Module()))  # torch's own attributes of a module
+
+
+def _attributes(module: Module, copies: bool) -> tuple[list[tuple[Module, dict[str, Any]]], list[Tensor]]:
+    """Reads the attributes of a module's parts, each with the contents of a list or dict, for :func:`_restore`.
+
+    With ``copies``, the parts get copies of their unregistered tensors, which a call may write to; they are returned, too.
+    """
+    before, loose = [], []
+    for part in module.modules():
+        if type(part).__module__.startswith("torch.nn.modules.") and not part._forward_pre_hooks:
+            continue
+        own = {name: value for name, value in part.__dict__.items() if name not in _OWN}
+        before.append((part, {name: (x, x.copy() if type(x) in (list, dict) else None) for name, x in own.items()}))
+        for name, value in own.items() if copies else ():
+            if type(value) is Tensor:
+                loose.append(value.clone())
+                setattr(part, name, loose[-1])
+    return before, loose
+
+
+def _restore(before: list[tuple[Module, dict[str, Any]]]) -> None:
+    """Gives the parts their attributes back, with their contents, and deletes new ones."""
+    for part, kept in before:
+        for name, (value, content) in kept.items():
+            if part.__dict__.get(name) is not value:
+                setattr(part, name, value)
+            if type(content) is list and not _alike(value, content):
+                value[:] = content
+            if type(content) is dict and not (_alike(value, content) and _alike(value.values(), content.values())):
+                value.clear()
+                value.update(content)
+        for name in [name for name in part.__dict__ if name not in kept and name not in _OWN]:
+            delattr(part, name)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _copied(module: Module, meta: bool = False) -> Module:
+    """Copies a module, also one that keeps results of its last call, as old weight norms do; with ``meta``, without the
+    numbers of its parameters and buffers."""
+    memo: dict[int, Any] = {}
+    for x in (x for part in module.modules() for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf):
+        memo[id(x)] = x.detach().clone()
+    if meta:
+        memo |= {id(leaf): torch.empty_like(leaf, device="meta").detach() for leaf in _tensors(module).values()}
+    return copy.deepcopy(module, memo)
 
 
 def _tensors(module: Module) -> Tensors:
@@ -239,7 +274,6 @@ def _same(a: Any, b: Any) -> bool:
         return bool((a.func, a.args, a.keywords) == (b.func, b.args, b.keywords))
     if not isinstance(a, Module) or not isinstance(b, Module):
         return bool(a == b)
-    if type(a) is not type(b) or repr(a) != repr(b):
-        return False
     one, other = _tensors(a), _tensors(b)
-    return one.keys() == other.keys() and all(torch.equal(leaf.cpu(), other[name].cpu()) for name, leaf in one.items())
+    alike = type(a) is type(b) and repr(a) == repr(b) and one.keys() == other.keys()
+    return alike and all(torch.equal(leaf.cpu(), other[name].cpu()) for name, leaf in one.items())

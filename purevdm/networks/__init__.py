@@ -33,15 +33,12 @@ The library's own networks:
 - :func:`mlp` takes events of any shape, flattened. It is made for points.
 - :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
 
-**Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. ``"c h w -> (h w) c"``
-lets all positions attend to all. ``("c h w -> h w c", "c h w -> w h c")`` attends along rows and then along columns, and
-``"c d h w -> d (h w) c"`` within slices. A pattern that cannot be undone is refused, with the reason, when the network is
-made.
+**Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. A pattern that cannot be
+undone is refused, with the reason, when the network is made.
 
 **Conditions** are a vector of numbers (``cond_dim``), a class (``classes``), a control sequence for cross-attention
-(``ctrl_dim``, of :func:`unet`), a map of the event's own size (``map_channels``, of :func:`unet`), or several of them in a
-:class:`Condition`. ``cond_drop`` drops the condition in training, by key. Then ``sample(..., guidance=2.0)`` strengthens it
-(classifier-free guidance).
+(``ctrl_dim``), a map of the event's own size (``map_channels``), or several of them in a :class:`Condition`. ``cond_drop``
+drops the condition in training, by key. Then ``sample(..., guidance=2.0)`` strengthens it (classifier-free guidance).
 
 **Self-conditioning** (``self_condition=True``) gives the network its earlier estimate of the data: half of the time in
 training, and always in the bound, which takes two passes and so stays a bound. A sampler hands the estimate from step to
@@ -49,9 +46,8 @@ step.
 """
 
 from purevdm.networks._condition import Condition
-from purevdm.networks._mixed import mixed
 from purevdm.networks._mlp import mlp
-from purevdm.networks._network import Network, Wrapped
+from purevdm.networks._network import Network, Wrapped, mixed
 from purevdm.networks._unets import unet, vdm_unet
 
 from purevdm.modules import from_module, load_module, module_params  # isort: skip (they derive from Network)

@@ -1,7 +1,8 @@
-"""The blocks of the networks: a ResNet block under a context, attention over a map's positions, and to a sequence."""
+"""What the library's networks are made of: the settings that all have, a ResNet block under a context, attention."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,15 +10,67 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from purevdm import _checks, nn, random
-from purevdm._compile import channels_last, materialize
-from purevdm.networks import _adapter
+from purevdm._compile import channels_last, constant, materialize
+from purevdm.networks import _adapter, _condition
 from purevdm.networks._network import PAPER as PAPER
+from purevdm.networks._network import Network, checked_predicts
 from purevdm.types import Key, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Network):
+    """A network of the library: it takes conditions and an estimate of the data, and normalises gamma."""
+
+    fourier: tuple[int, ...]
+    condition: _condition.Kinds
+    self_condition: bool
+    predicts: str
+    outputs: int | None
+    endpoints: tuple[float, float] | None
+    dtype: torch.dtype | None = None
+
+    @constant
+    def ends(self) -> tuple[float, float]:
+        """Returns the endpoints, or those of a network outside of a model."""
+        return self.endpoints or PAPER
+
+
+def shared(
+    fourier: Sequence[int],
+    condition: tuple[int, int, int, int, float],
+    self_condition: bool,
+    predicts: str,
+    outputs: int | None,
+    *ends: float | None,
+) -> dict[str, Any]:
+    """Checks the arguments that all networks have, of which these are the fields of :class:`Own`."""
+    return dict(
+        fourier=exponents(fourier),
+        condition=_condition.kinds(*condition),
+        self_condition=_checks.boolean("self_condition", self_condition),
+        predicts=checked_predicts(predicts),
+        outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
+        endpoints=endpoints(*ends),
+    )
 
 
 def exponents(fourier: Sequence[int]) -> tuple[int, ...]:
     """Checks the exponents of Fourier features; 2**n must be a float32."""
     return _checks.integers("fourier", fourier, -126, 126)
+
+
+def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, float] | None:
+    """Checks a network's arguments: both, or None for neither."""
+    if gamma_min is None and gamma_max is None:
+        return None
+    return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
+
+
+def time_scale(x: float) -> float:
+    """Checks a network's argument."""
+    if (scale := _checks.real("time_scale", x)) <= 0.0:
+        raise ValueError(f"time_scale: expected a number above 0, got {x}")
+    return scale
 
 
 def resnet_init(key: Key, n_in: int, n_out: int, hidden: int, rank: int = 2) -> Params:
@@ -80,29 +133,11 @@ def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., T
     This works where ``torch.autograd`` differentiates a compiled graph, as in ``training.gradients(..., remat=True)``.
     Elsewhere the block stays as it is, since ``torch.func.grad`` does not support checkpoints.
     """
-    if not remat:
-        return block
 
     def again(*inputs: Any) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return block(*inputs)
-        return checkpoint(block, *inputs, use_reentrant=False)
+        return checkpoint(block, *inputs, use_reentrant=False) if torch.compiler.is_compiling() else block(*inputs)
 
-    return again
-
-
-def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, float] | None:
-    """Checks a network's arguments: both, or None for neither."""
-    if gamma_min is None and gamma_max is None:
-        return None
-    return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
-
-
-def time_scale(x: float) -> float:
-    """Checks a network's argument."""
-    if (scale := _checks.real("time_scale", x)) <= 0.0:
-        raise ValueError(f"time_scale: expected a number above 0, got {x}")
-    return scale
+    return again if remat else block
 
 
 def normalised(gamma: Tensor, endpoints: tuple[float, float], z: Tensor) -> Tensor:

@@ -81,32 +81,27 @@ def read(kinds: Kinds, params: Params, cond: Any, like: Tensor, key: Key | None 
     params = params.get("cond", {})
     keep = random.bernoulli(key, 1.0 - fixed(kinds.drop), ()) if key is not None and kinds.drop > 0.0 else None
 
-    def or_none(value: Tensor | None, stand_in: str) -> Tensor:
+    def or_none(value: Tensor | None, stand_in: Tensor) -> Tensor:
         if value is None:
-            return params[stand_in]
-        return value if keep is None else torch.where(keep, value, params[stand_in])
+            return stand_in
+        return value if keep is None else torch.where(keep, value, stand_in)
+
+    def floats(value: Tensor | None, stand_in: Tensor | None) -> Tensor:
+        return or_none(None if value is None else value.to(like.dtype), stand_in).to(like.dtype)  # type: ignore[arg-type]
 
     vector = label = ctrl = field = None
     if kinds.cond_dim:
-        given = None if cond.vector is None else _vector(kinds.cond_dim, cond.vector).to(like.dtype)
-        vector = or_none(given, "no_vector").to(like.dtype)
+        vector = floats(None if cond.vector is None else _vector(kinds.cond_dim, cond.vector), params.get("no_vector"))
     if kinds.classes:
-        if cond.label is None:
-            index = torch.full((), kinds.classes, device=like.device)
-        else:
-            index = _label(kinds.classes, cond.label)
-            index = index if keep is None else torch.where(keep, index, kinds.classes)
-        label = nn.embedding(params["label"], index)
+        index = None if cond.label is None else _label(kinds.classes, cond.label)
+        label = nn.embedding(params["label"], or_none(index, torch.full((), kinds.classes, device=like.device)))
     if kinds.ctrl_dim:
-        given = None if cond.ctrl is None else _ctrl(kinds.ctrl_dim, cond.ctrl).to(like.dtype)
-        ctrl = or_none(given, "no_ctrl").to(like.dtype)
+        ctrl = floats(None if cond.ctrl is None else _ctrl(kinds.ctrl_dim, cond.ctrl), params.get("no_ctrl"))
         ctrl = ctrl if ctrl.ndim == 2 else ctrl[None]
     if kinds.map_channels:
-        shape = (kinds.map_channels, *like.shape[1:])
+        shape, no_map = (kinds.map_channels, *like.shape[1:]), params.get("no_map")
         given = None if cond.map is None else _checks.floating("cond.map", _checks.shaped("cond.map", cond.map, shape))
-        if "no_map" in params:
-            params = params | {"no_map": nn.over_space(params["no_map"], like).expand(shape)}
-        field = or_none(given, "no_map").to(like.dtype)
+        field = floats(given, None if no_map is None else nn.over_space(no_map, like).expand(shape))
     return Condition(vector, label, ctrl, field)
 
 
@@ -117,19 +112,16 @@ def _sorted(kinds: Kinds, cond: Any) -> Condition:
     """Sorts the condition by kind, and refuses kinds that the network does not take."""
     sizes = dict(zip(_FIELDS, kinds[:-1], strict=True))
     taken = [name for name, size in sizes.items() if size]
-
-    def expected() -> str:
-        return ", ".join(f"{name} ({_FIELDS[name]}={sizes[name]})" for name in taken)
-
     if isinstance(cond, Tensor) and len(taken) == 1:
         cond = Condition(**{taken[0]: cond})
+    expected = ", ".join([f"{name} ({_FIELDS[name]}={sizes[name]})" for name in taken])
     if cond is not None and not isinstance(cond, Condition):
         if taken:
-            raise TypeError(f"cond: expected a Condition with {expected()}, got {_checks.describe(cond)}")
+            raise TypeError(f"cond: expected a Condition with {expected}, got {_checks.describe(cond)}")
         raise ValueError(f"cond: expected None, as this network takes none (cond_dim=0), got {_checks.describe(cond)}")
     if cond is None or all(value is None for value in cond):
         if taken and kinds.drop == 0.0:
-            raise ValueError(f"cond: expected {expected()}, got None; a network with cond_drop > 0 learns to go without")
+            raise ValueError(f"cond: expected {expected}, got None; a network with cond_drop > 0 learns to go without")
         return Condition()
     for name, size in sizes.items():
         value = getattr(cond, name)

@@ -5,36 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
-from purevdm._compile import constant
 from purevdm.networks import _blocks, _condition
-from purevdm.networks._network import Network, checked_predicts
+from purevdm.networks._network import Network
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["mlp"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLP(Network):
+class MLP(_blocks.Own):
     """The network of :func:`mlp`."""
 
     hidden: int
     layers: int
-    fourier: tuple[int, ...]
-    condition: _condition.Kinds
-    self_condition: bool
-    predicts: str
-    outputs: int | None
-    endpoints: tuple[float, float] | None
-    dtype: torch.dtype | None = None
-
-    @constant
-    def ends(self) -> tuple[float, float]:
-        """Returns the endpoints, or those of a network outside of a model."""
-        return self.endpoints or _blocks.PAPER
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         _checks.key("key", key)
@@ -46,13 +32,7 @@ class MLP(Network):
         return dense | _condition.init(self.condition, k_cond, hidden)
 
     def apply(
-        self,
-        params: Params,
-        z: Tensor,
-        gamma: Tensor,
-        cond: Any = None,
-        key: Key | None = None,
-        x_hat: Tensor | None = None,
+        self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
     ) -> Tensor:
         given = _condition.read(self.condition, params, cond, z, key)
         level = 2.0 * _blocks.normalised(gamma, self.ends(), z) - 1.0
@@ -87,15 +67,8 @@ def mlp(
     Args:
         hidden: the width of the hidden layers.
         layers: how many hidden layers.
-        fourier: the exponents n of the base-2 Fourier features; () for none.
-        cond_dim: how many numbers the condition's vector holds, which go in beside z; 0 for none.
-        classes: how many classes its label takes, embedded and added to the first hidden layer; 0 for none.
-        cond_drop: the rate at which training drops the condition for guidance, when ``apply`` is given a key.
-        self_condition: whether an earlier estimate of the data goes in beside z.
-        predicts: what the output is: "eps", "x" or "v".
-        outputs: how many numbers the network returns for each of z's, on a new last axis; None for one, of z's shape.
-        gamma_min, gamma_max: the endpoints between which the network normalises gamma, constants. Left out, those that the
-            model's schedule starts from (outside of a model, the paper's).
+        fourier, cond_dim, cond_drop, self_condition, predicts, outputs, gamma_min, gamma_max: as for :func:`unet`.
+        classes: how many classes the condition's label takes, embedded and added to the first hidden layer; 0 for none.
 
     Returns:
         A :class:`~purevdm.networks.Network` for events of any shape (flattened inside). Its layers are named ``dense1``,
@@ -104,13 +77,9 @@ def mlp(
     Raises:
         TypeError, ValueError: an argument out of its range.
     """
+    condition = (cond_dim, classes, 0, 0, cond_drop)
     return MLP(
         hidden=_checks.integer("hidden", hidden, 1),
         layers=_checks.integer("layers", layers, 1),
-        fourier=_blocks.exponents(fourier),
-        condition=_condition.kinds(cond_dim, classes, 0, 0, cond_drop),
-        self_condition=_checks.boolean("self_condition", self_condition),
-        predicts=checked_predicts(predicts),
-        outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
-        endpoints=_blocks.endpoints(gamma_min, gamma_max),
+        **_blocks.shared(fourier, condition, self_condition, predicts, outputs, gamma_min, gamma_max),
     )

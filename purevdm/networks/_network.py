@@ -1,4 +1,4 @@
-"""The base class of score networks, and networks of one's own functions or around another."""
+"""The base class of score networks; networks of one's own functions, around another, or in another dtype."""
 
 import dataclasses
 import inspect
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import constant
 from purevdm._values import Value
 from purevdm.types import Key, Params, Shape
 
-_FORMS = ("apply", "apply_by_regions")
+PAPER = (-13.3, 5.0)  # the endpoints of a network outside of a model
 
 
 class Network(Value):
@@ -77,13 +76,19 @@ class Network(Value):
         """Returns the network for a schedule between these endpoints, which fill its field for them where that is None.
 
         Raises:
-            ValueError: its ``apply`` calls a library network that was given no endpoints, and would normalise gamma by the
-                paper's. Give that one its ``gamma_min`` and ``gamma_max``, or derive from :class:`Wrapped`.
+            ValueError: it has others; or its ``apply`` calls a library network that was given none, and would normalise
+                gamma by the paper's. Give that one its ``gamma_min`` and ``gamma_max``, or derive from :class:`Wrapped`.
         """
-        if self.endpoints is None and self._settable("endpoints"):
+        if self.endpoints is not None:
+            if not _same(self.endpoints, endpoints):
+                raise _outside("it normalises", self.endpoints, endpoints, "leave its gamma_min and gamma_max out")
+        elif self._settable("endpoints"):
             return self._replace(endpoints=endpoints)
-        if self.endpoints is None:
-            _check_inner(self, endpoints)
+        elif not _same(endpoints, PAPER):
+            for inner in _networks_in(self._applied, set()):
+                if inner.endpoints is None and inner._settable("endpoints"):
+                    remedy = f"make that one with gamma_min={endpoints[0]}, gamma_max={endpoints[1]}"
+                    raise _outside(f"its apply calls {inner!r}, which would normalise", PAPER, endpoints, remedy)
         return self
 
     def computing_in(self, dtype: torch.dtype | None) -> "Network":
@@ -92,14 +97,12 @@ class Network(Value):
             raise TypeError(f"network: expected one with a field dtype, got {_checks.describe(self)}")
         return self._replace(dtype=dtype)
 
-    @constant
-    def has_regions(self) -> bool:
-        """Says whether ``apply_by_regions`` computes what ``apply`` does: not where a subclass overrides only one."""
-        owners = [next((kind for kind in type(self).__mro__ if name in vars(kind)), None) for name in _FORMS]
-        return owners[0] is owners[1]
-
     def _settable(self, name: str) -> bool:
         return any(field.name == name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    @property
+    def _applied(self) -> Callable[..., Tensor]:
+        return self.apply
 
     @property
     def name(self) -> str:
@@ -113,22 +116,9 @@ class Network(Value):
         return Functions(init, apply, **settings)
 
 
-@dataclass(frozen=True)
-class Functions(Network):
-    """A network made of two functions."""
-
+class _OfFunctions(Network):
     own_init: Callable[[Key, Shape], Params]
     own_apply: Callable[..., Tensor]
-    batched: bool = False
-    predicts: str = "eps"
-    self_condition: bool = False
-    masked: bool = False
-    residual: bool = False
-    outputs: int | None = None
-    dtype: torch.dtype | None = None
-    endpoints: tuple[float, float] | None = None
-    update: Callable[..., Params] | None = None
-    frozen: tuple[str, ...] = ()
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return self.own_init(key, event_shape)
@@ -136,14 +126,27 @@ class Functions(Network):
     def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.own_apply(params, z, gamma, *args, **kwargs)
 
-    def between(self, endpoints: tuple[float, float]) -> "Network":
-        if self.endpoints is None:  # its functions would not receive them
-            _check_inner(self.own_apply, endpoints)
-        return self
+    def _settable(self, name: str) -> bool:
+        return name != "endpoints" and super()._settable(name)  # its functions would not receive them
+
+    @property
+    def _applied(self) -> Callable[..., Tensor]:
+        return self.own_apply
 
     @property
     def name(self) -> str:
         return getattr(self.own_apply, "__qualname__", repr(self.own_apply))
+
+
+# A network made of two functions, and the attributes of any as fields.
+_FIELDS = [(name, kind, getattr(Network, name)) for name, kind in Network.__annotations__.items()]
+Functions = dataclasses.make_dataclass(
+    "Functions",
+    [("own_init", Any), ("own_apply", Any), *_FIELDS],
+    bases=(_OfFunctions,),
+    namespace={"__module__": __name__},
+    frozen=True,
+)
 
 
 @dataclass(frozen=True)
@@ -174,30 +177,36 @@ for _name in Network.__annotations__:
     setattr(Wrapped, _name, _of_own(_name))
 
 
+def mixed(network: Network, dtype: torch.dtype = torch.bfloat16) -> Network:
+    """Makes a network compute in ``dtype``, to which its parameters are cast in each call.
+
+    A network of :func:`from_module` runs under ``torch.autocast`` instead, which casts the inputs of its matrix products and
+    convolutions, and leaves norms and buffers. The parameters themselves, their gradients and averages stay float32, and so
+    do the latent and its Fourier features, the embedding of gamma, the schedule, the random numbers and the losses.
+
+    Raises:
+        TypeError: another dtype than bfloat16 or float16.
+    """
+    _checks.instance("network", network, Network, "a purevdm Network")
+    _checks.dtype("dtype", dtype, (torch.bfloat16, torch.float16))
+    return network.computing_in(dtype)
+
+
 def checked_predicts(x: str) -> str:
     """Checks a network's argument."""
     return _checks.choice("predicts", x, ("eps", "x", "v"))
 
 
-PAPER = (-13.3, 5.0)  # the endpoints of a network outside of a model
+# Endpoints
 
 
-def _check_inner(apply: Any, endpoints: tuple[float, float]) -> None:
-    """Refuses library networks without endpoints in a user's function, unless the paper's are the model's."""
-    if same(endpoints, PAPER):
-        return
-    for inner in _networks_in(apply, set()):
-        if inner.endpoints is None and inner._settable("endpoints") and not isinstance(inner, Functions):
-            low, high = endpoints
-            raise ValueError(
-                f"network: its apply calls {inner!r}, which would normalise gamma between {PAPER[0]} and {PAPER[1]}, "
-                f"but the model's levels go from {low} to {high}; make that one with gamma_min={low}, gamma_max={high}"
-            )
-
-
-def same(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Compares two pairs of endpoints."""
+def _same(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+def _outside(what: str, own: tuple[float, float], endpoints: tuple[float, float], remedy: str) -> ValueError:
+    levels = f"but the model's levels go from {endpoints[0]} to {endpoints[1]}"
+    return ValueError(f"network: {what} gamma between {own[0]} and {own[1]}, {levels}; {remedy}")
 
 
 def _networks_in(value: Any, seen: set[int]) -> Iterator[Network]:

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from purevdm import _checks, nn, random
-from purevdm._compile import constant, fixed, materialize
-from purevdm.networks import _adapter, _blocks, _condition, _regions
-from purevdm.networks._network import Network
+from purevdm import _apply, _checks, nn, random
+from purevdm._compile import fixed, materialize
+from purevdm.networks import _adapter, _blocks, _condition
 from purevdm.types import Key, Params, Shape
 
 
@@ -26,7 +24,7 @@ class Inside(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNet(Network):
+class UNet(_blocks.Own):
     """The network of :func:`unet`.
 
     Attributes:
@@ -39,17 +37,10 @@ class UNet(Network):
     attention: tuple[int, ...]
     adapter: tuple[str, ...]
     heads: int
-    fourier: tuple[int, ...]
     dropout: float
-    condition: _condition.Kinds
-    self_condition: bool
     groups: int
     remat: bool
-    predicts: str
-    outputs: int | None
-    endpoints: tuple[float, float] | None
     time_scale: float
-    dtype: torch.dtype | None = None
     owned_buffers: bool = False
 
     @property
@@ -60,34 +51,17 @@ class UNet(Network):
         return _init(self, key, event_shape)
 
     def apply(
-        self,
-        params: Params,
-        z: Tensor,
-        gamma: Tensor,
-        cond: Any = None,
-        key: Key | None = None,
-        x_hat: Tensor | None = None,
+        self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
     ) -> Tensor:
         block = _blocks.rematerialised(partial(_block, _resnet, _attend), self.remat)
-        return _forward(self, _regions.one, block, params, z, gamma, cond, key, x_hat)
+        return _forward(self, _one, block, params, z, gamma, cond, key, x_hat)
 
     def apply_by_regions(
-        self,
-        params: Params,
-        z: Tensor,
-        gamma: Tensor,
-        cond: Any = None,
-        key: Key | None = None,
-        x_hat: Tensor | None = None,
+        self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
     ) -> Tensor:
-        """:meth:`apply` for a batch, block by block; see :mod:`purevdm.networks._regions`."""
+        """:meth:`apply` for a batch, block by block; see :mod:`purevdm._apply`."""
         block = _blocks.rematerialised(partial(_block, _resnet_of_batch, _attend_of_batch), self.remat)
-        return _forward(self, _regions.over_batch, block, params, z, gamma, cond, key, x_hat)
-
-    @constant
-    def ends(self) -> tuple[float, float]:
-        """Returns the endpoints, or those of a network outside of a model."""
-        return self.endpoints or _blocks.PAPER
+        return _forward(self, _apply.over_batch, block, params, z, gamma, cond, key, x_hat)
 
     @property
     def widths(self) -> list[int]:
@@ -168,6 +142,11 @@ def _init(settings: UNet, key: Key, event_shape: Shape) -> Params:
 # Application
 
 
+def _one(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of parameters and one example, for one example."""
+    return f
+
+
 def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Lists the shapes of the dropout masks, in the order of the forward pass."""
     widths, blocks, spaces = settings.widths, settings.blocks, [space]
@@ -192,17 +171,17 @@ def _attend(settings: Inside, params: Params, x: Tensor, ctrl: Tensor | None) ->
     return x
 
 
-@_regions.region(Inside)
+@_apply.region(Inside)
 def _resnet_of_batch(settings: Inside, params: Params, *given: Any) -> Tensor:
     context, mask, *maps = given
     if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor, which would be another region
         maps = [materialize(x) for x in maps]
-    return _regions.over_batch(partial(_resnet, settings))(params, context, mask, *maps)
+    return _apply.over_batch(partial(_resnet, settings))(params, context, mask, *maps)
 
 
-@_regions.region(Inside)
+@_apply.region(Inside)
 def _attend_of_batch(settings: Inside, params: Params, *given: Any) -> Tensor:
-    return _regions.over_batch(partial(_attend, settings))(params, *given)
+    return _apply.over_batch(partial(_attend, settings))(params, *given)
 
 
 def _block(

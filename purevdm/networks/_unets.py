@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from purevdm import _checks
-from purevdm.networks import _adapter, _blocks, _condition, _unet
-from purevdm.networks._network import Network, checked_predicts
+from purevdm.networks import _adapter, _blocks, _unet
+from purevdm.networks._network import Network
 
 __all__ = ["unet", "vdm_unet"]
 
@@ -96,29 +96,21 @@ def unet(
     if embed % groups:
         raise ValueError(f"embed, groups: expected embed to be a multiple of groups, got {embed} and {groups}")
     for i in sorted({*attended, last}):
-        if embed * multipliers[i] % heads:
-            width = embed * multipliers[i]
+        if (width := embed * multipliers[i]) % heads:
             raise ValueError(f"heads: expected a divisor of the {width} channels at resolution {i}, got {heads}")
-    patterns = _adapter.patterns(adapter)
-    if len({_adapter.rank(pattern) for pattern in patterns}) != 1:
-        raise ValueError(f"adapter: expected patterns of as many axes, at least one, got {adapter!r}")
+    condition = (cond_dim, classes, ctrl_dim, map_channels, cond_drop)
     return _unet.UNet(
         embed=embed,
         multipliers=multipliers,
         blocks=blocks,
         attention=attended,
-        adapter=patterns,
+        adapter=_adapter.patterns(adapter),
         heads=heads,
-        fourier=_blocks.exponents(fourier),
         dropout=_checks.probability("dropout", dropout),
-        condition=_condition.kinds(cond_dim, classes, ctrl_dim, map_channels, cond_drop),
-        self_condition=_checks.boolean("self_condition", self_condition),
         groups=groups,
         remat=_checks.boolean("remat", remat),
-        predicts=checked_predicts(predicts),
-        outputs=None if outputs is None else _checks.integer("outputs", outputs, 1),
-        endpoints=_blocks.endpoints(gamma_min, gamma_max),
         time_scale=_blocks.time_scale(time_scale),
+        **_blocks.shared(fourier, condition, self_condition, predicts, outputs, gamma_min, gamma_max),
     )
 
 
@@ -141,10 +133,7 @@ def vdm_unet(
         embed: the width.
         layers: the depth of each half.
         attention: whether attention follows every block, or only the first of the middle.
-        fourier: the exponents n of the base-2 Fourier features that go in beside z; () for none.
-        dropout: the rate in every block, when ``apply`` is given a key.
-        groups: the groups of each group norm.
-        options: any other argument of :func:`unet`, such as ``cond_dim`` or ``gamma_min``.
+        fourier, dropout, groups, options: arguments of :func:`unet`.
 
     Returns:
         A :class:`~purevdm.networks.Network` for events (channels, height, width) of any size.

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch._functorch import config
 
-from purevdm import _checks, random
+from purevdm import _apply, _checks, random
 from purevdm._compile import OLD, exact
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
 from purevdm.model import batch_axes
-from purevdm.networks import _regions
 from purevdm.noise import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
@@ -78,8 +77,8 @@ def gradients(
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it.
         remat: whether the loss is differentiated from outside, by ``torch.autograd``, which knows checkpoints as
-            ``torch.func`` does not. So modules with checkpoints compute them again in the backward pass, for less memory,
-            and, compiled, networks made with ``remat=True``.
+            ``torch.func`` does not. So, compiled, modules with checkpoints and networks made with ``remat=True`` compute
+            them again in the backward pass, for less memory.
         accumulate: into how many pieces to cut each batch, one after the other; the result is that of the whole, with less
             memory. One graph serves all pieces.
         frozen: paths of leaves or branches of the parameters, as ``"network.down"`` or ``"network.params.encoder"``, whose
@@ -121,11 +120,11 @@ def gradients(
             return pull(torch.ones_like(loss))[0], (loss, stats)
 
     # A backend "eager" does not differentiate regions.
-    regions = compile and not variance and options.get("backend") != "eager" and _regions.known(model.network)
+    regions = compile and not variance and options.get("backend") != "eager" and _apply.has_regions(model.network)
     if remat or regions:
         if regions:
             network = model.network._replace(owned_buffers=True)
-            model, options = model._replace(network=network), _regions.without_reuse(options)
+            model, options = model._replace(network=network), _apply.without_reuse(options)
         loss = model.loss_and_stats
         whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss)
     elif compile:

@@ -40,32 +40,28 @@ def test_rows_columns_and_slices():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "reason"),
+    "pattern",
     [
-        ("c h w", "one arrow"),
-        ("c h w -> h -> w c", "one arrow"),
-        ("c h w -> (h w c)", "channels alone"),
-        ("c h w -> c (h w)", "channels alone"),
-        ("h w c -> (h w) c", "channels alone"),
-        ("c h w -> h c", "not invertible"),
-        ("c h w -> (h h) w c", "not invertible"),
-        ("c h w -> (h w) x c", "not invertible"),
-        ("c h h -> (h h) c", "not invertible"),
-        ("c h w -> () (h w) c", "not invertible"),
-        ("c h w\n-> (h w) c", "only spaces"),
-        ("c (h p) w -> (h p w) c", "axes stand alone"),
-        ("c ... -> (...) c", "not the name of an axis"),
-        ("c h w -> (h w c", "not the name|not invertible"),
-        ("c h w -> h w 1 c", "not the name of an axis"),
-        ("c -> c", "one to three axes"),
-        ("c a b d e -> (a b d e) c", "one to three axes"),
+        "c h w",
+        "c h w -> h -> w c",
+        "c h w -> (h w c)",
+        "c h w -> c (h w)",
+        "h w c -> (h w) c",
+        "c h w -> h c",
+        "c h w -> (h h) w c",
+        "c h w -> (h w) x c",
+        "c h h -> (h h) c",
+        "c h w -> () (h w) c",
+        "c (h p) w -> (h p w) c",
+        "c ... -> (...) c",
+        "c h w -> (h w c",
+        "c h w -> h w 1 c",
+        "c -> c",
+        "c a b d e -> (a b d e) c",
+        "",
+        2,
     ],
 )
-def test_bad_patterns_are_refused_with_the_reason(pattern, reason):
-    with pytest.raises(ValueError, match=reason):
+def test_bad_patterns_are_refused(pattern):
+    with pytest.raises((TypeError, ValueError), match="adapter: expected an einops pattern"):
         _adapter.rank(pattern)
-
-
-def test_a_pattern_is_a_string():
-    with pytest.raises(TypeError, match="adapter"):
-        _adapter.rank(2)

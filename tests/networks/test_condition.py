@@ -6,14 +6,13 @@ import torch
 from compare import close
 
 import purevdm
-from purevdm import denoiser, networks, nn, random, schedules, testing
+from purevdm import denoiser, networks, random, schedules, testing
 from purevdm.networks import Condition
 
 ZERO = torch.tensor(0.0)
 SHAPE = (2, 4, 4)
 MAKERS = {
     "mlp": lambda **k: networks.mlp(8, fourier=(), **k),
-    "vdm_unet": lambda **k: networks.vdm_unet(8, 1, groups=4, fourier=(), dropout=0.0, **k),
     "unet": lambda **k: networks.unet(8, (1, 2), 1, groups=4, heads=2, attention=(0,), **k),
 }
 
@@ -84,57 +83,34 @@ def test_each_example_sees_its_own_condition(make):
 
 @pytest.mark.parametrize("space", [(6,), (3, 5), (3, 2, 4)])
 def test_a_map_is_concatenated_to_the_input_channels(space):
-    """As by hand: the network of a map is one of more channels whose first convolution sees them."""
-    options = dict(embed=4, multipliers=(1, 2), blocks=1, groups=2, heads=1, fourier=(1,), self_condition=True)
+    """As by hand: without what the first convolution does to it, the network is the one without a map."""
     adapter = {1: "c l -> l c", 2: "c h w -> (h w) c", 3: "c d h w -> (d h w) c"}[len(space)]
-    network = networks.unet(**options, adapter=adapter, map_channels=3)
+    options = dict(embed=4, multipliers=(1, 2), blocks=1, groups=2, heads=1, fourier=(1,), adapter=adapter)
+    network, plain = (networks.unet(**options, self_condition=True, map_channels=n) for n in (3, 0))
     params = perturb.perturbed(network.init(random.key(0), (2, *space)), 1, 0.2)
     z, x_hat = random.normal(random.key(2), (2, 2, *space)).unbind(0)
     field = random.normal(random.key(3), (3, *space))
-    conv = params["conv_in"]
-    first, inputs = 2 * (1 + 2 + 1), list(conv["kernel"].shape).index(11)
-    cut = conv | {"kernel": conv["kernel"].narrow(inputs, 0, first)}
-    rest = conv | {"kernel": conv["kernel"].narrow(inputs, first, 3)}
-    plain = networks.unet(**options, adapter=adapter)
-    shift = nn.conv(rest | {"bias": torch.zeros(4)}, field)
-
+    kernel = params["conv_in"]["kernel"].clone()
+    kernel[:, -3:] = 0.0
+    without, cut = (params | {"conv_in": params["conv_in"] | {"kernel": k}} for k in (kernel, kernel[:, :-3]))
+    want = plain.apply(cut, z, ZERO, x_hat=x_hat)
+    close(network.apply(without, z, ZERO, cond=field, x_hat=x_hat), want, 1e-4)
     got = network.apply(params, z, ZERO, cond=field, x_hat=x_hat)
     assert torch.equal(got, network.apply(params, z, ZERO, cond=Condition(map=field), x_hat=x_hat))
-    with pytest.MonkeyPatch.context() as patch:
-        conv_of, seen = nn.conv, []
-
-        def shifted(params, x, **options):
-            out = conv_of(params, x, **options)
-            if not seen:
-                seen.append(x)
-                out = out + shift
-            return out
-
-        patch.setattr(nn, "conv", shifted)
-        want = plain.apply(params | {"conv_in": cut}, z, ZERO, x_hat=x_hat)
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     grad = torch.func.grad(lambda field: network.apply(params, z, ZERO, cond=field, x_hat=x_hat).square().sum())(field)
     assert (grad != 0).all()
 
 
-def mapped_model():
+def test_a_map_is_learned_from_compiled_dropped_and_guided():
     network = networks.unet(4, (1, 2), 1, groups=2, heads=1, map_channels=2, classes=3, cond_drop=0.3)
     model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
-    params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
+    params, x = perturb.perturbed(model.init(random.key(0)), 1, 0.1), random.randint(random.key(1), (3, 1, 3, 4), 0, 16)
     cond = Condition(label=torch.tensor([0, 2, 1]), map=random.normal(random.key(4), (3, 2, 3, 4)))
-    return model, params, random.randint(random.key(1), (3, 1, 3, 4), 0, 16), cond
-
-
-def test_a_map_is_learned_from_compiled_dropped_and_guided():
-    model, params, x, cond = mapped_model()
     grad_fn = torch.func.grad_and_value(model.loss_fn)
-    grads, loss = grad_fn(params, x, random.key(2), cond)
-    assert loss.isfinite()
-    dropped = [grad_fn(params, x, random.key(i), cond)[0]["network"]["cond"]["no_map"].norm() > 0 for i in range(8)]
-    assert sum(dropped) > 0
-    close(torch.compile(grad_fn, fullgraph=True, backend="eager")(params, x, random.key(2), cond), (grads, loss), 1e-4)
-    z, gamma = random.normal(random.key(5), (3, 1, 3, 4)), torch.zeros(3)
-    network, own = model.network, params["network"]
+    many = [grad_fn(params, x, random.key(i), cond) for i in range(8)]
+    assert any(grads["network"]["cond"]["no_map"].norm() > 0 for grads, _ in many)
+    close(torch.compile(grad_fn, fullgraph=True, backend="eager")(params, x, random.key(2), cond), many[2], 1e-4)
+    z, gamma, own = random.normal(random.key(5), (3, 1, 3, 4)), torch.zeros(3), params["network"]
     given, free = (denoiser.output(network, own, z, gamma, c) for c in (cond, None))
     guided = model.denoiser(params, cond, n=3, guidance=2.0)(z, gamma).eps
     torch.testing.assert_close(guided, free + 2.0 * (given - free))
@@ -154,9 +130,7 @@ MAP = networks.unet(8, (1,), 1, map_channels=3, heads=2)
     ("network", "cond", "error", "word"),
     [
         (CLASSES, torch.tensor(3), ValueError, r"cond\.label: expected integers in \[0, 2\]"),
-        (CLASSES, torch.tensor(-1), ValueError, r"cond\.label"),
         (CLASSES, torch.tensor(1.0), TypeError, r"cond\.label"),
-        (CLASSES, torch.tensor([1]), ValueError, r"cond\.label"),
         (CLASSES, None, ValueError, "label .classes=3., got None; .*cond_drop"),
         (CLASSES, Condition(vector=torch.zeros(2)), ValueError, r"cond\.vector: this network takes none"),
         (BOTH, Condition(vector=torch.zeros(2)), ValueError, r"cond\.label: expected a tensor"),
@@ -166,12 +140,9 @@ MAP = networks.unet(8, (1,), 1, map_channels=3, heads=2)
         (CTRL, torch.zeros(4), ValueError, r"cond\.ctrl: expected shape \(tokens, 5\)"),
         (CTRL, torch.zeros(0, 5), ValueError, r"cond\.ctrl"),
         (CTRL, torch.zeros(2, 5, dtype=torch.int64), TypeError, r"cond\.ctrl"),
-        (MAP, torch.zeros(2, 4, 4), ValueError, r"cond\.map: expected shape \(3, 4, 4\)"),
         (MAP, torch.zeros(3, 4, 5), ValueError, r"cond\.map: expected shape \(3, 4, 4\)"),
-        (MAP, torch.zeros(3), ValueError, r"cond\.map: expected shape \(3, 4, 4\)"),
         (MAP, torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, r"cond\.map: expected a floating-point"),
         (MAP, None, ValueError, r"cond: expected map \(map_channels=3\), got None"),
-        (VECTOR, Condition(torch.zeros(2), map=torch.zeros(3, 4, 4)), ValueError, r"cond\.map: this network takes none"),
         (BOTH, torch.zeros(2), TypeError, "a Condition with vector .*label"),
         (networks.mlp(4), torch.zeros(2), ValueError, "takes none"),
     ],
@@ -186,7 +157,6 @@ def test_bad_conditions_are_named(network, cond, error, word):
     [
         (dict(classes=-1), ValueError, "classes"),
         (dict(cond_drop=0.1), ValueError, "cond_drop: expected 0 for a network without"),
-        (dict(classes=2, cond_drop=1.0), ValueError, "cond_drop"),
         (dict(cond_dim=0.5), TypeError, "cond_dim"),
     ],
 )

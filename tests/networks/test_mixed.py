@@ -12,8 +12,9 @@ from purevdm.networks import Condition
 
 MAKERS = {
     "mlp": lambda: networks.mlp(32, fourier=(0, 1), classes=3, cond_dim=1),
-    "vdm_unet": lambda: networks.vdm_unet(16, 1, groups=4, fourier=(6, 7), classes=3, cond_dim=1, dropout=0.2),
-    "unet": lambda: networks.unet(16, (1, 2), 1, groups=4, heads=2, classes=3, cond_dim=1, ctrl_dim=4, attention=(0,)),
+    "unet": lambda: networks.unet(
+        16, (1, 2), 1, groups=4, heads=2, classes=3, cond_dim=1, ctrl_dim=4, fourier=(6, 7), dropout=0.2
+    ),
 }
 
 

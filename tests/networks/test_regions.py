@@ -12,8 +12,8 @@ from torch.func import vmap
 from versions import since_2_13
 
 import purevdm
-from purevdm import networks, random, schedules, training
-from purevdm.networks import Condition, _regions
+from purevdm import _apply, networks, random, schedules, training
+from purevdm.networks import Condition
 
 OPTIONS = dict(groups=2, heads=1, dropout=0.25)
 
@@ -115,24 +115,17 @@ def test_what_users_differentiate_has_no_regions_and_what_they_do_not_has():
     close(optree.tree_map(lambda leaf: leaf.grad, leaves), want, 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("given", "want"),
-    [
-        ({}, {"options": {}}),
-        ({"mode": "default", "dynamic": True}, {"dynamic": True, "options": {}}),
-        ({"mode": "reduce-overhead"}, {"options": {"triton.cudagraphs": True}}),
-        ({"options": {"max_autotune": True}}, {"options": {"max_autotune": True}}),
-    ],
-)
-def test_nothing_is_written_twice_whatever_the_options(given, want):
-    got = _regions.without_reuse(given)
+def test_nothing_is_written_twice_whatever_the_options():
     never = {"allow_buffer_reuse": False, "inplace_buffers": False}
-    assert got == {**want, "options": want["options"] | never}
-
-
-def test_options_that_are_not_inductors_stay():
-    for given in ({"backend": "aot_eager"}, {"mode": "default", "options": {}}):
-        assert _regions.without_reuse(given) == given
+    for given, want in (
+        ({}, {"options": never}),
+        ({"mode": "default", "dynamic": True}, {"dynamic": True, "options": never}),
+        ({"mode": "reduce-overhead"}, {"options": {"triton.cudagraphs": True} | never}),
+        ({"options": {"max_autotune": True}}, {"options": {"max_autotune": True} | never}),
+        ({"backend": "aot_eager"}, {"backend": "aot_eager"}),  # options that are not inductor's stay
+        ({"mode": "default", "options": {}}, {"mode": "default", "options": {}}),
+    ):
+        assert _apply.without_reuse(given) == want
 
 
 def test_gradients_by_a_backend_for_debugging():
@@ -157,6 +150,6 @@ def test_a_network_may_have_blocks_of_many_kinds():
 def test_a_network_of_ones_own_around_it_is_applied():
     """What wraps ``apply`` is never passed by."""
     network = networks.unet(4, (1,), 1, **OPTIONS)
-    assert _regions.known(network) or torch.__version__ < "2.13"
-    assert not _regions.known(changed(network, apply=lambda *args, **kwargs: -network.apply(*args, **kwargs)))
-    assert not _regions.known(networks.Wrapped(network))
+    assert _apply.has_regions(network) or torch.__version__ < "2.13"
+    assert not _apply.has_regions(changed(network, apply=lambda *args, **kwargs: -network.apply(*args, **kwargs)))
+    assert not _apply.has_regions(networks.Wrapped(network))

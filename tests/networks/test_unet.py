@@ -1,7 +1,5 @@
 """The U-Net of several resolutions: any rank and size, adapters, self-conditioning, randomness by key alone."""
 
-import math
-
 import hypothesis.strategies as st
 import optree
 import perturb
@@ -13,8 +11,8 @@ from hypothesis import given, settings
 from versions import since_2_13
 
 import purevdm
-from purevdm import networks, random, schedules, testing, training
-from purevdm.networks import Condition
+from purevdm import networks, nn, random, schedules, testing, training
+from purevdm.networks import Condition, _blocks
 
 ZERO = torch.tensor(0.0)
 AXIAL = ("c h w -> h w c", "c h w -> w h c")
@@ -25,35 +23,20 @@ def perturbed(network, shape, scale=0.1):
     return perturb.perturbed(network.init(random.key(0), shape), 1, scale)
 
 
-@pytest.mark.parametrize(
-    ("adapter", "shape"),
-    [
-        ("c l -> l c", (2, 9)),
-        ("c h w -> (h w) c", (3, 6, 5)),
-        (AXIAL, (1, 5, 7)),
-        ("c d h w -> (d h w) c", (1, 3, 4, 5)),
-        ("c d h w -> d (h w) c", (1, 3, 4, 2)),
-    ],
-)
-def test_events_of_every_rank(adapter, shape):
-    network = networks.unet(8, (1, 2, 2), 2, attention=(1, 2), adapter=adapter, heads=2, groups=4, fourier=(0,))
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(1, 3), st.booleans())
+def test_events_of_every_rank_and_size(space, levels, parted):
+    shape = (2, *space)
+    whole = {1: "c l -> l c", 2: "c h w -> (h w) c", 3: "c d h w -> (d h w) c"}
+    adapter = {1: "c l -> l c", 2: AXIAL, 3: "c d h w -> h (d w) c"}[len(space)] if parted else whole[len(space)]
+    network = networks.unet(
+        4, (1,) * levels, 1, attention=(0,), adapter=adapter, heads=1, groups=2, dropout=0.3, fourier=(0,)
+    )
     z = random.normal(random.key(2), shape)
-    out = network.apply(perturbed(network, shape), z, ZERO)
+    out = network.apply(perturbed(network, shape), z, ZERO, key=random.key(3))
     assert out.shape == shape
     assert out.isfinite().all()
-    # at the start the last convolution is zero, and eps_hat is z
     assert not network.apply(network.init(random.key(0), shape), z, ZERO).any()  # the last convolution starts at zero
-
-
-@settings(max_examples=15)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(1, 3))
-def test_any_size_odd_ones_too(space, levels):
-    shape = (1, *space)
-    adapter = {1: "c l -> l c", 2: AXIAL, 3: "c d h w -> h (d w) c"}[len(space)]
-    network = networks.unet(4, (1,) * levels, 1, adapter=adapter, heads=1, groups=2, dropout=0.3)
-    out = network.apply(perturbed(network, shape), random.normal(random.key(2), shape), ZERO, key=random.key(3))
-    assert out.shape == shape
-    assert out.isfinite().all()
 
 
 def test_every_leaf_matters():
@@ -76,25 +59,13 @@ def test_every_leaf_matters():
 
 
 def test_axial_attention_keeps_rows_apart():
-    """With attention along rows alone, in a network whose convolutions are cut off, a row sees nothing of another."""
-    network = networks.unet(8, (1,), 1, adapter="c h w -> h w c", heads=2, groups=1)
-    params = perturbed(network, (1, 4, 5), 0.3)
-    # the middle's attention by itself
-    from purevdm.networks import _adapter, _blocks
-
-    rows = "c h w -> h w c"
+    network = networks.unet(8, (1,), 1, adapter=AXIAL[0], heads=2, groups=1)
+    params = perturbed(network, (1, 4, 5), 0.3)["mid"]["block1"]["attn"]["0"]
     x = random.normal(random.key(1), (8, 4, 5))
-
-    def seen(x):
-        tokens = _adapter.tokens(rows, x)
-        attn = params["mid"]["block1"]["attn"]["0"]
-        return _adapter.feature_map(rows, purevdm.nn.attention(tokens @ attn["q"]["kernel"], tokens, tokens, 2), (4, 5))
-
-    other = x.clone()
-    other[:, 2] += 1.0
-    changed = (seen(other) - seen(x)).abs().amax((0, 2)) > 0
-    assert changed.tolist() == [False, False, True, False]
-    assert _blocks.attend(params["mid"]["block1"]["attn"]["0"], x, rows, 1, 2).shape == x.shape
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn, "group_norm", lambda params, x, groups: x)  # which sees the whole map
+        seen = torch.func.grad(lambda x: _blocks.attend(params, x, AXIAL[0], 1, 2)[:, 2].sum())(x).abs().amax((0, 2)) > 0
+    assert seen.tolist() == [False, False, True, False]
 
 
 def test_attention_stands_where_it_is_asked_for():
@@ -157,14 +128,12 @@ def test_the_compiled_sampler_is_the_eager_one():
         (lambda: networks.unet(8, (1,), heads=3), ValueError, "heads: expected a divisor of the 8 channels at resolution 0"),
         (lambda: networks.unet(8, (3, 4), heads=16, attention=(0,)), ValueError, "heads: .*24 channels at resolution 0"),
         (lambda: networks.unet(multipliers=()), ValueError, "multipliers"),
-        (lambda: networks.unet(multipliers=(0,)), ValueError, r"multipliers\[0\]"),
         (lambda: networks.unet(multipliers=(1.5,)), TypeError, r"multipliers\[0\]"),
         (lambda: networks.unet(attention=(3,)), ValueError, "attention"),
         (lambda: networks.unet(blocks=0), ValueError, "blocks"),
-        (lambda: networks.unet(adapter="c h w -> c (h w)"), ValueError, "adapter: .*channels"),
         (lambda: networks.unet(adapter=("c h w -> h w c", "c l -> l c")), ValueError, "adapter"),
         (lambda: networks.unet(adapter=()), ValueError, "adapter"),
-        (lambda: networks.unet(gamma_min=5.0), TypeError, "gamma_max"),
+        (lambda: networks.unet(8, time_scale=0.0), ValueError, "time_scale: expected a"),
         (lambda: networks.unet().init(random.key(0), (3, 8)), ValueError, "event_shape"),
         (lambda: networks.unet().apply({}, torch.zeros(3, 8), ZERO), ValueError, "z: expected"),
         (lambda: networks.unet().apply({}, torch.zeros(3, 8, 8), torch.zeros(1)), ValueError, "gamma"),
@@ -219,6 +188,3 @@ def test_the_time_scale_is_what_gamma_is_multiplied_by():
     found = slow.apply(params, z, torch.tensor(1.0))
     torch.testing.assert_close(found, fast.apply(params, z, torch.tensor(0.02)))
     assert (found - fast.apply(params, z, torch.tensor(1.0))).norm() > 1e-3 * found.norm()
-    for bad in (0.0, -1.0, math.nan, "20"):
-        with pytest.raises((TypeError, ValueError), match="time_scale: expected a"):
-            networks.unet(8, time_scale=bad)

@@ -1,37 +1,49 @@
-"""Repeated blocks as regions: a compiler makes the code of one, and calls it for all others of the same form.
+"""How a network is applied to a batch: by regions in a compiled graph, mapped over the examples elsewhere; and what to say
+where torch cannot.
 
-The transforms of ``torch.func`` do not support regions, so they are used only in a compiled graph outside of these. There a
-network of blocks is applied to a whole batch, and each block is a region that maps over the examples inside. Everywhere else
-the network of one example is mapped over the batch, as any network is. Both compute the same.
+A repeated block is a region: a compiler makes the code of one, and calls it for all others of the same form. The transforms
+of ``torch.func`` do not support regions, so they are used only in a compiled graph outside of these. There a network of
+blocks is applied to a whole batch, and each block maps over the examples inside. Both ways compute the same.
 
 Under gradients, the inductor of PyTorch 2.13 reuses the memory of what a region saves for the backward pass, even if that is
 an input such as a parameter. So regions are used under gradients only if the network's ``owned_buffers`` says that the
 compiler was given the options of :func:`without_reuse`.
 """
 
+import re
+import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import optree
 import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import OLD, transformed
-from purevdm.networks._network import Network
+from purevdm._compile import OLD, constant, transformed
 from purevdm.types import Params
+
+if TYPE_CHECKING:
+    from purevdm.networks import Network
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def known(network: Network) -> bool:
-    """Says whether a network is applied to a batch by regions, and this compiler supports them."""
-    return network.has_regions() and not OLD
+# Regions
 
 
-def for_batch(network: Network, *inputs: Any) -> Callable[..., Any] | None:
+@constant
+def has_regions(network: "Network") -> bool:
+    """Says whether this compiler supports regions, and the network has them: not where a subclass overrides only one of
+    ``apply`` and ``apply_by_regions``."""
+    forms = ("apply", "apply_by_regions")
+    owners = [next((kind for kind in type(network).__mro__ if form in vars(kind)), None) for form in forms]
+    return owners[0] is owners[1] and not OLD
+
+
+def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
     """Returns a network's ``apply_by_regions``, if there is one and regions work for these inputs; else None."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not known(network):
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not has_regions(network):
         return None
     if torch.is_grad_enabled() and not network.owned_buffers:  # type: ignore[attr-defined]
         leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
@@ -86,11 +98,6 @@ def region(kind: type[Any]) -> Callable[[F], F]:
     return of
 
 
-def one(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of parameters and one example, for one example."""
-    return f
-
-
 def over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
     """Maps a function of parameters and one example over a batch: every tensor but the parameters has a leading axis."""
 
@@ -100,3 +107,52 @@ def over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
         return torch.func.vmap(lambda *inputs: f(params, *inputs), in_dims=axes)(*inputs)
 
     return mapped
+
+
+# Errors
+
+_REMATERIALISE = (
+    "Checkpoints work in a compiled gradient, training.gradients(model, compile=True, remat=True), and under "
+    "torch.no_grad(); elsewhere, switch them off"
+)
+
+# A pattern of torch's message, or of the function that raised it (" in name"); what happened in plain words; what to do.
+_KNOWN = (
+    ("saved tensor hooks", "checkpoints its activations", _REMATERIALISE),
+    (
+        "setup_context",
+        "runs an autograd.Function without setup_context, as reentrant checkpoints do",
+        f"{_REMATERIALISE}. Give a function of your own a setup_context",
+    ),
+    (
+        "Expected more than 1 (value per channel|spatial element)",
+        "normalises over a single value",
+        "A batch norm needs a batch of at least 2 in training, where one will do in evaluation (train=False); a group norm "
+        "needs two values in each group of an example, and an instance norm in each channel",
+    ),
+    (
+        "mutate a captured Tensor|inplace arithmetic|in-place operation|is not possible because there exists a Tensor",
+        "writes in place to a tensor that it did not make in this call",
+        "Keep what changes in registered buffers, which VDM.update hands back, or write out of place",
+    ),
+    (
+        "could not generate a fallback|[Bb]atching rule not implemented|do not support batching operators",
+        "calls an operation that torch.func.vmap does not know",
+        "Take gradients of whole batches, or use another operation",
+    ),
+    (
+        "randomness error mode|randomness='error'",
+        "draws from torch's global generator under vmap",
+        "Draw by the key that apply is given: purevdm.random, or the dropout of networks.from_module",
+    ),
+)
+
+
+def explained(network: "Network", error: BaseException) -> RuntimeError | None:
+    """Makes the error to raise instead of torch's, or None for an unknown one, which passes as it is."""
+    trace = traceback.extract_tb(error.__traceback__)
+    text = " in ".join([str(error), *(frame.name for frame in reversed(trace) if not frame.name.startswith("_"))])
+    for pattern, happened, remedy in _KNOWN:
+        if re.search(pattern, text):
+            return RuntimeError(f"network: {network.name} {happened}. {remedy}.")
+    return None
