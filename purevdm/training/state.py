@@ -74,9 +74,9 @@ def gradients(
         model: the model, a VDM or a BFN.
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it.
-        remat: whether the loss is differentiated from outside, by ``torch.autograd``, which knows checkpoints as
-            ``torch.func`` does not. So modules with checkpoints compute them again in the backward pass, for less memory,
-            and, compiled, networks made with ``remat=True``.
+        remat: whether ``torch.autograd`` takes the gradients, which knows checkpoints as ``torch.func`` does not. So modules
+            with checkpoints compute them again in the backward pass, for less memory, and, compiled, networks made with
+            ``remat=True``.
         accumulate: into how many pieces to cut each batch, one after the other; the result is that of the whole, with less
             memory. One graph serves all pieces.
         frozen: paths of leaves or branches of the parameters, as ``"network.down"`` or ``"network.params.encoder"``, whose
@@ -86,9 +86,8 @@ def gradients(
 
     Raises:
         RuntimeError: remat and compile with a PyTorch older than 2.13, whose compiler fails on it.
-        ValueError: remat with variance; variance for a BFN, which learns no schedule; a schedule of
-            :mod:`purevdm.importance` in T steps; from the function, a batch that does not divide into the pieces, and frozen
-            paths that the parameters do not have.
+        ValueError: settings that exclude one another; a schedule of :mod:`purevdm.importance` in T steps; from the function,
+            a batch that does not divide into the pieces, and frozen paths that the parameters do not have.
     """
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
     for name, value in (("variance", variance), ("compile", compile), ("remat", remat)):
@@ -226,11 +225,9 @@ def train_step(
         grad_fn: of :func:`gradients`.
         state: the state. Where some of its parameters require gradients, those that do not are frozen, as those are of
             which ``grad_fn`` gives the gradient None; both stay as they are.
-        x: the batch, or the process's rows of it, data (B, *event_shape).
-        key: the key of the training: the step draws from ``fold_in(key, state.step)``, so that one key serves the whole
-            training, and a state says all that is needed to go on. For rows of a larger batch, their Seeds:
-            ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
-        cond: its conditions.
+        x, cond: the batch, or the process's rows of it, data (B, *event_shape), and its conditions.
+        key: the key of the training: the step draws from ``fold_in(key, state.step)``. For rows of a larger batch, their
+            Seeds: ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
         mask: what exists of the data, bool, which broadcasts to x.
         average: takes a list of tensors to their means over the processes, as :func:`purevdm.parallel.average`.
         update: ``model.update``, for networks that keep statistics of their batches, such as modules with batch norms: they
