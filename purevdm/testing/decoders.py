@@ -16,7 +16,7 @@ DRAWS = 4096
 def check_decoder(
     decoder: Decoder, event_shape: Shape = (), *, gamma_0: tuple[float, ...] = (-8.0, -2.0, 2.0), key: Key | None = None
 ) -> None:
-    """Holds a decoder against the laws of a likelihood, in float64.
+    """Checks a decoder against the laws of a likelihood, in float64.
 
     p(x given z_0) sums or integrates to one. ``log_prob``, ``log_probs`` and ``reconstruction`` agree. The likeliest data of
     a latent at a value's position are that value. ``sample`` draws from p. Discrete values have rising positions within
@@ -58,8 +58,8 @@ def _agree(
     ):
         # Below exp(-50) a sum of probabilities may be cut short.
         missed = ((found - own).abs() / (1 + own.abs())).max().item()
-        told = f"off by {missed:.2g} at gamma_0 = {gamma_0:g}"
-        require(missed <= 1e-8, f"{other} must agree with {name}", told, see)
+        text = f"off by {missed:.2g} at gamma_0 = {gamma_0:g}"
+        require(missed <= 1e-8, f"{other} must agree with {name}", text, see)
 
 
 def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
@@ -79,14 +79,14 @@ def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Ten
     require((f.diff(dim=0) > 0).all(), "positions must rise with the value", "a fall, or a tie", see)
     if (limits := decoder.bounds(f)) is not None:
         low, high = limits
-        held = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])
-        require(held, "bounds must be the first and the last position", "others", "decoder.bounds(f)")
+        holds = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])
+        require(holds, "bounds must be the first and the last position", "others", "decoder.bounds(f)")
     step = f.diff(dim=0).amin(0)
     for part in (-0.4, 0.0, 0.4):
         law = "a latent within 0.4 steps of a value's position must decode to it"
         see = f"decoder.mode(params, decoder.encode(params, x, dtype=torch.float64) + {part:g} * step)"
-        told = f"value {{}} decodes to {{}}, {part:g} steps from its position"
-        _same(decoder.mode(params, f + part * step), values, law, told, see)
+        text = f"value {{}} decodes to {{}}, {part:g} steps from its position"
+        _same(decoder.mode(params, f + part * step), values, law, text, see)
 
     eps = random.normal(key, f.shape, torch.float64)
     z = f + torch.exp(0.5 * gamma_0) * eps
@@ -104,15 +104,15 @@ def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Ten
     drawn = decoder.sample(params, random.fold_in(key, 1), middle, gamma_0)
     p, counts = probs[n // 2].exp(), torch.nn.functional.one_hot(drawn, n).double().sum(0)
     excess = ((counts - DRAWS * p).abs() / ((DRAWS * p * (1 - p)).sqrt() + 1)).max().item()
-    told = f"a frequency {excess:.1f} standard errors off {at}, of {DRAWS} draws"
-    require(excess <= 7, "sample must draw from p(x given z_0)", told, "decoder.sample(params, key, z, gamma_0)")
+    text = f"a frequency {excess:.1f} standard errors off {at}, of {DRAWS} draws"
+    require(excess <= 7, "sample must draw from p(x given z_0)", text, "decoder.sample(params, key, z, gamma_0)")
 
 
-def _same(found: Tensor, values: Tensor, law: str, told: str, see: str) -> None:
-    """Every value decodes to itself; ``told`` is given the first that does not, and what it decodes to."""
+def _same(found: Tensor, values: Tensor, law: str, text: str, see: str) -> None:
+    """Every value decodes to itself; ``text`` is given the first that does not, and what it decodes to."""
     if len(wrong := (found != values).nonzero()):
         first = tuple(wrong[0].tolist())
-        require(False, law, told.format(int(values[first]), int(found[first])), see)
+        require(False, law, text.format(int(values[first]), int(found[first])), see)
 
 
 def _real(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
@@ -134,14 +134,14 @@ def _real(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor,
     require((worst - 1).abs() <= 1e-4, "p(x given z_0) must integrate to one", f"{worst:.6g} {at}", see_sum)
     peak = x.gather(0, log_p.argmax(0, keepdim=True))[0]
     missed = ((peak - decoder.mode(params, z)).abs() / spread).max().item()
-    told = f"off by {missed:.2g} standard deviations {at}"
-    require(missed <= 0.01, "mode must be the likeliest data", told, "decoder.mode(params, z)")
+    text = f"off by {missed:.2g} standard deviations {at}"
+    require(missed <= 0.01, "mode must be the likeliest data", text, "decoder.mode(params, z)")
 
     entropy = -(log_p.exp() * log_p).sum(0) * cell
     surprise = -decoder.log_prob(params, drawn, latents, gamma_0)
     excess = ((surprise.mean(0) - entropy).abs() / (surprise.std(0) / DRAWS**0.5)).max().item()
     moved = ((centre - (log_p.exp() * x).sum(0) * cell).abs() / (spread / DRAWS**0.5)).max().item()
-    told = f"the mean log-density {excess:.1f}, the mean {moved:.1f} standard errors off {at}"
-    require(max(excess, moved) <= 7, "sample must draw from p(x given z_0)", told, see)
+    text = f"the mean log-density {excess:.1f}, the mean {moved:.1f} standard errors off {at}"
+    require(max(excess, moved) <= 7, "sample must draw from p(x given z_0)", text, see)
     eps = (z - decoder.encode(params, drawn, dtype=torch.float64)) * torch.exp(-0.5 * gamma_0)
     _agree(decoder, params, drawn, latents, eps, gamma_0, -surprise, "log_prob")

@@ -26,7 +26,7 @@ def check_model(
     key: Key | None = None,
     compile: bool = False,
 ) -> None:
-    """Holds a model against the laws of a bound.
+    """Checks a model against the laws of a bound.
 
     Its terms are finite, and none is negative where data are discrete. Each example's bound depends only on that example and
     its noise, so a permuted batch has permuted bounds. Evenly spread times and independent ones give the same bound in
@@ -53,9 +53,9 @@ def check_model(
     terms = trying("the bound must run", see, lambda: model.nll_bound(params, x, k_noise, cond))
     for name, term in terms._asdict().items():
         low = -math.inf if name == "recon" and model.decoder.log_probs is None else 0.0
-        told = f"{int((~term.isfinite()).sum())} of {len(x)} are not finite, the least is {term.min():.4g}"
-        held = term.isfinite().all() and (term >= low - 1e-4).all()
-        require(held, f"{name} must be finite" + (f" and at least {low:g}" if low == 0 else ""), told, f"{see}.{name}")
+        text = f"{int((~term.isfinite()).sum())} of {len(x)} are not finite, the least is {term.min():.4g}"
+        holds = term.isfinite().all() and (term >= low - 1e-4).all()
+        require(holds, f"{name} must be finite" + (f" and at least {low:g}" if low == 0 else ""), text, f"{see}.{name}")
     _independent(model, params, x, cond, k_noise)
 
     def bounds(antithetic: bool) -> Tensor:
@@ -67,13 +67,13 @@ def check_model(
     error = math.hypot(*((part.std() / math.sqrt(passes)).item() for part in (even, independent)))
     gap = (even.mean() - independent.mean()).item()
     law = "evenly spread times must give the bound that independent ones give"
-    told = f"{even.mean():.6g} and {independent.mean():.6g} nats, {abs(gap) / error:.1f} standard errors apart"
-    require(abs(gap) <= 7 * error + 1e-4 * abs(even.mean()), law, told, "model._replace(antithetic=False).nll_bound(...)")
+    text = f"{even.mean():.6g} and {independent.mean():.6g} nats, {abs(gap) / error:.1f} standard errors apart"
+    require(abs(gap) <= 7 * error + 1e-4 * abs(even.mean()), law, text, "model._replace(antithetic=False).nll_bound(...)")
     if entropy is not None:
         each = bounds(model.antithetic).mean(0)
         error = (each.std() / math.sqrt(len(x))).item()
-        told = f"{each.mean():.6g} +- {error:.2g} nats, below {entropy:.6g}"
-        require(each.mean() >= entropy - 5 * error, "the bound must lie above the entropy", told, f"{see}.total.mean()")
+        text = f"{each.mean():.6g} +- {error:.2g} nats, below {entropy:.6g}"
+        require(each.mean() >= entropy - 5 * error, "the bound must lie above the entropy", text, f"{see}.total.mean()")
 
     grads = floats(torch.func.grad(model.loss_fn)(params, x, k_noise, cond))[0]
     bad = ", ".join([name for name, grad in grads.items() if not grad.isfinite().all()][:3])
@@ -95,11 +95,11 @@ def _independent(model: VDM, params: Params, x: Tensor, cond: Any, key: Key) -> 
         return model.nll_bound(params, x[index], seeds.rows(index), rows(cond, index)).total
 
     whole, backward = at(torch.arange(len(x))), torch.arange(len(x) - 1, -1, -1)
-    for index, told in ((backward, "the reversed batch"), (backward[:1], "the last example by itself")):
+    for index, text in ((backward, "the reversed batch"), (backward[:1], "the last example by itself")):
         missed = off(at(index), whole[index])
-        law = "an example's bound must depend on that example and its noise alone"
+        law = "an example's bound must depend on that example and its noise only"
         see = "model.nll_bound(params, x[index], model.seeds(key, len(x)).rows(index), cond[index])"
-        require(missed <= 1e-4, law, f"{told} differs by {missed:.2g} of its norm", see)
+        require(missed <= 1e-4, law, f"{text} differs by {missed:.2g} of its norm", see)
 
 
 def check_density(
@@ -158,8 +158,8 @@ def check_density(
     for column in z.reshape(len(z), -1).double().unbind(1):  # times the volume of a cell
         values = column.unique()
         total *= ((values[-1] - values[0]) / (len(values) - 1)).item()
-    told = f"{total:.6g}, where an error of {tolerance:g} is tolerated, on {len(z)} points"
-    require(abs(total - 1) <= tolerance, "the density must integrate to one", told, see)
+    text = f"{total:.6g}, where an error of {tolerance:g} is tolerated, on {len(z)} points"
+    require(abs(total - 1) <= tolerance, "the density must integrate to one", text, see)
 
 
 def _box(model: VDM, params: Params, cond: Any, integrator: Integrator, points: int) -> Tensor:

@@ -29,7 +29,7 @@ def check_network(
     stochastic: bool | None = None,
     compile: bool = False,
 ) -> None:
-    """Holds a network against the laws that losses, samplers and likelihoods rest on.
+    """Checks a network against the laws that losses, samplers and likelihoods rest on.
 
     ``init`` is a function of its key. ``apply`` gives finite numbers of the latent's shape. It is pure: it leaves parameters
     as they are, draws nothing without a key, and gives the same for the same key. Each example's output depends on that
@@ -67,25 +67,25 @@ def check_network(
     found = trying("apply must give a number for each of the latent's", SEE, run)
     require(found.isfinite().all(), "apply must be finite", f"{int((~found.isfinite()).sum())} numbers are not", SEE)
     _pure(run, random.split(k_network, EXAMPLES))
-    law = "apply must leave its parameters alone"
+    law = "apply must leave its parameters as they are"
     require(equal(before, floats(params)[0]), law, "other parameters after a call", SEE)
 
-    law = "an example's output must depend on that example alone"
+    law = "an example's output must depend on that example only"
     for i in range(EXAMPLES):
         one = slice(i, i + 1)
         missed = off(trying(law, f"{SEE}, of one example", partial(run, index=one)), found[one])
-        told = f"example {i} of {EXAMPLES} differs by {missed:.2g} of its norm from the same one by itself"
-        require(missed <= 1e-4, law, told, f"{SEE}[i], and of z[i:i + 1] alone")
+        text = f"example {i} of {EXAMPLES} differs by {missed:.2g} of its norm from the same one by itself"
+        require(missed <= 1e-4, law, text, f"{SEE}[i], and of only z[i:i + 1]")
     if cond is not None:
         missed = off(run(cond=rows(cond, torch.arange(EXAMPLES).roll(1))), found)
-        told = "the same output under another condition"
-        require(missed > 1e-6, "the condition must matter", told, f"{SEE}, and of another cond")
+        text = "the same output under another condition"
+        require(missed > 1e-6, "the condition must matter", text, f"{SEE}, and of another cond")
     if stochastic is not None:
         first, *rest = (run(key=random.split(random.fold_in(k_other, i), EXAMPLES)) for i in range(8))
         differ = any(off(other, first) > 1e-6 for other in rest)
         law = f"keys must {'' if stochastic else 'not '}matter, as stochastic={stochastic} says"
-        told = f"{'different' if differ else 'the same'} outputs under eight sets of keys"
-        require(differ == stochastic, law, told, f"{WITH_KEYS}, under several sets of keys")
+        text = f"{'different' if differ else 'the same'} outputs under eight sets of keys"
+        require(differ == stochastic, law, text, f"{WITH_KEYS}, under several sets of keys")
 
     _gradients(run, params)
     _derivatives(network, params, z.double(), levels.double(), wide(cond))
@@ -106,9 +106,9 @@ def _pure(run: Any, keys: Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             first, state = run(key=key), torch.get_rng_state()
             missed = off(run(key=key), first)
-            told = f"off by {missed:.2g} of its norm in a second call"
-            told += "" if torch.equal(torch.get_rng_state(), state) else "; it draws from torch's own generator"
-        require(missed <= 1e-6, f"apply must give the same {name}", told, f"{see}, twice")
+            text = f"off by {missed:.2g} of its norm in a second call"
+            text += "" if torch.equal(torch.get_rng_state(), state) else "; it draws from torch's own generator"
+        require(missed <= 1e-6, f"apply must give the same {name}", text, f"{see}, twice")
 
 
 def _gradients(run: Any, params: Params) -> None:

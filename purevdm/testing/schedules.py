@@ -26,7 +26,7 @@ def check_schedule(
     key: Key | None = None,
     compile: bool = False,
 ) -> None:
-    """Holds a schedule against the laws that the bound rests on.
+    """Checks a schedule against the laws that the bound rests on.
 
     ``init`` is a function of its key. gamma is pure, finite and strictly increasing over 4097 times, a number or of the
     event's shape, in the dtype of t. Its derivative, which weighs the continuous-time loss (eq. 17), integrates to
@@ -78,19 +78,19 @@ def check_schedule(
     require((slope >= 0).all(), "gamma must increase strictly in t", f"gamma'({middle[i]:g}) = {slope[i].min():g}", see)
     rise, integral = g[-1] - g[0], slope.mean(0)
     worst = int((integral - rise).abs().argmax())
-    told = f"{integral[worst]:.6g}, where gamma rises by {rise[worst]:.6g}"
+    text = f"{integral[worst]:.6g}, where gamma rises by {rise[worst]:.6g}"
     law = "gamma's derivative must integrate to gamma(1) - gamma(0), within a hundredth"
-    require(((integral - rise).abs() <= 0.01 * rise).all(), law, told, SEE_SLOPE)
+    require(((integral - rise).abs() <= 0.01 * rise).all(), law, text, SEE_SLOPE)
     _slope_learns(schedule, wide(params), middle[::128], context)
 
     if schedule.endpoints is not None:
         start = at(torch.tensor([0.0, 1.0], dtype=torch.float64), wide(found)).reshape(2, -1)
         ends = torch.tensor(schedule.endpoints, dtype=torch.float64)[:, None]
-        held = ((start - ends).abs() <= 1e-4 * (1 + ends.abs())).all()
-        told = f"{schedule.endpoints} declared, gamma(0) = {start[0, 0]:g}, gamma(1) = {start[1, 0]:g}"
+        holds = ((start - ends).abs() <= 1e-4 * (1 + ends.abs())).all()
+        text = f"{schedule.endpoints} declared, gamma(0) = {start[0, 0]:g}, gamma(1) = {start[1, 0]:g}"
         law = "endpoints must be gamma(0) and gamma(1) of the initial parameters"
-        require(held, law, told, "schedule.endpoints")
-    law = "gamma must leave its parameters alone"
+        require(holds, law, text, "schedule.endpoints")
+    law = "gamma must leave its parameters as they are"
     require(equal(before, floats(params)[0]), law, "other parameters after a call", SEE)
     if compile:
         compiled("gamma", lambda: at(torch.linspace(0, 1, 129)), narrow, SEE, 1e-5)
@@ -102,10 +102,10 @@ def _rising(at: Any, params: Params, t: Tensor) -> Tensor:
     falls = ~(g.diff(dim=0) > 0).all(1)
     i = int(falls.nonzero()[0]) if falls.any() else 0
     j = int((g[i + 1] - g[i]).argmin())
-    told = f"gamma({t[i]:g}) = {g[i, j]:g}, gamma({t[i + 1]:g}) = {g[i + 1, j]:g}"
-    told += f" in dimension {j}" if g.shape[1] > 1 else ""
+    text = f"gamma({t[i]:g}) = {g[i, j]:g}, gamma({t[i + 1]:g}) = {g[i + 1, j]:g}"
+    text += f" in dimension {j}" if g.shape[1] > 1 else ""
     see = f"schedules.gamma(schedule, params, torch.tensor([{t[i]:g}, {t[i + 1]:g}], dtype=torch.float64))"
-    require(not falls.any(), "gamma must increase strictly in t", told, see)
+    require(not falls.any(), "gamma must increase strictly in t", text, see)
     return g
 
 
@@ -127,7 +127,7 @@ def _slope_learns(schedule: Schedule, params: Params, t: Tensor, context: Any) -
         for moved in (leaf, leaf + 0.013 * way(leaf), leaf - 0.031 * way(leaf)):
             got, want = slopes(lambda leaf: part(1, leaf), moved, way(leaf))
             size = (of_slope * way(leaf)).abs().sum() + want.abs()
-            if held := bool((got - want).abs() <= 1e-3 * size + 1e-6):
+            if holds := bool((got - want).abs() <= 1e-3 * size + 1e-6):
                 break
-        told = f"{got:.6g} along {name}, and {want:.6g} by differences"
-        require(held, "the gradient of gamma's derivative must be that of differences", told, SEE_SLOPE)
+        text = f"{got:.6g} along {name}, and {want:.6g} by differences"
+        require(holds, "the gradient of gamma's derivative must be that of differences", text, SEE_SLOPE)

@@ -21,7 +21,7 @@ SEE = "model.sample(params, key, {n}, steps=steps, solver=solver, trajectory=Tru
 
 
 def check_solver(solver: Solver, order: int | None = None, *, grid: str = "gamma", key: Key | None = None) -> None:
-    """Holds a solver against a source whose flow and marginals are known: x ~ N(0, 0.4**2), in float64.
+    """Checks a solver against a source whose flow and marginals are known: x ~ N(0, 0.4**2), in float64.
 
     In many steps it draws from the source, within 7 standard errors and 2 %. A deterministic solver follows the exact flow
     besides: halving its steps divides its error by 2**order or more.
@@ -63,15 +63,15 @@ def check_solver(solver: Solver, order: int | None = None, *, grid: str = "gamma
             want = first * scales[0] / scales[1]
             errors.append(((last - want).norm() / want.norm()).item())
         rate = math.log2(errors[0] / errors[1])
-        told = f"order {rate:.2f}, from 80 steps to 160; errors of {errors[0]:.3g} and {errors[1]:.3g} of the norm"
-        held = rate > order - 0.25 or errors[1] < 1e-12
-        require(held, f"the error must fall with order {order} in the step", told, SEE.format(n=4))
+        text = f"order {rate:.2f}, from 80 steps to 160; errors of {errors[0]:.3g} and {errors[1]:.3g} of the norm"
+        holds = rate > order - 0.25 or errors[1] < 1e-12
+        require(holds, f"the error must fall with order {order} in the step", text, SEE.format(n=4))
     law, see = "many steps must draw from the source", SEE.format(n=200)
     last = trying("a step must run", see, partial(latents, 200, 320))[1]
-    spread, wanted, n = last.std().item(), scales[0].item(), last.numel()
-    told = f"a standard deviation of {spread:.4g} for {wanted:.4g}, of {n} numbers"
-    require(abs(spread - wanted) <= 7 * wanted / math.sqrt(2 * n) + 0.02 * wanted, law, told, see)
-    centre = last.mean().item() / (wanted / math.sqrt(n))
+    spread, exact, n = last.std().item(), scales[0].item(), last.numel()
+    text = f"a standard deviation of {spread:.4g} for {exact:.4g}, of {n} numbers"
+    require(abs(spread - exact) <= 7 * exact / math.sqrt(2 * n) + 0.02 * exact, law, text, see)
+    centre = last.mean().item() / (exact / math.sqrt(n))
     require(abs(centre) <= 7, law, f"a mean {centre:.1f} standard errors from 0", see)
 
 

@@ -246,8 +246,8 @@ def train_step(
     _checks.function("grad_fn", grad_fn)
     _checks.integer("state.step", state.step, 0)
     rate, form = optimizer.learning_rate(settings, state.step), _checks.structure(state.params, "state.params")
-    held = {"ema_params": state.ema_params, "moments.mu": state.moments.mu, "moments.nu": state.moments.nu}
-    for name, tree in held.items():
+    others = {"ema_params": state.ema_params, "moments.mu": state.moments.mu, "moments.nu": state.moments.nu}
+    for name, tree in others.items():
         if _checks.structure(tree, f"state.{name}") != form:
             raise ValueError(f"state.{name}: expected the leaves, shapes and dtypes of state.params, got others")
     _checks.tensor("x", x)

@@ -308,9 +308,9 @@ FAULTS = {
     ),
     "a transposed condition": (
         network_of(transposed, batched=True, cond=torch.arange(9.0).reshape(3, 3)),
-        r"must depend on that example alone\n.*expected an output of shape \(3,\)",
+        r"must depend on that example only\n.*expected an output of shape \(3,\)",
     ),
-    "a norm over the batch": (network_of(normalised, batched=True), "must depend on that example alone"),
+    "a norm over the batch": (network_of(normalised, batched=True), "must depend on that example only"),
     "a forgotten condition": (network_of(unconditional, cond=torch.arange(3.0)), "the condition must matter"),
     "an infinite gradient": (network_of(rooted), r"gradients must be finite\n.*kernel"),
     "a network that changes its parameters": (network_of(mutating, batched=True), "apply must give the same without a key"),
