@@ -21,14 +21,12 @@ def triples(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any, Any]]:
 def _parts(batches: Iterable[Any], most: int, wanted: str) -> Iterator[tuple[Any, ...]]:
     """Yields each batch as a tuple of as many parts, None for those left out."""
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise TypeError(
-            f"batches: expected an iterable of batches, as [x] for a single tensor x, got {_checks.describe(batches)}"
-        )
+        given = _checks.describe(batches)
+        raise TypeError(f"batches: expected an iterable of batches, as [x] for a single tensor x, got {given}")
     for j, batch in enumerate(batches):
-        given = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        if not 1 <= len(given) <= most or not isinstance(given[0], Tensor):
-            kinds = f" of {', '.join(type(part).__name__ for part in given)}" if isinstance(batch, (tuple, list)) else ""
-            raise TypeError(f"batches[{j}]: expected {wanted}, got {type(batch).__name__}{kinds}")
-        if given[0].ndim == 0 or given[0].shape[0] == 0:
-            raise ValueError(f"batches[{j}]: expected at least one example, got {_checks.describe(given[0])}")
-        yield (*given, *(None,) * (most - len(given)))
+        parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        if not 1 <= len(parts) <= most or not isinstance(parts[0], Tensor):
+            raise TypeError(f"batches[{j}]: expected {wanted}, got {_checks.describe(batch)}")
+        if parts[0].ndim == 0 or parts[0].shape[0] == 0:
+            raise ValueError(f"batches[{j}]: expected at least one example, got {_checks.describe(parts[0])}")
+        yield (*parts, *(None,) * (most - len(parts)))

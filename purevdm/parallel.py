@@ -29,18 +29,17 @@ class Group(NamedTuple):
 
 
 def join(device: str = "cpu") -> Group:
-    """Joins the processes that ``torchrun`` started, by gloo on CPUs, by nccl on GPUs, one each; or this one only."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    """Joins the processes that ``torchrun`` started, by gloo on CPUs, by nccl on GPUs, one each; or only this one."""
+    here, size = torch.device(device), int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Group(0, 1, torch.device(device))
-    kind = torch.device(device).type
-    here = torch.device(f"cuda:{os.environ['LOCAL_RANK']}") if kind == "cuda" else torch.device(device)
-    if kind == "cuda":
+        return Group(0, 1, here)
+    if here.type == "cuda":
+        here = torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(here)
     # Ten functions in there have the group of the moment as a default argument. torch.func imports the module; were that to
     # happen after the next line, the group, and with it gloo's threads, would outlive `leave` and could abort the exit.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
     return Group(dist.get_rank(), size, here)
 
 
@@ -71,25 +70,22 @@ def average(tensors: list[Tensor], bucket: int = 1 << 23) -> list[Tensor]:
     bucket, size = _checks.integer("bucket", bucket, 1), _size()
     if size == 1:
         return list(tensors)
-    result: list[Tensor | None] = [None] * len(tensors)
-    waiting: list[int] = []
-
-    def send() -> None:
-        flat = torch.cat([tensors[i].reshape(-1) for i in waiting])
+    buckets: list[list[Tensor]] = []
+    for tensor in tensors:
+        last = buckets[-1] if buckets else []
+        fits = sum(other.numel() for other in last) + tensor.numel() <= bucket
+        if last and fits and last[0].dtype == tensor.dtype:
+            last.append(tensor)
+        else:
+            buckets.append([tensor])
+    result: list[Tensor] = []
+    for some in buckets:
+        flat = torch.cat([tensor.reshape(-1) for tensor in some])
         dist.all_reduce(flat)
         flat /= size
-        for i, piece in zip(waiting, flat.split([tensors[i].numel() for i in waiting]), strict=True):
-            result[i] = torch.empty_like(tensors[i]).copy_(piece.view(tensors[i].shape))
-        waiting.clear()
-
-    for i, tensor in enumerate(tensors):
-        full = sum(tensors[j].numel() for j in waiting) + tensor.numel() > bucket
-        if waiting and (full or tensors[waiting[0]].dtype != tensor.dtype):
-            send()
-        waiting.append(i)
-    if waiting:
-        send()
-    return result  # type: ignore[return-value]
+        pieces = flat.split([tensor.numel() for tensor in some])
+        result += [torch.empty_like(old).copy_(new.view(old.shape)) for old, new in zip(some, pieces, strict=True)]
+    return result
 
 
 def gather(value: T) -> list[T]:

@@ -99,12 +99,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "schedules.learned_linear": _of(schedules.learned_linear, gamma_min=-5.0, gamma_max=5.0),
         "schedules.monotone_mlp": _of(schedules.monotone_mlp, gamma_min=-5.0, gamma_max=5.0, hidden=4, pin_endpoints=False),
         "schedules.constrained_monotone": _of(
-            schedules.constrained_monotone,
-            gamma_min=-5.0,
-            gamma_max=5.0,
-            hidden=(4,),
-            activation="elu",
-            weights=(7, 7, 2),
+            schedules.constrained_monotone, gamma_min=-5.0, gamma_max=5.0, hidden=(4,), activation="elu", weights=(7, 7, 2)
         ),
         "networks.mlp": _of(
             networks.mlp,

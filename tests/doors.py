@@ -119,17 +119,14 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("atol rtol scale beta_1 spacing", ("3", "1.5", "a NumPy float")),
     ("atol rtol scale loc spacing metric upper random.uniform.maxval networks.unet.gamma_max", LARGE),
     ("beta_1", ("2**40",)),
-    ("atol rtol metric upper", ("a number's tensor", "an integer's tensor")),
+    ("atol rtol upper random.uniform.maxval", ("a number's tensor", "an integer's tensor")),
     ("metric", ("nan", "-inf")),  # written as null
     ("lower", ("-inf",)),
     ("upper", ("a key",)),  # one bound a number
     ("antithetic classes_last clip compile differentiable ema attention pin_endpoints portable pretrained remat", ("True",)),
     ("self_condition train trajectory variance independent extra", ("True",)),
     ("bfn.continuous.clip", ("(1, 2)", "(-1, 2.5)")),
-    (
-        "callback chunk codec.decode.lanes codec.read.lanes blocks decoder dequantisation device method bound call",
-        ("None",),
-    ),
+    ("callback chunk codec.decode.lanes codec.read.lanes blocks decoder dequantisation device method bound call", ("None",)),
     ("gamma_min group integrator like metric outputs probes project shape skip solver std_bounds time timesteps", ("None",)),
     ("until vocab_size x_hat z extra", ("None",)),
     ("shape num fourier", SEQUENCES),
@@ -160,6 +157,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("discrete.log_prob.gamma_0 discrete.sample.gamma_0 gaussian.log_prob.gamma_0 gaussian.sample.gamma_0", FLOATS),
     ("discrete.log_prob.gamma_0 discrete.sample.gamma_0 gaussian.log_prob.gamma_0", ("a number's tensor",)),
     ("gaussian.sample.gamma_0 gaussian.log_prob.x", ("a number's tensor",)),
+    ("discrete.sample.gamma_0 gaussian.sample.gamma_0", ("a tensor of rank 4",)),  # where z is one, too
     ("gaussian.encode.x", ("a NaN", "an infinity")),  # numbers as they are
     ("gaussian.log_prob.x real.loss_fn.x real.nll_bound.x real.log_prob.x real.evaluate.x", ("a float64 tensor",)),
     ("nll_bound_of_one.cond", ("a number's tensor", "an integer's tensor")),

@@ -43,24 +43,21 @@ def per_example(
     """Computes -log p(x) of each example of a data set by one method, or the bound on it.
 
     Args:
-        model: the model, a VDM or a BFN.
-        params: its parameters.
+        model, params, key: a VDM or a BFN, its parameters, a key.
         batches: an iterable of x, (x,), (x, cond) or (x, cond, mask); see :mod:`purevdm.evaluation`.
-        key: a key.
         method: ``method(params, x, key, cond)``, with ``mask=`` for batches that have one, compiled or not, which returns an
             :class:`~purevdm.NLLBound` or a :class:`~purevdm.likelihood.Estimate`: for instance
             ``torch.compile(model.nll_bound)``, ``partial(likelihood.log_prob, model, samples=8)``, or
             ``partial(likelihood.importance_bound, model, timesteps=100, samples=8)``. Left out, it is ``model.nll_bound``.
         passes: how often the method is called on each batch, with fresh keys. Of the bound the mean counts. Of an estimate
             the weights of all passes are combined: passes times K samples, in the memory of K.
-        timesteps: in how many steps the model is bounded, 0 for continuous time instead of its own number. Not with
+        timesteps: in how many steps the model is bounded, 0 for continuous time, instead of its own number. Not with
             ``method``: take ``model._replace(timesteps=...).nll_bound``.
-        failures: what becomes of an example that the method gives NaN: "raise" for an error, "nan" to keep NaN for it only,
-            which figures then leave out and count. An integration that fails gives NaN in eager mode only with an integrator
-            that does not raise itself, as ``ode.dopri5(failures="nan")``.
+        failures: what becomes of an example that the method gives NaN: "raise" for an error, "nan" to keep NaN, which
+            figures then leave out and count. In eager mode an integrator must not raise itself:
+            ``ode.dopri5(failures="nan")``.
         group: the processes that share the work, of :func:`purevdm.parallel.join`. Each goes through the same batches, takes
-            its turns (each pass of a batch is one), and returns the figures of all, those that one process would find. It
-            pays to have more turns than processes.
+            its turns (each pass of a batch is one), and returns the figures of all, those that one process would find.
         callback: called with the number of examples done, for a progress bar.
 
     Raises:
@@ -75,11 +72,9 @@ def per_example(
     >>> bound = evaluation.per_example(model, params, x.split(32), random.key(2), passes=8)
     >>> flow = partial(likelihood.log_prob, model, samples=4, integrator=ode.rk4(20))
     >>> exact = evaluation.per_example(model, params, x.split(32), random.key(3), method=flow)
-    >>> bound.nll.shape, exact.nll.shape, exact.summary().samples
-    (torch.Size([64]), torch.Size([64]), 4)
     >>> gap = evaluation.compare(exact, bound).difference  # how far the flow is below the bound, paired
     """
-    model, call = called("method", model, timesteps, method)
+    model, call = called(model, timesteps, "method", method)
     _checks.choice("failures", failures, ("raise", "nan"))
     unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
 
@@ -87,15 +82,13 @@ def per_example(
         return _checked(call(params, x, key, cond, **mask), x.shape[0])
 
     done, checksum, dims = draws(model, result, batches, key, passes, group, callback)
-    if isinstance(done[0][0], NLLBound):
-        of_passes = [[torch.cat(term) for term in zip(*of_pass, strict=True)] for of_pass in done]
+    kind = type(done[0][0])
+    of_passes: Any = [kind(*(torch.cat(parts, -1) for parts in zip(*of_pass, strict=True))) for of_pass in done]
+    if kind is NLLBound:
         combined: Any = NLLBound(*(sum(terms) / len(terms) for terms in zip(*of_passes, strict=True)))
     else:
-        weights, counts = (
-            [torch.cat([getattr(each, name) for each in of_pass], -1) for of_pass in done]
-            for name in ("log_weights", "evaluations")
-        )
-        combined = likelihood.combine(torch.cat(weights), torch.stack(counts).sum(0))
+        evaluations = torch.stack([each.evaluations for each in of_passes]).sum(0)
+        combined = likelihood.combine(torch.cat([each.log_weights for each in of_passes]), evaluations)
     each = PerExample(combined, dims, checksum, len(done), unit)
     broken = (each.nll == -math.inf) | (each.nll.isnan() & (failures == "raise"))
     if broken.any():  # after all have gathered, so that no process is left waiting
@@ -104,21 +97,9 @@ def per_example(
     return each
 
 
-def evaluate(
-    model: VDM | BFN,
-    params: Params,
-    batches: Iterable[Any],
-    key: Key,
-    *,
-    method: Callable[..., NLLBound | Estimate] | None = None,
-    passes: int = 1,
-    timesteps: int | None = None,
-    failures: str = "raise",
-    group: Group | None = None,
-    callback: Callable[[int], None] | None = None,
-) -> Evaluation:
+def evaluate(model: VDM | BFN, params: Params, batches: Iterable[Any], key: Key, **options: Any) -> Evaluation:
     """Computes the mean -log p(x) of a data set by one method, or of the bound on it: the summary of :func:`per_example`,
-    whose arguments and errors these are.
+    whose options and errors these are.
 
     A batch's evenly spread times leave the mean of a bound less noise than its standard error says, so that errors are on
     the safe side, the more so the fewer the passes.
@@ -131,35 +112,28 @@ def evaluate(
     >>> result.nll.error > 0, result.examples, result.unit, list(result.terms)
     (True, 64, 'bits/dim', ['recon', 'prior', 'diffusion'])
     """
-    options: Any = dict(passes=passes, timesteps=timesteps, failures=failures, group=group, callback=callback)
-    return per_example(model, params, batches, key, method=method, **options).summary()
+    return per_example(model, params, batches, key, **options).summary()
 
 
-def called(name: str, model: M, timesteps: int | None, method: Callable[..., Any] | None) -> tuple[M, Callable[..., Any]]:
+def called(model: M, timesteps: int | None, name: str, method: Callable[..., Any] | None) -> tuple[M, Callable[..., Any]]:
     """Returns the model in another number of steps, and the method or its bound."""
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
-    if method is not None:
-        _checks.function(name, method)
     if timesteps is not None:
         if method is not None:
             raise ValueError(
                 f"{name}: expected None with timesteps={timesteps}; take model._replace(timesteps=...).nll_bound"
             )
         model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))  # type: ignore[assignment]
-    return model, model.nll_bound if method is None else method
+    return model, model.nll_bound if method is None else _checks.function(name, method)
 
 
 def _checked(result: Any, n: int) -> NLLBound | Estimate:
     """Returns what a method says of n examples, in float64."""
+    _checks.instance("method's result", result, (NLLBound, Estimate), "a purevdm.NLLBound or a likelihood.Estimate")
     if isinstance(result, NLLBound):
         return NLLBound(*(_checks.shaped(f"method's {name}", x, (n,)).double() for name, x in result._asdict().items()))
-    if not isinstance(result, Estimate):
-        given = _checks.describe(result)
-        raise TypeError(f"method: expected it to return a purevdm.NLLBound or a likelihood.Estimate, got {given}")
-    weights = result.log_weights
-    return likelihood.combine(
-        _checks.shaped("method's log_weights", weights, (*weights.shape[:1], n)).double(), result.evaluations.long()
-    )
+    weights = _checks.shaped("method's log_weights", result.log_weights, (*result.log_weights.shape[:1], n))
+    return likelihood.combine(weights.double(), result.evaluations.long())
 
 
 @contextmanager
@@ -192,27 +166,21 @@ def draws(
     """
     _checks.key("key", key)
     passes = _checks.integer("passes", passes, 1)
-    if group is not None:
-        _checks.instance("group", group, Group, "a Group of purevdm.parallel.join")
-    if callback is not None:
-        _checks.function("callback", callback)
-    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    rank, size = (0, 1) if group is None else _checks.instance("group", group, Group, "a purevdm.parallel.Group")[:2]
+    callback = (lambda n: None) if callback is None else _checks.function("callback", callback)
     mine: list[T] = []
     sums: list[Tensor] = []
     sizes: list[Tensor] = []
     for j, (x, cond, mask) in enumerate(triples(batches)):
         with within(f"batches[{j}]"):
             there = None if mask is None else mask_of(mask, tuple(x.shape)).expand_as(x)
-            options = {} if mask is None else {"mask": mask}
-            size_of = dims(model, x.shape[0], there, x.device)
-            sizes.append(torch.as_tensor(size_of, device="cpu").long().expand(x.shape[0]))
-        for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
-            if (j * passes + p) % size == rank:
-                with within(f"batches[{j}]"):
-                    mine.append(call(x, k, cond, **options))
+            size_of = dims(model, len(x), there, x.device)
+            sizes.append(torch.as_tensor(size_of, device="cpu").long().expand(len(x)))
+            for p, k in enumerate(random.split(random.fold_in(key, j), passes)):
+                if (j * passes + p) % size == rank:
+                    mine.append(call(x, k, cond, **({} if mask is None else {"mask": mask})))
         sums.append(x.reshape(len(x), -1).contiguous().view(torch.uint8).sum(1))
-        if callback is not None:
-            callback(len(x))
+        callback(len(x))
     if not sums:
         raise ValueError("batches: expected at least one, got none")
     mine, sums = optree.tree_map(Tensor.cpu, (mine, sums))  # type: ignore[arg-type, assignment]
@@ -222,13 +190,4 @@ def draws(
     if any(len(other) != len(sums) or not all(map(torch.equal, other, sums)) for _, other in everyone):
         raise ValueError("batches: expected the same data in the same order in every process, got different ones")
     turns = [everyone[turn % size][0][turn // size] for turn in range(len(sums) * passes)]
-    for turn, result in enumerate(turns):
-        if (kind := _kind(result)) != _kind(turns[0]):
-            first = f"what the first call returned, {_kind(turns[0])}"
-            raise ValueError(f"batches[{turn // passes}]: expected {first}, got {kind} in pass {turn % passes}")
     return [turns[p::passes] for p in range(passes)], torch.cat(sums), torch.cat(sizes)
-
-
-def _kind(result: Any) -> str:
-    """Returns the kind of a method's result; those of one evaluation are of one."""
-    return f"{len(result.log_weights)} weights an example" if isinstance(result, Estimate) else type(result).__name__

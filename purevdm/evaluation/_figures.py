@@ -38,10 +38,10 @@ class Evaluation(NamedTuple):
     Attributes:
         nll: the mean over examples.
         pooled: total nats over total dimensions, in bits/dim or, where the unit is nats, nats/dim: large examples count for
-            more. In bits/dim it equals ``nll`` where all examples have as many dimensions.
+            more.
         terms: the bound's recon, prior and diffusion, whose sum ``nll`` is; empty for another method.
         sampling: the part of the error that comes from the weights: what another key would change on the same examples. NaN
-            for a bound and for one sample, whose spread is unknown, and too small where a few weights dominate (see
+            for a bound and for one sample, and too small where a few weights dominate (see
             :class:`~purevdm.likelihood.Estimate`).
         samples: K, how many weights each example has; 1 for a bound. With finite K the mean is on average too high.
         evaluations: how often the network was applied to an example, the mean; for a bound the number of passes.
@@ -107,12 +107,9 @@ class PerExample(NamedTuple):
         else:
             terms, samples, evaluations = {}, len(result.log_weights), result.evaluations.double().mean().item()
             sampling = (result.error / unit).square().sum().sqrt().item() / n
-        nll, pooled = (
-            figure(of.nll / unit),
-            figure(of.nll, of.dims.double() * (1.0 if self.unit == "nats" else math.log(2.0))),
-        )
-        figures = (nll, pooled, terms, sampling, samples, evaluations)
-        return Evaluation(*figures, examples=n, passes=self.passes, unit=self.unit, left_out=len(done) - n)
+        pooled = figure(of.nll, of.dims.double() * (1.0 if self.unit == "nats" else math.log(2.0)))
+        figures = (figure(of.nll / unit), pooled, terms, sampling, samples, evaluations)
+        return Evaluation(*figures, n, self.passes, self.unit, len(done) - n)
 
 
 class Comparison(NamedTuple):
@@ -130,11 +127,8 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         unpaired = math.hypot(self.a.nll.error, self.b.nll.error)
         notes = f"unpaired +- {unpaired:.{_decimals(unpaired)}f}" + f", {self.a.left_out} left out" * (self.a.left_out > 0)
-        return (
-            f"a      {self.a.nll} {self.a.unit}\n"
-            f"b      {self.b.nll} {self.b.unit}\n"
-            f"a - b  {self.difference} {self.a.unit}, paired over {self.a.examples} examples ({notes})"
-        )
+        unit, paired = self.a.unit, f"paired over {self.a.examples} examples ({notes})"
+        return f"a      {self.a.nll} {unit}\nb      {self.b.nll} {unit}\na - b  {self.difference} {unit}, {paired}"
 
 
 def compare(a: PerExample, b: PerExample) -> Comparison:
@@ -142,9 +136,9 @@ def compare(a: PerExample, b: PerExample) -> Comparison:
     -log p(x), and by how much.
 
     Most of an evaluation's error comes from which examples there are, easy ones or hard, and it cancels in each example's
-    difference. The noise of the bound cancels, too, where two models had the same batches and key. So the error of the mean
-    difference is often many times smaller than sqrt(error_a**2 + error_b**2), that of the difference of two evaluations.
-    Under two schedules one time is two noise levels, and not as much cancels, so use more passes.
+    difference. The noise of the bound cancels, too, where two models had the same batches and key, but less so under two
+    schedules, where one time is two noise levels. The error of the mean difference is often many times smaller than
+    sqrt(error_a**2 + error_b**2), that of the difference of two evaluations.
 
     Args:
         a, b: of :func:`per_example`. An example that failed in either is left out of both.
@@ -154,10 +148,8 @@ def compare(a: PerExample, b: PerExample) -> Comparison:
     """
     for name, each in (("a", a), ("b", b)):
         _checks.instance(name, each, PerExample, "what evaluation.per_example returns")
-    if a.unit != b.unit:
-        raise ValueError(f"b: expected the unit of a, {a.unit}, got {b.unit}")
-    if len(a.nll) != len(b.nll):
-        raise ValueError(f"b: expected the examples of a, {len(a.nll)}, got {len(b.nll)}")
+    if (a.unit, len(a.nll)) != (b.unit, len(b.nll)):
+        raise ValueError(f"b: expected what a has, {len(a.nll)} examples in {a.unit}, got {len(b.nll)} in {b.unit}")
     if (other := (a.checksum != b.checksum) | (a.dims != b.dims)).any():
         raise ValueError(
             f"b: expected the examples of a in the same order, got another as example {int(other.nonzero()[0])}"

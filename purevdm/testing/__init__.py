@@ -1,4 +1,4 @@
-"""Laws that the parts of a model obey, to hold against your own parts; closed-form sources; Hypothesis strategies.
+"""Laws that the parts of a model obey, to check your own parts against, and closed-form sources.
 
 A check returns None, or raises a :class:`LawError` that says which law is broken, by how much, and how to see it:
 
@@ -6,7 +6,7 @@ A check returns None, or raises a :class:`LawError` that says which law is broke
 >>> testing.check_schedule(schedules.learned_linear())
 
 :mod:`purevdm.testing.sources` has distributions whose ideal denoiser is known, so that bounds, densities and samples are
-known as well. :mod:`purevdm.testing.strategies` (extra ``test``) has strategies for property-based tests.
+known as well.
 """
 
 from purevdm.testing import sources

@@ -22,15 +22,14 @@ def trying(law: str, see: str, run: Callable[[], Any]) -> Any:
     """What ``run`` gives; an error that it raises breaks the law."""
     try:
         return run()
-    except LawError:
-        raise
     except Exception as error:
         raise LawError(f"{law}\n  found:     {type(error).__name__}: {error}\n  to see it: {see}") from error
 
 
-def copied(tree: Any) -> Any:
-    """A copy of a tree of tensors."""
-    return optree.tree_map(lambda leaf: leaf.clone(), tree)  # type: ignore[arg-type]
+def compiled(what: str, run: Callable[[], Tensor], eager: Tensor, see: str, tolerance: float = 1e-4) -> None:
+    """What is compiled gives what it gives in eager mode."""
+    missed = off(trying(f"{what} must compile", see, torch.compile(run, fullgraph=True)), eager)
+    require(missed <= tolerance, f"the compiled {what} must equal eager's", f"off by {missed:.2g} of its norm", see)
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -45,6 +44,27 @@ def wide(tree: Any) -> Any:
     return optree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tree)  # type: ignore[arg-type]
 
 
+def rows(cond: Any, index: Any) -> Any:
+    """The conditions of some examples; None where there are none."""
+    return optree.tree_map(lambda leaf: leaf[index], cond)  # type: ignore[arg-type]
+
+
+def repeated(cond: Any, n: int) -> Any:
+    """One example's condition for n examples; None where there is none."""
+    return optree.tree_map(lambda leaf: leaf.expand(n, *leaf.shape), cond)  # type: ignore[arg-type]
+
+
+def floats(params: Any) -> tuple[dict[str, Tensor], Callable[[dict[str, Tensor]], Any]]:
+    """The floating-point leaves of a tree by their paths, and the function that puts others in their place."""
+    paths, leaves, spec = optree.tree_flatten_with_path(params)  # type: ignore[arg-type, var-annotated]
+    every = dict(zip([".".join(map(str, path)) for path in paths], leaves, strict=True))
+
+    def with_others(others: dict[str, Tensor]) -> Any:
+        return optree.tree_unflatten(spec, (every | others).values())
+
+    return {name: leaf for name, leaf in every.items() if leaf.is_floating_point()}, with_others
+
+
 def off(a: Tensor, b: Tensor) -> float:
     """By what part of its norm b is missed."""
     a, b = a.double(), b.double()
@@ -56,17 +76,13 @@ def initialised(what: str, init: Callable[[Tensor], Any], key: Tensor) -> Any:
     others for another key where they look random at all."""
     see = f"{what}.init(random.key(0)), twice"
     law = f"{what}.init must be a function of its key"
-    torch_state = torch.get_rng_state()
-    params = trying(law, see, lambda: init(key))
-    torch.rand(())
-    require(equal(params, init(key)), law, "other parameters in a second call", see)
-    torch.set_rng_state(torch_state)
-    leaves = [leaf for leaf in optree.tree_leaves(params) if leaf.is_floating_point() and leaf.numel() > 1]
-    random = [leaf for leaf in leaves if leaf.unique().numel() > 2]
-    if random:
-        other = init(torch.add(key, 1))
-        found = "the same parameters for another key"
-        require(not equal(params, other), f"{what}.init must use its key", found, f"{what}.init(random.key(1))")
+    with torch.random.fork_rng(devices=[]):
+        params = trying(law, see, lambda: init(key))
+        torch.rand(())
+        require(equal(params, init(key)), law, "other parameters in a second call", see)
+    if any(leaf.unique().numel() > 2 for leaf in floats(params)[0].values()):
+        law, found = f"{what}.init must use its key", "the same parameters for another key"
+        require(not equal(params, init(torch.add(key, 1))), law, found, f"{what}.init(random.key(1))")
     return params
 
 

@@ -14,13 +14,9 @@ DRAWS = 4096
 
 
 def check_decoder(
-    decoder: Decoder,
-    event_shape: Shape = (),
-    *,
-    gamma_0: tuple[float, ...] = (-8.0, -2.0, 2.0),
-    key: Key | None = None,
+    decoder: Decoder, event_shape: Shape = (), *, gamma_0: tuple[float, ...] = (-8.0, -2.0, 2.0), key: Key | None = None
 ) -> None:
-    """Holds a decoder against the laws of a likelihood, in float64.
+    """Checks a decoder against the laws of a likelihood, in float64.
 
     p(x given z_0) sums or integrates to one. ``log_prob``, ``log_probs`` and ``reconstruction`` agree. The likeliest data of
     a latent at a value's position are that value. ``sample`` draws from p. Discrete values have rising positions within
@@ -34,7 +30,6 @@ def check_decoder(
 
     Raises:
         LawError: a law does not hold; the message says which, by how much, and how to see it.
-        TypeError, ValueError: another thing than a decoder, or no noise level.
 
     >>> from purevdm import decoders, testing
     >>> testing.check_decoder(decoders.discrete(17))
@@ -43,20 +38,33 @@ def check_decoder(
     _checks.instance("decoder", decoder, Decoder, "a Decoder such as purevdm.decoders.discrete()")
     if not gamma_0:
         raise ValueError("gamma_0: expected at least one noise level, got none")
-    key = random.key(0) if key is None else key
-    event_shape = tuple(event_shape)
+    key, event_shape = random.key(0) if key is None else key, tuple(event_shape)
     params = wide(initialised("decoder", decoder.init, key))
     check = _real if decoder.log_probs is None else _discrete
     for i, level in enumerate(gamma_0):
         check(decoder, params, event_shape, torch.tensor(level, dtype=torch.float64), random.fold_in(key, i))
 
 
-# Discrete data
+def _agree(
+    decoder: Decoder, params: Params, x: Tensor, z: Tensor, eps: Tensor, gamma_0: Tensor, own: Tensor, name: str
+) -> None:
+    for other, found, see in (
+        ("log_prob", decoder.log_prob(params, x, z, gamma_0), "decoder.log_prob(params, x, z, gamma_0)"),
+        (
+            "-reconstruction",
+            -decoder.reconstruction(params, x, eps, gamma_0),
+            "-decoder.reconstruction(params, x, eps_0, gamma_0)",
+        ),
+    ):
+        # Below exp(-50) a sum of probabilities may be cut short.
+        missed = ((found - own).abs() / (1 + own.abs())).max().item()
+        text = f"off by {missed:.2g} at gamma_0 = {gamma_0:g}"
+        require(missed <= 1e-8, f"{other} must agree with {name}", text, see)
 
 
 def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
     assert decoder.log_probs is not None
-    n = decoder.vocab_size or 0
+    n, at = decoder.vocab_size or 0, f"at gamma_0 = {gamma_0:g}"
     require(n >= 2, "vocab_size must be at least 2", f"{decoder.vocab_size}", "decoder.vocab_size")
     values = torch.arange(n).reshape(-1, *[1] * len(event_shape)).expand(n, *event_shape)
     see = "decoder.check(torch.arange(-1, vocab_size + 1))"
@@ -71,69 +79,44 @@ def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Ten
     require((f.diff(dim=0) > 0).all(), "positions must rise with the value", "a fall, or a tie", see)
     if (limits := decoder.bounds(f)) is not None:
         low, high = limits
-        held = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])
-        require(held, "bounds must be the first and the last position", "others", "decoder.bounds(f)")
-
+        holds = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])
+        require(holds, "bounds must be the first and the last position", "others", "decoder.bounds(f)")
     step = f.diff(dim=0).amin(0)
     for part in (-0.4, 0.0, 0.4):
-        got = decoder.mode(params, f + part * step)
-        wrong = (got != values).nonzero()
-        told = ""
-        if len(wrong):
-            at = tuple(wrong[0].tolist())
-            told = f"value {at[0]} decodes to {int(got[at])}, {part:g} steps from its position"
         law = "a latent within 0.4 steps of a value's position must decode to it"
         see = f"decoder.mode(params, decoder.encode(params, x, dtype=torch.float64) + {part:g} * step)"
-        require(not len(wrong), law, told, see)
+        text = f"value {{}} decodes to {{}}, {part:g} steps from its position"
+        _same(decoder.mode(params, f + part * step), values, law, text, see)
 
     eps = random.normal(key, f.shape, torch.float64)
     z = f + torch.exp(0.5 * gamma_0) * eps
     probs = decoder.log_probs(params, z, gamma_0)
-    see = "decoder.log_probs(params, z, gamma_0).logsumexp(-1)"
     total = probs.logsumexp(-1).abs().max().item()
-    require(total <= 1e-9, "p(x given z_0) must sum to one", f"log sum off by {total:.2g} at gamma_0 = {gamma_0:g}", see)
+    see = "decoder.log_probs(params, z, gamma_0).logsumexp(-1)"
+    require(total <= 1e-9, "p(x given z_0) must sum to one", f"log sum off by {total:.2g} {at}", see)
     own = probs.gather(-1, values[..., None])[..., 0]
-    _agreeing(decoder, params, values, z, eps, gamma_0, own, "log_probs")
-    _peaked(probs, values, decoder.log_probs(params, f, gamma_0), gamma_0)
+    _agree(decoder, params, values, z, eps, gamma_0, own, "log_probs")
+    see = "decoder.log_probs(params, f, gamma_0).argmax(-1)"
+    law = "the likeliest value at a value's position must be that value"
+    _same(decoder.log_probs(params, f, gamma_0).argmax(-1), values, law, f"for {{}} {{}} {at}", see)
 
     middle = z[n // 2].expand(DRAWS, *event_shape)
     drawn = decoder.sample(params, random.fold_in(key, 1), middle, gamma_0)
-    p = probs[n // 2].exp()
-    counts = torch.nn.functional.one_hot(drawn, n).double().sum(0)
-    spread = (DRAWS * p * (1 - p)).sqrt()
-    excess = ((counts - DRAWS * p).abs() / (spread + 1)).max().item()
-    law = "sample must draw from p(x given z_0)"
-    told = f"a frequency {excess:.1f} standard errors off at gamma_0 = {gamma_0:g}, of {DRAWS} draws"
-    require(excess <= 7, law, told, "decoder.sample(params, key, z, gamma_0)")
+    p, counts = probs[n // 2].exp(), torch.nn.functional.one_hot(drawn, n).double().sum(0)
+    excess = ((counts - DRAWS * p).abs() / ((DRAWS * p * (1 - p)).sqrt() + 1)).max().item()
+    text = f"a frequency {excess:.1f} standard errors off {at}, of {DRAWS} draws"
+    require(excess <= 7, "sample must draw from p(x given z_0)", text, "decoder.sample(params, key, z, gamma_0)")
 
 
-def _peaked(probs: Tensor, values: Tensor, at: Tensor, gamma_0: Tensor) -> None:
-    likeliest = at.argmax(-1)
-    wrong = (likeliest != values).nonzero()
-    told = f"{int(likeliest[tuple(wrong[0])])} for {int(values[tuple(wrong[0])])}" if len(wrong) else ""
-    law = "the likeliest value at a value's position must be that value"
-    require(not len(wrong), law, f"{told} at gamma_0 = {gamma_0:g}", "decoder.log_probs(params, f, gamma_0).argmax(-1)")
-
-
-def _agreeing(
-    decoder: Decoder, params: Params, x: Tensor, z: Tensor, eps: Tensor, gamma_0: Tensor, own: Tensor, name: str
-) -> None:
-    backward = -decoder.reconstruction(params, x, eps, gamma_0)
-    for found, other, see in (
-        (decoder.log_prob(params, x, z, gamma_0), "log_prob", "decoder.log_prob(params, x, z, gamma_0)"),
-        (backward, "-reconstruction", "-decoder.reconstruction(params, x, eps_0, gamma_0)"),
-    ):
-        # Below exp(-50) a sum of probabilities may be cut short.
-        missed = ((found - own).abs() / (1 + own.abs())).max().item()
-        told = f"off by {missed:.2g} at gamma_0 = {gamma_0:g}"
-        require(missed <= 1e-8, f"{other} must agree with {name}", told, see)
-
-
-# Real-valued data
+def _same(found: Tensor, values: Tensor, law: str, text: str, see: str) -> None:
+    """Every value decodes to itself; ``text`` is given the first that does not, and what it decodes to."""
+    if len(wrong := (found != values).nonzero()):
+        first = tuple(wrong[0].tolist())
+        require(False, law, text.format(int(values[first]), int(found[first])), see)
 
 
 def _real(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
-    k_z, k_draw = random.split(key)
+    (k_z, k_draw), at = random.split(key), f"at gamma_0 = {gamma_0:g}"
     z = random.normal(k_z, event_shape, torch.float64)
     see = "decoder.sample(params, key, z, gamma_0)"
     latents = z.expand(DRAWS, *event_shape)
@@ -143,28 +126,22 @@ def _real(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor,
     centre, spread = drawn.mean(0), drawn.std(0)
 
     grid = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64).reshape(-1, *[1] * len(event_shape))
-    x = centre + grid * spread
+    x, cell = centre + grid * spread, spread * 24.0 / 4000
     log_p = decoder.log_prob(params, x, z.expand(x.shape), gamma_0)
-    cell = spread * 24.0 / 4000
     total = log_p.exp().sum(0) * cell
-    worst = (total - 1).abs().max().item()
-    law = "p(x given z_0) must integrate to one"
-    told = f"{total.flatten()[int((total - 1).abs().argmax())]:.6g} at gamma_0 = {gamma_0:g}"
-    require(worst <= 1e-4, law, told, "decoder.log_prob(params, x, z, gamma_0).exp().sum(0) * (x[1] - x[0])")
+    worst = total.flatten()[int((total - 1).abs().argmax())]
+    see_sum = "decoder.log_prob(params, x, z, gamma_0).exp().sum(0) * (x[1] - x[0])"
+    require((worst - 1).abs() <= 1e-4, "p(x given z_0) must integrate to one", f"{worst:.6g} {at}", see_sum)
     peak = x.gather(0, log_p.argmax(0, keepdim=True))[0]
     missed = ((peak - decoder.mode(params, z)).abs() / spread).max().item()
-    law = "mode must be the likeliest data"
-    told = f"off by {missed:.2g} standard deviations at gamma_0 = {gamma_0:g}"
-    require(missed <= 0.01, law, told, "decoder.mode(params, z)")
+    text = f"off by {missed:.2g} standard deviations {at}"
+    require(missed <= 0.01, "mode must be the likeliest data", text, "decoder.mode(params, z)")
 
     entropy = -(log_p.exp() * log_p).sum(0) * cell
-    surprise = -decoder.log_prob(params, drawn, z.expand(drawn.shape), gamma_0)
+    surprise = -decoder.log_prob(params, drawn, latents, gamma_0)
     excess = ((surprise.mean(0) - entropy).abs() / (surprise.std(0) / DRAWS**0.5)).max().item()
-    moved = ((drawn.mean(0) - (log_p.exp() * x).sum(0) * cell).abs() / (spread / DRAWS**0.5)).max().item()
-    law = "sample must draw from p(x given z_0)"
-    told = f"the mean log-density {excess:.1f}, the mean {moved:.1f} standard errors off at gamma_0 = {gamma_0:g}"
-    require(max(excess, moved) <= 7, law, told, see)
-
-    f = decoder.encode(params, drawn, dtype=torch.float64)
-    eps = (z - f) * torch.exp(-0.5 * gamma_0)
-    _agreeing(decoder, params, drawn, z.expand(drawn.shape), eps, gamma_0, -surprise, "log_prob")
+    moved = ((centre - (log_p.exp() * x).sum(0) * cell).abs() / (spread / DRAWS**0.5)).max().item()
+    text = f"the mean log-density {excess:.1f}, the mean {moved:.1f} standard errors off {at}"
+    require(max(excess, moved) <= 7, "sample must draw from p(x given z_0)", text, see)
+    eps = (z - decoder.encode(params, drawn, dtype=torch.float64)) * torch.exp(-0.5 * gamma_0)
+    _agree(decoder, params, drawn, latents, eps, gamma_0, -surprise, "log_prob")

@@ -3,15 +3,13 @@
 import math
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, bound, likelihood, ode, process, random
+from purevdm import _checks, likelihood, ode, process, random
 from purevdm._vdm import VDM
-from purevdm.noise import Noise, draw_noise, draw_seeds
 from purevdm.ode import Integrator
-from purevdm.testing._law import off, require, trying
+from purevdm.testing._law import compiled, floats, off, repeated, require, rows, trying
 from purevdm.types import Key, Params
 
 __all__ = ["check_density", "check_model"]
@@ -28,12 +26,12 @@ def check_model(
     key: Key | None = None,
     compile: bool = False,
 ) -> None:
-    """Holds a model against the laws of a bound.
+    """Checks a model against the laws of a bound.
 
-    Its terms are finite, and none is negative where data are discrete. Each example's bound depends on that example and its
-    noise alone, so a permuted batch has permuted bounds. Evenly spread times and independent ones give the same bound in
-    expectation. It lies above the entropy of the source of the data, if that is known. The loss is its mean in bits per
-    dimension where the network is deterministic in training. Gradients are finite. Samples are data.
+    Its terms are finite, and none is negative where data are discrete. Each example's bound depends only on that example and
+    its noise, so a permuted batch has permuted bounds. Evenly spread times and independent ones give the same bound in
+    expectation. It lies above the entropy of the source of the data, if that is known. Gradients are finite. Samples are
+    data.
 
     Args:
         model: the model.
@@ -50,68 +48,58 @@ def check_model(
     """
     _checks.instance("model", model, VDM, "a model of purevdm.vdm")
     passes = _checks.integer("passes", passes, 2)
-    key = random.key(0) if key is None else key
-    k_noise, k_times, k_sample = random.split(key, 3).unbind(0)
+    k_noise, k_times, k_sample = random.split(random.key(0) if key is None else key, 3).unbind(0)
     see = "model.nll_bound(params, x, key, cond)"
     terms = trying("the bound must run", see, lambda: model.nll_bound(params, x, k_noise, cond))
-    least = 0.0 if model.decoder.log_probs is not None else -math.inf
-    for name, term, low in (("recon", terms.recon, least), ("prior", terms.prior, 0.0), ("diffusion", terms.diffusion, 0.0)):
-        told = f"{int((~term.isfinite()).sum())} of {len(x)} are not finite, the least is {term.min():.4g}"
-        held = term.isfinite().all() and (term >= low - 1e-4).all()
-        require(held, f"{name} must be finite" + (f" and at least {low:g}" if low == 0 else ""), told, f"{see}.{name}")
+    for name, term in terms._asdict().items():
+        low = -math.inf if name == "recon" and model.decoder.log_probs is None else 0.0
+        text = f"{int((~term.isfinite()).sum())} of {len(x)} are not finite, the least is {term.min():.4g}"
+        holds = term.isfinite().all() and (term >= low - 1e-4).all()
+        require(holds, f"{name} must be finite" + (f" and at least {low:g}" if low == 0 else ""), text, f"{see}.{name}")
     _independent(model, params, x, cond, k_noise)
 
-    def spread(antithetic: bool) -> Tensor:
-        """The mean bound of each pass."""
+    def bounds(antithetic: bool) -> Tensor:
+        """Of each pass and example."""
         varied = model._replace(antithetic=antithetic)
-        keys = random.split(k_times, passes)
-        return torch.stack([varied.nll_bound(params, x, k, cond).total.double().mean() for k in keys])
+        return torch.stack([varied.nll_bound(params, x, k, cond).total.double() for k in random.split(k_times, passes)])
 
-    even, independent = spread(True), spread(False)
+    even, independent = bounds(True).mean(1), bounds(False).mean(1)
     error = math.hypot(*((part.std() / math.sqrt(passes)).item() for part in (even, independent)))
     gap = (even.mean() - independent.mean()).item()
     law = "evenly spread times must give the bound that independent ones give"
-    told = f"{even.mean():.6g} and {independent.mean():.6g} nats, {abs(gap) / error:.1f} standard errors apart"
-    require(abs(gap) <= 7 * error + 1e-4 * abs(even.mean()), law, told, "model._replace(antithetic=False).nll_bound(...)")
+    text = f"{even.mean():.6g} and {independent.mean():.6g} nats, {abs(gap) / error:.1f} standard errors apart"
+    require(abs(gap) <= 7 * error + 1e-4 * abs(even.mean()), law, text, "model._replace(antithetic=False).nll_bound(...)")
     if entropy is not None:
-        each = torch.stack([model.nll_bound(params, x, k, cond).total.double() for k in random.split(k_times, passes)]).mean(
-            0
-        )
+        each = bounds(model.antithetic).mean(0)
         error = (each.std() / math.sqrt(len(x))).item()
-        told = f"{each.mean():.6g} +- {error:.2g} nats, below {entropy:.6g}"
-        require(each.mean() >= entropy - 5 * error, "the bound must lie above the entropy", told, f"{see}.total.mean()")
+        text = f"{each.mean():.6g} +- {error:.2g} nats, below {entropy:.6g}"
+        require(each.mean() >= entropy - 5 * error, "the bound must lie above the entropy", text, f"{see}.total.mean()")
 
-    grads = torch.func.grad(model.loss_fn)(params, x, k_noise, cond)
-    leaves = zip(optree.tree_paths(params), optree.tree_leaves(grads), strict=True)  # type: ignore[arg-type]
-    bad = [".".join(map(str, path)) for path, g in leaves if not g.isfinite().all()]
+    grads = floats(torch.func.grad(model.loss_fn)(params, x, k_noise, cond))[0]
+    bad = ", ".join([name for name, grad in grads.items() if not grad.isfinite().all()][:3])
     see_grads = "torch.func.grad(model.loss_fn)(params, x, key, cond)"
-    require(not bad, "gradients must be finite", f"NaN or infinity in {', '.join(bad[:3])}", see_grads)
-    some = None if cond is None else optree.tree_map(lambda leaf: leaf[:2], cond)  # type: ignore[arg-type]
-    see_draws = "model.sample(params, key, 2, steps=5, cond=cond)"
+    require(not bad, "gradients must be finite", f"NaN or infinity in {bad}", see_grads)
+    see_draws, some = "model.sample(params, key, 2, steps=5, cond=cond)", rows(cond, slice(2))
     drawn = trying("sampling must run", see_draws, lambda: model.sample(params, k_sample, 2, steps=5, cond=some))
-    told = f"{int((~model.decoder.check(drawn)).sum())} numbers are not {model.decoder.support}"
-    require(model.decoder.check(drawn).all(), "samples must be data", told, see_draws)
+    data = model.decoder.check(drawn)
+    require(data.all(), "samples must be data", f"{int((~data).sum())} numbers are not {model.decoder.support}", see_draws)
     if compile:
-        found = torch.compile(model.nll_bound, fullgraph=True)(params, x, k_noise, cond).total
-        missed = off(found, terms.total)
-        require(missed <= 1e-4, "the compiled bound must equal eager's", f"off by {missed:.2g} of its norm", see)
+        compiled("bound", lambda: model.nll_bound(params, x, k_noise, cond).total, terms.total, see)
 
 
 def _independent(model: VDM, params: Params, x: Tensor, cond: Any, key: Key) -> None:
-    """A permuted batch with its noise, and a part of it."""
-    seeds = draw_seeds(key, len(x), dtype=model.dtype, timesteps=model.timesteps)
-    noise = draw_noise(seeds, model.event_shape, train=False)
+    """A permuted batch with its seeds, and a part of it."""
+    seeds = model.seeds(key, len(x))
 
     def at(index: Tensor) -> Tensor:
-        rows = Noise(*(None if part is None else part[index] for part in noise))  # type: ignore[arg-type]
-        some = None if cond is None else optree.tree_map(lambda leaf: leaf[index], cond)  # type: ignore[arg-type]
-        return bound.bound(model, params, x[index], rows, some).total
+        return model.nll_bound(params, x[index], seeds.rows(index), rows(cond, index)).total
 
     whole, backward = at(torch.arange(len(x))), torch.arange(len(x) - 1, -1, -1)
-    for index, told in ((backward, "the reversed batch"), (backward[:1], "the last example by itself")):
+    for index, text in ((backward, "the reversed batch"), (backward[:1], "the last example by itself")):
         missed = off(at(index), whole[index])
-        law = "an example's bound must depend on that example and its noise alone"
-        require(missed <= 1e-4, law, f"{told} differs by {missed:.2g} of its norm", "bound.bound(model, params, x, noise)")
+        law = "an example's bound must depend on that example and its noise only"
+        see = "model.nll_bound(params, x[index], model.seeds(key, len(x)).rows(index), cond[index])"
+        require(missed <= 1e-4, law, f"{text} differs by {missed:.2g} of its norm", see)
 
 
 def check_density(
@@ -124,7 +112,7 @@ def check_density(
     tolerance: float = 0.01,
     key: Key | None = None,
 ) -> None:
-    """That the flow's density integrates to one: of real data ``likelihood.log_prob``, of discrete data
+    """Checks that the flow's density integrates to one: of real data ``likelihood.log_prob``, of discrete data
     ``likelihood.log_prob_latent``, the density of their latents at time 0 (:func:`check_decoder` has the rest).
 
     The grid is the box around where the flow takes the circle of radius 6 (in one dimension the points -6 and 6), which
@@ -154,45 +142,33 @@ def check_density(
     dims = math.prod(model.event_shape)
     if dims > 2:
         raise ValueError(f"model: expected events of one or two numbers, got event_shape={model.event_shape}")
-
-    def repeated(n: int) -> Any:
-        return None if cond is None else optree.tree_map(lambda leaf: leaf.expand(n, *leaf.shape), cond)  # type: ignore[arg-type]
-
-    z, scale = _box(model, params, repeated, integrator, points or (801 if dims == 1 else 101))
+    z = _box(model, params, cond, integrator, points or (801 if dims == 1 else 101))
     if model.decoder.log_probs is None:
         t = torch.zeros((), dtype=model.dtype)
-        gamma_0 = model.gamma(params, t, repeated(1)) if model.schedule.contextual else model.gamma(params, t)
-        x = model.decoder.mode({}, z / process.alpha(gamma_0))
-        scale = _cell(x.reshape(len(x), -1))
+        gamma_0 = model.gamma(params, t, repeated(cond, 1) if model.schedule.contextual else None)
+        z = model.decoder.mode({}, z / process.alpha(gamma_0))
         options: Any = dict(probes="exact", integrator=integrator)
-        log_p = likelihood.log_prob(model, params, x, key, repeated(len(x)), **options).log_prob
+        log_p = likelihood.log_prob(model, params, z, key, repeated(cond, len(z)), **options).log_prob
         see = "likelihood.log_prob(model, params, x, key, cond, probes='exact').log_prob.exp().sum() * cell"
     else:
         options = dict(probe_noise="exact", integrator=integrator)
-        log_p = likelihood.log_prob_latent(model, params, z, repeated(len(z)), **options).log_prob
+        log_p = likelihood.log_prob_latent(model, params, z, repeated(cond, len(z)), **options).log_prob
         see = "likelihood.log_prob_latent(model, params, z, cond, probe_noise='exact').log_prob.exp().sum() * cell"
-    total = log_p.double().exp().sum().item() * scale
-    told = f"{total:.6g}, where an error of {tolerance:g} is tolerated, on {len(z)} points"
-    require(abs(total - 1) <= tolerance, "the density must integrate to one", told, see)
+    total = log_p.double().exp().sum().item()
+    for column in z.reshape(len(z), -1).double().unbind(1):  # times the volume of a cell
+        values = column.unique()
+        total *= ((values[-1] - values[0]) / (len(values) - 1)).item()
+    text = f"{total:.6g}, where an error of {tolerance:g} is tolerated, on {len(z)} points"
+    require(abs(total - 1) <= tolerance, "the density must integrate to one", text, see)
 
 
-def _box(model: VDM, params: Params, repeated: Any, integrator: Integrator, points: int) -> tuple[Tensor, float]:
-    """Latents at time 0 over the box that holds the model's mass, (n, *event_shape), and the volume of a cell."""
+def _box(model: VDM, params: Params, cond: Any, integrator: Integrator, points: int) -> Tensor:
+    """A grid of latents at time 0 over the box that holds the model's mass, (n, *event_shape)."""
     dims = math.prod(model.event_shape)
     angle = torch.linspace(0.0, 2.0 * math.pi, 65, dtype=model.dtype)[:-1]
     circle = torch.stack([angle.cos(), angle.sin()], 1) if dims == 2 else torch.tensor([[-1.0], [1.0]], dtype=model.dtype)
     z_1 = 6.0 * circle.reshape(-1, *model.event_shape)
-    z_0 = likelihood.to_data(model, params, z_1, repeated(len(z_1)), integrator=integrator).reshape(len(z_1), dims)
+    z_0 = likelihood.to_data(model, params, z_1, repeated(cond, len(z_1)), integrator=integrator).reshape(len(z_1), dims)
     ends = zip(z_0.amin(0).tolist(), z_0.amax(0).tolist(), strict=True)
     axes = [torch.linspace(low, high, points, dtype=model.dtype) for low, high in ends]
-    grid = torch.cartesian_prod(*axes).reshape(-1, dims)
-    return grid.reshape(-1, *model.event_shape), _cell(grid)
-
-
-def _cell(grid: Tensor) -> float:
-    """The volume of a cell of an even grid over a box, (n, dims)."""
-    volume = 1.0
-    for column in grid.double().unbind(1):
-        values = column.unique()
-        volume *= ((values[-1] - values[0]) / (len(values) - 1)).item()
-    return volume
+    return torch.cartesian_prod(*axes).reshape(-1, *model.event_shape)

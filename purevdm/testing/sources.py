@@ -17,7 +17,7 @@ __all__ = ["Mixture", "categorical", "entropy", "gaussian"]
 
 
 def _network(denoise: Callable[[Tensor, Tensor], Tensor]) -> Network:
-    """The network that sees the noise which goes with ``denoise(z, gamma)``, the mean of the data given z."""
+    """The network whose noise goes with ``denoise(z, gamma)``, the mean of the data given z."""
     return Network.of(_init, partial(_apply, denoise))
 
 
@@ -32,7 +32,7 @@ def _apply(
 
 
 def gaussian(std: float) -> Network:
-    """The ideal denoiser of independent numbers x ~ N(0, std**2)."""
+    """Makes the ideal denoiser of independent numbers x ~ N(0, std**2)."""
     return _network(partial(_gaussian_denoise, std))
 
 
@@ -42,7 +42,7 @@ def _gaussian_denoise(std: float, z: Tensor, gamma: Tensor) -> Tensor:
 
 
 class Mixture(NamedTuple):
-    """K Gaussians over d numbers, float64; one alone is a correlated Gaussian."""
+    """K Gaussians over d numbers, float64; a single one is a correlated Gaussian."""
 
     weights: Tensor  # (K,)
     means: Tensor  # (K, d)
@@ -54,7 +54,7 @@ class Mixture(NamedTuple):
         return _network(self.denoise)
 
     def denoise(self, z: Tensor, gamma: Tensor) -> Tensor:
-        """The mean of x given its latent z at gamma, a number or (d,); each (d,)."""
+        """Returns the mean of x given its latent z at gamma, a number or (d,); each (d,)."""
         gamma = gamma.expand_as(z)
         alpha, noise = process.alpha(gamma), torch.diag(process.sigma(gamma) ** 2)
         covariance = alpha[:, None] * self.covariances * alpha + noise
@@ -64,24 +64,24 @@ class Mixture(NamedTuple):
         return logits.softmax(-1) @ (self.means + torch.einsum("kij,kj->ki", self.covariances, alpha * solved))
 
     def sample(self, key: Key, n: int) -> Tensor:
-        """n draws, (n, d)."""
+        """Draws n, (n, d)."""
         k_which, k_eps = random.split(key)
         which = random.categorical(k_which, self.weights.log(), shape=(n,))
         eps = random.normal(k_eps, (n, self.means.shape[1]), torch.float64)
         return self.means[which] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(self.covariances)[which], eps)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log density of x, (n, d): (n,)."""
+        """Returns the log density of x, (n, d): (n,)."""
         parts = torch.distributions.MultivariateNormal(self.means, self.covariances).log_prob(x[:, None])
         return torch.logsumexp(self.weights.log() + parts, -1)
 
     def widened(self, variances: Tensor) -> "Mixture":
-        """With independent noise of these variances added, (d,)."""
+        """Adds independent noise of these variances, (d,)."""
         return self._replace(covariances=self.covariances + torch.diag(variances))
 
 
 def categorical(p: Tensor) -> Network:
-    """The ideal denoiser of independent values of ``decoders.discrete(len(p))`` with probabilities p."""
+    """Makes the ideal denoiser of independent values of ``decoders.discrete(len(p))`` with probabilities p."""
     return _network(partial(_categorical_denoise, p))
 
 
@@ -93,7 +93,7 @@ def _categorical_denoise(p: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
 
 
 def entropy(p: Tensor) -> float:
-    """-sum p log p, nats."""
+    """Computes -sum p log p, nats."""
     return -(p * p.log()).sum().item()
 
 

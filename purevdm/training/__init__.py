@@ -17,13 +17,4 @@ imported by name: the extra ``train`` brings both.
 from purevdm.training.optimizer import AdamW, Moments, learning_rate
 from purevdm.training.state import NonFiniteLossError, TrainState, gradients, init, train_step
 
-__all__ = [
-    "AdamW",
-    "Moments",
-    "NonFiniteLossError",
-    "TrainState",
-    "gradients",
-    "init",
-    "learning_rate",
-    "train_step",
-]
+__all__ = ["AdamW", "Moments", "NonFiniteLossError", "TrainState", "gradients", "init", "learning_rate", "train_step"]

@@ -48,31 +48,28 @@ def _permutation(words: tuple[int, int], epoch: int, n: int) -> np.ndarray:
 
 
 def rows(key: Key, n: int, step: int, batch: int) -> np.ndarray:
-    """The indices of a step's batch: passes over all n in a fresh order each, with no gap between them.
+    """Returns the indices of a step's batch: passes over all n in a fresh order each, with no gap between them.
 
-    A pure function: epoch e has the order ``permutation(fold_in(key, e), n)``, and step i takes the positions i * batch to
-    (i + 1) * batch of the endless sequence of epochs. So training goes on where it stopped by knowing the step alone.
+    Epoch e has the order ``permutation(fold_in(key, e), n)``, and step i takes the positions i * batch to (i + 1) * batch of
+    the endless sequence of epochs.
 
     Raises:
-        TypeError, ValueError: a key of the wrong form, n or batch below 1, a negative step.
+        TypeError, ValueError: a key of the wrong form, n or batch below 1, a step that is negative or beyond 2**32 epochs.
     """
     _checks.key("key", key)
     n, batch = _checks.integer("n", n, 1), _checks.integer("batch", batch, 1, 2**31 - 1)
-    step = _checks.integer("step", step, 0)
-    if (step + 1) * batch // n >= 2**32:
-        raise ValueError(f"step: expected one within 2**32 passes over the data, got {step}")
+    step = _checks.integer("step", step, 0, 2**32 * n // batch - 1)
     words = tuple(key.tolist())
     epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), n)
-    pieces = [_permutation(words, int(e), n)[positions[epochs == e]] for e in np.unique(epochs)]
-    return np.concatenate(pieces)
+    return np.concatenate([_permutation(words, int(e), n)[positions[epochs == e]] for e in np.unique(epochs)])
 
 
 def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
-    """Rows of a data set as tensors: x, (n, *event_shape) in the data's dtype, and the labels, int64 (n,), or None.
+    """Returns rows of a data set as tensors: x, (n, *event_shape) in the data's dtype, and the labels, int64 (n,), or None.
 
     Raises:
-        TypeError, ValueError: no data set, indices that are not an array of integers in [0, size), no such device, or data
-            or labels that are masked or of another form than the data set says.
+        TypeError, ValueError: indices that are not an array of integers in [0, size), no such device, or data or labels that
+            are masked or of another shape than the data set says.
     """
     _checks.instance("data", data, Dataset, "a purevdm.training.data.Dataset")
     device = _checks.device("device", device)
@@ -81,10 +78,8 @@ def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu"
     if indices.size and not (indices.min() >= 0 and indices.max() < data.size):
         raise ValueError(f"indices: expected them in [0, {data.size - 1}], got {indices.min()} to {indices.max()}")
     x = _tensor("data.take", data.take(indices), (len(indices), *data.event_shape))
-    labels = None if data.labels is None else _tensor("data.labels", data.labels[indices], indices.shape)
-    if labels is not None and labels.dtype == torch.uint64:
-        raise TypeError("data.labels: expected int64, got uint64")
-    return x.to(device), None if labels is None else labels.to(device)
+    labels = None if data.labels is None else _tensor("data.labels", data.labels[indices], indices.shape).to(device)
+    return x.to(device), labels
 
 
 def _tensor(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
@@ -97,15 +92,14 @@ def _tensor(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
 
 
 def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Random flips and rotations of square images, as the official ``cifar10_aug`` does it.
+    """Flips and turns square images at random, as the official ``cifar10_aug`` does it.
 
-    Each image is flipped left to right with probability 1/2, and then turned by 90, 180 or 270 degrees with
-    probability 1/2. The flag says whether either was done: the network learns to tell the true distribution from the
-    wider one, and the bound is that of images with the flag 0.
+    Each image is flipped left to right with probability 1/2, and then turned by 90, 180 or 270 degrees with probability 1/2.
+    A network that sees the flag learns to tell the true distribution from the wider one: the bound is that of the flag 0.
 
     Args:
         keys: a key for each image, (B, 2): ``random.split(key, B)``, or the rows of these images of a larger split.
-        x: (B, channels, size, size).
+        x: (B, channels, size, size), B at least 1.
 
     Returns:
         The images, and the flags, float32 (B,): 1 where changed.
@@ -113,10 +107,8 @@ def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError, ValueError: keys that are not one for each image, images that are not square, or none.
     """
-    if _checks.tensor("x", x).ndim != 4 or x.shape[2] != x.shape[3]:
+    if _checks.tensor("x", x).ndim != 4 or x.shape[2] != x.shape[3] or not len(x):
         raise ValueError(f"x: expected square images (B, channels, size, size), got {_checks.describe(x)}")
-    if len(x) == 0:
-        raise ValueError(f"x: expected at least one image, got {_checks.describe(x)}")
     _checks.together("keys", _checks.alike("keys", keys, (x.shape[0], 2), torch.int32), x.device)
 
     def draw(key: Key) -> tuple[Tensor, Tensor]:
@@ -132,7 +124,7 @@ def augment(keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split(data: Dataset, key: Key, held_out: int) -> tuple[Dataset, Dataset]:
-    """A data set in two by a key: all but ``held_out`` examples, and those.
+    """Splits a data set in two by a key: all but ``held_out`` examples, and those.
 
     Raises:
         ValueError: as many held out as there are, or more.

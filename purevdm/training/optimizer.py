@@ -3,6 +3,7 @@
 Everything is pure: the arguments are not changed.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -23,12 +24,13 @@ class AdamW(NamedTuple):
     Attributes:
         lr: the learning rate after warm-up.
         b1, b2, eps: AdamW's.
-        weight_decay: decoupled, on the leaves that :func:`decayed` names.
+        weight_decay: decoupled, on all parameters but biases, scales of norms and a warped schedule's histogram; of a
+            module's, on those with two axes or more.
         warmup: steps over which the rate rises from 0 in a line.
         decay: what follows until the last step: "constant", "linear" to 0, or "cosine" to a hundredth.
         steps: the last step, for the decays.
-        clip_norm: the global norm that gradients are clipped to, or None; the network's and the schedule's each on its own,
-            as they may follow different ends.
+        clip_norm: the norm that gradients are clipped to, or None; the network's and the schedule's each by itself, as they
+            may follow different ends.
         ema_rate: how much of the averaged parameters stays in a step.
         ema_warmup: whether the average starts faster, at the rate min(ema_rate, (1 + step) / (10 + step)).
         schedule_lr: what the rate of the noise schedule's parameters is multiplied by.
@@ -71,7 +73,7 @@ def checked(settings: AdamW) -> AdamW:
 
 
 def learning_rate(settings: AdamW, step: int) -> float:
-    """The rate of a step, counted from 0: the first of a warm-up is 0, as in the official code.
+    """Returns the rate of a step, counted from 0: the first of a warm-up is 0, as in the official code.
 
     Raises:
         TypeError, ValueError: settings or a step out of their range.
@@ -89,40 +91,19 @@ def learning_rate(settings: AdamW, step: int) -> float:
 
 
 def decayed(params: Params) -> Params:
-    """Which leaves decay: all but biases and the scales of norms, True or False in a tree like the parameters.
-
-    (The official filter names biases and layer norms; its own norms are group norms, whose scales it lets decay.) Of a
-    ``torch.nn.Module``, whose trees have the branches ``params`` and ``buffers``, the parameters of two axes and more decay.
-    The histogram of a warped schedule stays.
-    """
+    """Which leaves decay, True or False in a tree like the parameters. (The official filter lets scales of group norms.)"""
 
     def decays(path: tuple[Any, ...], leaf: Tensor) -> bool:
         if path[:1] == ("network",) and path[1] in ("params", "buffers"):
             return path[1] == "params" and leaf.ndim > 1
-        if path[:2] == ("schedule", "warp"):
-            return False
-        return path[-1] not in ("bias", "scale")
+        return path[:2] != ("schedule", "warp") and path[-1] not in ("bias", "scale")
 
     return optree.tree_map_with_path(decays, params)  # type: ignore[arg-type, return-value]
 
 
 def init(params: Params) -> Moments:
     """Zeros."""
-    zeros = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
-    return Moments(zeros, optree.tree_map(torch.clone, zeros))  # type: ignore[arg-type]
-
-
-def global_norm(grads: Params) -> Tensor:
-    """The Euclidean norm of all leaves together, shape ()."""
-    return torch.nn.utils.get_total_norm(_flat(grads)[0])
-
-
-def clip(grads: Params, most: float) -> Params:
-    """Gradients scaled down to a global norm of at most ``most``."""
-    leaves, spec = _flat(grads)
-    if not leaves:
-        return grads
-    return _tree(spec, torch._foreach_mul(leaves, (most / global_norm(grads)).clamp(max=1.0)))
+    return Moments(*(optree.tree_map(torch.zeros_like, params) for _ in range(2)))  # type: ignore[arg-type]
 
 
 def _flat(tree: Any) -> tuple[list[Tensor], Any]:
@@ -133,33 +114,41 @@ def _tree(spec: Any, leaves: Any) -> Params:
     return optree.tree_unflatten(spec, leaves)  # type: ignore[return-value]
 
 
+def global_norm(grads: Params) -> Tensor:
+    """The Euclidean norm of all leaves together, shape ()."""
+    return torch.nn.utils.get_total_norm(_flat(grads)[0])
+
+
+def clip(grads: Params, most: float) -> Params:
+    """Gradients scaled down to a global norm of at most ``most``."""
+    leaves, spec = _flat(grads)
+    return _tree(spec, torch._foreach_mul(leaves, (most / global_norm(grads)).clamp(max=1.0))) if leaves else grads
+
+
 def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
     """One step of AdamW; ``step`` counts from 0. A leaf without a gradient (None) stays, and so do its moments."""
-    lr = learning_rate(settings, step)
-    _, spec = _flat(params)
-    decays: Any = optree.tree_leaves(decayed(params))  # type: ignore[arg-type]
-    # torch's kernels change what they are given: they get copies.
-    new, mu, nu = ([leaf.detach().clone() for leaf in _flat(tree)[0]] for tree in (params, moments.mu, moments.nu))
+    lr, spec = learning_rate(settings, step), _flat(params)[1]
     grad: Any = optree.tree_leaves(grads, none_is_leaf=True)  # type: ignore[arg-type]
-    paths = optree.tree_paths(params)  # type: ignore[arg-type]
-    kinds: dict[tuple[bool, bool], list[int]] = {}
-    for i, path in enumerate(paths):
-        if grad[i] is not None:
-            kinds.setdefault((bool(decays[i]), path[0] == "schedule"), []).append(i)
-    for (decay, of_schedule), rows in kinds.items():
+    of_schedule = [path[0] == "schedule" for path in optree.tree_paths(params)]  # type: ignore[arg-type]
+    kinds = list(zip(of_schedule, _flat(decayed(params))[0], strict=True))
+    # torch's kernels change what they are given: they get copies.
+    new, mu, nu = ([leaf.detach().clone() for leaf in _flat(tree)[0]] for tree in (params, *moments))
+    for kind in itertools.product((False, True), repeat=2):
+        rows = [i for i, other in enumerate(kinds) if other == kind and grad[i] is not None]
+        own, its, means, squares = ([leaves[i] for i in rows] for leaves in (new, grad, mu, nu))
         _adamw(
-            [new[i] for i in rows],
-            [grad[i] for i in rows],
-            [mu[i] for i in rows],
-            [nu[i] for i in rows],
+            own,
+            its,
+            means,
+            squares,
             [],
             [torch.tensor(float(step), dtype=torch.float32, device="cpu") for _ in rows],
             foreach=True,
             amsgrad=False,
             beta1=settings.b1,
             beta2=settings.b2,
-            lr=lr * (settings.schedule_lr if of_schedule else 1.0),
-            weight_decay=settings.weight_decay if decay else 0.0,
+            lr=lr * (settings.schedule_lr if kind[0] else 1.0),
+            weight_decay=settings.weight_decay if kind[1] else 0.0,
             eps=settings.eps,
             maximize=False,
         )
@@ -169,5 +158,6 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
 def update_average(settings: AdamW, step: int, average: Params, params: Params) -> Params:
     """The exponential moving average of the parameters after a step: average + (1 - rate) (params - average)."""
     rate = min(settings.ema_rate, (1 + step) / (10 + step)) if settings.ema_warmup else settings.ema_rate
-    leaves, spec = _flat(optree.tree_map(torch.detach, average))  # type: ignore[arg-type]
-    return _tree(spec, torch._foreach_lerp(leaves, _flat(optree.tree_map(torch.detach, params))[0], 1.0 - rate))  # type: ignore[arg-type]
+    (leaves, spec), (others, _) = _flat(average), _flat(params)
+    with torch.no_grad():
+        return _tree(spec, torch._foreach_lerp(leaves, others, 1.0 - rate))

@@ -14,7 +14,7 @@ from purevdm import _apply, _checks, random
 from purevdm._compile import OLD, exact
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
-from purevdm.model import batch_axes
+from purevdm.model import batch_axes, mask_of
 from purevdm.noise import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
@@ -40,15 +40,11 @@ class TrainState(NamedTuple):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss or a gradient that is NaN or infinite; the message holds the step and the loss's parts."""
+    """A loss, a gradient or a state that is NaN or infinite; the message holds the step and the loss's parts."""
 
 
 def init(model: VDM | BFN, key: Key) -> TrainState:
-    """The state before the first step.
-
-    Raises:
-        TypeError, ValueError: no model, or no key.
-    """
+    """Makes the state before the first step."""
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
     params = model.init(key)
     copies = optree.tree_map(lambda leaf: leaf.detach().clone(), params)  # type: ignore[arg-type]
@@ -56,8 +52,8 @@ def init(model: VDM | BFN, key: Key) -> TrainState:
 
 
 GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Any]]]]
-"""``(params, x, key, cond) -> (grads, (loss, stats))``, the key a key or the batch's Seeds; frozen leaves have the gradient
-None."""
+"""``(params, x, key, cond) -> (grads, (loss, stats))``, with ``mask=`` for data that have one. The key is a key or the
+batch's Seeds; frozen leaves have the gradient None."""
 
 
 def gradients(
@@ -70,7 +66,8 @@ def gradients(
     frozen: Sequence[str] = (),
     **options: Any,
 ) -> GradFn:
-    """The function that gives a step its gradients: the bound's, or with the schedule's interior following the variance.
+    """Makes the function that gives a step its gradients, ``(params, x, key, cond, mask=...) -> (grads, (loss, stats))``:
+    the bound's, or with the schedule's interior following the variance.
 
     Args:
         model: the model, a VDM or a BFN.
@@ -88,9 +85,8 @@ def gradients(
 
     Raises:
         RuntimeError: remat and compile with a PyTorch older than 2.13, whose compiler fails on it.
-        ValueError: remat with variance; variance for a BFN, which learns no schedule; a schedule of
-            :mod:`purevdm.importance` in T steps; from the function, a batch that does not divide into the pieces, and frozen
-            paths that the parameters do not have.
+        ValueError: settings that exclude one another; a schedule of :mod:`purevdm.importance` in T steps; from the function,
+            a batch that does not divide into the pieces, and frozen paths that the parameters do not have.
     """
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
     for name, value in (("variance", variance), ("compile", compile), ("remat", remat)):
@@ -108,13 +104,17 @@ def gradients(
         raise TypeError(f"frozen: expected a sequence of paths such as 'network.down', got {_checks.describe(frozen)}")
     frozen = (*frozen, *(f"network.{path}" for path in model.network.frozen))
 
-    def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
+    def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:
         if variance and isinstance(model, VDM):
-            return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
+            return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True, **masks)  # type: ignore[arg-type]
+
+        def loss_and_stats(params: Params) -> tuple[Tensor, dict[str, Any]]:
+            return model.loss_and_stats(params, x, key, cond, **masks)
+
         if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-            return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
+            return torch.func.grad_and_value(loss_and_stats, has_aux=True)(params)
         # Autocast is for what a network computes, and not for backward passes, the schedule's among them.
-        found: Any = torch.func.vjp(lambda params: model.loss_and_stats(params, x, key, cond), params, has_aux=True)
+        found: Any = torch.func.vjp(loss_and_stats, params, has_aux=True)
         loss, pull, stats = found
         with exact(loss.device):
             return pull(torch.ones_like(loss))[0], (loss, stats)
@@ -131,42 +131,46 @@ def gradients(
         whole = torch.compile(whole, fullgraph=True, **options)
     if frozen:
         whole = _without(frozen, whole)
-    if accumulate == 1:
-        return whole
+    return whole if accumulate == 1 else _in_pieces(model, accumulate, whole)
 
-    def in_pieces(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
+
+def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
+    """The mean over pieces of each batch."""
+
+    def mean(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:
         n = len(_checks.tensor("x", x)) if x.ndim else 0
         if not n:
-            return whole(params, x, key, cond)  # which says what is wrong with it
-        if n % accumulate:
-            raise ValueError(f"accumulate: expected a divisor of the batch of {n}, got {accumulate}")
+            return grad_fn(params, x, key, cond)  # which says what is wrong with it
+        if n % pieces:
+            raise ValueError(f"accumulate: expected a divisor of the batch of {n}, got {pieces}")
         batch_axes(cond, n)
         seeds = key if isinstance(key, Seeds) else model.seeds(key, n)
         _checks.shaped("key.t", seeds.t, (n,))
         _checks.shaped("key.key", seeds.key, (n, 2))
+        masks = {name: mask_of(mask, tuple(x.shape)).expand_as(x) for name, mask in masks.items()}
         total: Any = []
         spec: Any = None
-        for start in range(0, n, n // accumulate):
-            rows = slice(start, start + n // accumulate)
-            piece = None if cond is None else optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)
+        for start in range(0, n, n // pieces):
+            rows = slice(start, start + n // pieces)
+            some, given = optree.tree_map(lambda leaf, rows=rows: leaf[rows], (cond, masks))  # type: ignore[arg-type, misc]
             leaves: Any
-            leaves, spec = optree.tree_flatten(whole(params, x[rows], seeds.rows(rows), piece))  # type: ignore[arg-type]
+            leaves, spec = optree.tree_flatten(grad_fn(params, x[rows], seeds.rows(rows), some, **given))  # type: ignore[arg-type, dict-item]
             total = torch._foreach_add(total, leaves) if total else leaves
-        return optree.tree_unflatten(spec, torch._foreach_div(total, accumulate))
+        return optree.tree_unflatten(spec, torch._foreach_div(total, pieces))
 
-    return in_pieces
+    return mean
 
 
 def _without(frozen: Sequence[str], grad_fn: GradFn) -> GradFn:
     """Gradients with None for the leaves at these paths and below them."""
 
-    def some(params: Params, *args: Any) -> Any:
+    def some(params: Params, *args: Any, **masks: Any) -> Any:
         names = [_checks.dotted(*path) for path in optree.tree_paths(params)]  # type: ignore[arg-type]
         stays = [[f"{name}.".startswith(f"{path}.") for name in names] for path in frozen]
         for path, of_path in zip(frozen, stays, strict=True):
             if not any(of_path):
                 raise ValueError(f"frozen: expected paths of parameters, such as {names[0]!r}, got {path!r}")
-        grads, rest = grad_fn(params, *args)
+        grads, rest = grad_fn(params, *args, **masks)
         leaves: Any
         leaves, spec = optree.tree_flatten(grads)  # type: ignore[arg-type]
         kept = [None if any(of_leaf) else leaf for leaf, *of_leaf in zip(leaves, *stays, strict=True)]
@@ -185,14 +189,14 @@ def _backward_exact(device: torch.device) -> AbstractContextManager[Any]:
 def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) -> GradFn:
     """The gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
-    def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
+    def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:
         leaves: Any
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
         # A copy of what was made in inference mode, as it takes no gradient.
         leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
         with _backward_exact(x.device):
-            loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
+            loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond, **masks)
         with exact(loss.device):
             loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
@@ -209,21 +213,21 @@ def train_step(
     key: Key | Seeds,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     average: Callable[[list[Tensor]], list[Tensor]] | None = None,
     update: Callable[..., Params] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
-    """One step of training, a pure function: the state that goes in is left as it was.
+    """Takes one step of training, a pure function: the state that goes in is left as it was.
 
     Args:
         settings: of the optimiser.
         grad_fn: of :func:`gradients`.
         state: the state. Where some of its parameters require gradients, those that do not are frozen, as those are of
             which ``grad_fn`` gives the gradient None; both stay as they are.
-        x: the batch, or the process's rows of it, data (B, *event_shape).
-        key: the key of the training: the step draws from ``fold_in(key, state.step)``, so that one key serves the whole
-            training, and a state says all that is needed to go on. For rows of a larger batch, their Seeds:
-            ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
-        cond: its conditions.
+        x, cond: the batch, or the process's rows of it, data (B, *event_shape), and its conditions.
+        key: the key of the training: the step draws from ``fold_in(key, state.step)``. For rows of a larger batch, their
+            Seeds: ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
+        mask: what exists of the data, bool, which broadcasts to x.
         average: takes a list of tensors to their means over the processes, as :func:`purevdm.parallel.average`.
         update: ``model.update``, for networks that keep statistics of their batches, such as modules with batch norms: they
             move by this batch, under the parameters that the gradients are taken at. Processes average theirs.
@@ -233,27 +237,23 @@ def train_step(
         histogram of a warped schedule is the one that ``grad_fn`` returns.
 
     Raises:
-        TypeError, ValueError: settings out of their range; moments or averages that are not finite, the leaf is named.
+        TypeError, ValueError: settings out of their range; moments or averages of other parameters.
         NonFiniteLossError: a loss, a gradient, or what the step would leave that is NaN or infinite.
     """
     _checks.instance("settings", settings, AdamW, "a purevdm.training.AdamW")
     _checks.instance("state", state, TrainState, "a purevdm.training.TrainState")
     _checks.function("grad_fn", grad_fn)
-    for name, function in (("average", average), ("update", update)):
-        if function is not None:
-            _checks.function(name, function)
-    optimizer.checked(settings)
     _checks.integer("state.step", state.step, 0)
-    form = _checks.structure(state.params, "state.params")
-    held = {"ema_params": state.ema_params, "moments.mu": state.moments.mu, "moments.nu": state.moments.nu}
-    for name, tree in held.items():
+    rate, form = optimizer.learning_rate(settings, state.step), _checks.structure(state.params, "state.params")
+    others = {"ema_params": state.ema_params, "moments.mu": state.moments.mu, "moments.nu": state.moments.nu}
+    for name, tree in others.items():
         if _checks.structure(tree, f"state.{name}") != form:
             raise ValueError(f"state.{name}: expected the leaves, shapes and dtypes of state.params, got others")
     _checks.tensor("x", x)
+    masks = {} if mask is None else {"mask": mask}
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
-    given = state.params
-    state = state._replace(params=optree.tree_map(torch.detach, given))  # type: ignore[arg-type]
-    out = grad_fn(state.params, x, key, cond)
+    params: Any = optree.tree_map(torch.detach, state.params)  # type: ignore[arg-type]
+    out = grad_fn(params, x, key, cond, **masks)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], tuple)):
         raise TypeError("grad_fn: expected one that returns (grads, (loss, stats)), as training.gradients(model) does")
     if average is not None:
@@ -263,31 +263,28 @@ def train_step(
     grads: Any
     stats: Any
     grads, (loss, stats) = optree.tree_map(torch.detach, out)  # type: ignore[arg-type, misc]
-    if any(leaf.requires_grad for leaf in _checks.leaves(given).values()):
-        grads = optree.tree_map(lambda leaf, grad: grad if leaf.requires_grad else None, given, grads)  # type: ignore[arg-type]
-    kept = stats.get("schedule", {})  # what a warped schedule keeps of the losses
-    stats = {name: value for name, value in stats.items() if name != "schedule"}
+    if any(leaf.requires_grad for leaf in _checks.leaves(state.params).values()):
+        grads = optree.tree_map(lambda leaf, grad: grad if leaf.requires_grad else None, state.params, grads)  # type: ignore[arg-type]
+    histogram = stats.pop("schedule", {})
     values = {"loss": loss, **stats, "grad_norm": optimizer.global_norm(grads)}
     if settings.clip_norm is not None:
         grads = {name: optimizer.clip(part, settings.clip_norm) for name, part in grads.items()}
-    params = state.params if update is None else _updated(update, state.params, x, key, cond, average)
+    if update is not None:
+        params = _averaged(average, params, update(params, x, key, cond, **masks))
     params, moments = optimizer.apply(settings, state.step, params, grads, state.moments)
-    if kept:
-        params = params | {"schedule": params["schedule"] | kept}
+    if histogram:
+        params = params | {"schedule": params["schedule"] | histogram}
     ema = optimizer.update_average(settings, state.step, state.ema_params, params)
     # All is read in one transfer.
-    values |= {name: _largest(tree) for name, tree in (("params", params), ("nu", moments.nu), ("ema_params", ema))}
-    found = dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
-    metrics = {name: found[name] for name in ("loss", *stats, "grad_norm")}
-    bad = [name for name, value in found.items() if not math.isfinite(value)]
-    if bad:
-        if metrics.keys().isdisjoint(bad):
-            _finite_state(held)
-        parts_text = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-        raise NonFiniteLossError(f"step {state.step}: {', '.join(bad)} not finite ({parts_text})")
-    metrics["lr"] = optimizer.learning_rate(settings, state.step)
-    params = optree.tree_map(lambda leaf, old: leaf.requires_grad_() if old.requires_grad else leaf, params, given)  # type: ignore[arg-type, assignment]
-    return TrainState(state.step + 1, params, ema, moments), metrics
+    left = {name: _largest(tree) for name, tree in (("params", params), ("nu", moments.nu), ("ema_params", ema))}
+    numbers = torch.stack([v.double() for v in (*values.values(), *left.values())]).tolist()
+    metrics = dict(zip(values, numbers, strict=False))
+    if bad := [name for name, value in zip((*values, *left), numbers, strict=True) if not math.isfinite(value)]:
+        parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+        raise NonFiniteLossError(f"step {state.step}: {', '.join(bad)} not finite ({parts})")
+    asks: Any = state.params
+    params = optree.tree_map(lambda leaf, old: leaf.requires_grad_() if old.requires_grad else leaf, params, asks)
+    return TrainState(state.step + 1, params, ema, moments), metrics | {"lr": rate}
 
 
 def _largest(tree: Params) -> Tensor:
@@ -297,29 +294,11 @@ def _largest(tree: Params) -> Tensor:
     return torch.stack([n.double() for n in torch._foreach_norm(leaves, math.inf)]).max() if leaves else torch.zeros(())
 
 
-def _finite_state(held: dict[str, Params]) -> None:
-    """Names the leaf of moments or averages that is not finite, or of squares that are negative."""
-    for name, tree in held.items():
-        wanted = "finite numbers of at least 0" if name == "moments.nu" else "finite numbers"
-        for path, leaf in _checks.leaves(tree).items():
-            if not leaf.isfinite().all() or (name == "moments.nu" and (leaf < 0).any()):
-                raise _checks.outside(wanted, _checks.dotted("state", name, *path), leaf)
-
-
-def _updated(
-    update: Callable[..., Params],
-    params: Params,
-    x: Tensor,
-    key: Key | Seeds,
-    cond: Any,
-    average: Callable[[list[Tensor]], list[Tensor]] | None,
-) -> Params:
-    """The parameters with what the network keeps of its batches moved; over several processes, by the mean."""
+def _averaged(average: Callable[[list[Tensor]], list[Tensor]] | None, before: Params, after: Params) -> Params:
+    """The parameters after, those that moved by their mean over several processes."""
     leaves: Any
-    leaves, spec = optree.tree_flatten(update(params, x, key, cond))  # type: ignore[arg-type]
-    if average is not None:
-        before = optree.tree_leaves(params)  # type: ignore[arg-type, var-annotated]
-        moved = [i for i, leaf in enumerate(leaves) if leaf is not before[i]]
-        for i, mean in zip(moved, average([leaves[i] for i in moved]) if moved else [], strict=True):
-            leaves[i] = mean
+    leaves, spec = optree.tree_flatten(after)  # type: ignore[arg-type]
+    moved = [i for i, old in enumerate(optree.tree_leaves(before)) if leaves[i] is not old]  # type: ignore[arg-type, var-annotated]
+    for i, mean in zip(moved, average([leaves[i] for i in moved]) if average and moved else [], strict=False):
+        leaves[i] = mean
     return optree.tree_unflatten(spec, leaves)  # type: ignore[return-value]

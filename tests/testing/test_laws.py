@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from parts import changed
 
 import purevdm
@@ -12,12 +13,20 @@ from purevdm import decoders, networks, nn, ode, process, random, schedules, sol
 from purevdm.networks import Network
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver, Step
-from purevdm.testing import sources, strategies
+from purevdm.testing import sources
 
 # What holds
 
 
-@given(strategies.schedules_of_all_kinds(), strategies.keys())
+KEYS = st.integers(0, 2**63 - 1).map(random.key)
+MAKERS = (schedules.fixed_linear, schedules.learned_linear, schedules.monotone_mlp, schedules.constrained_monotone)
+SCHEDULES = st.builds(
+    lambda make, low, high: make(low, high), st.sampled_from(MAKERS), st.floats(-15.0, -4.0), st.floats(1.0, 8.0)
+)
+DECODERS = st.one_of(st.integers(2, 300).map(decoders.discrete), st.just(decoders.gaussian()))
+
+
+@given(SCHEDULES, KEYS)
 def test_schedules(schedule, key):
     testing.check_schedule(schedule, key=key)
 
@@ -89,9 +98,17 @@ def test_the_paper_s_decoder():
 
 
 @settings(max_examples=10)
-@given(strategies.models(), strategies.keys())
-def test_models(model, key):
-    n = 8
+@given(
+    SCHEDULES,
+    st.integers(1, 4),
+    st.sampled_from(["eps", "x", "v"]),
+    DECODERS,
+    st.one_of(st.just(0), st.integers(1, 50)),
+    KEYS,
+)
+def test_models(schedule, size, predicts, decoder, timesteps, key):
+    n, network = 8, networks.mlp(8, fourier=(), predicts=predicts)
+    model = purevdm.vdm(network, schedule, (size,), decoder=decoder, timesteps=timesteps)
     k_x, k_init = random.split(key)
     real = model.decoder.vocab_size is None
     shape = (n, *model.event_shape)
@@ -217,10 +234,6 @@ def normed_each(params, t):
     return -5.0 + 10.0 * t + 0.1 * features(params, t)[:3]
 
 
-def infinite(params, z, gamma, cond=None, key=None):
-    return dense_apply(params, z, gamma) / (gamma + 13.3)
-
-
 def rooted(params, z, gamma, cond=None, key=None):
     """The derivative of a square root at zero is infinite."""
     return (dense_apply(params, z, gamma) * 0.0).square().sum().sqrt() + z
@@ -229,10 +242,6 @@ def rooted(params, z, gamma, cond=None, key=None):
 def mutating(params, z, gamma, cond=None, key=None):
     params["bias"].add_(1.0)
     return dense_batched(params, z, gamma)
-
-
-def short(params, z, gamma, cond=None, key=None):
-    return dense_apply(params, z, gamma)[:-1]
 
 
 def network_of(apply, init=dense_init, batched=False, **options):
@@ -281,13 +290,8 @@ FAULTS = {
         schedule_of(lambda p, t: 5.0 - 18.0 * t),
         r"gamma must increase strictly in t\n.*gamma\(0\) = 5",
     ),
-    "a flat schedule": (schedule_of(lambda p, t: -5.0 + 10.0 * (t - 0.5).clamp(min=0)), "gamma must increase strictly"),
     "a schedule that is infinite at 0": (schedule_of(lambda p, t: t.log()), r"gamma must be finite\n.*1 of 129"),
     "a schedule without a derivative": (schedule_of(hidden), r"derivative must integrate.*\n.*0, where gamma rises by 12"),
-    "a schedule in float64": (
-        schedule_of(lambda p, t: t.double()),
-        "gamma must be of the dtype of t\n.*float64 for float32",
-    ),
     "a schedule of another shape": (schedule_of(lambda p, t: t * torch.ones(2)), "gamma must return a number"),
     "a slope with another gradient": (
         lambda: testing.check_schedule(Schedule.of(normed_init, normed_each), event_shape=(3,)),
@@ -296,10 +300,7 @@ FAULTS = {
     "a lost second derivative": (network_of(cubed), r"derivative of that in z must be.*\n.*found: +0, and"),
     "other endpoints": (schedule_of(lambda p, t: 9.0 * t, endpoints=(0.0, 5.0)), r"endpoints must be.*\n.*gamma\(1\) = 9"),
     "an init that forgets its key": (network_of(dense_apply, init=forgetful_init), "network.init must use its key"),
-    "a network that draws from torch": (
-        network_of(torch_draws, batched=True),
-        "the same without a key\n.*torch's own",
-    ),
+    "a network that draws from torch": (network_of(torch_draws, batched=True), "the same without a key\n.*torch's own"),
     "a dropout that forgets its key": (network_of(dropping, stochastic=True), "keys must matter"),
     "a dropout that should not be": (
         network_of(lambda p, z, g, cond=None, key=None: z if key is None else z * random.uniform(key), stochastic=False),
@@ -307,14 +308,12 @@ FAULTS = {
     ),
     "a transposed condition": (
         network_of(transposed, batched=True, cond=torch.arange(9.0).reshape(3, 3)),
-        r"must depend on that example alone\n.*expected an output of shape \(3,\)",
+        r"must depend on that example only\n.*expected an output of shape \(3,\)",
     ),
-    "a norm over the batch": (network_of(normalised, batched=True), "must depend on that example alone"),
+    "a norm over the batch": (network_of(normalised, batched=True), "must depend on that example only"),
     "a forgotten condition": (network_of(unconditional, cond=torch.arange(3.0)), "the condition must matter"),
-    "an infinite output": (network_of(infinite), "apply must be finite"),
     "an infinite gradient": (network_of(rooted), r"gradients must be finite\n.*kernel"),
     "a network that changes its parameters": (network_of(mutating, batched=True), "apply must give the same without a key"),
-    "an output of another shape": (network_of(short), "apply must give a number for each.*\n.*expected an output of shape"),
     "a decoder off by half a step": (decoder_of(shifted(DISCRETE, 0.5)), "must be the first and the last position"),
     "half a step, and its bounds too": (
         decoder_of(changed(shifted(DISCRETE, 0.5), bounds=lambda like: None)),
@@ -331,9 +330,7 @@ FAULTS = {
     "a reconstruction of another sign": (
         decoder_of(
             changed(
-                DISCRETE,
-                reconstruction=lambda p, x, e, g: -DISCRETE.reconstruction(p, x, e, g),
-                log_prob=DISCRETE.log_prob,
+                DISCRETE, reconstruction=lambda p, x, e, g: -DISCRETE.reconstruction(p, x, e, g), log_prob=DISCRETE.log_prob
             )
         ),
         "-reconstruction must agree with log_probs",
@@ -396,12 +393,7 @@ def test_only_a_part_can_be_held_against_its_laws():
         "model": lambda part: testing.check_model(part, {}, X),
     }
     for name, check in checks.items():
-        for part in (None, 3, checks):
-            with pytest.raises(TypeError, match=f"{name}: expected a"):
-                check(part)
-    with pytest.raises(TypeError, match="model: expected a"):
-        testing.check_density(None, {})
-    with pytest.raises(ValueError, match="order: expected an integer at least 1"):
-        testing.check_solver(solvers.ddim(), 0)
+        with pytest.raises(TypeError, match=f"{name}: expected a"):
+            check(None)
     with pytest.raises(ValueError, match="gamma_0: expected at least one"):
         testing.check_decoder(decoders.discrete(8), gamma_0=())

@@ -41,9 +41,7 @@ def test_batches():
     assert x.tolist() == [[3], [1], [3]]
     assert labels.tolist() == [3, 1, 3]
     assert x.dtype == torch.uint8
-
-
-def test_arrays_of_another_byte_order_become_tensors():
+    # arrays of another byte order become tensors
     reals = Dataset("reals", 3, (2,), None, lambda i: np.arange(6, dtype=">f4").reshape(3, 2)[i])
     assert data.batch(reals, np.array([1]))[0].tolist() == [[2.0, 3.0]]
 
@@ -87,26 +85,20 @@ def taken(**changes):
 @pytest.mark.parametrize(
     ("call", "error", "word"),
     [
-        (lambda: data.rows(random.key(0), 0, 0, 1), ValueError, "n: expected"),
-        (lambda: data.rows(random.key(0), 3, -1, 1), ValueError, "step"),
-        (lambda: data.rows(random.key(0), 3, 0, 0), ValueError, "batch"),
-        (lambda: data.rows(0, 3, 0, 1), TypeError, "key"),
+        (lambda: data.rows(random.key(0), 20, 2**60, 4), ValueError, "step: expected an integer"),
         (lambda: data.augment(random.split(random.key(0)), torch.zeros(2, 1, 3, 4)), ValueError, "square"),
         (lambda: data.augment(random.key(0), torch.zeros(2, 1, 4, 4)), ValueError, "keys: expected"),
         (lambda: data.split(numbers(), random.key(0), 20), ValueError, "held_out: expected fewer than the 20 examples"),
         (lambda: data.batch(numbers(), np.array([20])), ValueError, r"indices: expected them in \[0, 19\], got 20 to 20"),
         (lambda: data.batch(numbers(), np.array([-1])), ValueError, "indices"),
         (lambda: data.batch(numbers(), np.array([0.5])), TypeError, "indices"),
-        (lambda: data.batch(numbers(), np.array([0]), "cuda:99"), ValueError, "device"),
         (lambda: taken(take=lambda i: np.ma.masked_equal(i[:, None], 0)), TypeError, "data.take: expected a plain array"),
         (lambda: taken(labels=np.ma.masked_equal(np.arange(20), 0)), TypeError, "data.labels: expected a plain array"),
-        (lambda: taken(labels=np.full(20, 2**63, np.uint64)), TypeError, "data.labels: expected int64, got uint64"),
         (
             lambda: taken(event_shape=(3, 4, 4), take=lambda i: np.zeros((1, 4, 4, 3), np.uint8)),
             ValueError,
             r"data.take: expected the shape \(1, 3, 4, 4\), channels first, got \(1, 4, 4, 3\)",
         ),
-        (lambda: data.rows(random.key(0), 20, 2**60, 4), ValueError, "step: expected one within"),
     ],
 )
 def test_bad_input_is_named(call, error, word):

@@ -100,5 +100,5 @@ def test_averages():
     ],
 )
 def test_bad_settings_are_named(change, word):
-    with pytest.raises(ValueError, match=word):
-        optimizer.checked(training.AdamW()._replace(**change))
+    with pytest.raises(ValueError, match=f"^{word}: expected"):
+        training.learning_rate(training.AdamW()._replace(**change), 0)
