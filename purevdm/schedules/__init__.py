@@ -1,0 +1,63 @@
+"""Noise schedules: gamma(t), minus the log signal-to-noise ratio at time t in [0, 1] (sec. 3.2, App. H).
+
+A :class:`Schedule` has two pure functions, ``init`` and ``gamma``. ``gamma(params, t)`` takes one time and is strictly
+increasing in it. It returns a number, or a tensor of the latent's shape for a schedule of its own in each dimension
+(multivariate noise). It is differentiable twice, as the continuous-time loss weighs with its derivative (eq. 17). The
+functions :func:`gamma`, :func:`gamma_and_slope` and :func:`levels` take any number of times.
+
+The default endpoints, -13.3 and 5, are the paper's for 8-bit images. Where ``gamma_min`` is left out, a model takes one that
+suits the number of levels of its data (:func:`gamma_min_for`), and -13.3 for real data, whose fineness nobody knows.
+
+gamma may be from -40 to 40 in a float32 model, and from -300 to 300 in a float64 one. Other values are refused when a model
+is made, and in every call in eager mode.
+
+>>> import torch
+>>> from purevdm import random, schedules
+>>> schedule = schedules.learned_linear()
+>>> params = schedule.init(random.key(0))
+>>> schedules.gamma(schedule, params, torch.tensor([0.0, 0.5, 1.0]))
+tensor([-13.3000,  -4.1500,   5.0000])
+
+A schedule of one's own, here a fixed one for each of three dimensions:
+
+>>> def init(key):
+...     return {}
+>>> def gamma(params, t):
+...     return -10.0 + torch.tensor([12.0, 14.0, 16.0]) * t
+>>> schedules.gamma(schedules.Schedule.of(init, gamma), {}, torch.tensor(0.5))
+tensor([-4., -3., -2.])
+"""
+
+# What is not listed is for the other rooms.
+from purevdm.schedules._kinds import (  # noqa: F401
+    GAMMA_MIN,
+    constrained_monotone,
+    fixed_linear,
+    gamma_min_for,
+    learned_linear,
+    monotone_mlp,
+)
+from purevdm.schedules._schedule import (  # noqa: F401
+    Levels,
+    Schedule,
+    gamma,
+    gamma_and_slope,
+    increasing,
+    levels,
+    limit,
+    rising,
+    slack,
+)
+
+__all__ = [
+    "Levels",
+    "Schedule",
+    "constrained_monotone",
+    "fixed_linear",
+    "gamma",
+    "gamma_and_slope",
+    "gamma_min_for",
+    "learned_linear",
+    "levels",
+    "monotone_mlp",
+]
