@@ -66,10 +66,7 @@ def _reconstruction_bits(vocab_size: int, gamma_0: float, scale: float) -> float
     return (0.5 + whole / (values * math.sqrt(2.0 * math.pi))) / math.log(2.0) + math.log2(vocab_size / values)
 
 
-INTEGERS = (
-    *(torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def integers(x: Tensor) -> Tensor:
@@ -139,7 +136,7 @@ class Discrete(Elementwise):
     def reconstruction(
         self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
     ) -> Tensor:
-        index = materialize(integers(x).to(_checks.floating("eps_0", eps_0).dtype))
+        index = materialize(x.to(eps_0.dtype))
         # The largest logit is that of the value nearest to z_0: it keeps the exponentials within range, and finding it by
         # rounding saves a pass over all values. As a constant it drops out of the derivative.
         width = materialize(self._spacing(eps_0, gamma_0) * torch.ones_like(eps_0))  # its gradient sums over values first

@@ -51,8 +51,7 @@ class Gaussian(Elementwise):
     def reconstruction(
         self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
     ) -> Tensor:
-        _numbers(x)
-        _, scale = affine(self.loc, self.scale, _checks.floating("eps_0", eps_0))
+        _, scale = affine(self.loc, self.scale, eps_0)
         log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
         return 0.5 * (eps_0.square() + gamma_0) + (0.5 * math.log(2.0 * math.pi) + log_scale)
 

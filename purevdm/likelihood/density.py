@@ -71,7 +71,8 @@ def log_prob(
     z_0, extra = q.latents(q.draw(k_noise))
     exact = isinstance(probes, str) and probes == "exact"
     probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, model.event_shape, model.dtype)  # type: ignore[arg-type]
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
+    how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
+    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
 
 
@@ -97,22 +98,14 @@ def log_prob_latent(
     n = len(latents("z_0", z_0, model))
     checked(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
     _refuse_recording(params, z_0, cond)
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
+    how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
+    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
     return combine(log_p[None], evaluations)
 
 
-def _log_p(
-    model: VDM,
-    params: Params,
-    z_0: Tensor,
-    cond: Any,
-    integrator: Integrator | None,
-    probe_noise: Tensor | str,
-    chunk: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Gives log p(z_0), (B,), and the number of evaluations."""
-    how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
-    z_1, change, evaluations = flow.integrate(model, params, z_0, cond, **how)
+def _log_p(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """Gives log p(z_0), (B,), and the number of evaluations, from what :func:`flow.integrate` takes."""
+    z_1, change, evaluations = flow.integrate(*given, **options)
     return summed(log_normal(z_1)) + change, evaluations
 
 

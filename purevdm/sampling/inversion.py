@@ -58,9 +58,9 @@ def invert(
         x: data, (n, *event_shape). Their latents at time 0 are alpha_0 times the encoded data, the mean of q(z_0 given x).
         z: in place of data, latents (n, *event_shape) of the model's dtype. Those of data with their noise
             (:func:`purevdm.process.diffuse`) end like standard normal noise; those of the mean end nearer to zero.
-        start, until: the time of z, 0 for data, and the later time to stop at.
+        start, until: the time of z, 0 for data, and the later time to stop at; as :meth:`purevdm.VDM.sample` takes them.
         solver: a deterministic one; ``purevdm.solvers.dpmpp_2m()`` where left out.
-        steps, grid, guidance, callback, differentiable: as in :meth:`purevdm.VDM.sample`, as are start and until.
+        steps, grid, guidance, callback, differentiable: as there.
         trajectory: whether to return a :class:`~purevdm.Sample` with all latents, and no data.
 
     Raises:
