@@ -178,9 +178,6 @@ def density(schedule: Schedule, params: Params) -> Tensor:
     Args:
         schedule: of :func:`warped`.
         params: its parameters, ``params["schedule"]``.
-
-    Raises:
-        TypeError, ValueError: another schedule, or parameters of another form.
     """
     if not isinstance(schedule, Warped):
         raise TypeError(f"schedule: expected one of importance.warped, got {schedule!r}")

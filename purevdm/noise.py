@@ -78,9 +78,6 @@ def draw_seeds(
     """Draws the seeds of a batch of n examples: times drawn together, and a key for each example.
 
     Example i's key depends only on the batch's key and on i, not on n. The times depend on the dtype, too.
-
-    Raises:
-        TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
     """
     _checks.key("key", key)
     keys = random.split(key, _checks.integer("n", n, 1, 2**31 - 1) + 1)

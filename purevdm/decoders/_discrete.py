@@ -30,9 +30,6 @@ def reconstruction_bits(vocab_size: int, gamma_0: float, scale: float = 1.0) -> 
     of exp(-(z - v w)**2 / 2) over the values v. The cost is (1 / 2 + the integral of S log S / (vocab_size sqrt(2 pi))) /
     log 2, for small w about log2(4.13 / w).
 
-    Raises:
-        TypeError, ValueError: numbers out of range.
-
     >>> from purevdm import decoders
     >>> [round(decoders.reconstruction_bits(*data), 3) for data in ((256, -13.3), (256, -8.0), (65536, -13.3))]
     [0.01, 3.253, 7.452]
@@ -169,9 +166,6 @@ def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: 
         vocab_size: how many values, at least 2 and at most 2**22: float32 holds the positions of no more.
         loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
             deviation of u over the data to standardise them, as the official 2D example does.
-
-    Raises:
-        TypeError, ValueError: a vocab_size out of range, or a scale that is not above 0.
     """
     vocab_size = _checks.integer("vocab_size", vocab_size, 2, 2**22)
     loc, scale = checked_affine(loc, scale)

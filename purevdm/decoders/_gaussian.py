@@ -81,9 +81,6 @@ def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] =
         loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
             deviation of the training data, as a network expects numbers of about 1.
 
-    Raises:
-        TypeError, ValueError: numbers that are not finite, or a scale that is not above 0.
-
     >>> import torch, purevdm
     >>> from purevdm import decoders, networks, random, schedules
     >>> decoder = decoders.gaussian(loc=(10.0, 0.0), scale=(2.0, 1.0))

@@ -45,9 +45,6 @@ def combine(log_weights: Tensor, evaluations: Tensor) -> Estimate:
     """Gives the estimate of K weights, (K, B): logsumexp minus log K, and its standard error by the delta method. To combine
     the weights of several calls, concatenate them. ``evaluations`` is (B,).
 
-    Raises:
-        TypeError, ValueError: tensors of another form.
-
     >>> import torch
     >>> from purevdm import likelihood
     >>> likelihood.combine(torch.tensor([[1.0], [3.0]]).log(), torch.tensor([2])).log_prob.exp()

@@ -35,10 +35,6 @@ def loop(
             *z.shape). Takes an integer.
         callback: in eager mode, ``callback(i, z)`` after each step, for a progress bar.
         unroll: whether a compiled graph holds every step, so that derivatives and transforms pass. Takes an integer.
-
-    Raises:
-        TypeError, ValueError: steps below 1 or of the wrong form; a trajectory of a tensor of steps; such steps unrolled, or
-            exported; a callback under compile.
     """
     steps = step_count(steps, trajectory)
     if torch.compiler.is_compiling():

@@ -90,9 +90,6 @@ def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key],
         x: the encoded data, (n, *event_shape), of the latents' dtype; what is not known may hold any finite number.
         known: which are known, bool, of x's shape.
 
-    Raises:
-        TypeError, ValueError: tensors of another form.
-
     >>> import torch, purevdm
     >>> from purevdm import networks, random, sampling, schedules, solvers
     >>> model = purevdm.vdm(networks.mlp(hidden=8), schedules.learned_linear(), event_shape=(4,))
@@ -125,9 +122,6 @@ def repaint(x: Tensor, known: Tensor, repeats: int = 10, solver: Solver | None =
         x, known: as for :func:`inpaint`.
         repeats: how often each step is taken, the paper's r at its jump length 1; 1 is only replacement.
         solver: what takes a step; ``purevdm.solvers.ancestral()`` where left out.
-
-    Raises:
-        TypeError, ValueError: tensors of another form, repeats below 1, another thing than a solver.
     """
     x, known = _partly(x, known)
     base = _checks.instance("solver", ancestral() if solver is None else solver, Solver, "a Solver such as ancestral()")

@@ -28,26 +28,14 @@ A schedule of one's own, here a fixed one for each of three dimensions:
 tensor([-4., -3., -2.])
 """
 
-# What is not listed is for the other rooms.
-from purevdm.schedules._kinds import (  # noqa: F401
-    GAMMA_MIN,
-    constrained_monotone,
-    fixed_linear,
-    gamma_min_for,
-    learned_linear,
-    monotone_mlp,
-)
-from purevdm.schedules._schedule import (  # noqa: F401
-    Levels,
-    Schedule,
-    gamma,
-    gamma_and_slope,
-    increasing,
-    levels,
-    limit,
-    rising,
-    slack,
-)
+# Those with an alias are for the other rooms.
+from purevdm.schedules._kinds import GAMMA_MIN as GAMMA_MIN
+from purevdm.schedules._kinds import constrained_monotone, fixed_linear, gamma_min_for, learned_linear, monotone_mlp
+from purevdm.schedules._schedule import Levels, Schedule, gamma, gamma_and_slope, levels
+from purevdm.schedules._schedule import increasing as increasing
+from purevdm.schedules._schedule import limit as limit
+from purevdm.schedules._schedule import rising as rising
+from purevdm.schedules._schedule import slack as slack
 
 __all__ = [
     "Levels",
