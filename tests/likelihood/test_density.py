@@ -69,6 +69,18 @@ def test_discrete_pixels_lie_below_the_truth_and_rise_to_it(dequantisation):
     assert gaps[0] < gaps[1] < gaps[2]
 
 
+@pytest.mark.parametrize("dequantisation", ["truncated", "uniform"])
+def test_masses_of_bins_are_those_of_a_mixture(dequantisation):
+    """An ideal model's latent is normal about each value, with the values' probabilities."""
+    model, _, _ = pixels(gamma_0=-3.0, dims=1)
+    x, options = torch.arange(4)[:, None], dict(samples=400, integrator=ode.rk4(60), probes="exact")
+    found = likelihood.log_prob(model, NO_PARAMS, x, random.key(1), dequantisation=dequantisation, **options)
+    f = model.decoder.encode({}, x, dtype=torch.float64)
+    normal = torch.distributions.Normal(f, math.exp(-1.5))
+    mass = PROBABILITIES @ (normal.cdf(f.T + 0.25) - normal.cdf(f.T - 0.25))
+    assert ((found.log_prob - mass.log()).abs() < 5 * found.error + 1e-4).all()
+
+
 def test_the_flow_is_between_the_bound_and_the_truth():
     model, x, true = pixels(gamma_0=-5.0)
     flow = likelihood.log_prob(model, NO_PARAMS, x, random.key(1), samples=4, integrator=ode.rk4(60)).log_prob
