@@ -1,16 +1,15 @@
 """Importance sampling of times, as a schedule: more times where the diffusion loss is large, each with less weight.
 
-In continuous time the bound depends on a schedule's endpoints alone (sec. 5.1, App. I). So to draw the time t from a density
+In continuous time the bound depends only on a schedule's endpoints (sec. 5.1, App. I). So to draw the time t from a density
 p, and to weigh its loss by 1 / p(t), is the same as to pass uniform times u through warp, the inverse of p's distribution
 function: gamma(warp(u)) is a schedule with the same endpoints, and its slope carries the weight, as warp'(u) = 1 / p.
-:func:`warped` makes this schedule of any other. Losses, antithetic times, evaluation and samplers use it as they use any
-schedule.
+:func:`warped` makes this schedule of any other.
 
-Let l(t) be the diffusion loss at time t of an example under the base schedule. The variance of l(t) / p(t) over examples,
-noise and times is least where p(t) is proportional to sqrt(E[l(t)**2]) (Nichol & Dhariwal 2021, arXiv 2102.09672; Zheng et
-al. 2023, arXiv 2305.03935, learn p by the gradient of the variance instead, as :mod:`purevdm.variance` does). Here p is a
-histogram over the base's time, made of the losses that training saw, at no cost: ``model.loss_and_stats`` returns it moved
-by the batch, and ``training.train_step`` keeps it.
+Let l(t) be an example's diffusion loss at time t under the base schedule. The variance of l(t) / p(t) over examples, noise
+and times is least where p(t) is proportional to sqrt(E[l(t)**2]) (Nichol & Dhariwal 2021, arXiv 2102.09672). Zheng et al.
+(2023, arXiv 2305.03935) learn p by the gradient of the variance, as :mod:`purevdm.variance` does. Here p is a histogram over
+the base's time, made of the losses that training saw: ``model.loss_and_stats`` returns it moved by the batch, and
+``training.train_step`` keeps it.
 
 A loop of one's own keeps it in one line:
 
@@ -61,22 +60,22 @@ class Warped(Schedule):
 
     @constant
     def numbers(self) -> tuple[int, float, float]:
-        """The settings, constants to a compiler."""
+        """Gives the settings, constants to a compiler."""
         return self.bins, self.uniform, self.rate
 
     def init(self, key: Key) -> Params:
-        zeros = torch.zeros(self.bins, dtype=torch.float32, device=_checks.key("key", key).device)
+        zeros = torch.zeros(self.bins, dtype=torch.float32, device=key.device)
         return {"base": self.base.init(key), "warp": {"square": zeros, "visits": zeros.clone()}}
 
     def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
-        at = warp(edges(self.density(params)), _checks.floating("t", t))
+        at = warp(edges(self.density(params)), t)
         return self.base.gamma(params["base"], at, *context)
 
     def observe(self, params: Params, t: Tensor, losses: Tensor) -> Params:  # type: ignore[override]
         return {"warp": observe(params["warp"], edges(self.density(params)), t, losses.detach(), self.numbers()[2])}
 
     def density(self, params: Params) -> Tensor:
-        """The density of times over the bins, of mean 1."""
+        """Gives the density of times over the bins, of mean 1."""
         return optimal(_second_moment(params["warp"]), self.numbers()[1])
 
     def with_gamma_min(self, gamma_min: float) -> Schedule:
@@ -84,12 +83,11 @@ class Warped(Schedule):
 
 
 def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float = 0.95) -> Schedule:
-    """A schedule whose times are drawn by importance: ``base`` at warp(t), which starts as t itself.
+    """Makes a schedule whose times are drawn by importance: ``base`` at warp(t), which starts as t itself.
 
-    The histogram takes no gradient, and ``base`` learns as it does alone. In T steps the bound depends on the interior, so
-    that a warp makes another model. Losses then do not move the histogram, and ``training.gradients`` refuses. A sampler's
-    steps that are even in time follow the warp; those of ``grid="gamma"`` do not. To go on without a warp, take ``base`` and
-    its parameters, ``params["schedule"]["base"]``.
+    The histogram takes no gradient, and ``base`` learns as it does without it. In T steps the bound depends on the interior:
+    losses then do not move the histogram, and ``training.gradients`` refuses. A sampler's steps that are even in time follow
+    the warp; those of ``grid="gamma"`` do not. To go on without a warp, take ``base`` and ``params["schedule"]["base"]``.
 
     Args:
         base: any schedule.
@@ -105,9 +103,7 @@ def warped(base: Schedule, bins: int = 32, *, uniform: float = 0.1, rate: float 
         TypeError, ValueError: another base than a schedule, one that is warped, fewer than two bins, uniform above 1 or
             below bins / 10**6, a rate outside of [0, 1).
     """
-    if not isinstance(base, Schedule):
-        raise TypeError(f"base: expected a purevdm Schedule, got {_checks.describe(base)}")
-    if base.observe is not None:
+    if _checks.instance("base", base, Schedule, "a purevdm Schedule").observe is not None:
         raise ValueError(f"base: expected a schedule that is not warped, got {base!r}")
     bins = _checks.integer("bins", bins, 2)
     if not bins * 1e-6 <= _checks.real("uniform", uniform) <= 1.0:
@@ -143,7 +139,7 @@ def warp(edges: Tensor, u: Tensor) -> Tensor:
 
 
 def _hits(edges: Tensor, u: Tensor) -> Tensor:
-    """1 in the bin that each u lies in, and 0 in the rest, (..., bins)."""
+    """Gives 1 in the bin that each u lies in, and 0 in the rest, (..., bins)."""
     # Under vmap, `gather` and `cat` of these would tie a dynamic graph to one size of batch (2.13).
     index = (u[..., None] >= edges[1:-1]).sum(-1)
     return (index[..., None] == torch.arange(fixed(edges.shape[0] - 1), device=u.device)).to(u.dtype)
@@ -161,44 +157,33 @@ def observe(histogram: Params, edges: Tensor, u: Tensor, losses: Tensor, rate: f
     """
     hits = _hits(edges, u)
     p = (hits * edges.diff()).sum(-1) * (edges.shape[0] - 1)
-    found = losses * p  # without the weight 1 / p
-    seen = {"square": (hits * found.square()[:, None]).mean(0), "visits": hits.mean(0)}
-    return {name: rate * histogram[name] + (1.0 - rate) * part for name, part in seen.items()}
+    unweighted = losses * p
+    batch = {"square": (hits * unweighted.square()[:, None]).mean(0), "visits": hits.mean(0)}
+    return {name: rate * histogram[name] + (1.0 - rate) * part for name, part in batch.items()}
 
 
 def _second_moment(histogram: Params) -> Tensor:
-    """In each bin, (bins,), up to a factor. What the averages have not seen yet, they are taken to have seen at the overall
-    mean."""
+    """Gives the second moment of the loss in each bin, (bins,), up to a factor. What the averages have not met yet counts
+    as met at the overall mean."""
     square, visits = histogram["square"].detach(), histogram["visits"].detach()
-    bins, seen = visits.shape[0], visits.sum()
-    mean = torch.where(seen > 0, square.sum() / seen, 1.0)
-    unseen = (1.0 - seen).clamp(min=1e-6) / bins  # never none, for bins that were not visited for long
-    return (square + unseen * mean) / (visits + unseen)
-
-
-def _histogram(name: str, x: Tensor) -> Tensor:
-    """Finite numbers, none negative, (bins,)."""
-    if _checks.floating(name, x).ndim != 1 or not len(x):
-        raise ValueError(f"{name}: expected one number for each bin, (bins,), got {_checks.describe(x)}")
-    if _checks.readable(x):
-        holds = x.isfinite() & (x >= 0.0)
-        _checks.verify([_checks.Fact(holds, lambda: _checks.outside("finite numbers of at least 0", name, x))])
-    return x
+    total = visits.sum()
+    mean = torch.where(total > 0, square.sum() / total, 1.0)
+    rest = (1.0 - total).clamp(min=1e-6) / visits.shape[0]  # never none, for bins that were not visited for long
+    return (square + rest * mean) / (visits + rest)
 
 
 def density(schedule: Schedule, params: Params) -> Tensor:
-    """The density of times that a warped schedule has learned, over even bins of its base's time: (bins,), of mean 1.
+    """Gives the density of times that a warped schedule has learned, over even bins of its base's time: (bins,), of mean 1.
 
     Args:
         schedule: of :func:`warped`.
         params: its parameters, ``params["schedule"]``.
-
-    Raises:
-        TypeError, ValueError: another schedule, or parameters of another form.
     """
     if not isinstance(schedule, Warped):
         raise TypeError(f"schedule: expected one of importance.warped, got {schedule!r}")
     for name in ("square", "visits"):
-        leaf = params["warp"].get(name) if isinstance(params, dict) and isinstance(params.get("warp"), dict) else None
-        _checks.shaped(f"params.warp.{name}", _histogram(f"params.warp.{name}", leaf), (schedule.bins,))  # type: ignore[arg-type]
+        path, x = f"params.warp.{name}", params["warp"][name]
+        _checks.shaped(path, x, (schedule.bins,))
+        if _checks.readable(x) and not (_checks.plain(x).isfinite() & (_checks.plain(x) >= 0.0)).all():
+            raise _checks.outside("finite numbers of at least 0", path, x)
     return schedule.density(params)

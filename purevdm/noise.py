@@ -26,7 +26,7 @@ class Seeds(NamedTuple):
     timesteps: Tensor | None = None
 
     def rows(self, index: slice | Tensor) -> "Seeds":
-        """The seeds of some examples."""
+        """Gives the seeds of some examples."""
         return Seeds(*(None if field is None else field[index] for field in self))  # type: ignore[arg-type]
 
 
@@ -34,9 +34,8 @@ class Noise(NamedTuple):
     """All that is random in one example's bound. A batch of them has a leading axis on each field.
 
     Attributes:
-        t: the time, shape (), in [0, 1); at T >= 1 steps, one of 1/T, ..., 1.
-        eps_0: the noise in z_0, shape ``event_shape``, standard normal.
-        eps: the noise in z_t, shape ``event_shape``, standard normal.
+        t: the time, shape (), as in :class:`Seeds`.
+        eps_0, eps: the noise in z_0 and in z_t, shape ``event_shape``, standard normal.
         key: a key for the network's own randomness (dropout), or None for none.
     """
 
@@ -47,7 +46,7 @@ class Noise(NamedTuple):
 
 
 def discretise(t: Tensor, timesteps: int) -> Tensor:
-    """The times of T discrete steps: t in [0, 1) goes to the end of its step, one of 1/T, ..., 1, each equally likely.
+    """Gives the times of T discrete steps: t in [0, 1) goes to the end of its step, one of 1/T, ..., 1, each equally likely.
 
     T = 0 leaves t as it is. (The official code's ceil(t T) / T differs only where t T is an integer: it sends a drawn
     t = 0 to time 0, from where no step is left.)
@@ -60,15 +59,11 @@ def discretise(t: Tensor, timesteps: int) -> Tensor:
 def draw_times(
     key: Key, n: int, *, antithetic: bool = True, timesteps: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The times of a batch: shape (n,).
+    """Draws the times of a batch, shape (n,).
 
     Antithetic times (App. I) are evenly spread, t_i = (u + i / n) mod 1 with one uniform u: each is uniform, and
     together they leave the diffusion loss a smaller variance than n independent uniforms.
-
-    Raises:
-        TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
     """
-    _checks.key("key", key)
     n, timesteps = _checks.integer("n", n, 1), _checks.timesteps(timesteps, dtype)
     if antithetic:
         t = (random.uniform(key, (), dtype) + torch.arange(n, dtype=dtype, device=key.device) / n) % 1.0
@@ -80,12 +75,9 @@ def draw_times(
 def draw_seeds(
     key: Key, n: int, *, antithetic: bool = True, timesteps: int = 0, dtype: torch.dtype = torch.float32
 ) -> Seeds:
-    """The seeds of a batch of n examples: times drawn together, and a key for each example.
+    """Draws the seeds of a batch of n examples: times drawn together, and a key for each example.
 
-    Example i's key depends on the batch's key and on i alone, not on n. The times depend on the dtype, too, as every draw.
-
-    Raises:
-        TypeError, ValueError: a key of the wrong form, n < 1 or timesteps < 0.
+    Example i's key depends only on the batch's key and on i, not on n. The times depend on the dtype, too.
     """
     _checks.key("key", key)
     keys = random.split(key, _checks.integer("n", n, 1, 2**31 - 1) + 1)
@@ -94,10 +86,7 @@ def draw_seeds(
 
 
 def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:
-    """The noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys.
-
-    The same keys give other noise in another dtype.
-    """
+    """Draws the noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys."""
     dtype = seeds.t.dtype
 
     def one(key: Key) -> tuple[Tensor, Tensor, Tensor]:

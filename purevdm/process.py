@@ -24,7 +24,6 @@ __all__ = [
     "posterior",
     "posterior_from_eps",
     "sigma",
-    "snr",
     "transition",
     "x_from_eps",
     "x_from_v",
@@ -39,44 +38,39 @@ class Gaussian(NamedTuple):
 
 
 def align(gamma: Tensor, z: Tensor) -> Tensor:
-    """gamma of a batch, (B,) or (B, *event_shape), shaped to broadcast against its latents z, (B, *event_shape)."""
+    """Shapes gamma of a batch, (B,) or (B, *event_shape), to broadcast against its latents z, (B, *event_shape)."""
     return gamma.reshape(gamma.shape + (1,) * (z.ndim - gamma.ndim))
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """The scale of the signal, sqrt(sigmoid(-gamma)) (sec. 3.2)."""
+    """Gives the scale of the signal, sqrt(sigmoid(-gamma)) (sec. 3.2)."""
     return torch.sqrt(torch.sigmoid(-gamma))
 
 
 def sigma(gamma: Tensor) -> Tensor:
-    """The scale of the noise, sqrt(sigmoid(gamma)) (sec. 3.2)."""
+    """Gives the scale of the noise, sqrt(sigmoid(gamma)) (sec. 3.2)."""
     return torch.sqrt(torch.sigmoid(gamma))
 
 
-def snr(gamma: Tensor) -> Tensor:
-    """alpha**2 / sigma**2 = exp(-gamma) (eq. 2)."""
-    return torch.exp(-gamma)
-
-
 def diffuse(x: Tensor, gamma: Tensor, eps: Tensor) -> Tensor:
-    """z_t = alpha_t x + sigma_t eps: a draw of q(z_t given x) (eq. 1) when eps is standard normal."""
+    """Gives z_t = alpha_t x + sigma_t eps: a draw of q(z_t given x) (eq. 1) when eps is standard normal."""
     return alpha(gamma) * x + sigma(gamma) * eps
 
 
 def _alpha_ratio(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
-    """alpha_t / alpha_s, which is alpha_{t|s}."""
+    """Gives alpha_{t|s} = alpha_t / alpha_s."""
     return torch.exp(0.5 * (F.softplus(gamma_s) - F.softplus(gamma_t)))
 
 
 def transition(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
-    """q(z_t given z_s), from less noise to more (App. A)."""
+    """Gives q(z_t given z_s), from less noise to more (App. A)."""
     ratio = _alpha_ratio(gamma_s, gamma_t)
     # sigma_{t|s}**2 = sigma_t**2 - alpha_{t|s}**2 sigma_s**2 = sigma_t**2 (1 - SNR(t) / SNR(s))
     return Gaussian(ratio * z_s, sigma(gamma_t) * torch.sqrt(-torch.expm1(gamma_s - gamma_t)))
 
 
 def posterior(z_t: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gaussian:
-    """q(z_s given z_t, x), from more noise to less, with the clean x (or a prediction of it) known (App. A)."""
+    """Gives q(z_s given z_t, x), from more noise to less, with the clean x (or a prediction of it) known (App. A)."""
     c = -torch.expm1(gamma_s - gamma_t)
     # (1 - c) / alpha_{t|s} = alpha_{t|s} sigma_s**2 / sigma_t**2, with 1 - c = exp(gamma_s - gamma_t)
     mean = torch.exp(gamma_s - gamma_t) / _alpha_ratio(gamma_s, gamma_t) * z_t + alpha(gamma_s) * c * x
@@ -84,7 +78,7 @@ def posterior(z_t: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gauss
 
 
 def posterior_from_eps(z_t: Tensor, eps: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gaussian:
-    """:func:`posterior` with the noise in z_t (or a prediction of it) in place of x (App. A, eq. 34)."""
+    """Gives :func:`posterior` with the noise in z_t (or a prediction of it) in place of x (App. A, eq. 34)."""
     c = -torch.expm1(gamma_s - gamma_t)
     mean = (z_t - c * sigma(gamma_t) * eps) / _alpha_ratio(gamma_s, gamma_t)
     return Gaussian(mean, sigma(gamma_s) * torch.sqrt(c))
@@ -94,20 +88,20 @@ def posterior_from_eps(z_t: Tensor, eps: Tensor, gamma_t: Tensor, gamma_s: Tenso
 
 
 def x_from_eps(z: Tensor, eps: Tensor, gamma: Tensor) -> Tensor:
-    """x = (z - sigma eps) / alpha."""
+    """Gives x = (z - sigma eps) / alpha."""
     return (z - sigma(gamma) * eps) / alpha(gamma)
 
 
 def eps_from_x(z: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
-    """eps = (z - alpha x) / sigma."""
+    """Gives eps = (z - alpha x) / sigma."""
     return (z - alpha(gamma) * x) / sigma(gamma)
 
 
 def x_from_v(z: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
-    """x = alpha z - sigma v."""
+    """Gives x = alpha z - sigma v."""
     return alpha(gamma) * z - sigma(gamma) * v
 
 
 def eps_from_v(z: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
-    """eps = sigma z + alpha v."""
+    """Gives eps = sigma z + alpha v."""
     return sigma(gamma) * z + alpha(gamma) * v

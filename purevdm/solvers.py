@@ -50,12 +50,10 @@ class Solver(Value):
         """Takes latents from the time t to an earlier s.
 
         Args:
-            denoise: ``denoise(z, gamma)`` gives the :class:`~purevdm.denoiser.Prediction` for latents of the batch at a
-                gamma; a solver may call it several times.
+            denoise: ``denoise(z, gamma)`` gives the :class:`~purevdm.denoiser.Prediction` for latents of the batch.
             z_t: latents, (B, *latent_shape).
             gamma_t, gamma_s: gamma at t and at s, (B, 1, ..., 1) or (B, *latent_shape).
-            key: the step's own. A deterministic solver does not use it, and may be run forward, from t to a later s
-                (:func:`purevdm.sampling.invert`): there the key is None.
+            key: the step's own; None where a deterministic solver is run forward (:func:`purevdm.sampling.invert`).
             carry: what :meth:`init` or the last step returned.
         """
         raise NotImplementedError

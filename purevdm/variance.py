@@ -1,8 +1,8 @@
 """Learning a schedule's interior by the variance of the bound's estimate (App. I.2).
 
-In continuous time the bound depends on the schedule's endpoints alone; the interior only says how noisy its Monte Carlo
-estimate is. With gamma(t) = gamma_0 + (gamma_1 - gamma_0) r(t), r from 0 to 1, the endpoints follow the bound and r the
-variance. Since the estimate's mean does not depend on r, the gradient of its variance is that of its square, 2 L dL/dr.
+In continuous time the bound depends only on the schedule's endpoints; the interior says how noisy its Monte Carlo estimate
+is. With gamma(t) = gamma_0 + (gamma_1 - gamma_0) r(t), r from 0 to 1, the endpoints follow the bound and r the variance.
+Since the estimate's mean does not depend on r, the gradient of its variance is that of its square, 2 L dL/dr.
 :mod:`purevdm.importance` lowers the variance without a gradient, under any schedule.
 """
 
@@ -20,7 +20,7 @@ from purevdm.noise import Noise
 from purevdm.schedules import Levels, Schedule
 from purevdm.types import Params
 
-__all__ = ["Curve", "curve", "gradients", "levels", "pull_back", "variance_cotangent"]
+__all__ = ["Curve", "curve", "gradients", "levels"]
 
 
 class Curve(NamedTuple):
@@ -29,7 +29,7 @@ class Curve(NamedTuple):
     Attributes:
         gamma_0, gamma_1: the endpoints, each () or ``event_shape``, with a leading axis B where a context tells examples
             apart.
-        r: the way from one to the other, (B,) or (B, *event_shape), in [0, 1].
+        r: how far gamma is from one to the other, (B,) or (B, *event_shape), in [0, 1].
         slope: r'(t), as r.
     """
 
@@ -40,52 +40,24 @@ class Curve(NamedTuple):
 
 
 def curve(schedule: Schedule, params: Params, t: Tensor, context: Any = None) -> Curve:
-    """The schedule at times (B,), in continuous time."""
+    """Gives the schedule's curve at times (B,), in continuous time."""
     gamma_0, gamma_1, gamma_t, slope = schedules.levels(schedule, params, t, 0, context)
     rise = gamma_1 - gamma_0
     return Curve(gamma_0, gamma_1, (gamma_t - gamma_0) / rise, slope / rise)
 
 
 def levels(curve: Curve) -> Levels:
-    """What the bound asks of the schedule: the inverse of :func:`curve`."""
+    """Gives what the bound asks of the schedule: the inverse of :func:`curve`."""
     gamma_0, gamma_1, r, slope = curve
     rise = gamma_1 - gamma_0
     return Levels(gamma_0, gamma_1, gamma_0 + rise * r, rise * slope)
 
 
-def variance_cotangent(gradient: Curve, diffusion: Tensor) -> Curve:
-    """From the gradient of the mean bound with respect to the curve, that of what each part of it follows.
-
-    Example i's r and slope enter its own diffusion loss L_i alone, so the gradient of the mean of L_i**2 is theirs times
-    2 L_i.
-
-    Args:
-        gradient: of the mean bound.
-        diffusion: L_i, (B,), in the bound's units.
-    """
-    twice = process.align(2.0 * diffusion, gradient.r)
-    return gradient._replace(r=twice * gradient.r, slope=twice * gradient.slope)
-
-
-def pull_back(schedule: Schedule, params: Params, t: Tensor, cotangent: Curve, context: Any = None) -> Params:
-    """The gradient with respect to the schedule's parameters from one with respect to the curve."""
-    if not params:
-        return {}
-    held = Curve(*(part.detach() for part in cotangent))
-
-    def product(params: Params) -> Tensor:
-        parts = zip(curve(schedule, params, t, context), held, strict=True)
-        return sum(((part * weight).sum() for part, weight in parts), torch.zeros((), dtype=t.dtype, device=t.device))
-
-    with exact(t.device):
-        return torch.func.grad(product)(params)
-
-
 def gradients(
     model: Model, params: Params, batch: Batch, noise: Noise, scale: float | Tensor, cond: Any = None
 ) -> tuple[Params, NLLBound, Curve]:
-    """The gradient of the mean over examples of the bound times ``scale``, () or (B,), but for the schedule's interior that
-    of the mean squared diffusion loss (its losses times ``scale``), in one pass.
+    """Computes the gradient of the mean bound times ``scale``, () or (B,), but for the schedule's interior that of the mean
+    squared diffusion loss (its losses times ``scale``), in one pass.
 
     Returns:
         The gradients, the bound's terms (each (B,), nats), and the schedule's curve.
@@ -100,6 +72,22 @@ def gradients(
 
     others = {name: branch for name, branch in params.items() if name != "schedule"}
     (grads, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(others, at)
-    cotangent = variance_cotangent(of_curve, terms.diffusion * scale)
-    of_schedule = pull_back(model.schedule, params["schedule"], noise.t, cotangent, cond)
+    # Example i's r and slope enter only its own loss L_i, so the gradient of the mean of L_i**2 is theirs times 2 L_i.
+    twice = process.align(2.0 * (terms.diffusion * scale), of_curve.r)
+    cotangent = of_curve._replace(r=twice * of_curve.r, slope=twice * of_curve.slope)
+    of_schedule = _pull_back(model.schedule, params["schedule"], noise.t, cotangent, cond)
     return grads | {"schedule": of_schedule}, terms, at
+
+
+def _pull_back(schedule: Schedule, params: Params, t: Tensor, cotangent: Curve, context: Any) -> Params:
+    """Gives the gradient with respect to the schedule's parameters from one with respect to the curve."""
+    if not params:
+        return {}
+    fixed = [part.detach() for part in cotangent]
+
+    def product(params: Params) -> Tensor:
+        parts = zip(curve(schedule, params, t, context), fixed, strict=True)
+        return sum(((part * weight).sum() for part, weight in parts), torch.zeros((), dtype=t.dtype, device=t.device))
+
+    with exact(t.device):
+        return torch.func.grad(product)(params)

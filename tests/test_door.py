@@ -57,7 +57,6 @@ def test_every_tensor_is_on_one_device(model):
 def test_likelihoods_tensors_are_on_one_device():
     params = VDM.init(KEY)
     for call, name in (
-        (lambda: likelihood.log_weight(VDM, params, X, Z.to("meta"), COND, probe_noise="exact"), "eps"),
         (lambda: likelihood.log_prob_latent(VDM, params, Z, COND, probe_noise=Z[None].to("meta")), "probe_noise"),
         (lambda: likelihood.log_prob(VDM, params, X, KEY.to("meta"), COND), "key"),
         (lambda: likelihood.to_noise(VDM, params, Z, COND.to("meta")), "cond"),

@@ -1,7 +1,6 @@
 """Importance sampling of times: the best density, its variance, the same bound, a histogram that training moves."""
 
 import math
-import pickle
 
 import hypothesis.strategies as st
 import pytest
@@ -15,7 +14,6 @@ from perturb import perturbed
 
 import purevdm
 from purevdm import importance, networks, random, schedules, training
-from purevdm.bound import bound as diffusion_of
 from purevdm.module import Module
 from purevdm.training import checkpoint
 
@@ -132,49 +130,24 @@ def ready(base, **options):
     return plain, params, model, own
 
 
-def test_the_bound_is_the_same_within_its_error():
-    """On common noise: reconstruction and prior are equal, the diffusion loss is another estimate of the same mean."""
-    for antithetic in (True, False):
-        plain, params, model, own = ready(schedules.learned_linear(-5.0, 3.0), antithetic=antithetic)
-        x = random.randint(random.key(2), (8, 2), 0, 16).repeat(500, 1)
-        gaps = []
-        for i in range(20):
-            a, b = (m.nll_bound(p, x, random.key(i)) for m, p in ((model, own), (plain, params)))
-            torch.testing.assert_close(a.recon, b.recon)
-            torch.testing.assert_close(a.prior, b.prior)
-            assert not torch.allclose(a.diffusion, b.diffusion)
-            gaps.append((a.diffusion - b.diffusion).mean())
-        gaps = torch.stack(gaps)
-        error = gaps.std() / math.sqrt(20)
-        assert abs(gaps.mean()) < 6 * error  # 19 degrees of freedom
-        assert error < 0.02 * b.diffusion.mean()
-
-
-def test_gradients_have_the_same_mean():
-    """Along a few directions, leaf by leaf, over batches with common noise; none for the histogram."""
+def test_the_bound_and_its_gradients_are_the_same_within_their_errors():
+    """On common noise: reconstruction and prior are equal, the diffusion loss is another estimate of the same mean.
+    Gradients along a few directions, leaf by leaf; none for the histogram."""
     plain, params, model, own = ready(schedules.learned_linear(-5.0, 3.0))
     x = random.randint(random.key(2), (64, 2), 0, 16)
-    gaps = []
+    gaps, slopes = [], []
     for i in range(100):
-        a = torch.func.grad(model.loss_fn)(own, x, random.key(i))
-        b = torch.func.grad(plain.loss_fn)(params, x, random.key(i))
+        a, b = (m.nll_bound(p, x, random.key(i)) for m, p in ((model, own), (plain, params)))
+        torch.testing.assert_close((a.recon, a.prior), (b.recon, b.prior))
+        gaps.append((a.diffusion - b.diffusion).mean())
+        a, b = (torch.func.grad(m.loss_fn)(p, x, random.key(i)) for m, p in ((model, own), (plain, params)))
         assert not any(leaf.any() for leaf in tree_leaves(a["schedule"]["warp"]))
         ours, theirs = [a["network"], a["schedule"]["base"]], [b["network"], b["schedule"]]
         pairs = zip(tree_leaves(ours), tree_leaves(theirs), strict=True)
-        gaps.append([((u - v) * random.normal(random.key(j), u.shape, u.dtype)).sum() for j, (u, v) in enumerate(pairs)])
-    gaps = torch.tensor(gaps)
-    assert gaps.shape[1] == 8  # two for each of three layers, and both endpoints
-    assert (gaps.std(0) > 0).all()
-    assert (gaps.mean(0).abs() < 5 * gaps.std(0) / 10).all()
-
-
-def test_reparameterised_the_loss_is_the_base_s_at_the_warped_time_over_the_density():
-    plain, params, model, own = ready(schedules.learned_linear(-5.0, 3.0))
-    x, seeds = torch.zeros(32, 2, dtype=torch.int64), model.seeds(random.key(1), 32)
-    p = importance.density(model.schedule, own["schedule"])
-    t = importance.warp(importance.edges(p), seeds.t)
-    want = plain.nll_bound(params, x, seeds._replace(t=t)).diffusion / p[(t * 6).long()]
-    torch.testing.assert_close(model.nll_bound(own, x, seeds).diffusion, want)
+        slopes.append([((u - v) * random.normal(random.key(j), u.shape, u.dtype)).sum() for j, (u, v) in enumerate(pairs)])
+    for found, most in ((torch.stack(gaps)[:, None], 6), (torch.tensor(slopes), 5)):
+        assert (found.std(0) > 0).all()
+        assert (found.mean(0).abs() < most * found.std(0) / 10).all()
 
 
 # The warp
@@ -206,23 +179,6 @@ def test_the_warp_is_monotone_with_exact_ends_and_slope_one_over_the_density(see
     tolerance = 1e-9 if dtype == torch.float64 else 1e-6 / (uniform / bins)  # of edges near 1
     torch.testing.assert_close(weight * p, torch.ones_like(p), rtol=min(tolerance, 0.5), atol=0.0)
     assert (slope * (1 if uniform < 1 else p.mean()) <= 8.0 / uniform * (1 + tolerance)).all()
-
-
-def test_a_new_histogram_leaves_times_as_they_are():
-    schedule = importance.warped(schedules.learned_linear(-5.0, 3.0), 7)
-    params, t = schedule.init(random.key(0)), torch.linspace(0, 1, 23)
-    gamma, slope = schedules.gamma_and_slope(schedule, params, t)
-    torch.testing.assert_close(gamma, -5.0 + 8.0 * t)
-    torch.testing.assert_close(slope, torch.full_like(t, 8.0))
-
-
-@given(st.integers(0, 2**31))
-def test_even_times_fall_into_bins_by_their_mass(seed):
-    """With antithetic times each bin has its share of a batch, but for one example."""
-    edges = importance.edges(importance.optimal(histogram(seed, 6)["square"] + 1e-3, 0.1))
-    u = purevdm.noise.draw_times(random.key(seed), 64, dtype=torch.float64)
-    hits = torch.histc(importance.warp(edges, u), 6, 0, 1)
-    assert (hits - 64 * edges.diff()).abs().max() <= 1.0
 
 
 def test_schedules_for_each_dimension_and_contexts():
@@ -335,27 +291,6 @@ def test_pieces_rows_and_outside_gradients_keep_what_the_whole_keeps():
     close(tree_map(lambda *leaves: sum(leaves) / 4, *parts), whole, 1e-4)
 
 
-def test_variance_gradients_are_those_of_a_schedule():
-    """The base's interior follows the variance that is left under the warp; the loss and the histogram are those of the
-    loss."""
-    model = warped_tiny(dtype=torch.float64)
-    params = model.init(random.key(0))
-    params["schedule"]["warp"] = histogram(2, 4)
-    x = tiny.data()
-    grads, (loss, stats) = model.vlb_and_variance_grads(params, x, random.key(1), has_aux=True)
-    want, others = model.loss_and_stats(params, x, random.key(1))
-    torch.testing.assert_close(loss, want)
-    close(stats, others, 1e-9)
-    assert not any(leaf.any() for leaf in tree_leaves(grads["schedule"]["warp"]))
-
-    def squared(params):
-        return (
-            (diffusion_of(model, params, x, model.draw(random.key(1), len(x))).diffusion / (2 * math.log(2))).square().mean()
-        )
-
-    close(grads["schedule"]["base"]["layers"], torch.func.grad(squared)(params)["schedule"]["base"]["layers"], 1e-9)
-
-
 @every_backend
 def test_it_compiles_in_one_graph_as_eager(backend):
     model = purevdm.vdm(networks.mlp(4, 1, fourier=()), importance.warped(schedules.learned_linear(-5.0, 3.0), 4), (2,), 16)
@@ -390,48 +325,18 @@ def test_steps_leave_the_histogram_and_training_in_steps_is_refused():
         training.gradients(model)
 
 
-def test_values():
-    one, two = (importance.warped(schedules.learned_linear(), 8) for _ in range(2))
-    assert one == two
-    assert hash(one) == hash(two)
-    assert one != importance.warped(schedules.learned_linear(), 9)
-    assert pickle.loads(pickle.dumps(one)) == one
-    assert "Warped" in repr(one)
-    assert one.endpoints == (-13.3, 5.0)
-    # a network is told the endpoints, as under the base
-    plain = purevdm.vdm(networks.mlp(8), schedules.learned_linear(), (2,))
-    assert purevdm.vdm(networks.mlp(8), one, (2,)).network == plain.network
-
-
 @pytest.mark.parametrize(
-    ("call", "error", "word"),
+    ("call", "word"),
     [
-        (lambda base: importance.warped(None), TypeError, "base: expected a purevdm Schedule"),
-        (lambda base: importance.warped(importance.warped(base)), ValueError, "base: .* is not warped"),
-        (lambda base: importance.warped(base, 1), ValueError, "bins: expected an integer at least 2"),
-        (lambda base: importance.warped(base, uniform=0.0), ValueError, "uniform: expected a number in"),
-        (lambda base: importance.warped(base, uniform=1.1), ValueError, "uniform: expected a number in"),
-        (lambda base: importance.warped(base, rate=1.0), ValueError, "rate: expected a number in"),
-        (lambda base: importance.warped(base).init(0), TypeError, "key: expected a key"),
-        (lambda base: importance.density(base, {}), TypeError, "schedule: expected one of importance.warped"),
-        (
-            lambda base: importance.warped(base).gamma(importance.warped(base).init(random.key(0)), torch.tensor(1)),
-            TypeError,
-            "t: expected a floating-point tensor",
-        ),
+        (lambda base: importance.warped(importance.warped(base)), "base: .* is not warped"),
+        (lambda base: importance.warped(base, 1), "bins: expected an integer at least 2"),
+        (lambda base: importance.warped(base, uniform=0.0), "uniform: expected a number in"),
+        (lambda base: importance.density(base, {}), "schedule: expected one of importance.warped"),
     ],
 )
-def test_bad_input_is_named(call, error, word):
-    with pytest.raises(error, match=word):
+def test_bad_input_is_named(call, word):
+    with pytest.raises((TypeError, ValueError), match=word):
         call(schedules.learned_linear())
-
-
-def test_a_broken_histogram_is_named():
-    model = warped_tiny()
-    params = model.init(random.key(0))
-    params["schedule"]["warp"]["square"] += math.nan
-    with pytest.raises(ValueError, match=r"params.schedule.warp.square: expected finite numbers"):
-        model.loss_fn(params, tiny.data(), random.key(1))
 
 
 @pytest.mark.parametrize(
@@ -439,7 +344,6 @@ def test_a_broken_histogram_is_named():
     [
         (torch.tensor([-1.0, 1.0]), "finite numbers of at least 0, got"),
         (torch.tensor([torch.nan, 1.0]), ".* got NaN"),
-        (torch.ones(2, 2), r"one number for each bin, \(bins,\)"),
         (torch.ones(3), r"shape \(2,\)"),
     ],
 )

@@ -24,14 +24,6 @@ def test_variance_is_preserved(gamma):
         torch.testing.assert_close(process.alpha(g) ** 2 + process.sigma(g) ** 2, torch.ones_like(g), rtol=0, atol=tolerance)
 
 
-@given(gammas)
-def test_snr_is_the_ratio(gamma):
-    (g,) = f64(gamma)
-    ratio = process.alpha(g) ** 2 / process.sigma(g) ** 2
-    torch.testing.assert_close(process.snr(g), ratio, rtol=1e-13, atol=0)
-    torch.testing.assert_close(process.snr(g).log(), ratio.log(), rtol=1e-12, atol=1e-12)
-
-
 @given(pairs, numbers, numbers)
 def test_posterior_after_forward_is_forward(pair, x, eps):
     """q(z_s given z_t, x), z_t drawn from q(z_t given x), is q(z_s given x): mean and variance (App. A)."""
@@ -75,7 +67,7 @@ def test_predictions_convert_and_return(gamma, x, eps):
     torch.testing.assert_close(process.eps_from_v(z, v, g), eps, **close)
 
 
-@pytest.mark.parametrize("name", ["alpha", "sigma", "snr", "transition", "posterior", "posterior_from_eps"])
+@pytest.mark.parametrize("name", ["alpha", "sigma", "transition", "posterior", "posterior_from_eps"])
 @given(pair=pairs, z=numbers, x=numbers)
 def test_float32_is_accurate(name, pair, z, x):
     """A few units in the last place of the terms that are added, for gamma in [-30, 30]."""
@@ -83,7 +75,7 @@ def test_float32_is_accurate(name, pair, z, x):
     def value(dtype):
         # the same float32 arguments for both
         s, t, z_, x_ = (torch.tensor(v).to(dtype) for v in (*pair, z, x))
-        if name in ("alpha", "sigma", "snr"):
+        if name in ("alpha", "sigma"):
             return (getattr(process, name)(s),)
         if name == "transition":
             return tuple(process.transition(z_, s, t))
@@ -95,4 +87,4 @@ def test_float32_is_accurate(name, pair, z, x):
         growth = scale * (1.0 + (0.0 if name != "posterior_from_eps" else float(want.abs())) + float(want.abs()))
         if name == "posterior_from_eps":  # its terms are as large as alpha_s / alpha_t
             growth *= float(torch.exp(torch.tensor(max(0.0, (pair[1] - max(pair[0], 0.0)) / 2))))
-        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6 * growth if name != "snr" else 0)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6 * growth)

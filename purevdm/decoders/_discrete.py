@@ -1,10 +1,8 @@
 """Integers to real numbers near [-1, 1], and the probability of each value back from a latent.
 
-The decoder is p(x_i = v given z_0) proportional to exp(-(z_0,i / alpha_0 - f_v)**2 exp(-gamma_0) / 2),
-independently for each dimension i, where f_v is the position of the value v on the real line.
-
-All comes from differences between the logits of two values, (f_u - f_v) times a sum, never from differences of squares:
-exact in float32 over gamma in [-30, 30].
+The decoder is p(x_i = v given z_0) proportional to exp(-(z_0,i / alpha_0 - f_v)**2 exp(-gamma_0) / 2), independently for
+each dimension i, where f_v is the position of the value v on the real line. All comes from differences between the logits of
+two values, (f_u - f_v) times a sum, never from differences of squares: exact in float32 over gamma in [-30, 30].
 """
 
 import math
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import fixed, materialize
-from purevdm.decoders._decoder import FLOATS, Decoder, affine, checked_affine, finite, level
+from purevdm.decoders._decoder import FLOATS, Decoder, Elementwise, affine, checked_affine, data, finite, level
 from purevdm.types import Key, Params
 
 __all__ = ["discrete", "reconstruction_bits"]
@@ -31,9 +29,6 @@ def reconstruction_bits(vocab_size: int, gamma_0: float, scale: float = 1.0) -> 
     Let w = 2 exp(-gamma_0 / 2) / (vocab_size scale) be the distance of two values in units of the noise, and S(z) the sum
     of exp(-(z - v w)**2 / 2) over the values v. The cost is (1 / 2 + the integral of S log S / (vocab_size sqrt(2 pi))) /
     log 2, for small w about log2(4.13 / w).
-
-    Raises:
-        TypeError, ValueError: numbers out of range.
 
     >>> from purevdm import decoders
     >>> [round(decoders.reconstruction_bits(*data), 3) for data in ((256, -13.3), (256, -8.0), (65536, -13.3))]
@@ -68,25 +63,16 @@ def _reconstruction_bits(vocab_size: int, gamma_0: float, scale: float) -> float
     return (0.5 + whole / (values * math.sqrt(2.0 * math.pi))) / math.log(2.0) + math.log2(vocab_size / values)
 
 
-def integers(x: Tensor) -> Tensor:
-    """Data of an integer dtype (bool does not count).
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
-    Raises:
-        TypeError: any other x.
-    """
-    if (
-        not isinstance(x, Tensor)
-        or x.layout != torch.strided
-        or x.is_floating_point()
-        or x.is_complex()
-        or x.dtype == torch.bool
-    ):
-        raise TypeError(f"x: expected a tensor of integers, got {_checks.describe(x)}")
-    return x
+
+def integers(x: Tensor) -> Tensor:
+    """Gives data of an integer dtype (bool does not count)."""
+    return data(x, INTEGERS, "integers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discrete(Decoder):
+class Discrete(Elementwise):
     """The decoder of :func:`discrete`; ``loc`` and ``scale`` are numbers or nested tuples of them."""
 
     vocab_size: int
@@ -99,7 +85,7 @@ class Discrete(Decoder):
 
     @property
     def values(self) -> int:
-        """``vocab_size``, a constant to a compiler."""
+        """``vocab_size``, as a constant to a compiler."""
         return fixed(self.vocab_size)
 
     def check(self, x: Tensor) -> Tensor:
@@ -107,7 +93,7 @@ class Discrete(Decoder):
         return (wide >= 0) & (wide < self.values)
 
     def _position(self, x: Tensor) -> Tensor:
-        """The real number at floating-point index x."""
+        """Gives the real number at floating-point index x."""
         loc, scale = affine(self.loc, self.scale, x)
         return ((2.0 * x + (1.0 - self.values)) / self.values - loc) / scale
 
@@ -119,19 +105,19 @@ class Discrete(Decoder):
         return self._position(least), self._position(least + (self.values - 1.0))
 
     def _nearest(self, z: Tensor) -> Tensor:
-        """The index, as a floating-point number, of the value nearest to z."""
+        """Gives the index, as a floating-point number, of the value nearest to z."""
         loc, scale = affine(self.loc, self.scale, z)
         index = ((z * scale + loc + 1.0) * self.values - 1.0) / 2.0
         return index.round().clamp(0, self.values - 1)
 
     def _spacing(self, like: Tensor, gamma_0: Tensor) -> Tensor:
-        """The distance between neighbouring values in units of the noise at time 0: one number, or one a dimension."""
+        """Gives the distance between neighbouring values in units of the noise at time 0: one number, or one a dimension."""
         _, scale = affine(self.loc, self.scale, like)
         return torch.exp(-0.5 * gamma_0) * (2.0 / self.values) / scale  # type: ignore[no-any-return]
 
     def _relative_logits(self, index: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        """The logit of every value less that of the value at ``index``, from which z is ``noise`` standard deviations off:
-        -((d + noise)**2 - noise**2) / 2 = -d (d + 2 noise) / 2, with d the distance to ``index``."""
+        """Gives the logit of every value minus that of the value at ``index``, from which z is ``noise`` standard deviations
+        off: -((d + noise)**2 - noise**2) / 2 = -d (d + 2 noise) / 2, with d the distance to ``index``."""
         values = torch.arange(self.values, dtype=noise.dtype, device=noise.device)
         d = (index[..., None] - values) * step[..., None]
         return -0.5 * d * (d + 2.0 * noise[..., None])
@@ -147,7 +133,7 @@ class Discrete(Decoder):
     def reconstruction(
         self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
     ) -> Tensor:
-        index = materialize(integers(x).to(_checks.floating("eps_0", eps_0).dtype))
+        index = materialize(x.to(eps_0.dtype))
         # The largest logit is that of the value nearest to z_0: it keeps the exponentials within range, and finding it by
         # rounding saves a pass over all values. As a constant it drops out of the derivative.
         width = materialize(self._spacing(eps_0, gamma_0) * torch.ones_like(eps_0))  # its gradient sums over values first
@@ -159,15 +145,6 @@ class Discrete(Decoder):
         # underflow. Powers of two, as a compiler would store those of e for the backward pass, for every value.
         below = (self._relative_logits(index, eps_0, width) - largest[..., None]).clamp(min=-50.0)
         return largest + torch.exp2(below * math.log2(math.e)).sum(-1).log()
-
-    def log_prob(
-        self, params: Params, x: Tensor, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
-    ) -> Tensor:
-        gamma_0 = level(gamma_0, z)
-        _checks.within("x", _checks.broadcasting("x", integers(x), z.shape), 0, self.values - 1)
-        _checks.together("x", x, z.device)
-        eps_0 = (z - self.encode(params, x, cond, z.dtype)) * torch.exp(-0.5 * gamma_0)
-        return -self.reconstruction(params, x, eps_0, gamma_0)
 
     def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:
         holds = finite(z)
@@ -182,16 +159,13 @@ class Discrete(Decoder):
 
 
 def discrete(vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
-    """Integers v in [0, vocab_size), evenly spaced: v goes to (u - loc) / scale, with u = (2 v + 1) / vocab_size - 1, in
-    (-1, 1), the paper's.
+    """Makes the decoder of integers v in [0, vocab_size): v goes to (u - loc) / scale, with u = (2 v + 1) / vocab_size - 1,
+    in (-1, 1), the paper's.
 
     Args:
         vocab_size: how many values, at least 2 and at most 2**22: float32 holds the positions of no more.
         loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
             deviation of u over the data to standardise them, as the official 2D example does.
-
-    Raises:
-        TypeError, ValueError: a vocab_size out of range, or a scale that is not above 0.
     """
     vocab_size = _checks.integer("vocab_size", vocab_size, 2, 2**22)
     loc, scale = checked_affine(loc, scale)

@@ -3,9 +3,9 @@
 A number x goes to f = (x - loc) / scale, and p(x given z_0) = N(f; z_0 / alpha_0, exp(gamma_0)) / scale, the density of x
 itself, independently for each dimension. The reconstruction term is then the noise's own log-density, whatever the data.
 
-Under an ideal denoiser the diffusion loss is the mutual information of f and z_0 less that of f and z_1 (the I-MMSE relation
-of Guo, Shamai, Verdu 2005). So the bound is the entropy of f with noise of variance exp(gamma_0) added, plus log(scale) for
-each dimension, plus KL(q(z_1) || N(0, I)), which is next to nothing. gamma_0 says how fine a structure the model can hold.
+Under an ideal denoiser the diffusion loss is the mutual information of f and z_0 minus that of f and z_1 (Guo, Shamai, Verdu
+2005). So the bound is the entropy of f with noise of variance exp(gamma_0) added, plus log(scale) for each dimension, plus
+KL(q(z_1) || N(0, I)), which is next to nothing. gamma_0 says how fine a structure the model can hold.
 """
 
 import math
@@ -17,27 +17,21 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm.decoders._decoder import FLOATS, Decoder, affine, checked_affine, finite, level
+from purevdm.decoders._decoder import FLOATS, Decoder, Elementwise, affine, checked_affine, data, finite, level
 from purevdm.types import Key, Params
 
 __all__ = ["gaussian"]
 
 
 def _numbers(x: Tensor) -> Tensor:
-    """Data of float32 or float64.
-
-    Raises:
-        TypeError: any other x.
-    """
-    if isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in (torch.float32, torch.float64):
-        return x
+    """Gives data of float32 or float64."""
     whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
     hint = "; integers go with decoders.discrete" if whole else ""
-    raise TypeError(f"x: expected a tensor of float32 or float64 numbers, got {_checks.describe(x)}{hint}")
+    return data(x, (torch.float32, torch.float64), "float32 or float64 numbers", hint)
 
 
 @dataclass(frozen=True)
-class Gaussian(Decoder):
+class Gaussian(Elementwise):
     """The decoder of :func:`gaussian`: numbers, or nested tuples of them."""
 
     loc: Any
@@ -57,27 +51,9 @@ class Gaussian(Decoder):
     def reconstruction(
         self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
     ) -> Tensor:
-        _numbers(x)
-        _, scale = affine(self.loc, self.scale, _checks.floating("eps_0", eps_0))
+        _, scale = affine(self.loc, self.scale, eps_0)
         log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
         return 0.5 * (eps_0.square() + gamma_0) + (0.5 * math.log(2.0 * math.pi) + log_scale)
-
-    def log_prob(
-        self, params: Params, x: Tensor, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
-    ) -> Tensor:
-        gamma_0 = level(gamma_0, z)
-        f = self.encode(
-            params, _checks.together("x", _checks.broadcasting("x", _numbers(x), z.shape), z.device), cond, z.dtype
-        )
-        if _checks.readable(x):
-            wanted = f"numbers whose latents {z.dtype} holds"
-            _checks.verify(
-                [
-                    _checks.Fact(x.isfinite(), lambda: _checks.outside("finite numbers", "x", x)),
-                    _checks.Fact(f.isfinite(), lambda: _checks.outside(wanted, "x", x)),
-                ]
-            )
-        return -self.reconstruction(params, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
 
     def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:
         finite(z)
@@ -93,10 +69,10 @@ class Gaussian(Decoder):
 
 
 def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
-    """Real numbers, float32 or float64, whose density is bounded: log-likelihoods and bounds are in nats an example.
+    """Makes the decoder of real numbers, float32 or float64: bounds are on the density of x as given, in nats an example.
 
     Data are standardised in the wider of their dtype and the model's, and only then rounded to the model's: float64 data far
-    from 0 keep their digits under a float32 model. A bound is one on the density of x as given, in its own units.
+    from 0 keep their digits under a float32 model.
 
     Data that repeat values (counts, or numbers recorded with few digits) have no density: the bound falls without end as
     gamma_0 does. Take :func:`discrete` for them, or add uniform noise as wide as their step.
@@ -105,18 +81,12 @@ def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] =
         loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
             deviation of the training data, as a network expects numbers of about 1.
 
-    Raises:
-        TypeError, ValueError: numbers that are not finite, or a scale that is not above 0.
-
     >>> import torch, purevdm
     >>> from purevdm import decoders, networks, random, schedules
     >>> decoder = decoders.gaussian(loc=(10.0, 0.0), scale=(2.0, 1.0))
     >>> model = purevdm.vdm(networks.mlp(32), schedules.fixed_linear(-8.0, 5.0), event_shape=(2,), decoder=decoder)
     >>> x = random.normal(random.key(0), (16, 2)) + torch.tensor([10.0, 0.0])
-    >>> params = model.init(random.key(1))
-    >>> model.nll_bound(params, x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
+    >>> model.nll_bound(model.init(random.key(1)), x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
     torch.Size([16])
-    >>> model.sample(params, random.key(3), 5, steps=10).dtype
-    torch.float32
     """
     return Gaussian(*checked_affine(loc, scale))

@@ -17,18 +17,8 @@ tends to log p(x) (Burda et al. 2016, arXiv 1509.00519).
 
 from purevdm.likelihood import flow
 from purevdm.likelihood._estimate import Estimate, combine
-from purevdm.likelihood.density import log_prob, log_prob_latent, log_weight
+from purevdm.likelihood.density import log_prob, log_prob_latent
 from purevdm.likelihood.flow import to_data, to_noise
 from purevdm.likelihood.trajectories import importance_bound
 
-__all__ = [
-    "Estimate",
-    "combine",
-    "flow",
-    "importance_bound",
-    "log_prob",
-    "log_prob_latent",
-    "log_weight",
-    "to_data",
-    "to_noise",
-]
+__all__ = ["Estimate", "combine", "flow", "importance_bound", "log_prob", "log_prob_latent", "to_data", "to_noise"]

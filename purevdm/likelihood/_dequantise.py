@@ -1,76 +1,75 @@
 """From data to latents at time 0: the distributions q(z_0 given x) of :mod:`purevdm.likelihood`'s table."""
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
+from purevdm._vdm import VDM
 from purevdm.decoders import Decoder
 from purevdm.likelihood._estimate import log_normal, summed
+from purevdm.sampling.trajectory import level
+from purevdm.types import Params
 
 DISCRETE, REAL = ("variational", "truncated", "uniform"), ("none", "variational")
 
 
-def fitting(decoder: Decoder, dequantisation: str | None) -> str:
-    """Gives the dequantisation, or the data's own where left out.
-
-    Raises:
-        TypeError, ValueError: one that does not fit the data.
-    """
-    kind, allowed = ("real-valued", REAL) if decoder.log_probs is None else ("discrete", DISCRETE)
-    return (
-        allowed[0] if dequantisation is None else _checks.choice(f"dequantisation of {kind} data", dequantisation, allowed)
-    )
+def fitting(decoder: Decoder, kind: str | None) -> str:
+    """Gives the kind, or the data's own where left out, and refuses one that does not fit the data."""
+    data, allowed = ("real-valued", REAL) if decoder.log_probs is None else ("discrete", DISCRETE)
+    return allowed[0] if kind is None else _checks.choice(f"dequantisation of {data} data", kind, allowed)
 
 
-def draw(dequantisation: str, keys: Tensor, decoder: Decoder, f: Tensor, gamma_0: Tensor) -> Tensor:
-    """Draws the noise that latents are made of, of f's shape and dtype, from a key for each example, (B, 2)."""
-    shape, dtype = f.shape[1:], f.dtype
-    if dequantisation == "uniform":
-        return torch.func.vmap(lambda k: random.uniform(k, shape, dtype, -1.0, 1.0))(keys)
-    if dequantisation == "truncated":
-        tau = _reach(decoder, f, gamma_0).expand_as(f)
-        return torch.func.vmap(lambda k, tau: random.truncated_normal(k, -tau, tau, shape, dtype))(keys, tau)
-    return torch.func.vmap(lambda k: random.normal(k, shape, dtype))(keys)
+class Dequantisation(NamedTuple):
+    """A distribution of the latents of given data: the kind, and what it is made from."""
 
+    kind: str
+    decoder: Decoder
+    x: Tensor
+    f: Tensor
+    gamma_0: Tensor
 
-def inside(dequantisation: str, eps: Tensor, decoder: Decoder, f: Tensor, gamma_0: Tensor) -> list[_checks.Fact]:
-    """Gives the fact that noise is within its range, for a dequantisation that has one."""
-    if dequantisation not in ("truncated", "uniform") or not _checks.readable(eps):
-        return []
-    end = torch.ones_like(f) if dequantisation == "uniform" else _reach(decoder, f, gamma_0) * (1.0 + 1e-5)
-    wanted = f"noise within +-{'1' if dequantisation == 'uniform' else 'tau'} for {dequantisation!r}"
-    return [_checks.Fact(eps.abs() <= end, lambda: _checks.outside(wanted, "eps", eps))]
+    def draw(self, keys: Tensor) -> Tensor:
+        """Draws the noise that latents are made of, of f's shape and dtype, from a key for each example, (B, 2)."""
+        shape, dtype = self.f.shape[1:], self.f.dtype
+        if self.kind == "uniform":
+            return torch.func.vmap(lambda k: random.uniform(k, shape, dtype, -1.0, 1.0))(keys)
+        if self.kind == "truncated":
+            tau = self.reach().expand_as(self.f)
+            return torch.func.vmap(lambda k, tau: random.truncated_normal(k, -tau, tau, shape, dtype))(keys, tau)
+        return torch.func.vmap(lambda k: random.normal(k, shape, dtype))(keys)
 
-
-def latents(
-    dequantisation: str, x: Tensor, eps: Tensor, decoder: Decoder, f: Tensor, gamma_0: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gives the latents that noise makes of data, and log w - log p(z_0), (B,)."""
-    alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
-    if dequantisation == "none":
-        # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
-        peak = -decoder.reconstruction({}, x, torch.zeros_like(eps), gamma_0)
-        z_0, extra = alpha * f, torch.log(alpha) + peak + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
-    elif dequantisation == "uniform":
-        half = 0.5 * _spacing(decoder, f)
-        z_0, extra = alpha * (f + half * eps), torch.log(2.0 * half * alpha)
-    else:
-        z_0, log_q = alpha * f + sigma * eps, log_normal(eps) - torch.log(sigma)
-        if dequantisation == "truncated":
-            extra = torch.log(torch.erf(_reach(decoder, f, gamma_0) / math.sqrt(2.0))) - log_q
+    def latents(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the latents that noise makes of the data, and log w - log p(z_0), (B,)."""
+        f, gamma_0, alpha, sigma = self.f, self.gamma_0, process.alpha(self.gamma_0), process.sigma(self.gamma_0)
+        if self.kind == "none":
+            # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
+            peak = -self.decoder.reconstruction({}, self.x, torch.zeros_like(eps), gamma_0)
+            z_0, extra = alpha * f, torch.log(alpha) + peak + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
+        elif self.kind == "uniform":
+            half = 0.5 * self.spacing()
+            z_0, extra = alpha * (f + half * eps), torch.log(2.0 * half * alpha)
         else:
-            extra = -decoder.reconstruction({}, x, eps, gamma_0) - log_q
-    return z_0, summed(extra.expand_as(f))
+            z_0, log_q = alpha * f + sigma * eps, log_normal(eps) - torch.log(sigma)
+            if self.kind == "truncated":
+                extra = torch.log(torch.erf(self.reach() / math.sqrt(2.0))) - log_q
+            else:
+                extra = -self.decoder.reconstruction({}, self.x, eps, gamma_0) - log_q
+        return z_0, summed(extra.expand_as(f))
+
+    def spacing(self) -> Tensor:
+        """Gives the distance between neighbouring values, one for each dimension or for all."""
+        low, high = self.decoder.bounds(self.f[:1])  # type: ignore[misc]
+        return (high - low) / (self.decoder.vocab_size - 1)  # type: ignore[operator]
+
+    def reach(self) -> Tensor:
+        """Gives tau: half a bin of z_0 in units of its noise."""
+        return 0.5 * self.spacing() * torch.exp(-0.5 * self.gamma_0)
 
 
-def _spacing(decoder: Decoder, f: Tensor) -> Tensor:
-    """The distance between neighbouring values, one for each dimension or for all."""
-    low, high = decoder.bounds(f[:1])  # type: ignore[misc]
-    return (high - low) / (decoder.vocab_size - 1)  # type: ignore[operator]
-
-
-def _reach(decoder: Decoder, f: Tensor, gamma_0: Tensor) -> Tensor:
-    """tau: half a bin of z_0 in units of its noise."""
-    return 0.5 * _spacing(decoder, f) * torch.exp(-0.5 * gamma_0)
+def dequantised(kind: str, model: VDM, params: Params, x: Tensor, cond: Any) -> Dequantisation:
+    """Makes the distribution for a model and its data."""
+    f = model.decoder.encode({}, x, cond, model.dtype)
+    return Dequantisation(kind, model.decoder, x, f, level(model, params, f.new_zeros(()), len(f), cond))

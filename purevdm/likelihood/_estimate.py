@@ -17,9 +17,8 @@ class Estimate(NamedTuple):
     Attributes:
         log_prob: the logarithm of the mean of the weights, (B,), nats.
         error: its standard error, (B,), nats, from the spread of the weights; NaN for one sample. It leaves out the error of
-            the integration. It is too small where a few weights dominate, which an :attr:`ess` near 1 shows, and where
-            q(z_0 given x) is much narrower than x's bin (sigma_0 far below the distance of values), for which "uniform"
-            serves better.
+            the integration. It is too small where a few weights dominate (an :attr:`ess` near 1), and where q(z_0 given x)
+            is much narrower than x's bin: "uniform" serves better there.
         log_weights: the weights' logarithms, (K, B), nats.
         evaluations: how often the network was applied to each example, int64 (B,).
     """
@@ -31,8 +30,8 @@ class Estimate(NamedTuple):
 
     @property
     def ess(self) -> Tensor:
-        """The effective sample size (sum w)**2 / sum w**2 (Kong, Liu, Wong 1994), (B,): K where all weights are equal, and 1
-        where one outweighs the rest; then neither the estimate nor its error can be trusted.
+        """The effective sample size (sum w)**2 / sum w**2 (Kong, Liu, Wong 1994), (B,): K where all weights are equal, 1
+        where one outweighs the rest, and neither the estimate nor its error can be trusted.
 
         >>> import torch
         >>> from purevdm import likelihood
@@ -45,9 +44,6 @@ class Estimate(NamedTuple):
 def combine(log_weights: Tensor, evaluations: Tensor) -> Estimate:
     """Gives the estimate of K weights, (K, B): logsumexp minus log K, and its standard error by the delta method. To combine
     the weights of several calls, concatenate them. ``evaluations`` is (B,).
-
-    Raises:
-        TypeError, ValueError: tensors of another form.
 
     >>> import torch
     >>> from purevdm import likelihood
@@ -78,7 +74,7 @@ def repeated(tree: Any, samples: int) -> Any:
     def repeat(leaf: Tensor | None) -> Tensor | None:
         return None if leaf is None else leaf.expand(samples, *leaf.shape).reshape(-1, *leaf.shape[1:])
 
-    return None if tree is None else optree.tree_map(repeat, tree, none_is_leaf=True)
+    return optree.tree_map(repeat, tree, none_is_leaf=True)
 
 
 def summed(x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
-"""log p(x) by the probability flow: of data, of data with their noise given, and of latents."""
+"""log p by the probability flow: of data, and of latents."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,14 +7,14 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._vdm import VDM
-from purevdm.likelihood import _dequantise, flow
+from purevdm.likelihood import flow
+from purevdm.likelihood._dequantise import dequantised, fitting
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
 from purevdm.model import direct, latents, parse
 from purevdm.ode import Integrator
-from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params
 
-__all__ = ["log_prob", "log_prob_latent", "log_weight"]
+__all__ = ["log_prob", "log_prob_latent"]
 
 
 def log_prob(
@@ -34,10 +33,8 @@ def log_prob(
     """Computes log p(x) by the probability flow, for each example.
 
     Example i draws from ``split(key, B)[i]``, and its sample k from ``fold_in`` of that and k. So more examples or samples
-    leave the first ones as they are.
-
-    A compiled call passes no derivatives, and refuses tensors that require a gradient. Make it under ``torch.no_grad()``:
-    networks of modules compile in no other way.
+    leave the first ones as they are. A compiled call passes no derivatives, and refuses tensors that require a gradient:
+    make it under ``torch.no_grad()``.
 
     Args:
         model: the model, of discrete or real-valued data.
@@ -48,14 +45,13 @@ def log_prob(
         dequantisation: how data become latents, as the table in :mod:`purevdm.likelihood` says; where left out
             "variational" for discrete data and "none" for real-valued.
         samples: K, how many latents for each example. All K B are integrated at once.
-        integrator: of :mod:`purevdm.ode`; ``ode.dopri5(1e-5, 1e-5)`` where left out. A tolerance is that of one step, in
-            latents and in the divergence's integral relative to its size: log p may be off by far more. The flow is as rough
-            in time as its network, and the paper's networks take sinusoids of 1000 times the normalised gamma, the fastest
-            with 159 periods from time 0 to 1. Check what is left against a smaller tolerance, and a fixed grid against
-            ``dopri5``; ``examples/integrators.py`` does it for digits.
-        probes: how many Rademacher probes estimate the divergence (Hutchinson), or "exact" for the exact one, at the cost of
-            one product for each dimension; ``ode.dopri5(quadrature=2)`` evaluates either less often. The estimate of each
-            log w is unbiased, but not that of the log of their mean.
+        integrator: of :mod:`purevdm.ode`; ``ode.dopri5(1e-5, 1e-5)`` where left out. A tolerance is that of one step: log p
+            may be off by far more. The flow is as rough in time as its network, and the paper's networks take sinusoids of
+            up to 159 periods from time 0 to 1. Check what is left against a smaller tolerance, and a fixed grid against
+            ``dopri5``; ``examples/studies/integrators.py`` does it for digits.
+        probes: how many Rademacher probes estimate the divergence, or "exact", at the cost of one product for each
+            dimension; ``ode.dopri5(quadrature=2)`` evaluates either less often. The estimate of each log w is unbiased, but
+            not that of the log of their mean.
         chunk: how many products of the divergence to compute at once; fewer need less memory.
 
     Raises:
@@ -65,54 +61,19 @@ def log_prob(
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     n = parse(model, params, x, _checks.key("key", key), cond).n
     samples = _checks.integer("samples", samples, 1)
-    dequantisation = _dequantise.fitting(model.decoder, dequantisation)
-    if dequantisation == "none" and samples != 1:
+    kind = fitting(model.decoder, dequantisation)
+    if kind == "none" and samples != 1:
         raise ValueError(f"samples: expected 1 without dequantisation, as all would be the same, got {samples}")
     _refuse_recording(params, x, cond)
     x, cond = repeated(x, samples), repeated(cond, samples)
     k_noise, k_probe = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
-    f = model.decoder.encode({}, x, cond, model.dtype)
-    gamma_0 = level(model, params, f.new_zeros(()), len(f), cond)
-    eps = _dequantise.draw(dequantisation, k_noise, model.decoder, f, gamma_0)
-    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0)
+    q = dequantised(kind, model, params, x, cond)
+    z_0, extra = q.latents(q.draw(k_noise))
     exact = isinstance(probes, str) and probes == "exact"
     probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, model.event_shape, model.dtype)  # type: ignore[arg-type]
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
+    how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
+    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
-
-
-def log_weight(
-    model: VDM,
-    params: Params,
-    x: Tensor,
-    eps: Tensor,
-    cond: Any = None,
-    *,
-    probe_noise: Tensor | str,
-    dequantisation: str | None = None,
-    integrator: Integrator | None = None,
-    chunk: int | None = None,
-) -> Estimate:
-    """Computes one log w of the table in :mod:`purevdm.likelihood`, with all noise explicit: the estimate of one sample.
-
-    Args:
-        model, params, x, cond, dequantisation, integrator, chunk: as in :func:`log_prob`.
-        eps: what the latent is made of, (B, *event_shape), of the model's dtype: standard normal; for "truncated" within
-            +-tau, where sigma_0 tau reaches the end of x's bin; for "uniform" in (-1, 1); unused for "none".
-        probe_noise: the probes of the divergence, (n, B, *event_shape), of the model's dtype, of mean 0 and covariance the
-            identity (:func:`purevdm.likelihood.flow.draw_probes`); or "exact".
-    """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
-    _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *model.event_shape), model.dtype)
-    parse(model, params, x, cond=cond, eps=eps, probe_noise=flow.checked_probes(probe_noise, eps))
-    _refuse_recording(params, (x, eps), cond)
-    dequantisation = _dequantise.fitting(model.decoder, dequantisation)
-    f = model.decoder.encode({}, x, cond, eps.dtype)
-    gamma_0 = level(model, params, f.new_zeros(()), len(f), cond)
-    _checks.verify(_dequantise.inside(dequantisation, eps, model.decoder, f, gamma_0))
-    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0)
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
-    return combine((extra + log_p)[None], evaluations)
 
 
 def log_prob_latent(
@@ -128,29 +89,23 @@ def log_prob_latent(
     """Computes log p(z_0), the flow's density of latents at time 0, with all noise explicit: the estimate of one sample.
 
     Args:
+        model, params, cond, integrator, chunk: as in :func:`log_prob`.
         z_0: latents, (B, *event_shape), of the model's dtype.
-        model, params, cond, probe_noise, integrator, chunk: as in :func:`log_weight`.
+        probe_noise: the probes of the divergence, (n, B, *event_shape), of the model's dtype, of mean 0 and covariance the
+            identity (:func:`purevdm.likelihood.flow.draw_probes`); or "exact".
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     n = len(latents("z_0", z_0, model))
     parse(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
     _refuse_recording(params, z_0, cond)
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
+    how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
+    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
     return combine(log_p[None], evaluations)
 
 
-def _log_p(
-    model: VDM,
-    params: Params,
-    z_0: Tensor,
-    cond: Any,
-    integrator: Integrator | None,
-    probe_noise: Tensor | str,
-    chunk: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Gives log p(z_0), (B,), and the number of evaluations."""
-    divergence_of = partial(flow.divergence, probe_noise=probe_noise, chunk=chunk)
-    z_1, change, evaluations = flow.integrate(model, params, z_0, cond, integrator=integrator, divergence_of=divergence_of)
+def _log_p(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """Gives log p(z_0), (B,), and the number of evaluations, from what :func:`flow.integrate` takes."""
+    z_1, change, evaluations = flow.integrate(*given, **options)
     return summed(log_normal(z_1)) + change, evaluations
 
 

@@ -13,31 +13,28 @@ from torch import Tensor
 
 from purevdm import _checks, ode, process, random, schedules
 from purevdm._vdm import VDM
-from purevdm.denoiser import Denoiser
+from purevdm.denoiser import of_model
 from purevdm.model import Model, direct, latents, parse
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
 
-__all__ = ["divergence", "draw_probes", "integrate", "to_data", "to_noise", "velocity"]
+__all__ = ["divergence", "draw_probes", "integrate", "velocity"]
 
 
 def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:
-    """Gives dz / dgamma = sigma (eps_hat - sigma z) / 2, elementwise.
+    """Gives dz / dgamma = sigma (eps_hat - sigma z) / 2, elementwise, of z's shape.
+
+    In a model's subspace it is that of the projected latents, and its divergence is the subspace's.
 
     Args:
-        model: the model.
-        params: ``{"network": ..., "schedule": ...}``.
+        model, params, cond: the model, its parameters, the batch's condition.
         z: latents, (B, *event_shape).
         gamma: (B,) or (B, *event_shape).
-        cond: the batch's condition.
-
-    Returns:
-        Of z's shape.
     """
-    eps_hat = Denoiser(model.network, model.decoder, params["network"], cond).eps(z, gamma, detach=False)
-    sigma = process.sigma(process.align(gamma, z))
-    return 0.5 * sigma * (eps_hat - sigma * z)
+    denoise = of_model(model, params, cond)
+    z, sigma = denoise.within(z), process.sigma(process.align(gamma, z))
+    return 0.5 * sigma * (denoise.eps(z, gamma, detach=False) - sigma * z)
 
 
 # The divergence
@@ -48,13 +45,13 @@ def divergence(
 ) -> tuple[Tensor, Tensor]:
     """Gives a field and its divergence, by vector-Jacobian products.
 
-    Its derivative is right, too, as long as PyTorch's second derivative in reverse mode is. By Jacobian-vector products it
-    would not be: the derivative of ``torch.func.jvp`` silently lacks terms (PyTorch 2.11 to 2.13) for ``layer_norm``,
-    ``instance_norm`` and ``batch_norm`` in training, ``linalg.solve``, ``det``, ``slogdet``, ``logdet``, ``tensorsolve``,
-    ``householder_product``. :func:`purevdm.testing.check_network` holds both derivatives against differences.
+    Its derivative is right, too. By Jacobian-vector products it would not be: the derivative of ``torch.func.jvp`` silently
+    lacks terms (PyTorch 2.11 to 2.13) for ``layer_norm``, ``instance_norm`` and ``batch_norm`` in training,
+    ``linalg.solve``, ``det``, ``slogdet``, ``logdet``, ``tensorsolve``, ``householder_product``.
+    :func:`purevdm.testing.check_network` holds both derivatives against differences.
 
     Args:
-        field: ``field(z)``, of z's shape; example i of it depends on example i of z alone.
+        field: ``field(z)``, of z's shape; example i of it depends only on example i of z.
         z: (B, *event_shape).
         probe_noise: probes, (n, B, *event_shape), of mean 0 and covariance the identity: the divergence is estimated by the
             mean of probe . J probe (Hutchinson 1989). One costs about two applications of the field. Or "exact": a product
@@ -134,16 +131,16 @@ def integrate(
     *,
     integrator: Integrator | None = None,
     backward: bool = False,
-    divergence_of: Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]] | None = None,
+    probe_noise: Tensor | str | None = None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Takes latents along the flow, from time 0 to time 1 or backward.
 
     Args:
-        model, params, cond: the model, its parameters, the batch's condition.
-        z: latents, (B, *event_shape).
+        model, params, z, cond: as for :func:`velocity`.
         integrator: of :mod:`purevdm.ode`; ``ode.dopri5()`` where left out.
         backward: whether from time 1 to time 0.
-        divergence_of: ``divergence_of(field, z) -> (field(z), divergence)``, as :func:`divergence`; None for none.
+        probe_noise, chunk: of :func:`divergence`; None for no divergence.
 
     Returns:
         The latents at the other end, the integral of the divergence (B,), zero without one, and the number of evaluations of
@@ -164,19 +161,15 @@ def integrate(
     def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (at(t)(state[0]),)
 
-    if univariate:
-        start, stop = gamma_0.reshape(-1), gamma_1.reshape(-1)
-    else:
-        start, stop = z.new_zeros(len(z)), z.new_ones(len(z))
+    def rated(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return divergence(at(t), state[0], probe_noise, chunk)  # type: ignore[arg-type]
+
+    ends = gamma_0.reshape(-1), gamma_1.reshape(-1)
+    start, stop = ends if univariate else (z.new_zeros(len(z)), z.new_ones(len(z)))
     start, stop = (stop, start) if backward else (start, stop)
-    if divergence_of is None:
+    if probe_noise is None:
         done = integrator(field, (z,), start, stop)
         return done.state[0], z.new_zeros(len(z)), done.evaluations
-
-    def rated(t: Tensor, state: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        slope, rate = divergence_of(at(t), state[0])
-        return (slope,), rate
-
     done, change = integrator.along(field, rated, (z,), start, stop)
     return done.state[0], change, done.evaluations
 

@@ -10,7 +10,8 @@ from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
 from purevdm.model import direct, parse
-from purevdm.sampling.trajectory import level, loop
+from purevdm.sampling import loop
+from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params
 
 __all__ = ["importance_bound"]
@@ -28,8 +29,8 @@ def importance_bound(
 ) -> Estimate:
     """Computes a lower bound on log p(x) of the model in T steps, by K whole trajectories from q(z_0, ..., z_1 given x).
 
-    With K = 1 its mean is that of the discrete-time bound (eq. 13, without its shortcut of one random step). With more it
-    rises to log p(x) (Burda et al. 2016, arXiv 1509.00519, over the chain of all latents). Keys as in :func:`log_prob`.
+    With K = 1 its mean is that of the discrete-time bound (eq. 13, over all steps). With more it rises to log p(x) (Burda et
+    al. 2016, arXiv 1509.00519, over the chain of all latents). Keys as in :func:`log_prob`.
 
     Args:
         model, params, x, key, cond: as in :func:`log_prob`.

@@ -7,9 +7,20 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm.ode import _runge_kutta
-from purevdm.ode._integrator import Field, Integrator, Rated, Solution, State
-from purevdm.ode._runge_kutta import DOPRI5, LOBATTO, Tableau, column, in_tensors, loop, plus, point, put, total
+from purevdm.ode._integrator import Field, Integrator, Solution, State
+from purevdm.ode._runge_kutta import (
+    DOPRI5,
+    LOBATTO,
+    Tableau,
+    column,
+    in_tensors,
+    loop,
+    plus,
+    point,
+    put,
+    total,
+    with_quadrature,
+)
 
 
 def dopri5(
@@ -32,12 +43,10 @@ def dopri5(
         limit: the most steps, taken or rejected.
         quadrature: how :meth:`Integrator.along` computes an integral, as that of a divergence. Where left out, it is one
             more number of the state, with the same tolerance: its rate is evaluated at all stages. 2, 3 or 4: by Lobatto's
-            rule of so many points a step, of order 2, 4 or 5, the inner ones at states interpolated to order 4. Steps share
-            their ends, so each needs one rate fewer than points. That is cheaper where a rate costs more than the slopes.
-            But the integral's error steers no step: it may be off by far more than the tolerances, most of all by 2 points
-            at small tolerances, and where the rate changes and the state hardly does.
-        failures: what becomes of an example that does not arrive. "raise" is an error, in eager mode. "nan" leaves that
-            example NaN, as a compiled graph does, and the others as they are.
+            rule of so many points a step, of order 2, 4 or 5. Steps share their ends, so each needs one rate fewer than
+            points: cheaper, where a rate costs more than the slopes. But the integral's error steers no step. It may be off
+            by far more than the tolerances, most of all by 2 points, and where the rate changes and the state hardly does.
+        failures: what becomes of an example that does not arrive, as for :func:`heun`.
 
     Raises:
         TypeError, ValueError: tolerances or a limit out of range. From the integrator, in eager mode: an example that did
@@ -74,20 +83,16 @@ class Adaptive(Integrator):
     def solve(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         return self._solve(DOPRI5, field, None, state, start, stop)
 
-    def solve_along(self, field: Field, rated: Rated, state: State, start: Tensor, stop: Tensor) -> Solution:
+    def solve_along(self, field: Field, rated: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         if self.quadrature is None:
             return super().solve_along(field, rated, state, start, stop)
-        return self._solve(_runge_kutta.with_quadrature(DOPRI5, self.quadrature), field, rated, state, start, stop)
+        return self._solve(with_quadrature(DOPRI5, self.quadrature), field, rated, state, start, stop)
 
     def _solve(
-        self, tableau: Tableau, field: Field, rated: Rated | None, state: State, start: Tensor, stop: Tensor
+        self, tableau: Tableau, field: Field, rated: Field | None, state: State, start: Tensor, stop: Tensor
     ) -> Solution:
-        """Takes the state from ``start`` to ``stop``.
-
-        Every turn of the loop evaluates one stage of all examples. With ``rated``, the state that it gives ends with the
-        integral of a rate, by the tableau's quadrature. A rate that is not finite rejects a step, and steers it in no
-        other way.
-        """
+        """Takes the state from ``start`` to ``stop``: every turn of the loop evaluates one stage of all examples. With
+        ``rated``, the state that it gives ends with the integral of a rate, by the tableau's quadrature."""
         dtype, device = start.dtype, start.device
         stages, width = in_tensors(tableau, start, state), len(state)
         n, points = len(tableau.weights), len(tableau.nodes)
@@ -129,7 +134,7 @@ class Adaptive(Integrator):
             larger = tuple(torch.maximum(a.abs(), b.abs()) for a, b in zip(state, new, strict=True))
             error = _size(total(stages.error, moves, h), larger, rtol, atol)
             sums = plus(integral, total(stages.quadrature, rates, h))
-            for one in sums:
+            for one in sums:  # a rate that is not finite rejects a step, and steers it in no other way
                 error = torch.where(one.detach().isfinite(), error, math.nan)
             taken_now = last & active & (error <= 1.0)  # not where it is NaN
             factor = (0.9 * error.to(dtype) ** (-1.0 / 5.0)).nan_to_num(0.2, 5.0, 0.2).clamp(0.2, 5.0)
@@ -159,12 +164,11 @@ class Adaptive(Integrator):
         return Solution(ends, 1 + (points - 1) * taken)
 
 
-def _either(counts: Tensor, rated: Rated, field: Field, t: Tensor, state: State) -> State:
+def _either(counts: Tensor, rated: Field, field: Field, t: Tensor, state: State) -> State:
     """Gives the slopes and the rate, or 0 in its place at a stage where the rate does not count."""
 
     def with_rate(t: Tensor, *state: Tensor) -> State:
-        slopes, rate = rated(t, state)
-        return *(k.clone() for k in slopes), rate.clone()  # a branch may not give back what it was given
+        return tuple(k.clone() for k in rated(t, state))  # a branch may not give back what it was given
 
     def without(t: Tensor, *state: Tensor) -> State:
         return *(k.clone() for k in field(t, state)), torch.zeros_like(t, dtype=state[0].dtype)

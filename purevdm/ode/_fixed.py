@@ -1,4 +1,4 @@
-"""Fixed grids: a given number of even Runge-Kutta steps."""
+"""Fixed grids: the same even steps for every example."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from purevdm import _checks
 from purevdm.ode._integrator import Field, Integrator, Solution, State
-from purevdm.ode._runge_kutta import HEUN, RK4, Tableau, column, finite, in_tensors, loop, plus, point, put, total
+from purevdm.ode._runge_kutta import HEUN, RK4, Tableau, column, in_tensors, loop, plus, point, put, total
 
 
 def heun(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
@@ -23,16 +23,12 @@ def heun(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
         TypeError, ValueError: steps below 1 or of the wrong form. From the integrator, in eager mode: a state that is not
             finite; the example and the step are named.
     """
-    return _grid(HEUN, steps, failures)
+    return Fixed(HEUN, _checks.count("steps", steps), _checks.choice("failures", failures, ("raise", "nan")))
 
 
 def rk4(steps: int | Tensor, *, failures: str = "raise") -> Integrator:
     """Integrates by the classical Runge-Kutta method, of order 4, in even steps: four evaluations each; as :func:`heun`."""
-    return _grid(RK4, steps, failures)
-
-
-def _grid(tableau: Tableau, steps: int | Tensor, failures: str) -> Integrator:
-    return Fixed(tableau, _checks.count("steps", steps), _checks.choice("failures", failures, ("raise", "nan")))
+    return heun(steps, failures=failures)._replace(tableau=RK4)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,8 @@ class Fixed(Integrator):
             last = stage == n - 1
             moved = plus(state, total(stages.weights, slopes, h))
             new = tuple(torch.where(last, a, b) for a, b in zip(moved, state, strict=True))
-            broken = torch.where((broken < 0) & ~finite(new), step, broken)
+            finite = torch.stack([y.isfinite().reshape(y.shape[0], -1).all(1) for y in new]).all(0)
+            broken = torch.where((broken < 0) & ~finite, step, broken)
             return host + 1, here + 1, broken, *new, *slopes
 
         slopes = tuple(y.new_zeros((n, *y.shape)) for y in state)
@@ -69,12 +66,10 @@ class Fixed(Integrator):
         _, _, broken, *rest = loop(unfinished, evaluate, begin)
 
         def error() -> Exception:
-            i = int((_checks.plain(broken) >= 0).nonzero()[0])
-            step = int(_checks.plain(broken)[i])
-            at = (_checks.plain(start) + _checks.plain(h) * step)[i]
-            return ValueError(
-                f"field: expected finite slopes, got NaN or infinity in example {i}, step {step}, from {at:.6g}"
-            )
+            at_step, times = (_checks.plain(x) for x in (broken, start + h * broken))
+            i = int((at_step >= 0).nonzero()[0])
+            got = f"NaN or infinity in example {i}, step {at_step[i]}, from {times[i]:.6g}"
+            return ValueError(f"field: expected finite slopes, got {got}")
 
         if self.failures == "raise" and _checks.readable(broken):
             _checks.verify([_checks.Fact(broken < 0, error)])

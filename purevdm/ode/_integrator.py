@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from purevdm._values import Value
 
 State: TypeAlias = tuple[Tensor, ...]
 Field: TypeAlias = Callable[[Tensor, State], State]
-Rated: TypeAlias = Callable[[Tensor, State], tuple[State, Tensor]]
 
 
 class Solution(NamedTuple):
@@ -35,15 +34,11 @@ class Integrator(Value):
         """Integrates a state of one dtype, float32 or float64, from ``start`` to ``stop``, (B,)."""
         raise NotImplementedError
 
-    def solve_along(self, field: Field, rated: Rated, state: State, start: Tensor, stop: Tensor) -> Solution:
+    def solve_along(self, field: Field, rated: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         """Integrates as :meth:`solve`, with the integral of a rate last in the state: as one more number of the state,
         unless an integrator has a rule of its own for integrals."""
-
-        def extended(t: Tensor, state: State) -> State:
-            slopes, rate = rated(t, state[:-1])
-            return *slopes, rate
-
-        return self.solve(extended, (*state, torch.zeros_like(start, dtype=state[0].dtype)), start, stop)
+        integral = torch.zeros_like(start, dtype=state[0].dtype)
+        return self.solve(lambda t, state: rated(t, state[:-1]), (*state, integral), start, stop)
 
     def __call__(self, field: Field, state: State, start: Tensor, stop: Tensor) -> Solution:
         """Integrates. In eager mode, derivatives pass through the steps that were taken."""
@@ -51,18 +46,18 @@ class Integrator(Value):
         done = self.solve(wide.field(field), wide.state, wide.start, wide.stop)
         return Solution(wide.narrow(done.state), done.evaluations)
 
-    def along(self, field: Field, rated: Rated, state: State, start: Tensor, stop: Tensor) -> tuple[Solution, Tensor]:
+    def along(self, field: Field, rated: Field, state: State, start: Tensor, stop: Tensor) -> tuple[Solution, Tensor]:
         """Integrates the field, and a rate along the solution that the field does not depend on.
 
         Args:
             field, state, start, stop: as in a call.
-            rated: ``rated(t, state) -> (slopes, rate)``: what the field gives, and the rate of each example, (B,).
+            rated: ``rated(t, state) -> (*slopes, rate)``: what the field gives, and the rate of each example, (B,).
 
         Returns:
             The solution, and the integral of the rate, (B,). Evaluations count those of either function.
         """
         wide = _Wide(state, start, stop)
-        done = self.solve_along(wide.field(field), wide.rated(rated), wide.state, wide.start, wide.stop)
+        done = self.solve_along(wide.field(field), wide.field(rated), wide.state, wide.start, wide.stop)
         return Solution(wide.narrow(done.state[:-1]), done.evaluations), done.state[-1].to(state[0].dtype)
 
 
@@ -88,10 +83,3 @@ class _Wide:
 
     def field(self, field: Field) -> Field:
         return lambda t, state: tuple(k.to(self.wide) for k in field(t.to(self.time), self.narrow(state)))
-
-    def rated(self, rated: Rated) -> Rated:
-        def wide(t: Tensor, state: State) -> Any:
-            slopes, rate = rated(t.to(self.time), self.narrow(state))
-            return tuple(k.to(self.wide) for k in slopes), rate.to(self.wide)
-
-        return wide

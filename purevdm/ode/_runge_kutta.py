@@ -17,9 +17,8 @@ class Tableau(NamedTuple):
     """The coefficients of an explicit Runge-Kutta step.
 
     Stage i is at t + nodes[i] h, from the slopes before it with the weights rows[i]. The step ends by ``weights``, and
-    ``error`` estimates its error; a tableau that has it ends with the first stage of the next step. ``interpolant`` gives
-    the state inside a step, to order 4. ``quadrature`` has weights for an integral along the step, some of them for stages
-    of its own at the end (:func:`with_quadrature`).
+    ``error`` estimates its error; a tableau that has it ends with the first stage of the next step. ``interpolant`` and
+    ``quadrature`` are those of :func:`with_quadrature`.
     """
 
     nodes: tuple[float, ...]
@@ -69,8 +68,8 @@ LOBATTO: dict[int, tuple[tuple[float, ...], float, float]] = {
 def with_quadrature(tableau: Tableau, count: int) -> Tableau:
     """Gives a pair with the points of Lobatto's rule, of order 2 count - 2.
 
-    They are the first stage, the last, and inner points behind them. The ends cost nothing but the rate there, and the last
-    is the next step's first. At the inner points the state is y + h b(theta) . slopes, with
+    They are the first stage, the last, and inner points behind them. At those the state is known to order 4: y + h b(theta)
+    . slopes, with
 
         b(theta) = theta w + theta (1 - theta) (first - w + theta (2 w - first - last + (1 - theta) d)),
 
@@ -80,17 +79,14 @@ def with_quadrature(tableau: Tableau, count: int) -> Tableau:
     n = len(tableau.nodes)
     inner, weight, end = LOBATTO[count]
 
-    def row(theta: float) -> tuple[float, ...]:
-        def entry(i: int) -> float:
-            w, d, first, last = tableau.weights[i], tableau.interpolant[i], float(i == 0), float(i == n - 1)
-            rest = 2.0 * w - first - last + (1.0 - theta) * d
-            return theta * w + theta * (1.0 - theta) * (first - w + theta * rest)
+    def b(theta: float, i: int) -> float:
+        w, d, first, last = tableau.weights[i], tableau.interpolant[i], float(i == 0), float(i == n - 1)
+        rest = 2.0 * w - first - last + (1.0 - theta) * d
+        return theta * w + theta * (1.0 - theta) * (first - w + theta * rest)
 
-        return tuple(entry(i) for i in range(n))
-
+    rows = (tuple(b(theta, i) for i in range(n)) for theta in inner)
     quadrature = (end, *[0.0] * (n - 2), end, *[weight] * len(inner))
-    rows = (*tableau.rows, *(row(theta) for theta in inner))
-    return tableau._replace(nodes=(*tableau.nodes, *inner), rows=rows, quadrature=quadrature)
+    return tableau._replace(nodes=(*tableau.nodes, *inner), rows=(*tableau.rows, *rows), quadrature=quadrature)
 
 
 class Stages(NamedTuple):
@@ -127,6 +123,7 @@ def total(weights: Tensor, slopes: State, h: Tensor) -> State:
 
 
 def plus(a: State, b: State) -> State:
+    """Adds two states."""
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
@@ -159,8 +156,3 @@ def loop(condition: Callable[..., Tensor], step: Callable[..., State], state: St
         if not going:
             return state
         state = step(*state)
-
-
-def finite(state: State) -> Tensor:
-    """Tells which examples are finite, (B,)."""
-    return torch.stack([y.isfinite().reshape(y.shape[0], -1).all(1) for y in state]).all(0)

@@ -48,24 +48,24 @@ def invert(
     differentiable: bool = False,
 ) -> Any:
     """Gives the latents at time 1 from which a deterministic solver samples given data, (n, *event_shape): the solver's own
-    steps on the probability flow, run from time 0 to time 1 (DDIM inversion, Song, Meng, Ermon 2020, sec. 5.4).
+    steps, run from time 0 to time 1 (DDIM inversion, Song, Meng, Ermon 2020, sec. 5.4).
 
-    ``model.sample(z=...)`` with the same solver, grid and steps, as both have where left out, returns to where this started,
-    up to an error of the solver's order in the step.
+    ``model.sample(z=...)`` with the same solver, grid and steps returns to where this started, up to an error of the
+    solver's order in the step.
 
     Args:
         model, params, cond: a VDM, its parameters, and a condition for each example.
         x: data, (n, *event_shape). Their latents at time 0 are alpha_0 times the encoded data, the mean of q(z_0 given x).
         z: in place of data, latents (n, *event_shape) of the model's dtype. Those of data with their noise
             (:func:`purevdm.process.diffuse`) end like standard normal noise; those of the mean end nearer to zero.
-        start, until: the time of z, 0 for data, and the later time to stop at, as :meth:`purevdm.VDM.sample` takes them.
+        start, until: the time of z, 0 for data, and the later time to stop at; as :meth:`purevdm.VDM.sample` takes them.
         solver: a deterministic one; ``purevdm.solvers.dpmpp_2m()`` where left out.
-        steps, grid, guidance, callback, differentiable: as in :meth:`purevdm.VDM.sample`.
+        steps, grid, guidance, callback, differentiable: as there.
         trajectory: whether to return a :class:`~purevdm.Sample` with all latents, and no data.
 
     Raises:
-        TypeError, ValueError: bad arguments, named, as by :meth:`purevdm.VDM.sample`; both or neither of x and z; data at
-            another start than 0; a solver that draws noise.
+        TypeError, ValueError: bad arguments; both or neither of x and z; data at another start than 0; a solver that draws
+            noise.
     """
     if not hasattr(model, "schedule"):
         raise TypeError(f"model: expected a model of purevdm.vdm, got {_checks.describe(model)}")

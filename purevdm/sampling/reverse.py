@@ -83,15 +83,12 @@ def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key],
 
     These draws are biased, also with an exact network: too little of what is known reaches the rest. Of two numbers with a
     correlation of 0.8, the second has a mean of 0.30 where the first is 0.6, not 0.48, and a deviation of 0.68, not 0.6, by
-    ancestral sampling; 0.20 and 0.77 by the deterministic default. More steps do not mend it; :func:`repaint` is nearer, at
-    its cost. The last latents are still those of noisy data: take the known part of the result from x.
+    ancestral sampling; 0.20 and 0.77 by the deterministic default. More steps do not mend it; :func:`repaint` is nearer.
+    The last latents are still those of noisy data: take the known part of the result from x.
 
     Args:
         x: the encoded data, (n, *event_shape), of the latents' dtype; what is not known may hold any finite number.
         known: which are known, bool, of x's shape.
-
-    Raises:
-        TypeError, ValueError: tensors of another form.
 
     >>> import torch, purevdm
     >>> from purevdm import networks, random, sampling, schedules, solvers
@@ -107,7 +104,7 @@ def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key],
 
 
 def _partly(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Finite data, and which of them are known."""
+    """Gives finite data, and which of them are known."""
     shape = _checks.floating("x", x).shape
     _checks.verify(_checks.finite("x", {(): x}))
     return x, _checks.alike("known", known, shape, torch.bool)
@@ -115,19 +112,16 @@ def _partly(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 def repaint(x: Tensor, known: Tensor, repeats: int = 10, solver: Solver | None = None) -> Solver:
     """Makes a solver that draws what is not known of data given the rest, by replacement and resampling (RePaint, Lugmayr et
-    al. 2022, arXiv 2201.09865): after each step and its replacement, as :func:`inpaint` does it, noise takes the latents
-    back to where the step began, and the step is taken again, so that the rest comes to fit what is known.
+    al. 2022, arXiv 2201.09865): after each step and its replacement, as by :func:`inpaint`, noise takes the latents back to
+    where the step began, and the step is taken again, so that the rest comes to fit what is known.
 
     In the example of :func:`inpaint`, 100 steps with 2, 5 and 10 repeats give means of 0.39, 0.45 and 0.47 for 0.48, and
     deviations of 0.63, 0.61 and 0.59 for 0.6. The network is applied ``repeats`` times as often.
 
     Args:
         x, known: as for :func:`inpaint`.
-        repeats: how often each step is taken, the paper's r at its jump length 1; 1 is replacement alone.
+        repeats: how often each step is taken, the paper's r at its jump length 1; 1 is only replacement.
         solver: what takes a step; ``purevdm.solvers.ancestral()`` where left out.
-
-    Raises:
-        TypeError, ValueError: tensors of another form, repeats below 1, another thing than a solver.
     """
     x, known = _partly(x, known)
     base = _checks.instance("solver", ancestral() if solver is None else solver, Solver, "a Solver such as ancestral()")
@@ -153,18 +147,14 @@ class Repaint(Solver):
         for i in range(repeats):
             k_step, k_known, k_back = random.split(random.fold_in(key, i), 3).unbind(0)
             done = self.base.step(denoise, z_t, gamma_t, gamma_s, k_step, carry)
-            z_s = _known(self.x, self.known, done[0], gamma_s, k_known)
+            z_s = _replace(self.x, self.known, i, done[0], gamma_s, k_known)
             if i < repeats - 1:
                 q = process.transition(z_s, gamma_s, gamma_t)
                 z_t = q.mean + q.std * random.normal(k_back, z_s.shape, z_s.dtype)
         return Step(z_s, *done[1:])
 
 
-def _replace(x: Tensor, known: Tensor, i: Tensor, z: Tensor, gamma: Tensor, key: Key) -> Tensor:
-    return _known(x, known, z, gamma, key)
-
-
-def _known(x: Tensor, known: Tensor, z: Tensor, gamma: Tensor, key: Key) -> Tensor:
+def _replace(x: Tensor, known: Tensor, i: Any, z: Tensor, gamma: Tensor, key: Key) -> Tensor:
     """Gives latents whose known dimensions are a draw of q(z given x)."""
     _checks.alike("x", x, z.shape, z.dtype)
     return torch.where(known, process.diffuse(x, gamma, random.normal(key, z.shape, z.dtype)), z)

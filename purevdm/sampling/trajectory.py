@@ -1,10 +1,8 @@
-"""Latents from one time to another, earlier or later, by the steps of any of :mod:`purevdm.solvers`; and the loop that
-takes them, in eager mode and compiled.
-"""
+"""Latents from one time to another, earlier or later, by the steps of any of :mod:`purevdm.solvers`."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +11,10 @@ from purevdm import _checks, random, schedules
 from purevdm._compile import fixed, transformed
 from purevdm.denoiser import Prediction, of_model
 from purevdm.model import Model, batch_axes, latent_shape
+from purevdm.sampling.loops import State, loop, step_count
 from purevdm.types import Key, Params
 
-__all__ = ["Options", "loop"]
-
-State: TypeAlias = tuple[Tensor, ...]
+__all__: list[str] = []
 
 
 class Options(NamedTuple):
@@ -37,11 +34,7 @@ class Options(NamedTuple):
 
 
 def checked(options: Options, solver: type, example: str, grids: tuple[str, ...]) -> Options:
-    """Refuses options of another type, a solver of another class, and a grid that there is not; tensors are read later.
-
-    Raises:
-        TypeError, ValueError: the option is named.
-    """
+    """Refuses options of another type, a solver of another class, and a grid that there is not; tensors are read later."""
     for name in ("clip", "trajectory", "differentiable"):
         _checks.boolean(name, getattr(options, name))
     for name in ("project", "callback"):
@@ -49,15 +42,12 @@ def checked(options: Options, solver: type, example: str, grids: tuple[str, ...]
             _checks.function(name, getattr(options, name))
     _checks.choice("grid", options.grid, grids)
     _checks.instance("solver", options.solver, solver, f"a Solver such as {example}")
-    return options._replace(steps=_step_count(options.steps, options.trajectory))
+    return options._replace(steps=step_count(options.steps, options.trajectory))
 
 
 def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives two times, 0 <= low < high <= 1, numbers or floating-point tensors of shape (), as tensors like ``like``.
-
-    Raises:
-        TypeError, ValueError: times of another form, range or order; those in tensors are read in eager mode only.
-    """
+    """Gives two times, numbers or floating-point tensors of shape (), as tensors like ``like``, and refuses them unless
+    0 <= low < high <= 1; those in tensors are read in eager mode only."""
 
     def time(name: str, t: float | Tensor) -> Tensor:
         if isinstance(t, Tensor):
@@ -65,9 +55,8 @@ def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tens
         return torch.tensor(fixed(_checks.real(name, t)), dtype=like.dtype, device=like.device)
 
     def error() -> ValueError:
-        values = [_checks.plain(t).item() if isinstance(t, Tensor) else t for t in (low, high)]
-        wanted = f"{low_name}, {high_name}: expected 0 <= {low_name} < {high_name} <= 1"
-        return ValueError(f"{wanted}, got {values[0]} and {values[1]}")
+        given = " and ".join(str(_checks.plain(t).item() if isinstance(t, Tensor) else t) for t in (low, high))
+        return ValueError(f"{low_name}, {high_name}: expected 0 <= {low_name} < {high_name} <= 1, got {given}")
 
     a, b = time(low_name, low), time(high_name, high)
     if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not 0.0 <= low < high <= 1.0:
@@ -101,11 +90,8 @@ def level(model: Model, params: Params, t: Tensor, n: int, cond: Any = None) -> 
 
 
 def recording(options: Options, inputs: Any) -> AbstractContextManager[Any]:
-    """Gives the mode of autograd that steps run in, once no transform would find zero derivatives of the inputs.
-
-    Raises:
-        ValueError: an input that a ``torch.func`` transform differentiates with respect to, where no derivative passes.
-    """
+    """Gives the mode of autograd that steps run in. Inputs that a ``torch.func`` transform differentiates with respect to
+    are refused where no derivative passes."""
     _refuse_lost_gradients(options, inputs)
     # An exported program unrolls the loop, and so can be differentiated whole; torch.export (2.13) fails on the block.
     if torch.compiler.is_exporting():
@@ -125,9 +111,10 @@ def _refuse_lost_gradients(options: Options, inputs: Any) -> None:
 
 
 def _projected(options: Options, i: Tensor, z: Tensor, gamma: Tensor, key: Key | None) -> Tensor:
-    """Gives the latents that the hook returns. Tensors that it closes over may be differentiated with respect to, too."""
+    """Gives the latents that the hook returns."""
     if options.project is None:
         return z
+    # Tensors that the hook closes over may be differentiated with respect to, too.
     watched = not options.differentiable and not torch.compiler.is_compiling() and transformed()
     with torch.set_grad_enabled(watched or torch.is_grad_enabled()):
         moved = _checks.alike("project", options.project(i, z, gamma, key), z.shape, z.dtype)
@@ -149,7 +136,6 @@ def solve(
     """Takes latents z, (n, *latent_shape), from the time start to the time until, earlier or later.
 
     Args:
-        model, params: the model.
         z: the latents at start, within the model's subspace and the mask.
         start, until: times, shape ().
         options: the rest, :func:`checked`.
@@ -213,11 +199,8 @@ def solve(
 
 
 def stepped(done: Any, like: Tensor) -> tuple[Tensor, Tensor, State]:
-    """Gives what a solver's step returned: latents and an estimate, both like the latents before, and what it carries.
-
-    Raises:
-        TypeError, ValueError: something else; a tensor of another shape would be broadcast.
-    """
+    """Gives what a solver's step returned, and refuses all but latents and an estimate, both like the latents before, and
+    what it carries: a tensor of another shape would be broadcast."""
     if not isinstance(done, tuple) or len(done) != 3:
         raise TypeError(f"solver: expected a Step from its step, got {_checks.describe(done)}")
     for name, x in zip(("latents", "estimate"), done[:2], strict=True):
@@ -238,83 +221,3 @@ def guidance_weight(options: Options, z: Tensor) -> float | Tensor | None:
     if options.cond is None:
         raise ValueError("cond: expected the condition that guidance strengthens, got None")
     return weight
-
-
-def _step_count(steps: int | Tensor, trajectory: bool) -> int | Tensor:
-    steps = _checks.count("steps", steps)
-    if trajectory and isinstance(steps, Tensor):
-        raise TypeError("steps: a trajectory has as many latents as steps; give a Python integer, not a tensor")
-    return steps
-
-
-def loop(
-    step: Callable[..., State],
-    state: State,
-    steps: int | Tensor,
-    *,
-    trajectory: bool = False,
-    callback: Callable[[int, Tensor], None] | None = None,
-    unroll: bool = False,
-) -> State:
-    """Applies ``state = step(i, *state)`` for i = 0, ..., steps - 1.
-
-    In eager mode this is a Python loop. Under ``torch.compile`` it is one ``torch.while_loop``, whose graph does not depend
-    on the number of steps where that is a tensor. ``torch.export`` unrolls it: it loses a ``vmap`` inside a ``while_loop``.
-
-    Args:
-        step: ``step(i, *state) -> state``, with i an int32 tensor of shape () on the state's device.
-        state: the start: the latents z, and whatever else steps hand on.
-        steps: how many, an integer >= 1, or an integer tensor of shape () (on the CPU: a loop's end is tested there).
-        trajectory: whether to return, in place of the last z, all of them, from the start on, stacked: (steps + 1,
-            *z.shape). Takes an integer.
-        callback: in eager mode, ``callback(i, z)`` after each step, for a progress bar.
-        unroll: whether a compiled graph holds every step, so that derivatives and transforms pass. Takes an integer.
-
-    Raises:
-        TypeError, ValueError: steps below 1 or of the wrong form; a trajectory of a tensor of steps; such steps unrolled, or
-            exported; a callback under compile.
-    """
-    steps = _step_count(steps, trajectory)
-    if torch.compiler.is_compiling():
-        if callback is not None:
-            raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager mode")
-        exporting = torch.compiler.is_exporting()
-        if not unroll and not exporting:
-            return _compiled(step, state, steps, trajectory)
-        if isinstance(steps, Tensor):
-            wanted = "an exported program has its own number of steps" if exporting else "compiled derivatives unroll them"
-            raise TypeError(f"steps: {wanted}; give a Python integer, not a tensor")
-
-    latents = [state[0]]
-    for i in range(int(steps)):
-        state = step(torch.tensor(i, dtype=torch.int32, device=state[0].device), *state)
-        if trajectory:
-            latents.append(state[0])
-        if callback is not None:
-            callback(i, state[0])
-    return (torch.stack(latents), *state[1:]) if trajectory else state
-
-
-def _compiled(step: Callable[..., State], state: State, steps: int | Tensor, trajectory: bool) -> State:
-    # The derivative of torch.while_loop (2.13) lacks what comes by a state that starts without one: hence ``unroll``.
-    # Two counters: the loop's end is tested on the CPU without waiting for the device, the step counts on z's device.
-    end = torch.as_tensor(steps, dtype=torch.int32, device=None if isinstance(steps, Tensor) else "cpu")
-    host = torch.zeros((), dtype=torch.int32, device="cpu")
-    here = torch.zeros((), dtype=torch.int32, device=state[0].device)
-
-    def unfinished(host: Tensor, here: Tensor, *state: Tensor) -> Tensor:
-        return host < end
-
-    def body(host: Tensor, here: Tensor, *state: Tensor) -> State:
-        return host + 1, here + 1, *step(here, *state)
-
-    def recording(host: Tensor, here: Tensor, latents: Tensor, *state: Tensor) -> State:
-        state = step(here, *state)
-        latents = latents.index_copy(0, (here + 1).to(torch.int64)[None], state[0][None])
-        return host + 1, here + 1, latents, *state
-
-    if not trajectory:
-        return torch.while_loop(unfinished, body, (host, here, *state))[2:]
-    latents = torch.cat([state[0][None], state[0].new_zeros((steps, *state[0].shape))])  # type: ignore[arg-type]
-    _, _, latents, _, *rest = torch.while_loop(unfinished, recording, (host, here, latents, *state))
-    return latents, *rest

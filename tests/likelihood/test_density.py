@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 import purevdm
 from purevdm import decoders, likelihood, networks, nn, ode, random, schedules
+from purevdm.likelihood._dequantise import dequantised
 from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
@@ -22,6 +23,13 @@ def pixels(gamma_0=-7.0, gamma_1=12.0, dims=6):
     )
     x = random.categorical(random.key(0), PROBABILITIES.log().expand(40, dims, 4))
     return model, x, PROBABILITIES.log()[x].sum(1)
+
+
+def weighed(model, params, x, eps, cond=None, kind="variational", **options):
+    """The estimate of one weight, with all noise explicit."""
+    z_0, extra = dequantised(kind, model, params, x, cond).latents(eps)
+    found = likelihood.log_prob_latent(model, params, z_0, cond, **options)
+    return found._replace(log_prob=found.log_prob + extra)
 
 
 @pytest.mark.slow
@@ -37,15 +45,9 @@ def test_log_p_is_the_official_one():
 
     # Three latents of one image, as a batch.
     eps = torch.cat([nchw(eps)[:1] for eps in (*a["flow/eps"], a["flow/eps_truncated"])])
-    variational, truncated = (
-        likelihood.log_weight(
-            c.model, c.params, x.expand(n, -1, -1, -1), eps, cond.expand(n), probe_noise="exact", **options
-        ).log_prob
-        for n, eps, options in (
-            (2, eps[:2], dict(integrator=integrator)),
-            (1, eps[2:], dict(integrator=integrator, dequantisation="truncated")),
-        )
-    )
+    options = dict(probe_noise="exact", integrator=integrator)
+    variational = weighed(c.model, c.params, x.expand(2, -1, -1, -1), eps[:2], cond.expand(2), **options).log_prob
+    truncated = weighed(c.model, c.params, x, eps[2:], cond, "truncated", **options).log_prob
     torch.testing.assert_close(variational, torch.tensor(a["flow/log_w"])[:, 0], rtol=0, atol=1e-4)
     torch.testing.assert_close(truncated, torch.tensor(a["flow/log_p_x_truncated"])[:1], rtol=0, atol=1e-4)
     for k in (1, 2):
@@ -65,6 +67,18 @@ def test_discrete_pixels_lie_below_the_truth_and_rise_to_it(dequantisation):
         gaps.append(gap.mean())
         assert gap.mean() < 3 * gap.std() / math.sqrt(len(x))
     assert gaps[0] < gaps[1] < gaps[2]
+
+
+@pytest.mark.parametrize("dequantisation", ["truncated", "uniform"])
+def test_masses_of_bins_are_those_of_a_mixture(dequantisation):
+    """An ideal model's latent is normal about each value, with the values' probabilities."""
+    model, _, _ = pixels(gamma_0=-3.0, dims=1)
+    x, options = torch.arange(4)[:, None], dict(samples=400, integrator=ode.rk4(60), probes="exact")
+    found = likelihood.log_prob(model, NO_PARAMS, x, random.key(1), dequantisation=dequantisation, **options)
+    f = model.decoder.encode({}, x, dtype=torch.float64)
+    normal = torch.distributions.Normal(f, math.exp(-1.5))
+    mass = PROBABILITIES @ (normal.cdf(f.T + 0.25) - normal.cdf(f.T - 0.25))
+    assert ((found.log_prob - mass.log()).abs() < 5 * found.error + 1e-4).all()
 
 
 def test_the_flow_is_between_the_bound_and_the_truth():
@@ -130,29 +144,13 @@ def test_examples_do_not_see_one_another(seed, order, n):
 
     def weights(rows):
         options = dict(probe_noise=probes[:, rows], integrator=ode.dopri5(1e-3, 1e-3))
-        return likelihood.log_weight(model, params, x[rows], eps[rows], **options)
+        return weighed(model, params, x[rows], eps[rows], **options)
 
     whole = weights(range(4))
     for rows in (order, order[:n]):
         found = weights(rows)
         torch.testing.assert_close(found.log_prob, whole.log_prob[rows], rtol=1e-11, atol=1e-11)
         assert torch.equal(found.evaluations, whole.evaluations[rows])
-
-
-@settings(max_examples=10)
-@given(st.integers(0, 2**31), st.integers(1, 4))
-def test_chunks_and_copies_of_probes_change_nothing(seed, chunk):
-    model, params, x = mixing(seed)
-    eps = random.normal(random.key(seed + 2), (4, 3), torch.float64)
-    probes = random.rademacher(random.key(seed + 3), (2, 4, 3), torch.float64)
-
-    def weights(probe_noise, **options):
-        return likelihood.log_weight(
-            model, params, x, eps, probe_noise=probe_noise, integrator=ode.rk4(3), **options
-        ).log_prob
-
-    torch.testing.assert_close(weights("exact", chunk=chunk), weights("exact"), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(weights(torch.cat([probes, -probes]), chunk=chunk), weights(probes))
 
 
 @given(st.integers(0, 2**31), st.integers(1, 9), st.floats(-800.0, 800.0))
@@ -240,61 +238,36 @@ def test_a_map_over_adaptive_steps_is_refused_and_over_a_fixed_grid_is_not():
     torch.testing.assert_close(mapped, torch.stack([one(row, ode.rk4(3)) for row in x]))
 
 
-def test_bad_input_is_named():
-    model, x, _ = pixels()
-    for arguments, error, word in (
-        (dict(samples=0), ValueError, "samples"),
-        (dict(probes=0), ValueError, "probes"),
-        (dict(chunk=0), ValueError, "chunk"),
-        (dict(probes="all"), TypeError, "probes: expected an integer"),
-        (dict(probes=None), TypeError, "probes: expected an integer"),
-        (dict(dequantisation="none"), ValueError, "dequantisation of discrete data: expected one of 'variational'"),
-        (dict(x=x.double()), TypeError, "x: expected a tensor of integers"),
-        (dict(key=0), TypeError, "key"),
-        (dict(integrator="rk4"), TypeError, r"integrator: expected an Integrator such as purevdm.ode.dopri5\(\), got 'rk4'"),
-        (dict(integrator=ode.rk4), TypeError, "integrator: expected an Integrator"),
-    ):
-        call = dict(x=x, key=random.key(0), integrator=ode.rk4(2)) | arguments
-        with pytest.raises(error, match=word):
-            likelihood.log_prob(model, NO_PARAMS, call.pop("x"), call.pop("key"), **call)
-    for eps, dequantisation, word in (
-        (torch.zeros(40, 6).double(), "foo", "dequantisation of discrete data: expected one of"),
-        (torch.zeros(40, 1).double(), "variational", r"eps: expected shape \(40, 6\)"),
-    ):
-        with pytest.raises(ValueError, match=word):
-            likelihood.log_weight(model, NO_PARAMS, x, eps, probe_noise="exact", dequantisation=dequantisation)
-    with pytest.raises(ValueError, match="each of the 40 examples"):
-        likelihood.log_prob(model, NO_PARAMS, x, random.key(0), torch.zeros(3), samples=2)
-    with pytest.raises(TypeError, match=r"cond: expected a torch\.Tensor"):
-        likelihood.importance_bound(model, NO_PARAMS, x, random.key(0), [1] * 40, timesteps=2)
-    with pytest.raises(ValueError, match="timesteps: expected at least 1"):
-        likelihood.importance_bound(model, NO_PARAMS, x, random.key(0))
-    with pytest.raises(ValueError, match="timesteps: expected integers"):
-        likelihood.importance_bound(model, NO_PARAMS, x, random.key(0), timesteps=torch.tensor(0))
+BROKEN = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))
 
-    def latent(z, probe_noise="exact"):
-        return likelihood.log_prob_latent(model, NO_PARAMS, z, probe_noise=probe_noise)
 
-    z, eye = torch.zeros(2, 6, dtype=torch.float64), torch.ones(1, 2, 6, dtype=torch.float64)
-    for call, error, word in (
-        (lambda: latent(z.float()), TypeError, "z_0: expected torch.float64"),
-        (lambda: likelihood.to_noise(model, NO_PARAMS, z.float()), TypeError, "z_0: expected torch.float64"),
-        (lambda: likelihood.to_data(model, NO_PARAMS, z * math.nan), ValueError, "z_1: expected finite numbers, got NaN"),
-        (lambda: latent(z + math.inf), ValueError, "z_0: expected finite numbers"),
-        (lambda: latent(z, eye.float()), TypeError, "probe_noise: expected torch"),
-        (lambda: latent(z, eye[:0]), ValueError, "probe_noise: expected at least"),
-        (lambda: latent(z, 1), TypeError, "probe_noise: expected a torch.Tensor"),
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
         (
-            lambda: likelihood.log_weight(model, NO_PARAMS, x[:2], z.float(), probe_noise="exact"),
-            TypeError,
-            "eps: expected torch.float64",
+            lambda m, x, k: likelihood.log_prob(m, NO_PARAMS, x, k, dequantisation="none"),
+            "dequantisation of discrete data: ",
         ),
-    ):
-        with pytest.raises(error, match=word):
-            call()
-    broken = networks.Network.of(lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: z / (gamma > 0))
-    with pytest.raises(ValueError, match="field: example 0 stopped"):
-        likelihood.log_prob(model._replace(network=broken), NO_PARAMS, x, random.key(0))
+        (lambda m, x, k: likelihood.log_prob(m, NO_PARAMS, x, k, torch.zeros(3), samples=2), "each of the 40 examples"),
+        (lambda m, x, k: likelihood.log_prob(m, NO_PARAMS, x, k, probes="all"), "probes: expected an integer"),
+        (lambda m, x, k: likelihood.importance_bound(m, NO_PARAMS, x, k), "timesteps: expected at least 1"),
+        (lambda m, x, k: likelihood.importance_bound(m, NO_PARAMS, x, k, timesteps=torch.tensor(0)), "timesteps: expected"),
+        (
+            lambda m, x, k: likelihood.importance_bound(
+                m._replace(dtype=torch.float32), NO_PARAMS, x, k, timesteps=torch.tensor(10**9)
+            ),
+            "timesteps: expected .*100663",
+        ),
+        (
+            lambda m, x, k: likelihood.log_prob(m._replace(network=BROKEN), NO_PARAMS, x, k),
+            "field: example 0 stopped",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, word):
+    model, x, _ = pixels()
+    with pytest.raises((TypeError, ValueError), match=word):
+        call(model, x, random.key(0))
 
 
 def test_a_compiled_likelihood_loses_no_gradient_silently():
@@ -311,26 +284,3 @@ def test_a_compiled_likelihood_loses_no_gradient_silently():
         compiled(params, x, random.key(2))
     with torch.no_grad():
         torch.testing.assert_close(compiled(params, x, random.key(2)), run(params, x, random.key(2)))
-
-
-@pytest.mark.parametrize(("dequantisation", "inside"), [("truncated", "tau"), ("uniform", "1")])
-def test_noise_beyond_its_range_is_refused(dequantisation, inside):
-    model, x, _ = pixels(gamma_0=-7.0)
-    options = dict(dequantisation=dequantisation, integrator=ode.rk4(2), probe_noise="exact")
-    tau = math.exp(3.5) / 4 if dequantisation == "truncated" else 1.0  # half of a distance of 1/2 over sigma_0 / alpha_0
-    for part, holds in ((1.0, True), (-1.0, True), (1.01, False), (-30.0, False)):
-        eps = torch.full((40, 6), part * tau, dtype=torch.float64)
-        if holds:
-            likelihood.log_weight(model, NO_PARAMS, x, eps, **options)
-            continue
-        with pytest.raises(ValueError, match=rf"eps: expected noise within \+-{inside} for '{dequantisation}', got values"):
-            likelihood.log_weight(model, NO_PARAMS, x, eps, **options)
-
-
-@pytest.mark.parametrize("timesteps", [10**9, torch.tensor(10**9)])
-def test_more_steps_than_a_dtype_resolves_are_refused(timesteps):
-    model = purevdm.vdm(networks.mlp(8), schedules.fixed_linear(-5.0, 4.0), (2,), 16)
-    with pytest.raises(ValueError, match=r"timesteps: expected .*100663"):
-        likelihood.importance_bound(
-            model, model.init(random.key(0)), torch.zeros(1, 2, dtype=torch.int64), random.key(1), timesteps=timesteps
-        )

@@ -8,15 +8,11 @@ from goldens import case, flow_case, nchw
 from hypothesis import given
 
 import purevdm
-from purevdm import networks, ode, process, random, schedules
+from purevdm import decoders, networks, ode, parts, process, random, schedules
 from purevdm.likelihood import flow
 from purevdm.testing import sources
 
 NO_PARAMS = {"network": {}, "schedule": {}}
-
-
-def exact(field, z):
-    return flow.divergence(field, z, "exact")
 
 
 @pytest.mark.parametrize("name", ["fixed_t0", "scalar_t0", "nnet_t0_attn"])
@@ -51,6 +47,8 @@ def test_chunks_of_any_size_sum_to_the_trace(seed, chunk):
     _, whole = flow.divergence(field, z, probes)
     _, pieces = flow.divergence(field, z, probes, chunk=chunk)
     torch.testing.assert_close(pieces, whole)
+    single = [flow.divergence(field, z, -probe[None])[1] for probe in probes]  # their signs change nothing
+    torch.testing.assert_close(torch.stack(single).mean(0), whole)
 
 
 def bent(seed, dims=4):
@@ -90,16 +88,6 @@ def test_the_derivative_of_a_divergence_is_that_of_differences(name, n):
         torch.testing.assert_close(found, (above - below) / 2e-5, rtol=1e-5, atol=1e-6)
 
 
-@given(st.integers(0, 2**31))
-def test_one_probe_and_several_give_the_same_number(seed):
-    field, z = bent(seed), random.normal(random.key(seed + 1), (3, 4), torch.float64)
-    probes = random.normal(random.key(seed + 2), (2, 3, 4), torch.float64)
-    single = [flow.divergence(field, z, probe[None]) for probe in probes]
-    value, mean = flow.divergence(field, z, probes)
-    torch.testing.assert_close(single[0][0], value)
-    torch.testing.assert_close((single[0][1] + single[1][1]) / 2, mean, rtol=1e-12, atol=1e-12)
-
-
 @given(st.integers(0, 2**31), st.booleans())
 def test_probes_whose_covariance_is_the_identity_give_the_exact_divergence(seed, orthogonal):
     """All signs, as Rademacher probes have them, or an orthogonal basis, as Gaussian probes have one on average."""
@@ -110,14 +98,6 @@ def test_probes_whose_covariance_is_the_identity_give_the_exact_divergence(seed,
         probes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4)
     _, found = flow.divergence(field, z, probes[:, None].expand(-1, 3, -1))
     torch.testing.assert_close(found, flow.divergence(field, z, "exact")[1], rtol=1e-10, atol=1e-10)
-
-
-@given(st.integers(0, 2**31), st.integers(1, 3))
-def test_signs_of_probes_change_nothing(seed, n):
-    field, z = bent(seed), random.normal(random.key(seed + 1), (3, 4), torch.float64)
-    probes = flow.draw_probes(random.split(random.key(seed), 3), n, (4,), torch.float64)
-    signs = random.rademacher(random.key(seed + 2), (n, 3, 1), torch.float64)
-    assert torch.equal(flow.divergence(field, z, probes)[1], flow.divergence(field, z, signs * probes)[1])
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -149,7 +129,7 @@ def test_the_flow_of_a_gaussian_keeps_its_quantiles(make):
     ends = torch.tensor([-12.0, 12.0], dtype=torch.float64)
     z_0 = random.normal(random.key(0), (4, 3), torch.float64)
     scale = (moments(std, ends[1]) / moments(std, ends[0])).sqrt()
-    z_1, change, _ = flow.integrate(model, NO_PARAMS, z_0, integrator=make(), divergence_of=exact)
+    z_1, change, _ = flow.integrate(model, NO_PARAMS, z_0, integrator=make(), probe_noise="exact")
     torch.testing.assert_close(z_1, scale * z_0, rtol=1e-7, atol=0)
     torch.testing.assert_close(change, (3 * scale.log()).expand(4), rtol=1e-7, atol=0)
     back, none, _ = flow.integrate(model, NO_PARAMS, z_1, integrator=make(), backward=True)
@@ -157,13 +137,13 @@ def test_the_flow_of_a_gaussian_keeps_its_quantiles(make):
     assert not none.any()
 
 
-def test_the_way_does_not_depend_on_the_schedule_and_each_dimension_has_its_own():
+def test_the_flow_does_not_depend_on_the_schedule_and_each_dimension_has_its_own():
     std, n = 0.3, 3
     low, high = torch.tensor([-12.0, -11.0, -10.0]).double(), torch.tensor([12.0, 13.0, 14.0]).double()
     bent = schedules.Schedule.of(lambda key: {}, lambda params, t: low + (high - low) * t.square())
     model = purevdm.vdm(sources.gaussian(std), bent, (n,), dtype=torch.float64)
     z_0 = random.normal(random.key(0), (4, n), torch.float64)
-    z_1, change, _ = flow.integrate(model, NO_PARAMS, z_0, integrator=ode.dopri5(1e-9, 1e-9), divergence_of=exact)
+    z_1, change, _ = flow.integrate(model, NO_PARAMS, z_0, integrator=ode.dopri5(1e-9, 1e-9), probe_noise="exact")
     scale = (moments(std, high) / moments(std, low)).sqrt()
     torch.testing.assert_close(z_1, scale * z_0, rtol=1e-6, atol=0)
     torch.testing.assert_close(change, scale.log().sum().expand(4), rtol=1e-6, atol=0)
@@ -186,18 +166,27 @@ def test_a_self_conditioned_network_is_differentiated_through_its_own_estimate()
     torch.testing.assert_close(div, numeric, rtol=1e-6, atol=1e-7)
 
 
-def test_bad_input_is_named():
-    z = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="probes"):
-        flow.draw_probes(random.split(random.key(0), 2), 0, (3,), z.dtype)
-    for probe_noise, error, word in (
-        (torch.ones(0, 2, 3), ValueError, "probe_noise: expected at least one probe"),
-        (torch.ones(2, 3), ValueError, "probe_noise: expected shape"),
-        (torch.ones(1, 2, 3).double(), TypeError, "probe_noise: expected torch.float32"),
-        ("one", ValueError, "probe_noise: expected one of 'exact'"),
-        (1, TypeError, "probe_noise: expected a torch.Tensor"),
-    ):
-        with pytest.raises(error, match=word):
-            flow.divergence(lambda z: z, z, probe_noise)
-    with pytest.raises(ValueError, match="chunk"):
-        flow.divergence(lambda z: z, z, "exact", chunk=0)
+def test_in_a_subspace_the_flow_and_its_divergence_are_those_of_the_subspace():
+    """Of centred numbers, as many as there are points: against the same flow in an orthonormal basis of the subspace."""
+    network = networks.Network.of(
+        lambda key, shape: {}, lambda params, z, gamma, cond=None, key=None: torch.tanh(2.0 * z + z.sum() + gamma)
+    )
+    options = dict(decoder=decoders.gaussian(), dtype=torch.float64)
+    model = purevdm.vdm(network, schedules.fixed_linear(-4.0, 3.0), (3,), subspace=parts.zero_centre(), **options)
+    basis = torch.linalg.svd(torch.eye(3, dtype=torch.float64) - 1 / 3)[0][:, :2]  # (3, 2)
+    w = random.normal(random.key(0), (4, 2), torch.float64)
+    gamma = torch.linspace(-2.0, 2.0, 4, dtype=torch.float64)
+
+    def field(z):
+        return flow.velocity(model, NO_PARAMS, z, gamma)
+
+    value, div = flow.divergence(field, w @ basis.T, "exact")
+    torch.testing.assert_close(value.sum(1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    inner, want = flow.divergence(lambda w: field(w @ basis.T) @ basis, w, "exact")
+    torch.testing.assert_close(inner @ basis.T, value)
+    torch.testing.assert_close(div, want)
+    options = dict(integrator=ode.rk4(20))
+    z_1, _, _ = flow.integrate(model, NO_PARAMS, w @ basis.T, **options)
+    torch.testing.assert_close(z_1.sum(1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    back, _, _ = flow.integrate(model, NO_PARAMS, z_1, backward=True, **options)
+    torch.testing.assert_close(back, w @ basis.T, rtol=1e-4, atol=1e-4)

@@ -59,22 +59,6 @@ def test_data_start_from_the_mean_and_return():
     assert torch.equal(model.sample(NO_PARAMS, random.key(0), 30, z=z.z[-1]), x)
 
 
-def test_the_defaults_of_both_directions_are_a_round_trip():
-    model = purevdm.vdm(sources.gaussian(STD), BENT, (2,), dtype=torch.float64)
-    z_0 = STD * random.normal(random.key(0), (50, 2), torch.float64)
-    z_1 = sampling.invert(model, NO_PARAMS, z=z_0)
-    back = model.sample(NO_PARAMS, random.key(1), 50, z=z_1, until=0.0)
-    assert (back - z_0).norm() < 1e-3 * z_0.norm()
-
-
-def test_parts_of_the_way_make_the_whole():
-    model = purevdm.vdm(sources.gaussian(STD), BENT, (2,), dtype=torch.float64)
-    x, options = random.randint(random.key(0), (5, 2), 0, 256), dict(solver=solvers.ddim(), grid="time")
-    half = sampling.invert(model, NO_PARAMS, x, until=0.5, steps=4, **options)
-    whole = sampling.invert(model, NO_PARAMS, z=half, start=torch.tensor(0.5), steps=4, **options)
-    torch.testing.assert_close(whole, sampling.invert(model, NO_PARAMS, x, steps=8, **options), rtol=1e-12, atol=1e-12)
-
-
 def conditional():
     told = schedules.Schedule.of(lambda key: {}, lambda params, t, c: -6.0 + (9.0 + c) * t, contextual=True)
     network = networks.mlp(8, fourier=(), classes=3, cond_drop=0.5, self_condition=True)
@@ -119,34 +103,22 @@ def test_derivatives_of_inverted_data():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "word"),
+    ("options", "word"),
     [
-        (dict(), ValueError, "x, z: expected either data or latents, got neither"),
-        (dict(x=torch.zeros(1, 2, dtype=torch.int64), z=torch.zeros(1, 2)), ValueError, "x, z: .* got both"),
-        (dict(x=torch.zeros(1, 2)), TypeError, "x: expected a tensor of integers"),
-        (dict(x=torch.full((1, 2), 300)), ValueError, r"x: expected integers in \[0, 255\]"),
-        (dict(x=torch.zeros(1, 2, dtype=torch.int64), start=0.5), ValueError, "start: expected 0, the time of data"),
-        (dict(z=torch.zeros(1, 3)), ValueError, r"z: expected shape \(1, 2\)"),
-        (dict(z=torch.zeros(0, 2)), ValueError, "z: expected at least one example"),
-        (dict(z=torch.zeros(())), ValueError, r"z: expected shape \(2,\)"),
-        (dict(z=torch.zeros(1, 2).double()), TypeError, r"z: expected torch\.float32"),
-        (dict(z=torch.full((1, 2), math.inf)), ValueError, "z: expected finite numbers"),
-        (dict(z=torch.zeros(1, 2), start=0.5, until=0.5), ValueError, "start, until: expected 0 <= start < until <= 1"),
-        (dict(z=torch.zeros(1, 2), steps=0), ValueError, "steps"),
-        (dict(z=torch.zeros(1, 2), solver=solvers.ancestral()), ValueError, "solver: expected a deterministic one"),
-        (dict(z=torch.zeros(1, 2), params={}), ValueError, "params: expected a dict"),
+        (dict(), "x, z: expected either data or latents, got neither"),
+        (dict(x=torch.zeros(1, 2, dtype=torch.int64), z=torch.zeros(1, 2)), "x, z: .* got both"),
+        (dict(x=torch.zeros(1, 2, dtype=torch.int64), start=0.5), "start: expected 0, the time of data"),
+        (dict(z=torch.zeros(1, 3)), r"z: expected shape \(1, 2\)"),
+        (dict(z=torch.full((1, 2), math.inf)), "z: expected finite numbers"),
+        (dict(z=torch.zeros(1, 2), start=0.5, until=0.5), "start, until: expected 0 <= start < until <= 1"),
+        (dict(z=torch.zeros(1, 2), solver=solvers.ancestral()), "solver: expected a deterministic one"),
+        (dict(model=bfn.continuous(networks.mlp(8, predicts="v"), (2,), 0.02)), "model: expected a model"),
     ],
 )
-def test_bad_input_is_named(options, error, word):
-    model = purevdm.vdm(sources.gaussian(STD), schedules.fixed_linear(), (2,))
-    with pytest.raises(error, match=word):
-        sampling.invert(model, options.pop("params", NO_PARAMS), **options)
-
-
-def test_other_models_are_refused():
-    model = bfn.continuous(networks.mlp(8, predicts="v"), (2,), 0.02)
-    with pytest.raises(TypeError, match="model: expected a model"):
-        sampling.invert(model, model.init(random.key(0)), torch.zeros(1, 2))
+def test_bad_input_is_named(options, word):
+    model = options.pop("model", purevdm.vdm(sources.gaussian(STD), schedules.fixed_linear(), (2,)))
+    with pytest.raises((TypeError, ValueError), match=word):
+        sampling.invert(model, NO_PARAMS, **options)
 
 
 # The great circle
@@ -180,29 +152,7 @@ def test_directions_that_are_close_are_interpolated_in_length(dtype):
     )
 
 
-def test_points_between_noises_are_noise():
-    """Straight lines between them are too short by a factor of up to sqrt(2)."""
-    z_a, z_b = random.normal(random.key(0), (2, 10_000), torch.float64)
-    path = sampling.interpolate(z_a, z_b, torch.linspace(0.0, 1.0, 5, dtype=torch.float64))
-    assert (path.std(1) - 1).abs().max() < 0.04
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "word"),
-    [
-        (dict(z_a=torch.zeros(3)), ValueError, "z_a, z_b: expected directions, neither zero"),
-        (dict(z_b=torch.zeros(3)), ValueError, "z_a, z_b: expected directions, neither zero"),
-        (dict(z_b=-2.0 * torch.ones(3)), ValueError, "z_a, z_b: expected directions, neither zero nor opposite"),
-        (dict(z_b=torch.ones(4)), ValueError, r"z_b: expected shape \(3,\)"),
-        (dict(z_b=torch.ones(3).double()), TypeError, r"z_b: expected torch\.float32"),
-        (dict(z_a=torch.ones(3, dtype=torch.int64)), TypeError, "z_a: expected a floating-point"),
-        (dict(z_b=torch.full((3,), math.nan)), ValueError, "z_b: expected finite numbers"),
-        (dict(weights=torch.tensor(0.5)), ValueError, r"weights: expected shape \(1,\)"),
-        (dict(weights=torch.tensor([0.5]).double()), TypeError, r"weights: expected torch\.float32"),
-        (dict(weights=[0.5]), TypeError, "weights: expected a torch.Tensor"),
-    ],
-)
-def test_bad_latents_are_named(change, error, word):
-    call = dict(z_a=torch.ones(3), z_b=torch.tensor([1.0, 0.0, 2.0]), weights=torch.tensor([0.5])) | change
-    with pytest.raises(error, match=word):
-        sampling.interpolate(**call)
+@pytest.mark.parametrize("z_b", [torch.zeros(3), -2.0 * torch.ones(3)])
+def test_latents_that_no_one_circle_joins_are_refused(z_b):
+    with pytest.raises(ValueError, match="z_a, z_b: expected directions, neither zero nor opposite"):
+        sampling.interpolate(torch.ones(3), z_b, torch.tensor([0.5]))
