@@ -13,7 +13,7 @@ from torch import Tensor
 from purevdm import _checks, _values, bound, denoiser, process, random, schedules, variance
 from purevdm._compile import constant
 from purevdm.bound import NLLBound
-from purevdm.decoders import Decoder, Gaussian, discrete, fits, reconstruction_bits, spacing
+from purevdm.decoders import Decoder, Gaussian, Product, discrete, fits, reconstruction_bits, spacing
 from purevdm.denoiser import Denoiser
 from purevdm.model import checked, dims, latent_shape, latents, masked, seeds_of, structure_of
 from purevdm.networks import Network
@@ -447,9 +447,11 @@ def _structure(
         raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.vdm")
 
     if subspace.value is not None:
-        own = decoder.value
+        own, columns = decoder.value, getattr(subspace.value, "columns", None)
+        if isinstance(own, Product) and columns == own.parts[0].width:
+            own = own.parts[0].decoder
         if not isinstance(own, Gaussian) or isinstance(own.scale, tuple):
-            raise ValueError(f"subspace: expected a decoders.gaussian with one scale, got {own!r}")
+            raise ValueError(f"subspace: expected a decoders.gaussian with one scale for its columns, got {own!r}")
         if schedule.value.contextual is False and _ends(schedule.value, dtype) is None:
             raise ValueError("schedule: expected one gamma for all dimensions of a subspace")
     parts = (network.value, schedule.value, decoder.value)

@@ -145,13 +145,15 @@ def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
         nothing = "mask: expected something in every example, got none"
         facts.append(_checks.Fact(some, lambda: ValueError(nothing)))
     subspace = getattr(model, "subspace", None)
-    if plain(decoder, shape) and (decoder.vocab_size is None or subspace is not None):
+    if subspace is not None or (plain(decoder, shape) and decoder.vocab_size is None):
         f = decoder.encode({}, masked(x, mask)[0], dtype=model.dtype)
         wanted = f"numbers whose latents {model.dtype} holds"
         squares = f.square().sum(tuple(range(1, x.ndim)))
         facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", x)))
         if subspace is not None:
-            facts.append(_near("x", f, subspace.project(f, mask), f"data in the model's subspace, {subspace!r}", mask))
+            there = None if mask is None else decoder.latent_mask(mask)
+            text = f"data in the model's subspace, {subspace!r} (model.subspace.project(x, mask) puts them there)"
+            facts.append(_near("x", f, subspace.project(f, there), text, there))
     return facts
 
 

@@ -202,7 +202,7 @@ def test_a_subspace_follows_a_mask_and_data_out_of_it_are_refused():
     model = sets(5, subspace=parts.zero_centre())
     params, x = model.init(KEY), random.normal(random.key(1), (2, 5, 2), F64)
     mask = (torch.arange(5) < torch.tensor([3, 5])[:, None])[..., None]
-    with pytest.raises(ValueError, match=r"^x: expected data in the model's subspace, ZeroCentre\(axis=0\)"):
+    with pytest.raises(ValueError, match=r"^x: expected data in the model's subspace, ZeroCentre\(axis=0, columns=None\)"):
         model.nll_bound(params, x, KEY, mask=mask)
     x = model.subspace.project(x, mask)
     noise = model.draw(random.key(2), 2)

@@ -72,7 +72,10 @@ def sample(
     z_0 = latents[-1] if options.trajectory else latents
     x_hat = denoise(z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma).x if decoder.takes_estimate else None
     own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
-    x = decoder.mode(own, z_0, cond, x_hat) if decode == "argmax" else decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
+    x = mode = decoder.mode(own, z_0, cond, x_hat)
+    if decode == "sample":
+        x = decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
+        x = x if model.subspace is None else mode + model.subspace.project(x - mode, mask)
     x, _ = masked(x, mask)
     return Sample(x, latents) if options.trajectory else x
 
