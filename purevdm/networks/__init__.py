@@ -31,6 +31,7 @@ The library's own networks:
 - :func:`unet` takes signals, images and volumes of any size, at several resolutions.
 - :func:`vdm_unet` is the paper's, for images: :func:`unet` at one resolution, equal to the official network.
 - :func:`mlp` takes events of any shape, flattened. It is made for points.
+- :func:`egnn` takes points with features, such as atoms, and is equivariant under turns, reflections and permutations.
 - :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
 
 **Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. ``"c h w -> (h w) c"``
@@ -49,6 +50,7 @@ step.
 """
 
 from purevdm.networks._condition import Condition
+from purevdm.networks._egnn import egnn
 from purevdm.networks._mixed import mixed
 from purevdm.networks._mlp import mlp
 from purevdm.networks._network import Network, Wrapped
@@ -60,6 +62,7 @@ __all__ = [
     "Condition",
     "Network",
     "Wrapped",
+    "egnn",
     "from_module",
     "load_module",
     "mixed",
