@@ -1,5 +1,5 @@
-"""A transformer over the elements of a set or a sequence, whose norms the noise level moves, as in a DiT (Peebles & Xie 2023,
-arXiv 2212.09748)."""
+"""A transformer over the elements of a set or a sequence, with the noise level in its norms, as in a DiT (Peebles & Xie
+2023, arXiv 2212.09748)."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
