@@ -192,7 +192,7 @@ class VDM(NamedTuple):
         """The terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up."""
         return self._terms(params, x, key, cond, mask, False)[0]
 
-    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
+    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training, such as batch norms' means and
         variances, moved by this batch; all else as it is, and all of it for a network that keeps nothing.
 
@@ -200,12 +200,16 @@ class VDM(NamedTuple):
         ``update=model.update``. Averaged parameters have statistics of their own: before evaluation, set them by some
         batches, ``params = model.update(params, x, key)`` for each.
         """
-        noise = self._noise(key, checked(self, params, x, key, cond), True)
+        noise = self._noise(key, checked(self, params, x, key, cond, mask=mask), True)
         if self.network.update is None:
             return params
+        x, mask = masked(x, mask)
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
-        z_t = process.diffuse(self.decoder.encode({}, x, cond, self.dtype), process.align(gamma_t, x), noise.eps)
-        return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
+        there = None if mask is None else self.decoder.latent_mask(mask)
+        within = denoiser.of_model(self, params, mask=there).within
+        f, eps = within(self.decoder.encode({}, x, cond, self.dtype)), within(noise.eps)
+        z_t = process.diffuse(f, process.align(gamma_t, f), eps)
+        return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key, there)}
 
     def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
         """The bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
@@ -476,7 +480,8 @@ def vdm(
 
     Data of varying size are padded, and their losses given a mask. Without it padded elements are data like the rest: they
     are noised, predicted and counted. The same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that
-    masked its attention. Masks go through the bound and samples; likelihoods by the flow, inversion and files take none.
+    masked its attention. Masks go through losses, bounds, samples, inversion and likelihoods; files hold whole events. A
+    network gets the mask if it says that it is ``masked``, as :func:`purevdm.networks.transformer` does.
 
     Args:
         network: predicts the noise, the data or v; see :mod:`purevdm.networks`.

@@ -108,7 +108,9 @@ def checked(
     if explicit:
         facts += drawn(model, key, n)
     if mask is not None:
-        given["mask"] = mask if x is not ... else mask_of(mask, (n, *latent_shape(model)))
+        given["mask"] = mask
+        if x is ...:
+            facts += something(mask_of(mask, (n, *latent_shape(model))))
     trees = {"noise" if explicit and not isinstance(key, Seeds) else "key": key, "cond": cond, **given}
     device = device_of(params) or device_of({"x": x, **trees})
     if device is not None:
@@ -141,9 +143,7 @@ def _data(model: Any, x: Any, mask: Any = None) -> list[_checks.Fact]:
         return []
     facts = [_checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", x))]
     if mask is not None:
-        some = mask.expand_as(x).reshape(x.shape[0], -1).any(1)
-        nothing = "mask: expected something in every example, got none"
-        facts.append(_checks.Fact(some, lambda: ValueError(nothing)))
+        facts += something(mask)
     subspace = getattr(model, "subspace", None)
     if subspace is not None or (plain(decoder, shape) and decoder.vocab_size is None):
         f = decoder.encode({}, masked(x, mask)[0], dtype=model.dtype)
@@ -178,6 +178,21 @@ def mask_of(mask: Any, shape: tuple[int, ...]) -> Tensor:
         wanted = f"a bool tensor that broadcasts to {shape}, with as many axes"
         raise TypeError(f"mask: expected {wanted}, got {_checks.describe(mask)}")
     return mask  # type: ignore[no-any-return]
+
+
+def something(mask: Tensor) -> list[_checks.Fact]:
+    """That something exists in every example, as a fact."""
+    nothing = "mask: expected something in every example, got none"
+    some = mask.reshape(mask.shape[0], -1).any(1)
+    return [_checks.Fact(some, lambda: ValueError(nothing))] if _checks.readable(mask) else []
+
+
+def of_events(model: Any, mask: Any, n: int, device: torch.device) -> Tensor | None:
+    """The latents' mask, from one of n events, which is checked."""
+    if mask is None:
+        return None
+    _checks.verify(something(_checks.together("mask", mask_of(mask, (n, *model.event_shape)), device)))
+    return model.decoder.latent_mask(mask)  # type: ignore[no-any-return]
 
 
 def masked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

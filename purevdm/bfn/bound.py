@@ -16,8 +16,8 @@ from purevdm._compile import fixed
 from purevdm.bfn.flows import Flow
 from purevdm.bfn.outputs import Out, Output
 from purevdm.bfn.process import continuous_loss, latent
-from purevdm.bound import NLLBound
-from purevdm.model import checked
+from purevdm.bound import NLLBound, summed
+from purevdm.model import checked, masked
 from purevdm.networks import Network
 from purevdm.noise import Seeds
 from purevdm.types import Params, Shape
@@ -89,10 +89,19 @@ def seen(model: Model, w: Tensor, t: Tensor) -> Tensor:
 
 
 def _apply(
-    model: Model, params: Params, w: Tensor, t: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
+    model: Model,
+    params: Params,
+    w: Tensor,
+    t: Tensor,
+    cond: Any,
+    key: Tensor | None,
+    x_hat: Tensor | None,
+    mask: Tensor | None,
 ) -> Tensor:
-    """The network's output for latents w, (B, *latent_shape), at times t, (B,)."""
-    return denoiser.output(model.network, params, seen(model, w, t), t, cond, key, x_hat)
+    """The network's output for latents w, (B, *latent_shape), at times t, (B,). A masked network is given the events' mask
+    as it broadcasts to what it sees."""
+    there = None if mask is None else model.flow.shown_mask(mask)
+    return denoiser.output(model.network, params, seen(model, w, t), t, cond, key, x_hat, there)
 
 
 def read(model: Model, raw: Tensor, w: Tensor, t: Tensor) -> Out:
@@ -110,6 +119,7 @@ def outputs(
     *,
     x_hat: Tensor | None = None,
     guidance: float | Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Out:
     """The output distributions for latents w, (B, *latent_shape), at times t, (B,); ``params`` are the network's.
 
@@ -118,10 +128,11 @@ def outputs(
         x_hat: an earlier estimate, for a self-conditioned network.
         guidance: the weight of the condition against none, a number or (B,), on the network's output: logits, or the
             predicted noise. See :func:`purevdm.denoiser.guide`.
+        mask: of the events, for a masked network.
     """
-    raw = _apply(model, params, w, t, cond, None, x_hat)
+    raw = _apply(model, params, w, t, cond, None, x_hat, mask)
     if guidance is not None:
-        raw = denoiser.guide(raw, _apply(model, params, w, t, None, None, x_hat), guidance)
+        raw = denoiser.guide(raw, _apply(model, params, w, t, None, None, x_hat, mask), guidance)
     return read(model, raw, w, t)
 
 
@@ -130,24 +141,39 @@ def shown(model: Model, h_hat: Tensor) -> Tensor:
     return torch.func.vmap(model.flow.estimate)(h_hat)
 
 
-def in_bound(model: Model, params: Params, w: Tensor, t: Tensor, cond: Any = None, key: Tensor | None = None) -> Out:
+def in_bound(
+    model: Model,
+    params: Params,
+    w: Tensor,
+    t: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Out:
     """The output distributions as a function of the latents alone, which the bound asks for. A self-conditioned network is
     applied twice, as :func:`purevdm.denoiser.in_bound` does."""
     if not model.network.self_condition:
-        return read(model, _apply(model, params, w, t, cond, key, None), w, t)
+        return read(model, _apply(model, params, w, t, cond, key, None, mask), w, t)
     k_first = k_second = k_coin = None
     if key is not None:
         k_first, k_second, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
-    first = read(model, _apply(model, params, w, t, cond, k_first, None), w, t)
+    first = read(model, _apply(model, params, w, t, cond, k_first, None, mask), w, t)
     x_hat = shown(model, model.output.mean(first)).detach()
     if k_coin is not None:
         coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
         x_hat = torch.where(process.align(coin, x_hat), x_hat, 0.0)
-    return read(model, _apply(model, params, w, t, cond, k_second, x_hat), w, t)
+    return read(model, _apply(model, params, w, t, cond, k_second, x_hat, mask), w, t)
 
 
 def bound(
-    model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool = True
+    model: Model,
+    params: Params,
+    x: Tensor,
+    noise: Noise,
+    cond: Any = None,
+    *,
+    mask: Tensor | None = None,
+    reconstruction: bool = True,
 ) -> NLLBound:
     """The bound's terms for a batch, a deterministic function of its noise: ``diffusion`` holds L(x), ``prior`` is 0.
 
@@ -157,6 +183,7 @@ def bound(
         x: data, (B, *event_shape).
         noise: the batch's noise.
         cond: the batch's condition.
+        mask: bool, which broadcasts to x: what exists.
         reconstruction: False leaves ``recon`` at 0, and saves applying the network to a second batch of latents, at t = 1.
 
     Returns:
@@ -166,31 +193,39 @@ def bound(
         TypeError, ValueError: bad arguments, as for :func:`purevdm.bound.bound`.
     """
     _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise")
-    checked(model, params, x, noise, cond)
+    checked(model, params, x, noise, cond, mask=mask)
     if noise.sender is None and model.timesteps and model.output.mixture:
         raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
-    return bound_at(model, params["network"], x, noise, cond, reconstruction=reconstruction)
+    x, mask = masked(x, mask)
+    return summed(terms(model, params["network"], x, noise, cond, mask, reconstruction=reconstruction))
 
 
-def bound_at(
-    model: Model, net_params: Params, x: Tensor, noise: Noise, cond: Any = None, *, reconstruction: bool
+def terms(
+    model: Model,
+    net_params: Params,
+    x: Tensor,
+    noise: Noise,
+    cond: Any = None,
+    mask: Tensor | None = None,
+    *,
+    reconstruction: bool,
 ) -> NLLBound:
-    """:func:`bound` of the network's parameters, behind the door."""
+    """The bound's terms of each dimension of an event, (B, *event_shape), by the network's parameters, behind the door."""
     flow, output, n = model.flow, model.output, fixed(model.timesteps)
     t, end = step_of(noise.t, n) if n else (noise.t, noise.t)
     h = output.encode(x, noise.eps.dtype)
-    w, times, key = latent(h, process.align(flow.snr(t), h), noise.eps), t, noise.key
+    w, times, key, there = within(latent(h, process.align(flow.snr(t), h), noise.eps), mask), t, noise.key, mask
     if reconstruction:  # one batch of both latents
         last = torch.ones_like(t)
-        w_1 = latent(h, process.align(flow.snr(last), h), noise.eps_1)
+        w_1 = within(latent(h, process.align(flow.snr(last), h), noise.eps_1), mask)
         w, times = torch.cat([w, w_1]), torch.cat([t, last])
-        cond, key = (_doubled(part) for part in (cond, key))
-    out = in_bound(model, net_params, w, times, cond, key)
+        cond, key, there = (_doubled(part) for part in (cond, key, mask))
+    out = in_bound(model, net_params, w, times, cond, key, there)
     first = tuple(part[: len(x)] for part in out)
 
     def loss(out: Out, x: Tensor, h: Tensor, t: Tensor, end: Tensor, sender: Tensor | None) -> Tensor:
         if n == 0:
-            return continuous_loss(h, output.mean(out), flow.slope(t))
+            return continuous_loss(h, output.mean(out), flow.slope(t)).reshape(*x.shape, -1).sum(-1)
         return n * output.step_loss(out, x, h, flow.gain(t, end), sender)
 
     in_dims = (0, 0, 0, 0, 0, None if noise.sender is None else 0)
@@ -198,7 +233,14 @@ def bound_at(
     recon = torch.zeros_like(diffusion)
     if reconstruction:
         recon = torch.func.vmap(output.reconstruction)(tuple(part[len(x) :] for part in out), x)
-    return NLLBound(recon, torch.zeros_like(diffusion), diffusion)
+    return NLLBound(within(recon, mask), torch.zeros_like(diffusion), within(diffusion, mask))
+
+
+def within(v: Tensor, mask: Tensor | None) -> Tensor:
+    """Numbers of each dimension of a batch of events, one or several, where they exist; elsewhere 0."""
+    if mask is None:
+        return v
+    return torch.where(mask[..., None] if v.ndim > mask.ndim else mask, v, 0.0)
 
 
 def _doubled(tree: Any) -> Any:

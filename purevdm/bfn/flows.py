@@ -39,6 +39,9 @@ class Flow(Protocol):
     def shown(self, parameters: Tensor) -> Tensor:
         """The parameters as a network sees them."""
 
+    def shown_mask(self, mask: Tensor) -> Tensor:
+        """A mask of events, (B, *event_shape), as it broadcasts to what a network sees of them."""
+
     def estimate(self, h_hat: Tensor) -> Tensor:
         """An estimate of the data as a self-conditioned network sees it, of the same shape."""
 
@@ -76,6 +79,9 @@ class Normal(NamedTuple):
 
     def shown(self, parameters: Tensor) -> Tensor:
         return parameters
+
+    def shown_mask(self, mask: Tensor) -> Tensor:
+        return mask
 
     def estimate(self, h_hat: Tensor) -> Tensor:
         return h_hat
@@ -131,6 +137,11 @@ class Categorical(NamedTuple):
         if self.k == 2:
             return seen[..., 0]
         return seen if self.classes_last else seen.movedim(-1, 1).flatten(0, 1)
+
+    def shown_mask(self, mask: Tensor) -> Tensor:
+        if self.k == 2:
+            return mask
+        return mask[..., None] if self.classes_last else mask.repeat_interleave(self.k, 1)
 
     def logits(self, raw: Tensor) -> Tensor:
         """A network's output, of the shape that it sees, as logits of the classes on the last axis; for two classes it is

@@ -19,10 +19,10 @@ from purevdm.bfn.flows import Categorical, Flow, Normal
 from purevdm.bfn.outputs import Classes, Normals, Output, Point
 from purevdm.bfn.process import latent
 from purevdm.bfn.solvers import Solver, bayesian
-from purevdm.bound import NLLBound
+from purevdm.bound import NLLBound, summed
 from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
-from purevdm.model import checked, seeds_of, structure_of
+from purevdm.model import checked, dims, masked, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.noise import Seeds, draw_seeds
 from purevdm.process import align
@@ -42,9 +42,9 @@ class BFN(NamedTuple):
     In the methods, B is the batch size. ``params`` are nested dicts of tensors, ``{"network": ...}``, of the structure,
     shapes and dtypes that ``init`` gives. x holds data, (B, *event_shape), which the decoder checks. ``cond`` is a condition
     for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of these examples where they
-    are rows of a larger batch. ``train`` switches the network's dropout on. :mod:`purevdm.training` and
-    :func:`purevdm.evaluation.evaluate` take a BFN as they take a VDM. The losses, ``nll_bound`` and ``sample`` compile with
-    ``fullgraph=True``.
+    are rows of a larger batch. ``mask`` says what exists, as a VDM takes it. ``train`` switches the network's dropout on.
+    :mod:`purevdm.training` and :func:`purevdm.evaluation.evaluate` take a BFN as they take a VDM. The losses, ``nll_bound``
+    and ``sample`` compile with ``fullgraph=True``.
 
     Attributes:
         network: sees the input distribution's parameters and, in gamma's stead, the time t; made for the endpoints 0 and 1.
@@ -95,37 +95,62 @@ class BFN(NamedTuple):
 
     # The bound
 
-    def loss_fn(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True) -> Tensor:
-        """The bound's Monte Carlo estimate, the mean over the batch: bits per dimension, shape ()."""
-        return self.loss_and_stats(params, x, key, cond, train=train)[0]
+    def loss_fn(
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = True,
+    ) -> Tensor:
+        """The bound's Monte Carlo estimate, the mean over the batch of bits per dimension that exists, shape ()."""
+        return self.loss_and_stats(params, x, key, cond, mask=mask, train=train)[0]
 
     def loss_and_stats(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """:meth:`loss_fn` and its parts, for ``has_aux=True``: a dict of ``recon`` (0 where the model leaves it out),
         ``prior``, which is 0, and ``diffusion``, the loss of the steps, bits/dim."""
-        terms = self._bound(params, x, key, cond, train, self.reconstruction)
-        scale = 1.0 / (math.prod(self.event_shape) * math.log(2.0))
-        stats = {name: term.mean() * scale for name, term in terms._asdict().items()}
+        terms = summed(self._terms(params, x, key, cond, mask, train, self.reconstruction))
+        size = dims(self, len(x), None if mask is None else mask.expand_as(x), terms.diffusion)
+        stats = {name: (term / size).mean() / math.log(2.0) for name, term in terms._asdict().items()}
         return stats["recon"] + stats["diffusion"], stats
 
-    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> NLLBound:
+    def nll_bound(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> NLLBound:
         """An upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data are real).
         ``diffusion`` is the loss of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the prior
         itself."""
-        return self._bound(params, x, key, cond, False, True)
+        return summed(self.terms(params, x, key, cond, mask=mask))
 
-    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
+    def terms(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> NLLBound:
+        """The terms of :meth:`nll_bound`, unsummed: of each dimension, (B, *event_shape), nats."""
+        return self._terms(params, x, key, cond, mask, False, True)
+
+    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
         """The parameters with what a network keeps of the batches that it saw in training moved by this one; see
         :meth:`purevdm.VDM.update`."""
-        noise = self._noise(params, x, key, cond, True)
+        noise = self._noise(params, x, key, cond, mask, True)
+        x, mask = masked(x, mask)
         if self.network.update is None:
             return params
         t = bound.step_of(noise.t, self.timesteps)[0] if self.timesteps else noise.t
         h = self.output.encode(x, self.dtype)
-        w = latent(h, align(self.flow.snr(t), h), noise.eps)
-        seen = bound.seen(self, w, t)
-        return params | {"network": denoiser.update(self.network, params["network"], seen, t, cond, noise.key)}
+        seen = bound.seen(self, bound.within(latent(h, align(self.flow.snr(t), h), noise.eps), mask), t)
+        there = None if mask is None else self.flow.shown_mask(mask)
+        return params | {"network": denoiser.update(self.network, params["network"], seen, t, cond, noise.key, there)}
 
     # Samples
 
@@ -147,6 +172,7 @@ class BFN(NamedTuple):
         trajectory: bool = False,
         callback: Callable[[int, Tensor], None] | None = None,
         differentiable: bool = False,
+        mask: Tensor | None = None,
     ) -> Any:
         """n samples, (n, *event_shape), by steps from t = 0 to t = 1.
 
@@ -173,6 +199,7 @@ class BFN(NamedTuple):
             callback: in eager mode, called as ``callback(i, w)`` after each step.
             differentiable: whether derivatives pass, as in :meth:`purevdm.VDM.sample`: to data that are real numbers, or to
                 ``theta``.
+            mask: what exists of each sample, bool, which broadcasts to (n, *event_shape); elsewhere samples are 0.
 
         >>> import torch
         >>> from purevdm import bfn, networks, random
@@ -188,7 +215,7 @@ class BFN(NamedTuple):
             raise ValueError(
                 "differentiable: data that are integers have no gradient; ask for latents, by until or trajectory"
             )
-        options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable)
+        options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable, mask=mask)
         how = Options(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
         return sampling.sample(self, params["network"], key, n, how, z=z, start=start, until=until, decode=decode)
 
@@ -205,9 +232,9 @@ class BFN(NamedTuple):
             _checks.boolean(name, getattr(self, name))
         return _structure(*map(_values.Same, (self.network, self.flow, self.output)), shape, self.dtype)
 
-    def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
+    def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool) -> Noise:
         """The noise of a batch, behind the door."""
-        n = checked(self, params, x, key, cond)
+        n = checked(self, params, x, key, cond, mask=mask)
         return self._drawn(key if isinstance(key, Seeds) else self.seeds(key, n), train)
 
     def _drawn(self, seeds: Seeds, train: bool) -> Noise:
@@ -215,9 +242,19 @@ class BFN(NamedTuple):
         shape = self.flow.latent_shape(self.event_shape)
         return bound.draw_noise(seeds, shape, draws, _checks.boolean("train", train))
 
-    def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> NLLBound:
-        noise = self._noise(params, x, key, cond, train)
-        return bound.bound_at(self, params["network"], x, noise, cond, reconstruction=reconstruction)
+    def _terms(
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any,
+        mask: Tensor | None,
+        train: bool,
+        reconstruction: bool,
+    ) -> NLLBound:
+        noise = self._noise(params, x, key, cond, mask, train)
+        x, mask = masked(x, mask)
+        return bound.terms(self, params["network"], x, noise, cond, mask, reconstruction=reconstruction)
 
 
 @functools.lru_cache(maxsize=256)

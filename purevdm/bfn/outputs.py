@@ -41,11 +41,11 @@ class Output(Protocol):
         """h_hat, the mean of h."""
 
     def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Tensor | None) -> Tensor:
-        """KL(sender || receiver) of one step, nats: shape (). For mixtures, its mean over draws of the sender's noise,
-        (draws, *h.shape)."""
+        """KL(sender || receiver) of one step, nats: of each dimension, (*event_shape). For mixtures, its mean over draws of
+        the sender's noise, (draws, *h.shape)."""
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
-        """-log p(x), nats: shape ()."""
+        """-log p(x), nats: of each dimension, (*event_shape)."""
 
     def draw(self, key: Key, out: Out) -> Tensor:
         """A draw of h; for one example or a batch."""
@@ -88,7 +88,7 @@ class Point(NamedTuple):
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
         eps = (out[0] - self.encode(x, out[0].dtype)) / fixed(self.recon_std)
-        return self.decoder.reconstruction({}, x, eps, self._log_variance(eps)).sum()
+        return self.decoder.reconstruction({}, x, eps, self._log_variance(eps))
 
     def draw(self, key: Key, out: Out) -> Tensor:
         return out[0]
@@ -142,7 +142,7 @@ class Normals(NamedTuple):
         return distributions.bin_log_probs(out[0], out[1], self.bins)
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
-        return -distributions.bin_log_prob(x, out[0], out[1], self.bins).sum()
+        return -distributions.bin_log_prob(x, out[0], out[1], self.bins)
 
     def draw(self, key: Key, out: Out) -> Tensor:
         mean, std = out
@@ -183,7 +183,7 @@ class Classes(NamedTuple):
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
         # not by an index, which compilers of symbolic sizes fail on under vmap
-        return -torch.where(categorical.one_hot(x, self.k, torch.bool), out[0], 0.0).sum()
+        return -torch.where(categorical.one_hot(x, self.k, torch.bool), out[0], 0.0).sum(-1)
 
     def draw(self, key: Key, out: Out) -> Tensor:
         return self.encode(random.categorical(key, out[0]), out[0].dtype)
@@ -196,4 +196,4 @@ def _averaged(log_p: Tensor, offsets: Tensor, gain: Tensor, sender: Tensor | Non
     """:func:`purevdm.bfn.process.receiver_loss`, averaged over draws of the sender's noise."""
     assert sender is not None
     sender = sender[..., None] if new_axes else sender
-    return torch.func.vmap(lambda eps: process.receiver_loss(log_p, offsets, eps, gain))(sender).mean()
+    return torch.func.vmap(lambda eps: process.receiver_loss(log_p, offsets, eps, gain))(sender).mean(0)

@@ -26,22 +26,23 @@ def latent(h: Tensor, snr: Tensor, eps: Tensor) -> Tensor:
 
 
 def continuous_loss(h: Tensor, h_hat: Tensor, slope: Tensor) -> Tensor:
-    """The continuous-time loss's integrand, snr'(t) |h - h_hat|**2 / 2, nats: shape ().
+    """The continuous-time loss's integrand, snr'(t) |h - h_hat|**2 / 2, nats: of each number, of h's shape.
 
     h_hat is the mean of the output distribution. For real data this is -log(sigma_1) sigma_1**(-2 t) |x - x_hat|**2 (eq.
     101), for classes K beta_1 t |e_x - e_hat|**2 (eq. 205).
     """
-    return 0.5 * (slope * (h - h_hat).square()).sum()
+    return 0.5 * (slope * (h - h_hat).square())
 
 
 def sender_loss(h: Tensor, h_hat: Tensor, gain: Tensor) -> Tensor:
     """KL(sender || receiver) of one step for an output distribution that is a point h_hat, gain |h - h_hat|**2 / 2,
-    nats: shape (). The gain is the step's in snr, its accuracy alpha for real data."""
-    return 0.5 * (gain * (h - h_hat).square()).sum()
+    nats: of each number, of h's shape. The gain is the step's in snr, its accuracy alpha for real data."""
+    return 0.5 * (gain * (h - h_hat).square())
 
 
 def receiver_loss(log_p: Tensor, offsets: Tensor, eps: Tensor, gain: Tensor) -> Tensor:
-    """A draw of log sender(y) - log receiver(y) of one step, the receiver being a mixture, nats: shape ().
+    """A draw of log sender(y) - log receiver(y) of one step, the receiver being a mixture, nats: of each dimension,
+    (*event_shape).
 
     The mean over noise is KL(sender || receiver). Each dimension's receiver mixes the sender's normals of all values k with
     the weights p_k of the output distribution (eqs. 189 and 190 for classes). Their densities at y, relative to the
@@ -55,4 +56,4 @@ def receiver_loss(log_p: Tensor, offsets: Tensor, eps: Tensor, gain: Tensor) -> 
     """
     along = (offsets * eps[..., None, :]).sum(-1)
     relative = -0.5 * gain * offsets.square().sum(-1) - torch.sqrt(gain) * along
-    return -torch.logsumexp(log_p + relative, -1).sum()
+    return -torch.logsumexp(log_p + relative, -1)

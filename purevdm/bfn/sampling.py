@@ -10,6 +10,7 @@ from purevdm import _checks, random
 from purevdm.bfn import bound
 from purevdm.bfn.bound import Model
 from purevdm.bfn.solvers import Path, Solver
+from purevdm.model import inside, masked, of_events
 from purevdm.sampling import trajectory
 from purevdm.sampling.trajectory import Options
 from purevdm.types import Key, Params
@@ -52,6 +53,10 @@ def sample(
     options = trajectory.checked(options, Solver, "purevdm.bfn.solvers.ode_2()", ("time", "root"))
     shape = (_checks.integer("n", n, 1, 2**31 - 1), *model.flow.latent_shape(model.event_shape))
     w = trajectory.started(z, start, 0.0, shape, model.dtype, k_w)
+    there = of_events(model, options.mask, n, key.device)
+    if there is not None:
+        there = there.expand(n, *model.event_shape)
+        w = bound.within(w, there) if z is None else inside("z", w, bound.within(w, there))
     begin, end = trajectory.times("start", start, "until", 1.0 if until is None else until, w)
     flow, output, solver, total = model.flow, model.output, options.solver, torch.as_tensor(options.steps, device=w.device)
     roots = begin.sqrt(), end.sqrt()
@@ -65,7 +70,7 @@ def sample(
         weight = trajectory.guidance_weight(options, w)
 
         def outputs(w: Tensor, t: Tensor, x_hat: Tensor | None) -> tuple[Tensor, ...]:
-            return bound.outputs(model, params, w, t.expand(n), options.cond, x_hat=x_hat, guidance=weight)
+            return bound.outputs(model, params, w, t.expand(n), options.cond, x_hat=x_hat, guidance=weight, mask=there)
 
         def step(i: Tensor, w: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             # A self-conditioned network takes the last step's estimate.
@@ -78,6 +83,7 @@ def sample(
             s, t = time(i), time(i + 1)
             done = solver.step(Path(flow, predict), w, s, t, random.fold_in(k_steps, i), carry)
             w, h_hat, carry = trajectory.stepped(done, w)
+            w = bound.within(w, there)
             # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
             return (w, bound.shown(model, h_hat).clone(), *carry) if model.network.self_condition else (w, *carry)
 
@@ -90,7 +96,7 @@ def sample(
         if until is None:
             out = outputs(w, torch.ones_like(end), rest[0] if model.network.self_condition else None)
             _checks.verify(_checks.finite("network's output", {(i,): part for i, part in enumerate(out)}))
-            x = output.decode(None if decode == "argmax" else k_decode, out)
+            x, _ = masked(output.decode(None if decode == "argmax" else k_decode, out), there)
         if not options.trajectory:
             return w if until is not None else x
         at = time(torch.arange(len(path), device=w.device))

@@ -45,9 +45,9 @@ def inside(dequantisation: str, eps: Tensor, decoder: Decoder, f: Tensor, gamma_
 
 
 def latents(
-    dequantisation: str, x: Tensor, eps: Tensor, decoder: Decoder, f: Tensor, gamma_0: Tensor
+    dequantisation: str, x: Tensor, eps: Tensor, decoder: Decoder, f: Tensor, gamma_0: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Gives the latents that noise makes of data, and log w - log p(z_0), (B,)."""
+    """Gives the latents that noise makes of data, 0 where nothing exists, and log w - log p(z_0), (B,)."""
     alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
     if dequantisation == "none":
         # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
@@ -62,7 +62,7 @@ def latents(
             extra = torch.log(torch.erf(_reach(decoder, f, gamma_0) / math.sqrt(2.0))) - log_q
         else:
             extra = -decoder.reconstruction({}, x, eps, gamma_0) - log_q
-    return z_0, summed(extra.expand_as(f))
+    return z_0 if mask is None else torch.where(mask, z_0, 0.0), summed(extra.expand_as(f), mask)
 
 
 def _spacing(decoder: Decoder, f: Tensor) -> Tensor:

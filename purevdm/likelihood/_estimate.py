@@ -81,8 +81,9 @@ def repeated(tree: Any, samples: int) -> Any:
     return None if tree is None else optree.tree_map(repeat, tree, none_is_leaf=True)
 
 
-def summed(x: Tensor) -> Tensor:
-    """Sums over an example's dimensions, (B,)."""
+def summed(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Sums over an example's dimensions, those that exist, (B,)."""
+    x = x if mask is None else torch.where(mask, x, 0.0)
     return x.reshape(x.shape[0], -1).sum(1)
 
 

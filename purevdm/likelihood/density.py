@@ -10,7 +10,7 @@ from purevdm import _checks, random
 from purevdm._vdm import VDM
 from purevdm.likelihood import _dequantise, flow
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import checked, direct, latents
+from purevdm.model import checked, direct, inside, latents, masked
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params
@@ -25,6 +25,7 @@ def log_prob(
     key: Key,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     dequantisation: str | None = None,
     samples: int = 1,
     integrator: Integrator | None = None,
@@ -45,6 +46,8 @@ def log_prob(
         x: data, (B, *event_shape).
         key: a key.
         cond: a condition for each example, as the network takes it.
+        mask: bool, which broadcasts to x: what exists, of padded data. Nothing else has a density, nor a weight in the
+            integrator's tolerances.
         dequantisation: how data become latents, as the table in :mod:`purevdm.likelihood` says; where left out
             "variational" for discrete data and "none" for real-valued.
         samples: K, how many latents for each example. All K B are integrated at once.
@@ -63,21 +66,22 @@ def log_prob(
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
-    n = checked(model, params, x, _checks.key("key", key), cond)
+    n = checked(model, params, x, _checks.key("key", key), cond, mask=mask)
+    x, mask = masked(x, mask)
     samples = _checks.integer("samples", samples, 1)
     dequantisation = _dequantise.fitting(model.decoder, dequantisation)
     if dequantisation == "none" and samples != 1:
         raise ValueError(f"samples: expected 1 without dequantisation, as all would be the same, got {samples}")
     _refuse_recording(params, x, cond)
-    x, cond = repeated(x, samples), repeated(cond, samples)
+    x, cond, mask = (repeated(part, samples) for part in (x, cond, mask))
     k_noise, k_probe = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
     f = model.decoder.encode({}, x, cond, model.dtype)
     gamma_0 = level(model, params, f.new_zeros(()), len(f), cond)
     eps = _dequantise.draw(dequantisation, k_noise, model.decoder, f, gamma_0)
-    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0)
+    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0, mask)
     exact = isinstance(probes, str) and probes == "exact"
     probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, model.event_shape, model.dtype)  # type: ignore[arg-type]
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
+    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, mask)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
 
 
@@ -88,6 +92,7 @@ def log_weight(
     eps: Tensor,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     probe_noise: Tensor | str,
     dequantisation: str | None = None,
     integrator: Integrator | None = None,
@@ -96,7 +101,7 @@ def log_weight(
     """Computes one log w of the table in :mod:`purevdm.likelihood`, with all noise explicit: the estimate of one sample.
 
     Args:
-        model, params, x, cond, dequantisation, integrator, chunk: as in :func:`log_prob`.
+        model, params, x, cond, mask, dequantisation, integrator, chunk: as in :func:`log_prob`.
         eps: what the latent is made of, (B, *event_shape), of the model's dtype: standard normal; for "truncated" within
             +-tau, where sigma_0 tau reaches the end of x's bin; for "uniform" in (-1, 1); unused for "none".
         probe_noise: the probes of the divergence, (n, B, *event_shape), of the model's dtype, of mean 0 and covariance the
@@ -104,14 +109,15 @@ def log_weight(
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *model.event_shape), model.dtype)
-    checked(model, params, x, cond=cond, eps=eps, probe_noise=flow.checked_probes(probe_noise, eps))
+    checked(model, params, x, cond=cond, mask=mask, eps=eps, probe_noise=flow.checked_probes(probe_noise, eps))
+    x, mask = masked(x, mask)
     _refuse_recording(params, (x, eps), cond)
     dequantisation = _dequantise.fitting(model.decoder, dequantisation)
     f = model.decoder.encode({}, x, cond, eps.dtype)
     gamma_0 = level(model, params, f.new_zeros(()), len(f), cond)
     _checks.verify(_dequantise.inside(dequantisation, eps, model.decoder, f, gamma_0))
-    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0)
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
+    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0, mask)
+    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, mask)
     return combine((extra + log_p)[None], evaluations)
 
 
@@ -121,6 +127,7 @@ def log_prob_latent(
     z_0: Tensor,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     probe_noise: Tensor | str,
     integrator: Integrator | None = None,
     chunk: int | None = None,
@@ -128,14 +135,16 @@ def log_prob_latent(
     """Computes log p(z_0), the flow's density of latents at time 0, with all noise explicit: the estimate of one sample.
 
     Args:
-        z_0: latents, (B, *event_shape), of the model's dtype.
-        model, params, cond, probe_noise, integrator, chunk: as in :func:`log_weight`.
+        z_0: latents, (B, *event_shape), of the model's dtype, 0 where nothing exists.
+        model, params, cond, mask, probe_noise, integrator, chunk: as in :func:`log_weight`.
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
     n = len(latents("z_0", z_0, model))
-    checked(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
+    checked(model, params, cond=cond, n=n, mask=mask, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
+    if mask is not None:
+        z_0 = inside("z_0", z_0, masked(z_0, mask)[0])
     _refuse_recording(params, z_0, cond)
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk)
+    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, mask)
     return combine(log_p[None], evaluations)
 
 
@@ -147,11 +156,13 @@ def _log_p(
     integrator: Integrator | None,
     probe_noise: Tensor | str,
     chunk: int | None,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gives log p(z_0), (B,), and the number of evaluations."""
     divergence_of = partial(flow.divergence, probe_noise=probe_noise, chunk=chunk)
-    z_1, change, evaluations = flow.integrate(model, params, z_0, cond, integrator=integrator, divergence_of=divergence_of)
-    return summed(log_normal(z_1)) + change, evaluations
+    options: Any = dict(mask=mask, integrator=integrator, divergence_of=divergence_of)
+    z_1, change, evaluations = flow.integrate(model, params, z_0, cond, **options)
+    return summed(log_normal(z_1), mask) + change, evaluations
 
 
 def _refuse_recording(*trees: Any) -> None:

@@ -32,6 +32,7 @@ The library's own networks:
 - :func:`vdm_unet` is the paper's, for images: :func:`unet` at one resolution, equal to the official network.
 - :func:`mlp` takes events of any shape, flattened. It is made for points.
 - :func:`egnn` takes points with features, such as atoms, and is equivariant under turns, reflections and permutations.
+- :func:`transformer` takes sets and sequences, (n, d), padded ones by their mask.
 - :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
 
 **Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. ``"c h w -> (h w) c"``
@@ -54,6 +55,7 @@ from purevdm.networks._egnn import egnn
 from purevdm.networks._mixed import mixed
 from purevdm.networks._mlp import mlp
 from purevdm.networks._network import Network, Wrapped
+from purevdm.networks._transformer import transformer
 from purevdm.networks._unets import unet, vdm_unet
 
 from purevdm.modules import from_module, load_module, module_params  # isort: skip (they derive from Network)
@@ -68,6 +70,7 @@ __all__ = [
     "mixed",
     "mlp",
     "module_params",
+    "transformer",
     "unet",
     "vdm_unet",
 ]

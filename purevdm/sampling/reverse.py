@@ -13,7 +13,7 @@ from torch import Tensor
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
 from purevdm.denoiser import of_model
-from purevdm.model import Model, inside, latent_shape, mask_of, masked
+from purevdm.model import Model, inside, latent_shape, masked, of_events
 from purevdm.sampling.trajectory import Options, checked, solve, started, times
 from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
 from purevdm.types import Key, Params
@@ -56,10 +56,7 @@ def sample(
     _checks.choice("decode", decode, ("argmax", "sample"))
     if options.differentiable and until is None and not options.trajectory and decoder.vocab_size is not None:
         raise ValueError("differentiable: data that are integers have no gradient; ask for latents, by until or trajectory")
-    there = None
-    if mask is not None:
-        mask_of(mask, (n, *model.event_shape))
-        there = decoder.latent_mask(mask)
+    there = of_events(model, mask, n, key.device)
     given, z = z, started(z, start, 1.0, (n, *latent_shape(model)), model.dtype, k_z)
     denoise = of_model(model, params, cond, mask=there)
     z = denoise.within(z) if given is None else inside("z", z, denoise.within(z))

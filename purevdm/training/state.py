@@ -11,10 +11,11 @@ from torch import Tensor
 from torch._functorch import config
 
 from purevdm import _checks, random
+from purevdm._batches import unpacked
 from purevdm._compile import OLD, exact
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
-from purevdm.model import batch_axes
+from purevdm.model import batch_axes, mask_of
 from purevdm.networks import _regions
 from purevdm.noise import Seeds
 from purevdm.training import optimizer
@@ -57,8 +58,8 @@ def init(model: VDM | BFN, key: Key) -> TrainState:
 
 
 GradFn = Callable[..., tuple[Params, tuple[Tensor, dict[str, Any]]]]
-"""``(params, x, key, cond) -> (grads, (loss, stats))``, the key a key or the batch's Seeds; frozen leaves have the gradient
-None."""
+"""``(params, x, key, cond) -> (grads, (loss, stats))``, x data or a batch (x, cond, mask), the key a key or the batch's
+Seeds; frozen leaves have the gradient None."""
 
 
 def gradients(
@@ -72,6 +73,8 @@ def gradients(
     **options: Any,
 ) -> GradFn:
     """The function that gives a step its gradients: the bound's, or with the schedule's interior following the variance.
+
+    It takes the data x, or a batch as evaluations take it: (x, cond), or (x, cond, mask) of padded data.
 
     Args:
         model: the model, a VDM or a BFN.
@@ -109,13 +112,18 @@ def gradients(
         raise TypeError(f"frozen: expected a sequence of paths such as 'network.down', got {_checks.describe(frozen)}")
     frozen = (*frozen, *(f"network.{path}" for path in model.network.frozen))
 
-    def whole(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
+    def whole(params: Params, x: Any, key: Key | Seeds, cond: Any = None) -> Any:
+        x, cond, mask = unpacked(x, cond)
         if variance and isinstance(model, VDM):
+            if mask is not None:
+                raise ValueError("mask: expected None with variance=True, which takes whole events")
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True)
         if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-            return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond)
+            return torch.func.grad_and_value(model.loss_and_stats, has_aux=True)(params, x, key, cond, mask=mask)
         # Autocast is for what a network computes, and not for backward passes, the schedule's among them.
-        found: Any = torch.func.vjp(lambda params: model.loss_and_stats(params, x, key, cond), params, has_aux=True)
+        found: Any = torch.func.vjp(
+            lambda params: model.loss_and_stats(params, x, key, cond, mask=mask), params, has_aux=True
+        )
         loss, pull, stats = found
         with exact(loss.device):
             return pull(torch.ones_like(loss))[0], (loss, stats)
@@ -135,10 +143,11 @@ def gradients(
     if accumulate == 1:
         return whole
 
-    def in_pieces(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
+    def in_pieces(params: Params, x: Any, key: Key | Seeds, cond: Any = None) -> Any:
+        x, cond, mask = unpacked(x, cond)
         n = len(_checks.tensor("x", x)) if x.ndim else 0
         if not n:
-            return whole(params, x, key, cond)  # which says what is wrong with it
+            return whole(params, (x, cond, mask), key)  # which says what is wrong with it
         if n % accumulate:
             raise ValueError(f"accumulate: expected a divisor of the batch of {n}, got {accumulate}")
         batch_axes(cond, n)
@@ -150,8 +159,9 @@ def gradients(
         for start in range(0, n, n // accumulate):
             rows = slice(start, start + n // accumulate)
             piece = None if cond is None else optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)
+            there = None if mask is None else mask_of(mask, tuple(x.shape)).expand_as(x)[rows]
             leaves: Any
-            leaves, spec = optree.tree_flatten(whole(params, x[rows], seeds.rows(rows), piece))  # type: ignore[arg-type]
+            leaves, spec = optree.tree_flatten(whole(params, (x[rows], piece, there), seeds.rows(rows)))  # type: ignore[arg-type]
             total = torch._foreach_add(total, leaves) if total else leaves
         return optree.tree_unflatten(spec, torch._foreach_div(total, accumulate))
 
@@ -186,14 +196,15 @@ def _backward_exact(device: torch.device) -> AbstractContextManager[Any]:
 def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) -> GradFn:
     """The gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
-    def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Any:
+    def grad_fn(params: Params, x: Any, key: Key | Seeds, cond: Any = None) -> Any:
+        x, cond, mask = unpacked(x, cond)
         leaves: Any
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
         # A copy of what was made in inference mode, as it takes no gradient.
         leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
         with _backward_exact(x.device):
-            loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond)
+            loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond, mask=mask)
         with exact(loss.device):
             loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
         grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
@@ -206,7 +217,7 @@ def train_step(
     settings: AdamW,
     grad_fn: GradFn,
     state: TrainState,
-    x: Tensor,
+    x: Any,
     key: Key | Seeds,
     cond: Any = None,
     *,
@@ -220,7 +231,7 @@ def train_step(
         grad_fn: of :func:`gradients`.
         state: the state. Where some of its parameters require gradients, those that do not are frozen, as those are of
             which ``grad_fn`` gives the gradient None; both stay as they are.
-        x: the batch, or the process's rows of it, data (B, *event_shape).
+        x: the batch, or the process's rows of it: data (B, *event_shape), or (x, cond, mask) of padded data.
         key: the key of the training: the step draws from ``fold_in(key, state.step)``, so that one key serves the whole
             training, and a state says all that is needed to go on. For rows of a larger batch, their Seeds:
             ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
@@ -250,11 +261,12 @@ def train_step(
     for name, tree in held.items():
         if _checks.structure(tree, f"state.{name}") != form:
             raise ValueError(f"state.{name}: expected the leaves, shapes and dtypes of state.params, got others")
+    x, cond, mask = unpacked(x, cond)
     _checks.tensor("x", x)
     key = key if isinstance(key, Seeds) else random.fold_in(key, state.step)
     given = state.params
     state = state._replace(params=optree.tree_map(torch.detach, given))  # type: ignore[arg-type]
-    out = grad_fn(state.params, x, key, cond)
+    out = grad_fn(state.params, x, key, cond) if mask is None else grad_fn(state.params, (x, cond, mask), key)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], tuple)):
         raise TypeError("grad_fn: expected one that returns (grads, (loss, stats)), as training.gradients(model) does")
     if average is not None:
@@ -271,7 +283,7 @@ def train_step(
     values = {"loss": loss, **stats, "grad_norm": optimizer.global_norm(grads)}
     if settings.clip_norm is not None:
         grads = {name: optimizer.clip(part, settings.clip_norm) for name, part in grads.items()}
-    params = state.params if update is None else _updated(update, state.params, x, key, cond, average)
+    params = state.params if update is None else _updated(update, state.params, x, key, cond, mask, average)
     params, moments = optimizer.apply(settings, state.step, params, grads, state.moments)
     if kept:
         params = params | {"schedule": params["schedule"] | kept}
@@ -313,11 +325,13 @@ def _updated(
     x: Tensor,
     key: Key | Seeds,
     cond: Any,
+    mask: Tensor | None,
     average: Callable[[list[Tensor]], list[Tensor]] | None,
 ) -> Params:
     """The parameters with what the network keeps of its batches moved; over several processes, by the mean."""
     leaves: Any
-    leaves, spec = optree.tree_flatten(update(params, x, key, cond))  # type: ignore[arg-type]
+    options = {} if mask is None else {"mask": mask}
+    leaves, spec = optree.tree_flatten(update(params, x, key, cond, **options))  # type: ignore[arg-type]
     if average is not None:
         before = optree.tree_leaves(params)  # type: ignore[arg-type, var-annotated]
         moved = [i for i, leaf in enumerate(leaves) if leaf is not before[i]]

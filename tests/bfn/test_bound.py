@@ -105,12 +105,12 @@ def test_losses_in_steps_tend_to_the_continuous_one(kind):
         gains = flow.gain(times[:-1], times[1:])
 
         def kl(gain):
-            each = torch.func.vmap(lambda e: output.step_loss(out, x, h, gain, e[None]))(eps)
+            each = torch.func.vmap(lambda e: output.step_loss(out, x, h, gain, e[None]).sum())(eps)
             return each @ weights
 
         return torch.func.vmap(kl)(gains).sum()
 
-    limit = process.continuous_loss(h, output.mean(out), flow.snr(torch.tensor(1.0, dtype=F64)))
+    limit = process.continuous_loss(h, output.mean(out), flow.snr(torch.tensor(1.0, dtype=F64))).sum()
     off = torch.stack([loss(n) / limit - 1 for n in (1, 4, 16, 64, 256)]).abs()
     assert off[-1] < 1e-2
     torch.testing.assert_close(off[-2] / off[-1], torch.tensor(4.0, dtype=F64), rtol=0.1, atol=0)  # first order in 1/n

@@ -90,7 +90,7 @@ def assert_same_loss(classes, one, other, gain):
     for x, logits, sender in (one, other):
         out, h = (torch.log_softmax(logits, -1),), output.encode(x, F64)
         parts = [output.step_loss(out, x, h, gain, sender[None]), output.reconstruction(out, x)]
-        found.append(torch.stack([*parts, process.continuous_loss(h, output.mean(out), gain)]))
+        found.append(torch.stack([part.sum() for part in (*parts, process.continuous_loss(h, output.mean(out), gain))]))
     torch.testing.assert_close(found[0], found[1])
 
 
