@@ -22,7 +22,7 @@ from ase.data import covalent_radii
 from tqdm import tqdm
 
 import purevdm
-from purevdm import decoders, networks, parts, random, schedules, solvers, training
+from purevdm import decoders, evaluation, networks, parts, random, schedules, solvers, training
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -35,13 +35,6 @@ DECODER = decoders.product(
     types=decoders.one_hot(len(NUMBERS), scale=2.0),
     charges=decoders.integers(0, loc=4.0, scale=8.0),
 )
-
-
-class Molecules(purevdm.VDM):
-    """A model of padded molecules: where the charge is 0, there is no atom."""
-
-    def loss_and_stats(self, params, x, key, cond=None, *, mask=None, train=True):
-        return super().loss_and_stats(params, x, key, cond, mask=x[..., -1:] > 0, train=train)
 
 
 def data(key):
@@ -91,9 +84,24 @@ def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True
 
 
 def atoms(x):
-    """The positions and types of the atoms that exist of each molecule."""
-    there, of = x[..., -1] > 0, DECODER.split(x)
-    return [(of["positions"][i][there[i]], of["types"][i][there[i]]) for i in range(len(x))]
+    """Gives the positions and types of the atoms that exist in each molecule."""
+    each = [DECODER.split(row[row[:, -1] > 0]) for row in x]
+    return [(of["positions"], of["types"]) for of in each]
+
+
+def picture(path, rows):
+    """Draws rows of molecules, each flattened along its narrowest direction."""
+    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(1.5 * len(rows[0]), 1.6 * len(rows)), layout="constrained")
+    for ax, (position, kind) in zip(axes.flat, (molecule for row in rows for molecule in row), strict=True):
+        flat = (position - position.mean(0)) @ torch.linalg.svd(position - position.mean(0))[2][:2].T
+        near = torch.cdist(position, position) < 1.25 * (RADII[kind][:, None] + RADII[kind])
+        for i, j in near.triu(1).nonzero().tolist():
+            ax.plot(*flat[[i, j]].T, color="gray", zorder=1)
+        colours = [COLOURS[i] for i in kind]
+        ax.scatter(*flat.T, s=400 * RADII[kind] ** 2, c=colours, edgecolors="black", linewidths=0.5, zorder=2)
+        ax.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
+        ax.axis("off")
+    figure.savefig(path, dpi=90)
 
 
 def main():
@@ -109,14 +117,34 @@ def main():
 
     k_data, k_init, k_train, k_bound, k_size, k_draw = random.split(random.key(args.seed), 6)
     x, test = data(k_data)
-    model = Molecules(
-        *purevdm.vdm(
-            networks.egnn(64, 4), schedules.fixed_linear(-8.0, 6.0), (ATOMS, 5), decoder=DECODER,
-            subspace=parts.zero_centre(columns=3),
-        )
-    )  # fmt: skip
+    network, schedule, subspace = networks.egnn(64, 4), schedules.fixed_linear(-8.0, 6.0), parts.zero_centre(columns=3)
+    model = purevdm.vdm(network, schedule, (ATOMS, 5), decoder=DECODER, subspace=subspace)
 
     def draw(key):
-        return x[random.randint(key, (64,), 0, len(x))]
+        some = x[random.randint(key, (64,), 0, len(x))]
+        return some, None, some[..., -1:] > 0  # without a condition, and the mask
 
     params, _ = train(model, draw, k_init, k_train, args.steps, compile=not args.eager)
+
+    # The size of a molecule by how often training molecules have it, and once more each.
+    sizes = (x[..., -1] > 0).sum(1).bincount(minlength=ATOMS + 1)[2:] + 1
+    there = test[..., -1:] > 0
+    found = evaluation.evaluate(model, params, [(test, None, there)], k_bound, passes=args.passes)
+    log_p_n = (sizes / sizes.sum()).log()[there.sum((1, 2)) - 2]
+    n = random.categorical(k_size, sizes.log(), shape=(args.samples,)) + 2
+    mask = (torch.arange(ATOMS) < n[:, None])[..., None]
+    drawn = model.sample(params, k_draw, args.samples, steps=250, solver=solvers.ancestral(), mask=mask)
+    real, made = atoms(torch.cat([x, test])), atoms(drawn)
+    picture(args.out / "molecules.png", [real[:10], made[:10], made[10:20]])
+    print(f"test bound     {found.nll} nats ({args.steps} steps, {len(test)} molecules, given their sizes)")
+    for name, term in found.terms.items():
+        print(f"  {name:12} {term}")
+    print(f"-log p(size)   {-log_p_n.mean():.3f} +- {log_p_n.std() / math.sqrt(len(test)):.3f} nats")
+    for name, molecules in (("real", real), ("samples", made)):
+        share = sum(valid(*molecule) for molecule in molecules) / len(molecules)
+        error = math.sqrt(share * (1 - share) / len(molecules))
+        print(f"valid {name:8} {share:.3f} +- {error:.3f} of {len(molecules)}")
+
+
+if __name__ == "__main__":
+    main()

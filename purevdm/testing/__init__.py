@@ -14,6 +14,7 @@ from purevdm.testing._law import LawError
 from purevdm.testing.decoders import check_decoder
 from purevdm.testing.models import check_density, check_model
 from purevdm.testing.networks import check_network
+from purevdm.testing.rotation import check_rotation
 from purevdm.testing.schedules import check_schedule
 from purevdm.testing.solvers import check_solver
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_density",
     "check_model",
     "check_network",
+    "check_rotation",
     "check_schedule",
     "check_solver",
     "sources",

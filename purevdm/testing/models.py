@@ -9,6 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks, bound, likelihood, ode, process, random
 from purevdm._vdm import VDM
+from purevdm.model import latent_shape
 from purevdm.noise import Noise, draw_noise, draw_seeds
 from purevdm.ode import Integrator
 from purevdm.testing._law import off, require, trying
@@ -100,7 +101,7 @@ def check_model(
 def _independent(model: VDM, params: Params, x: Tensor, cond: Any, key: Key) -> None:
     """A permuted batch with its noise, and a part of it."""
     seeds = draw_seeds(key, len(x), dtype=model.dtype, timesteps=model.timesteps)
-    noise = draw_noise(seeds, model.event_shape, train=False)
+    noise = draw_noise(seeds, latent_shape(model), train=False)
 
     def at(index: Tensor) -> Tensor:
         rows = Noise(*(None if part is None else part[index] for part in noise))  # type: ignore[arg-type]
