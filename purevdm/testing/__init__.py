@@ -16,6 +16,7 @@ from purevdm.testing.models import check_density, check_model
 from purevdm.testing.networks import check_network
 from purevdm.testing.rotation import check_rotation
 from purevdm.testing.schedules import check_schedule
+from purevdm.testing.sets import check_padding, check_permutation
 from purevdm.testing.solvers import check_solver
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "check_model",
     "check_network",
     "check_rotation",
+    "check_padding",
+    "check_permutation",
     "check_schedule",
     "check_solver",
     "sources",
