@@ -126,11 +126,7 @@ def terms(
         at_0 = levels.gamma_0.expand_as(levels.gamma_t)
         estimate = denoise(process.diffuse(f, gamma_0, eps_0), at_0).x
     with exact(z_t.device):
-        recon = decoder.reconstruction(params, x, eps_0, gamma_0, cond, estimate)
-        if subspace is not None:  # what does not depend on the noise, by the subspace's share
-            exactly = None if estimate is None else f
-            still = decoder.reconstruction(params, x, torch.zeros_like(eps_0), gamma_0, cond, exactly)
-            recon = recon + (_share(subspace, x, mask).to(recon.dtype) - 1.0) * still
+        recon = reconstruction(model, params, x, f, eps_0, gamma_0, cond, estimate, mask)
         prior = prior_loss(f, gamma_1, share)
         diffusion = diffusion_loss(eps, eps_hat, weight)
         log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps)
@@ -140,6 +136,35 @@ def terms(
     if mask is None or there is None:
         return found
     return NLLBound(*(torch.where(m, term, 0.0) for m, term in zip((mask, there, there), found, strict=True)))
+
+
+def reconstruction(
+    model: Model,
+    params: Params,
+    x: Tensor,
+    f: Tensor,
+    eps_0: Tensor,
+    gamma_0: Tensor,
+    cond: Any = None,
+    estimate: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x given z_0) of each element of x, nats, in the model's subspace; arguments as the decoder takes them.
+
+    Args:
+        model: the model.
+        params: the decoder's parameters.
+        f: the encoded data.
+        eps_0: noise within the subspace.
+        mask: bool, which broadcasts to x.
+    """
+    recon = model.decoder.reconstruction(params, x, eps_0, gamma_0, cond, estimate)
+    if model.subspace is None:
+        return recon
+    # What does not depend on the noise counts by the subspace's share.
+    exactly = None if estimate is None else f
+    still = model.decoder.reconstruction(params, x, torch.zeros_like(eps_0), gamma_0, cond, exactly)
+    return recon + (_share(model.subspace, x, mask).to(recon.dtype) - 1.0) * still
 
 
 def _share(subspace: Subspace, like: Tensor, mask: Tensor | None) -> Tensor:

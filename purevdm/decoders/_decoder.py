@@ -45,6 +45,11 @@ class Decoder(Value):
         """Whether data are of an integer dtype."""
         return self.vocab_size is not None
 
+    @property
+    def learned(self) -> bool:
+        """Whether a decoder may have parameters."""
+        return type(self).init is not Decoder.init
+
     def init(self, key: Key) -> Params:
         """Fresh parameters: {}, unless a decoder says otherwise; then a model has no branch for them."""
         return {}
@@ -190,7 +195,7 @@ def _fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
 
 def plain(decoder: Decoder, event_shape: Shape) -> bool:
     """Whether a decoder has nothing to learn, and latents of its data's shape."""
-    return type(decoder).init is Decoder.init and decoder.latent_shape(event_shape) == tuple(event_shape)
+    return not decoder.learned and decoder.latent_shape(event_shape) == tuple(event_shape)
 
 
 def _shape(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> tuple[int, ...] | None:

@@ -65,6 +65,10 @@ class Product(Decoder):
     def takes_estimate(self) -> bool:  # type: ignore[override]
         return any(part.decoder.takes_estimate for part in self.parts)
 
+    @property
+    def learned(self) -> bool:
+        return any(part.decoder.learned for part in self.parts)
+
     # The parts of trees
 
     def join(self, **tree: Tensor) -> Tensor:

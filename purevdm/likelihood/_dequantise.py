@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
-from purevdm.decoders import Decoder
-from purevdm.likelihood._estimate import log_normal, summed
+from purevdm.bound import reconstruction
+from purevdm.decoders import Decoder, Product
+from purevdm.likelihood._estimate import log_normal, share, summed
+from purevdm.model import Model
 
 DISCRETE, REAL = ("variational", "truncated", "uniform"), ("none", "variational")
 
@@ -18,7 +20,12 @@ def fitting(decoder: Decoder, dequantisation: str | None) -> str:
     Raises:
         TypeError, ValueError: one that does not fit the data.
     """
-    kind, allowed = ("real-valued", REAL) if decoder.log_probs is None else ("discrete", DISCRETE)
+    whole = [part.decoder.integral for part in decoder.parts] if isinstance(decoder, Product) else [decoder.integral]
+    kind, allowed = "real-valued", REAL  # type: tuple[str, tuple[str, ...]]
+    if any(whole):
+        kind = "discrete" if all(whole) else "mixed"
+        elementwise = decoder.log_probs is not None and decoder.latent_shape((1,)) == (1,)
+        allowed = DISCRETE if elementwise else ("variational",)
     return (
         allowed[0] if dequantisation is None else _checks.choice(f"dequantisation of {kind} data", dequantisation, allowed)
     )
@@ -45,24 +52,36 @@ def inside(dequantisation: str, eps: Tensor, decoder: Decoder, f: Tensor, gamma_
 
 
 def latents(
-    dequantisation: str, x: Tensor, eps: Tensor, decoder: Decoder, f: Tensor, gamma_0: Tensor, mask: Tensor | None
+    dequantisation: str, model: Model, x: Tensor, eps: Tensor, f: Tensor, gamma_0: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Gives the latents that noise makes of data, 0 where nothing exists, and log w - log p(z_0), (B,)."""
-    alpha, sigma = process.alpha(gamma_0), process.sigma(gamma_0)
+    """Gives the latents that noise makes of data, 0 where nothing exists, and log w - log p(z_0), (B,); ``mask`` is that of
+    the data, and noise is within the subspace."""
+    alpha, sigma, decoder = process.alpha(gamma_0), process.sigma(gamma_0), model.decoder
+    there = None if mask is None else decoder.latent_mask(mask)
     if dequantisation == "none":
         # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
-        peak = -decoder.reconstruction({}, x, torch.zeros_like(eps), gamma_0)
-        z_0, extra = alpha * f, torch.log(alpha) + peak + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
+        peak = -reconstruction(model, {}, x, f, torch.zeros_like(eps), gamma_0, mask=mask)
+        scale = torch.log(alpha) + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
+        z_0, extra = alpha * f, _difference(peak, -(scale * share(model, f, there)).expand_as(f), mask, there)
     elif dequantisation == "uniform":
         half = 0.5 * _spacing(decoder, f)
-        z_0, extra = alpha * (f + half * eps), torch.log(2.0 * half * alpha)
+        z_0, extra = alpha * (f + half * eps), summed(torch.log(2.0 * half * alpha).expand_as(f), there)
     else:
-        z_0, log_q = alpha * f + sigma * eps, log_normal(eps) - torch.log(sigma)
+        z_0 = alpha * f + sigma * eps
+        log_q = log_normal(eps, share(model, f, there)) - torch.log(sigma) * share(model, f, there)
         if dequantisation == "truncated":
-            extra = torch.log(torch.erf(_reach(decoder, f, gamma_0) / math.sqrt(2.0))) - log_q
+            recon = torch.log(torch.erf(_reach(decoder, f, gamma_0) / math.sqrt(2.0))).expand_as(f)
         else:
-            extra = -decoder.reconstruction({}, x, eps, gamma_0) - log_q
-    return z_0 if mask is None else torch.where(mask, z_0, 0.0), summed(extra.expand_as(f), mask)
+            recon = -reconstruction(model, {}, x, f, eps, gamma_0, mask=mask)
+        extra = _difference(recon, log_q.expand_as(f), mask, there)
+    return z_0 if there is None else torch.where(there, z_0, 0.0), extra
+
+
+def _difference(of_data: Tensor, of_latents: Tensor, mask: Tensor | None, there: Tensor | None) -> Tensor:
+    """Gives a sum over data minus a sum over latents, (B,), element by element where they can be paired."""
+    if of_data.shape == of_latents.shape:
+        return summed(of_data - of_latents, there)
+    return summed(of_data, mask) - summed(of_latents, there)
 
 
 def _spacing(decoder: Decoder, f: Tensor) -> Tensor:

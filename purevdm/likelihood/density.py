@@ -8,9 +8,10 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._vdm import VDM
+from purevdm.denoiser import of_model
 from purevdm.likelihood import _dequantise, flow
-from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import checked, direct, inside, latents, masked
+from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, share, summed
+from purevdm.model import checked, direct, inside, latent_shape, latents, masked
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params
@@ -65,7 +66,7 @@ def log_prob(
         TypeError, ValueError: bad input, as for ``model.nll_bound``; a dequantisation that does not fit the data; samples,
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
     n = checked(model, params, x, _checks.key("key", key), cond, mask=mask)
     x, mask = masked(x, mask)
     samples = _checks.integer("samples", samples, 1)
@@ -77,11 +78,13 @@ def log_prob(
     k_noise, k_probe = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
     f = model.decoder.encode({}, x, cond, model.dtype)
     gamma_0 = level(model, params, f.new_zeros(()), len(f), cond)
-    eps = _dequantise.draw(dequantisation, k_noise, model.decoder, f, gamma_0)
-    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0, mask)
+    there = None if mask is None else model.decoder.latent_mask(mask)
+    within = of_model(model, params, mask=there).within
+    eps = within(_dequantise.draw(dequantisation, k_noise, model.decoder, f, gamma_0))
+    z_0, extra = _dequantise.latents(dequantisation, model, x, eps, f, gamma_0, mask)
     exact = isinstance(probes, str) and probes == "exact"
-    probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, model.event_shape, model.dtype)  # type: ignore[arg-type]
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, mask)
+    probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, latent_shape(model), model.dtype)  # type: ignore[arg-type]
+    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, there)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
 
 
@@ -102,13 +105,13 @@ def log_weight(
 
     Args:
         model, params, x, cond, mask, dequantisation, integrator, chunk: as in :func:`log_prob`.
-        eps: what the latent is made of, (B, *event_shape), of the model's dtype: standard normal; for "truncated" within
+        eps: what the latent is made of, (B, *latent_shape), of the model's dtype: standard normal; for "truncated" within
             +-tau, where sigma_0 tau reaches the end of x's bin; for "uniform" in (-1, 1); unused for "none".
         probe_noise: the probes of the divergence, (n, B, *event_shape), of the model's dtype, of mean 0 and covariance the
             identity (:func:`purevdm.likelihood.flow.draw_probes`); or "exact".
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
-    _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *model.event_shape), model.dtype)
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
+    _checks.alike("eps", eps, (*_checks.tensor("x", x).shape[:1], *latent_shape(model)), model.dtype)
     checked(model, params, x, cond=cond, mask=mask, eps=eps, probe_noise=flow.checked_probes(probe_noise, eps))
     x, mask = masked(x, mask)
     _refuse_recording(params, (x, eps), cond)
@@ -116,8 +119,10 @@ def log_weight(
     f = model.decoder.encode({}, x, cond, eps.dtype)
     gamma_0 = level(model, params, f.new_zeros(()), len(f), cond)
     _checks.verify(_dequantise.inside(dequantisation, eps, model.decoder, f, gamma_0))
-    z_0, extra = _dequantise.latents(dequantisation, x, eps, model.decoder, f, gamma_0, mask)
-    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, mask)
+    there = None if mask is None else model.decoder.latent_mask(mask)
+    eps = of_model(model, params, mask=there).within(eps)
+    z_0, extra = _dequantise.latents(dequantisation, model, x, eps, f, gamma_0, mask)
+    log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, there)
     return combine((extra + log_p)[None], evaluations)
 
 
@@ -138,11 +143,10 @@ def log_prob_latent(
         z_0: latents, (B, *event_shape), of the model's dtype, 0 where nothing exists.
         model, params, cond, mask, probe_noise, integrator, chunk: as in :func:`log_weight`.
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
     n = len(latents("z_0", z_0, model))
     checked(model, params, cond=cond, n=n, mask=mask, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
-    if mask is not None:
-        z_0 = inside("z_0", z_0, masked(z_0, mask)[0])
+    z_0 = inside("z_0", z_0, of_model(model, params, mask=mask).within(z_0))
     _refuse_recording(params, z_0, cond)
     log_p, evaluations = _log_p(model, params, z_0, cond, integrator, probe_noise, chunk, mask)
     return combine(log_p[None], evaluations)
@@ -162,7 +166,7 @@ def _log_p(
     divergence_of = partial(flow.divergence, probe_noise=probe_noise, chunk=chunk)
     options: Any = dict(mask=mask, integrator=integrator, divergence_of=divergence_of)
     z_1, change, evaluations = flow.integrate(model, params, z_0, cond, **options)
-    return summed(log_normal(z_1), mask) + change, evaluations
+    return summed(log_normal(z_1, share(model, z_1, mask)), mask) + change, evaluations
 
 
 def _refuse_recording(*trees: Any) -> None:

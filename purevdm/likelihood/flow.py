@@ -13,8 +13,8 @@ from torch import Tensor
 
 from purevdm import _checks, ode, process, random, schedules
 from purevdm._vdm import VDM
-from purevdm.denoiser import Denoiser
-from purevdm.model import Model, checked, direct, inside, latents, masked
+from purevdm.denoiser import of_model
+from purevdm.model import Model, checked, direct, inside, latents
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
@@ -36,7 +36,9 @@ def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any =
     Returns:
         Of z's shape.
     """
-    denoise = Denoiser(model.network, model.decoder, params["network"], cond, mask=mask)
+    denoise = of_model(model, params, cond, mask=mask)
+    if model.subspace is not None:  # so that the divergence is that within it
+        z = denoise.within(z)
     sigma = process.sigma(process.align(gamma, z))
     return denoise.within(0.5 * sigma * (denoise.eps(z, gamma, detach=False) - sigma * z))
 
@@ -221,7 +223,7 @@ def _mapped(
     integrator: Integrator | None,
     backward: bool,
 ) -> Tensor:
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow", flow=True)
     checked(model, params, cond=cond, n=len(latents(name, z, model)), mask=mask, **{name: z})
-    z = z if mask is None else inside(name, z, masked(z, mask)[0])
+    z = inside(name, z, of_model(model, params, mask=mask).within(z))
     return integrate(model, params, z, cond, mask=mask, integrator=integrator, backward=backward)[0]

@@ -73,8 +73,8 @@ def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Ten
     see = "decoder.encode(params, torch.arange(vocab_size), dtype=torch.float64)"
     require(f.dtype == torch.float64, "encode must give the dtype asked for", f"{f.dtype}", see)
     ordered = f.shape == values.shape
-    held = not ordered or (f.diff(dim=0) > 0).all()
-    require(held, "positions must rise with the value", "a fall, or a tie", see)
+    rising = (f.diff(dim=0) > 0).all() | (not ordered)
+    require(rising, "positions must rise with the value", "a fall, or a tie", see)
     if ordered and (limits := decoder.bounds(f)) is not None:
         low, high = limits
         held = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])

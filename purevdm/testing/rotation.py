@@ -1,5 +1,6 @@
 """The law of turned examples: a model of points knows no direction."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def check_rotation(
     for sign in (1.0, -1.0) if reflections else (1.0,):
         what, turn = ("turned", "reflected")[sign < 0], _orthogonal(k_turn, coordinates, sign)
         law, see = f"the network's estimate must be {what} with the latent", "model.denoiser(params, n=n).eps(z, gamma)"
-        other = trying(law, see, lambda turn=turn: denoise.eps(_turned(z, turn), gamma))
+        other = trying(law, see, partial(denoise.eps, _turned(z, turn), gamma))
         missed = off(other, _turned(eps, turn))
         require(missed <= 1e-4, law, f"off by {missed:.2g} of its norm", f"{see}, of z with its coordinates @ turn, too")
         moved = noise._replace(eps_0=_turned(noise.eps_0, turn), eps=_turned(noise.eps, turn))
