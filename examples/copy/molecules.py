@@ -2,11 +2,10 @@
 
     python molecules.py
 
-The molecules are those of G2, which ASE ships (Curtiss et al. 1997), of 2 to 14 atoms of H, C, N, O, F, S and Cl: positions in
-Angstrom with the centre at 0, types, and charges of the nuclei, padded to 14. Prints the test bound in nats a molecule, given
-its size and with it, by terms, and how many samples are valid: two atoms are bound where they are nearer than 1.25 times the
-sum of their covalent radii; a valid molecule hangs together, no atom has more neighbours than its valence, and no two atoms
-are nearer than 0.7 times that sum. Writes molecules.png: real molecules above samples.
+ASE ships the molecules, G2 (Curtiss et al. 1997); those of 2 to 14 atoms of H, C, N, O, F, S and Cl are taken, as positions
+in Angstrom, their mean at 0, types, and charges of nuclei. Prints the bound in nats by terms, and the part of samples that
+are valid: within 1.25 times the sum of their covalent radii two atoms are bound; bonds join all atoms, none has more than
+its valence, and no two are within 0.7 times that sum. Writes molecules.png: real molecules above samples.
 """
 
 import argparse
@@ -22,40 +21,27 @@ from ase.data import covalent_radii
 from tqdm import tqdm
 
 import purevdm
-from purevdm import decoders, evaluation, networks, parts, random, schedules, solvers, training
+from purevdm import decoders, evaluation, networks, parts, random, schedules, sizes, solvers, training
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 NUMBERS, VALENCES = torch.tensor([1, 6, 7, 8, 9, 16, 17]), torch.tensor([1, 4, 3, 2, 1, 2, 1])
-COLOURS = ("white", "dimgray", "royalblue", "red", "palegreen", "gold", "limegreen")
-RADII, ATOMS, TEST = torch.tensor(covalent_radii)[NUMBERS].float(), 14, 24
-DECODER = decoders.product(
-    positions=(decoders.gaussian(scale=1.2), 3),
-    types=decoders.one_hot(len(NUMBERS), scale=2.0),
-    charges=decoders.integers(0, loc=4.0, scale=8.0),
-)
+RADII, SHAPE, TEST = torch.tensor(covalent_radii)[NUMBERS].float(), (14, 5), 24
+POSITIONS, TYPES, CHARGES = decoders.gaussian(scale=1.2), decoders.one_hot(7, scale=4.0), decoders.integers(0, scale=10.0)
+DECODER = decoders.product(positions=(POSITIONS, 3), types=TYPES, charges=CHARGES)
 
 
 def data(key):
     """Splits the molecules by a key: those for training and for the test, (n, 14, 5), with charges of 0 in the padding."""
-    molecules = [g2[name] for name in g2.names]
-    molecules = [atoms for atoms in molecules if len(atoms) > 1 and set(atoms.numbers) <= set(NUMBERS.tolist())]
-    x = torch.zeros(len(molecules), ATOMS, 5)
-    for row, atoms in zip(x, molecules, strict=True):
-        position, charge = torch.tensor(atoms.positions).float(), torch.tensor(atoms.numbers)
-        kind = (charge[:, None] == NUMBERS).int().argmax(1)
-        row[: len(atoms)] = DECODER.join(positions=position - position.mean(0), types=kind, charges=charge)
+    found = [g2[name] for name in g2.names if set(g2[name].numbers) <= set(NUMBERS.tolist()) and len(g2[name]) > 1]
+    x = torch.zeros(len(found), *SHAPE)
+    for row, atoms in zip(x, found, strict=True):
+        position, charges = torch.tensor(atoms.positions).float(), torch.tensor(atoms.numbers)
+        of = dict(positions=position - position.mean(0), types=torch.searchsorted(NUMBERS, charges), charges=charges)
+        row[: len(atoms)] = DECODER.join(**of)
     order = random.permutation(key, len(x))
     return x[order[TEST:]], x[order[:TEST]]
-
-
-def valid(position, kind):
-    """Says whether atoms, at positions (n, 3) and of types (n,), are a molecule by the rule above."""
-    apart = torch.cdist(position, position) / (RADII[kind][:, None] + RADII[kind]) + 9 * torch.eye(len(kind))
-    bound = apart < 1.25
-    reached = torch.linalg.matrix_power(bound.double() + torch.eye(len(kind)), len(kind))
-    return bool((reached > 0).all() and (bound.sum(1) <= VALENCES[kind]).all() and apart.min() > 0.7)
 
 
 def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True):
@@ -83,67 +69,51 @@ def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True
     return ema, losses
 
 
-def atoms(x):
-    """Gives the positions and types of the atoms that exist in each molecule."""
-    each = [DECODER.split(row[row[:, -1] > 0]) for row in x]
-    return [(of["positions"], of["types"]) for of in each]
-
-
-def picture(path, rows):
-    """Draws rows of molecules, each flattened along its narrowest direction."""
-    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(1.5 * len(rows[0]), 1.6 * len(rows)), layout="constrained")
-    for ax, (position, kind) in zip(axes.flat, (molecule for row in rows for molecule in row), strict=True):
-        flat = (position - position.mean(0)) @ torch.linalg.svd(position - position.mean(0))[2][:2].T
-        near = torch.cdist(position, position) < 1.25 * (RADII[kind][:, None] + RADII[kind])
-        for i, j in near.triu(1).nonzero().tolist():
-            ax.plot(*flat[[i, j]].T, color="gray", zorder=1)
-        colours = [COLOURS[i] for i in kind]
-        ax.scatter(*flat.T, s=400 * RADII[kind] ** 2, c=colours, edgecolors="black", linewidths=0.5, zorder=2)
-        ax.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
-        ax.axis("off")
-    figure.savefig(path, dpi=90)
+def bonds(position, types):
+    """Says which atoms, (n, 3) of types (n,), are bound, (n, n), and whether they are a molecule by the rule above."""
+    apart = torch.cdist(position, position) / (RADII[types][:, None] + RADII[types]) + 9 * torch.eye(len(types))
+    bound, each = apart < 1.25, torch.eye(len(types), dtype=torch.float64)
+    joined = (torch.linalg.matrix_power(bound + each, len(types)) > 0).all()
+    return bound, bool(joined and (bound.sum(1) <= VALENCES[types]).all() and apart.min() > 0.7)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000, help="training steps (default: %(default)s)")
-    parser.add_argument("--passes", type=int, default=64, help="noises of each test molecule (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=200, help="how many to draw (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eager", action="store_true", help="train without compiling")
+    parser.add_argument("--samples", type=int, default=200, help="how many to draw, at least 20 (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/molecules"), help="where the picture goes")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-
-    k_data, k_init, k_train, k_bound, k_size, k_draw = random.split(random.key(args.seed), 6)
-    x, test = data(k_data)
+    k_data, k_init, k_train, k_bound, k_size, k_draw = random.split(random.key(0), 6)
     network, schedule, subspace = networks.egnn(64, 4), schedules.fixed_linear(-8.0, 6.0), parts.zero_centre(columns=3)
-    model = purevdm.vdm(network, schedule, (ATOMS, 5), decoder=DECODER, subspace=subspace)
+    model = purevdm.vdm(network, schedule, SHAPE, decoder=DECODER, subspace=subspace)
+    (x, there), (test, test_there) = ((part, part[..., 4:] > 0) for part in data(k_data))
 
     def draw(key):
-        some = x[random.randint(key, (64,), 0, len(x))]
-        return some, None, some[..., -1:] > 0  # without a condition, and the mask
+        rows = random.randint(key, (64,), 0, len(x))
+        return x[rows], None, there[rows]  # data, condition, mask
 
-    params, _ = train(model, draw, k_init, k_train, args.steps, compile=not args.eager)
-
-    # The size of a molecule by how often training molecules have it, and once more each.
-    sizes = (x[..., -1] > 0).sum(1).bincount(minlength=ATOMS + 1)[2:] + 1
-    there = test[..., -1:] > 0
-    found = evaluation.evaluate(model, params, [(test, None, there)], k_bound, passes=args.passes)
-    log_p_n = (sizes / sizes.sum()).log()[there.sum((1, 2)) - 2]
-    n = random.categorical(k_size, sizes.log(), shape=(args.samples,)) + 2
-    mask = (torch.arange(ATOMS) < n[:, None])[..., None]
+    params, _ = train(model, draw, k_init, k_train, args.steps, compile=False)
+    found = evaluation.evaluate(model, params, [(test, None, test_there)], k_bound, passes=64)
+    known = sizes.counts(there.sum((1, 2)), most=SHAPE[0])
+    of_size = -known.log_prob(test_there.sum((1, 2))).mean()
+    mask = sizes.mask(known.sample(k_size, args.samples), SHAPE)
     drawn = model.sample(params, k_draw, args.samples, steps=250, solver=solvers.ancestral(), mask=mask)
-    real, made = atoms(torch.cat([x, test])), atoms(drawn)
-    picture(args.out / "molecules.png", [real[:10], made[:10], made[10:20]])
-    print(f"test bound     {found.nll} nats ({args.steps} steps, {len(test)} molecules, given their sizes)")
-    for name, term in found.terms.items():
-        print(f"  {name:12} {term}")
-    print(f"-log p(size)   {-log_p_n.mean():.3f} +- {log_p_n.std() / math.sqrt(len(test)):.3f} nats")
-    for name, molecules in (("real", real), ("samples", made)):
-        share = sum(valid(*molecule) for molecule in molecules) / len(molecules)
-        error = math.sqrt(share * (1 - share) / len(molecules))
-        print(f"valid {name:8} {share:.3f} +- {error:.3f} of {len(molecules)}")
+    pairs = (zip(*each, strict=True) for each in ((test, test_there), (drawn, mask)))
+    real, made = ([tuple(DECODER.split(row[here[:, 0]]).values())[:2] for row, here in each] for each in pairs)
+    print(f"test bound  {found.nll} nats ({args.steps} steps, {TEST} molecules), with their sizes {of_size:.3f} more")
+    print("by terms    " + ", ".join(f"{name} {term}" for name, term in found.terms.items()))
+    for name, each in (("test", real), ("samples", made)):
+        share, n = np.mean([bonds(*molecule)[1] for molecule in each]), len(each)
+        print(f"valid       {share:.3f} +- {math.sqrt(share * (1 - share) / n):.3f} of {n} {name}")
+    figure, axes = plt.subplots(3, 10, figsize=(12, 4), layout="constrained")
+    for ax, (position, types) in zip(axes.flat, real[:10] + made[:20], strict=True):
+        flat = position @ torch.linalg.svd(position)[2][:2].T  # along its narrowest direction
+        for pair in bonds(position, types)[0].nonzero():
+            ax.plot(*flat[pair].T, color="gray", zorder=1)
+        ax.scatter(*flat.T, s=300 * RADII[types] ** 2, c=types, cmap="Set1", vmin=0, vmax=8, edgecolors="black", zorder=2)
+        ax.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), frame_on=False, xticks=[], yticks=[])
+    figure.savefig(args.out / "molecules.png", dpi=80)
 
 
 if __name__ == "__main__":
