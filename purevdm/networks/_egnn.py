@@ -67,14 +67,8 @@ class EGNN(Network):
             "update": nn.dense_init(keys[8], n, n, kernel_init=zeros),
         }
 
-    def apply(
-        self,
-        params: Params,
-        z: Tensor,
-        gamma: Tensor,
-        cond: Any = None,
-        key: Key | None = None,
-        mask: Tensor | None = None,
+    def apply(  # type: ignore[override]
+        self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, mask: Tensor | None = None
     ) -> Tensor:
         given = _condition.read(self.condition, params, cond, z, key)
         level, scale = _blocks.normalised(gamma, self.ends(), z), fixed(self.time_scale)
@@ -109,12 +103,12 @@ class EGNN(Network):
 
 
 def _squares(x: Tensor) -> Tensor:
-    """The squared distances of points, (n, n, 1): smooth, as distances are not."""
+    """Gives the squared distances of points, (n, n, 1): smooth, as distances are not."""
     return (x[:, None] - x).square().sum(-1, keepdim=True)
 
 
 def _radial(squares: Tensor) -> Tensor:
-    """Smooth functions of distances, at several scales."""
+    """Gives smooth functions of distances, at several scales."""
     rates = torch.tensor(RATES, dtype=squares.dtype, device=squares.device)
     return nn.concatenate([torch.log1p(squares), torch.exp(-squares * rates)], -1)
 
