@@ -27,6 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 NUMBERS, VALENCES = torch.tensor([1, 6, 7, 8, 9, 16, 17]), torch.tensor([1, 4, 3, 2, 1, 2, 1])
+COLOURS = ("white", "dimgray", "royalblue", "red", "palegreen", "gold", "limegreen")
 RADII, SHAPE, TEST = torch.tensor(covalent_radii)[NUMBERS].float(), (14, 5), 24
 POSITIONS, TYPES, CHARGES = decoders.gaussian(scale=1.2), decoders.one_hot(7, scale=4.0), decoders.integers(0, scale=10.0)
 DECODER = decoders.product(positions=(POSITIONS, 3), types=TYPES, charges=CHARGES)
@@ -37,9 +38,10 @@ def data(key):
     found = [g2[name] for name in g2.names if set(g2[name].numbers) <= set(NUMBERS.tolist()) and len(g2[name]) > 1]
     x = torch.zeros(len(found), *SHAPE)
     for row, atoms in zip(x, found, strict=True):
-        position, charges = torch.tensor(atoms.positions).float(), torch.tensor(atoms.numbers)
-        of = dict(positions=position - position.mean(0), types=torch.searchsorted(NUMBERS, charges), charges=charges)
-        row[: len(atoms)] = DECODER.join(**of)
+        at, charges = torch.tensor(atoms.positions).float(), torch.tensor(atoms.numbers)
+        row[: len(atoms)] = DECODER.join(
+            positions=at - at.mean(0), types=torch.searchsorted(NUMBERS, charges), charges=charges
+        )
     order = random.permutation(key, len(x))
     return x[order[TEST:]], x[order[:TEST]]
 
@@ -79,7 +81,7 @@ def bonds(position, types):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2500, help="training steps (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=200, help="how many to draw, at least 20 (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/molecules"), help="where the picture goes")
     args = parser.parse_args()
@@ -96,11 +98,11 @@ def main():
     params, _ = train(model, draw, k_init, k_train, args.steps, compile=False)
     found = evaluation.evaluate(model, params, [(test, None, test_there)], k_bound, passes=64)
     known = sizes.counts(there.sum((1, 2)), most=SHAPE[0])
-    of_size = -known.log_prob(test_there.sum((1, 2))).mean()
     mask = sizes.mask(known.sample(k_size, args.samples), SHAPE)
     drawn = model.sample(params, k_draw, args.samples, steps=250, solver=solvers.ancestral(), mask=mask)
     pairs = (zip(*each, strict=True) for each in ((test, test_there), (drawn, mask)))
     real, made = ([tuple(DECODER.split(row[here[:, 0]]).values())[:2] for row, here in each] for each in pairs)
+    of_size = -known.log_prob(test_there.sum((1, 2))).mean()
     print(f"test bound  {found.nll} nats ({args.steps} steps, {TEST} molecules), with their sizes {of_size:.3f} more")
     print("by terms    " + ", ".join(f"{name} {term}" for name, term in found.terms.items()))
     for name, each in (("test", real), ("samples", made)):
@@ -111,7 +113,7 @@ def main():
         flat = position @ torch.linalg.svd(position)[2][:2].T  # along its narrowest direction
         for pair in bonds(position, types)[0].nonzero():
             ax.plot(*flat[pair].T, color="gray", zorder=1)
-        ax.scatter(*flat.T, s=300 * RADII[types] ** 2, c=types, cmap="Set1", vmin=0, vmax=8, edgecolors="black", zorder=2)
+        ax.scatter(*flat.T, s=300 * RADII[types] ** 2, c=[COLOURS[i] for i in types], edgecolors="black", zorder=2)
         ax.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), frame_on=False, xticks=[], yticks=[])
     figure.savefig(args.out / "molecules.png", dpi=80)
 
