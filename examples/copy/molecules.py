@@ -38,10 +38,8 @@ def data(key):
     found = [g2[name] for name in g2.names if set(g2[name].numbers) <= set(NUMBERS.tolist()) and len(g2[name]) > 1]
     x = torch.zeros(len(found), *SHAPE)
     for row, atoms in zip(x, found, strict=True):
-        at, charges = torch.tensor(atoms.positions).float(), torch.tensor(atoms.numbers)
-        row[: len(atoms)] = DECODER.join(
-            positions=at - at.mean(0), types=torch.searchsorted(NUMBERS, charges), charges=charges
-        )
+        at, charges = (torch.tensor(part) for part in (atoms.positions - atoms.positions.mean(0), atoms.numbers))
+        row[: len(atoms)] = DECODER.join(positions=at, types=torch.searchsorted(NUMBERS, charges), charges=charges)
     order = random.permutation(key, len(x))
     return x[order[TEST:]], x[order[:TEST]]
 
