@@ -24,8 +24,7 @@ from purevdm import decoders, evaluation, networks, random, schedules, sizes, tr
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FEWEST, MOST, STD = 5, 40, 0.15
-SHAPE = (MOST, 2)
+FEWEST, MOST, STD, SHAPE = 5, 40, 0.15, (40, 2)
 ANGLES = torch.arange(8)[:, None] * 2 * math.pi / 24 + torch.arange(3) * 2 * math.pi / 3
 CORNERS = torch.stack([ANGLES.cos(), ANGLES.sin()], -1)  # (turns, corners, 2)
 
