@@ -135,7 +135,7 @@ def test_ancestral_steps_of_point_clouds(name):
 # Masks
 
 
-NETWORK = networks.transformer(16, 1, heads=2)
+NETWORK = networks.transformer(16, 1, heads=2, time_scale=1.0)  # smooth in gamma, so that integrators take few steps
 N = torch.tensor([3, 1, 4])
 
 
