@@ -10,7 +10,7 @@ from purevdm import _checks
 
 def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
     """Yields the batches x, (x,) or (x, cond) as pairs (x, cond)."""
-    yield from _parts(batches, 2, "a tensor x, (x,) or (x, cond)")  # type: ignore[misc]
+    yield from _parts(batches, 2, "a tensor x, (x,) or (x, cond), as files hold whole events,")  # type: ignore[misc]
 
 
 def triples(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any, Any]]:

@@ -140,7 +140,7 @@ def _block(
 
 def _modulation(params: Params, context: Tensor, parts: int) -> tuple[Tensor, ...]:
     """Computes the shifts, scales and gates that the context gives each element, (B, 1, width) each."""
-    return nn.dense(params["modulation"], context)[:, None].chunk(parts, -1)
+    return nn.dense(params["modulation"], context)[:, None].unflatten(-1, (parts, -1)).unbind(-2)
 
 
 def _normed(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -98,6 +98,16 @@ def test_it_compiles_and_its_sampler():
     close(sample(params, KEY, 4, steps=torch.tensor(3), mask=mask), model.sample(params, KEY, 4, steps=3, mask=mask), 1e-5)
 
 
+def test_one_graph_serves_every_batch():
+    network = networks.transformer(16, 1)
+    params = perturbed(network.init(KEY, (5, 2)), 1, 0.1)
+    compiled = torch.compile(lambda z, mask: network.apply(params, z, z[:, 0, 0], mask=mask), dynamic=True, backend="eager")
+    for n, stance in ((3, "default"), (7, "fail_on_recompile")):
+        z, mask = random.normal(random.key(n), (n, 5, 2)), sizes.mask(random.randint(random.key(1), (n,), 1, 6), (5, 2))
+        with torch.compiler.set_stance(stance):
+            close(compiled(z, mask), network.apply(params, z, z[:, 0, 0], mask=mask), 1e-5)
+
+
 def test_blocks_computed_again_give_the_same():
     one, other = (
         purevdm.vdm(make(remat=remat), schedules.learned_linear(-6.0, 4.0), (5, 2), decoder=decoders.gaussian())
