@@ -43,12 +43,12 @@ def test_log_prob_is_that_of_the_subspace_s_dimensions(probes):
     assert ((some.log_prob - want).abs() < 5 * some.error + 1e-3).all()
 
 
-def small(parts_of, columns):
+def small(parts_of, columns, gamma_0=-3.0):
     network = networks.egnn(16, 1, coordinates=1)
     decoder = decoders.product(**parts_of)
     subspace = parts.zero_centre(columns=1)
     model = purevdm.vdm(
-        network, schedules.fixed_linear(-3.0, 8.0), (2, columns), decoder=decoder, subspace=subspace, dtype=F64
+        network, schedules.fixed_linear(gamma_0, 8.0), (2, columns), decoder=decoder, subspace=subspace, dtype=F64
     )
     params = model.init(KEY)
     return model, params | {"network": _moved(params["network"], random.key(1))}
@@ -63,13 +63,14 @@ def test_the_density_on_a_subspace_integrates_to_one():
 
 
 def test_the_probability_of_mixed_data_adds_up_to_one():
-    """Over a position and the types of two points; weights are unbiased, so that their mean counts."""
-    model, params = small({"position": (decoders.gaussian(scale=1.5), 1), "type": decoders.one_hot(2)}, 2)
-    u = torch.linspace(-9.0, 9.0, 121, dtype=F64)
+    """Over a position and the types of two points; weights are unbiased, so that their mean counts. With much noise, as a
+    type says little of a latent, and with little of it few weights of a network without training would outweigh the rest."""
+    model, params = small({"position": (decoders.gaussian(scale=1.5), 1), "type": decoders.one_hot(2)}, 2, gamma_0=2.0)
+    u = torch.linspace(-30.0, 30.0, 31, dtype=F64)
     line = torch.stack([u, -u], 1) / math.sqrt(2.0)
     types = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     x = model.decoder.join(position=line.repeat(4, 1)[..., None], type=types.repeat_interleave(len(u), 0))
-    found = likelihood.log_prob(model, params, x, KEY, samples=48, probes="exact", integrator=ode.rk4(24))
+    found = likelihood.log_prob(model, params, x, KEY, samples=8, probes="exact", integrator=ode.rk4(6))
     cell = (u[1] - u[0]).item()
     total, error = found.log_prob.exp().sum() * cell, (found.log_prob.exp() * found.error).square().sum().sqrt() * cell
     assert abs(total - 1.0) < 5 * error + 1e-3
