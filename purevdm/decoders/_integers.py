@@ -22,7 +22,7 @@ LARGEST = 2**22
 _ROOT_HALF = math.sqrt(0.5)
 
 
-def _log_ndtr(x: Tensor) -> Tensor:
+def log_ndtr(x: Tensor) -> Tensor:
     """log Phi(x), without underflow. (``torch.special.log_ndtr`` has no rule for ``vmap``.)"""
     low, high = x.clamp(max=0.0), x.clamp(min=0.0)
     left = torch.log(0.5 * torch.special.erfcx(-fixed(_ROOT_HALF) * low)) - 0.5 * low.square()
@@ -32,7 +32,7 @@ def _log_ndtr(x: Tensor) -> Tensor:
 def _log_bin(distance: Tensor, std: Tensor, floor: float) -> Tensor:
     """The log mass of a normal within 1/2 of a number at this distance from its mean, computed in float64."""
     d, s = distance.double().abs(), std.double()  # by symmetry, and so never a difference of numbers close to 1
-    near, far = _log_ndtr((0.5 - d) / s), _log_ndtr((-0.5 - d) / s)
+    near, far = log_ndtr((0.5 - d) / s), log_ndtr((-0.5 - d) / s)
     mass = near + torch.log(-torch.expm1(far - near))
     mass = mass if floor == 0.0 else torch.logaddexp(mass, torch.full_like(mass, math.log(floor)))
     return mass.to(distance.dtype)
@@ -77,7 +77,7 @@ class Integers(Decoder):
         mass = _log_bin(distance, std, self.floor)
         for end, sign in ((self.least, -1.0), (self.most, 1.0)):
             if end is not None:
-                tail = _log_ndtr((0.5 - sign * distance.double()) / std.double()).to(mass.dtype)
+                tail = log_ndtr((0.5 - sign * distance.double()) / std.double()).to(mass.dtype)
                 mass = torch.where(x == end, tail, mass)
         return mass
 
