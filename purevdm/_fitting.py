@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from purevdm import _checks, _values, random, schedules
-from purevdm.decoders import Decoder, Gaussian, fits, reconstruction_bits
+from purevdm.decoders import Decoder, Gaussian, Product, fits, reconstruction_bits
 from purevdm.model import structure_of
 from purevdm.networks import Network
 from purevdm.schedules import Schedule
@@ -44,9 +44,11 @@ def structure(
         raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.vdm")
 
     if subspace.value is not None:
-        own = decoder.value
+        own, columns = decoder.value, getattr(subspace.value, "columns", None)
+        if isinstance(own, Product) and columns == own.parts[0].width:
+            own = own.parts[0].decoder
         if not isinstance(own, Gaussian) or isinstance(own.scale, tuple):
-            raise ValueError(f"subspace: expected a decoders.gaussian with one scale, got {own!r}")
+            raise ValueError(f"subspace: expected a decoders.gaussian with one scale for its columns, got {own!r}")
         if schedule.value.contextual is False and ends(schedule.value, dtype) is None:
             raise ValueError("schedule: expected one gamma for all dimensions of a subspace")
     parts = (network.value, schedule.value, decoder.value)

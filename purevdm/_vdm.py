@@ -196,11 +196,11 @@ class VDM(NamedTuple):
             return params
         noise = self._noise(key, batch.n, True)
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
-        f = self.decoder.encode(params.get("decoder", {}), batch.x, cond, self.dtype)
-        z_t = process.diffuse(f, process.align(gamma_t, f), noise.eps)
-        if self.subspace is not None or batch.there is not None:
-            z_t = denoiser.of_model(self, params, mask=batch.there).within(z_t)
-        return params | {"network": denoiser.update(self.network, params["network"], z_t, gamma_t, cond, noise.key)}
+        within = denoiser.of_model(self, params, mask=batch.there).within
+        f = within(self.decoder.encode(params.get("decoder", {}), batch.x, cond, self.dtype))
+        z_t = process.diffuse(f, process.align(gamma_t, f), within(noise.eps))
+        given = (z_t, gamma_t, cond, noise.key, batch.there)
+        return params | {"network": denoiser.update(self.network, params["network"], *given)}
 
     def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
         """The bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
@@ -435,7 +435,8 @@ def vdm(
 
     Data of varying size are padded, and their losses given a mask. Without it padded elements are data like the rest: they
     are noised, predicted and counted. The same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that
-    masked its attention. Masks go through the bound and samples; likelihoods by the flow, inversion and files take none.
+    masked its attention. Masks go through losses, bounds, samples, inversion and likelihoods; files hold whole events. A
+    network gets the mask if it says that it is ``masked``, as :func:`purevdm.networks.transformer` does.
 
     Args:
         network: predicts the noise, the data or v; see :mod:`purevdm.networks`.

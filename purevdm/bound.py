@@ -15,7 +15,7 @@ from purevdm._compile import exact
 from purevdm.denoiser import Denoiser, of_model
 from purevdm.model import Model, parse
 from purevdm.noise import Noise
-from purevdm.parts import Reverse
+from purevdm.parts import Reverse, Subspace
 from purevdm.schedules import Levels
 from purevdm.types import Params
 
@@ -108,8 +108,7 @@ def terms(
         f, eps_0, eps = (torch.where(there, part, 0.0) for part in (f, eps_0, eps))
     if subspace is not None:
         f, eps_0, eps = (subspace.project(part, there) for part in (f, eps_0, eps))
-        full = torch.ones_like(f, dtype=torch.bool) if there is None else there.expand_as(f)
-        share = process.align(subspace.rank(full) / full.reshape(f.shape[0], -1).sum(1).clamp(min=1), f).to(f.dtype)
+        share = _share(subspace, f, there).to(f.dtype)
     # (B,) or (B, *latent_shape) each, the ends without the leading axis where no context tells examples apart
     gamma_0, gamma_1, gamma_t, weight = (process.align(level.expand_as(levels.gamma_t), f) for level in levels)
     z_t = process.diffuse(f, gamma_t, eps)
@@ -119,10 +118,7 @@ def terms(
         at_0 = levels.gamma_0.expand_as(levels.gamma_t)
         estimate = denoise(process.diffuse(f, gamma_0, eps_0), at_0).x
     with exact(z_t.device):
-        recon = decoder.reconstruction(params, x, eps_0, gamma_0, cond, estimate)
-        if subspace is not None:  # what does not depend on the noise, by the subspace's share
-            still = decoder.reconstruction(params, x, torch.zeros_like(eps_0), gamma_0, cond, estimate)
-            recon = recon + (share - 1.0) * still
+        recon = reconstruction(model, params, x, f, eps_0, gamma_0, cond, estimate, mask)
         prior = prior_loss(f, gamma_1, share)
         diffusion = diffusion_loss(eps, eps_hat, weight)
         log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps)
@@ -135,6 +131,40 @@ def terms(
             torch.where(there, diffusion, 0.0),
         )
     return NLLBound(recon, prior, diffusion)
+
+
+def reconstruction(
+    model: Model,
+    params: Params,
+    x: Tensor,
+    f: Tensor,
+    eps_0: Tensor,
+    gamma_0: Tensor,
+    cond: Any = None,
+    estimate: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x given z_0) of each element of x, nats, in the model's subspace; arguments as the decoder takes them.
+
+    Args:
+        model: the model.
+        params: the decoder's parameters.
+        f: the encoded data.
+        eps_0: noise within the subspace.
+        mask: bool, which broadcasts to x.
+    """
+    recon = model.decoder.reconstruction(params, x, eps_0, gamma_0, cond, estimate)
+    if model.subspace is None:
+        return recon
+    # What does not depend on the noise counts by the subspace's share.
+    exactly = None if estimate is None else f
+    still = model.decoder.reconstruction(params, x, torch.zeros_like(eps_0), gamma_0, cond, exactly)
+    return recon + (_share(model.subspace, x, mask).to(recon.dtype) - 1.0) * still
+
+
+def _share(subspace: Subspace, like: Tensor, mask: Tensor | None) -> Tensor:
+    """Each element's share of a subspace's rank."""
+    return subspace.share(torch.ones_like(like, dtype=torch.bool) if mask is None else mask.expand_as(like))
 
 
 def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int) -> Tensor | None:

@@ -53,7 +53,7 @@ def output(
     params = optree.tree_map(lambda leaf: laid_out(leaf, network.dtype), params)  # type: ignore[arg-type, assignment]
     by_regions = _apply.for_batch(network, params, z, gamma, cond, x_hat)
     apply = by_regions or network.apply
-    mask = mask if network.masked else None
+    mask = mask.expand(len(z), *mask.shape[1:]) if network.masked and mask is not None else None
 
     def one(z: Tensor, gamma: Tensor, cond: Any, *optional: Tensor | None) -> Tensor:
         key, *others = optional
@@ -195,12 +195,18 @@ def of_model(
 
 @torch.no_grad()
 def update(
-    network: Network, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Tensor | None = None
+    network: Network,
+    params: Params,
+    z: Tensor,
+    gamma: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Params:
     """The parameters with the statistics (a batch norm's) that one training pass over the latents leaves, without gradients;
     a network without any gives them as they are. A self-conditioned one sees no estimate."""
     if network.update is None:
         return params
     batch_axes(cond, z.shape[0])
-    run = network.update
-    return _or_explained(network, lambda: run(params, z, gamma, cond=cond, key=key))
+    run, options = network.update, {"mask": mask} if network.masked else {}
+    return _or_explained(network, lambda: run(params, z, gamma, cond=cond, key=key, **options))

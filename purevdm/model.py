@@ -114,7 +114,7 @@ def parse(
         given["mask"] = mask
     elif mask is not None:
         given["mask"] = there = mask_of(mask, (n, *latent_shape(model)))
-        batch = batch._replace(there=there)
+        batch, facts = batch._replace(there=there), something(there)
     if batch.n:
         batch_axes(cond, batch.n)
     explicit = isinstance(key, tuple) and hasattr(key, "t")  # seeds or noise
@@ -156,20 +156,20 @@ def _data(model: Any, x: Any, mask: Any) -> tuple[Batch, list[_checks.Fact]]:
         mask = _checks.together("mask", mask_of(mask, tuple(x.shape)), x.device).expand_as(x)
         x, there = zeroed(x, mask), decoder.latent_mask(mask)
         holds = holds | ~mask
-        nothing = "mask: expected something in every example, got none"
-        facts = [_checks.Fact(mask.reshape(n, -1).any(1), lambda: ValueError(nothing))]
+        facts = something(mask)
     batch = Batch(n, x.device, x, mask, there, dims(model, n, mask, x.device))
     if not _checks.readable(x):
         return batch, []
     facts.insert(0, _checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", original)))
     subspace = getattr(model, "subspace", None)
-    if plain(decoder, shape) and (decoder.vocab_size is None or subspace is not None):
+    if subspace is not None or (plain(decoder, shape) and decoder.vocab_size is None):
         f = decoder.encode({}, x, dtype=model.dtype)
         wanted = f"numbers whose latents {model.dtype} holds"
         squares = f.square().sum(tuple(range(1, x.ndim)))
         facts.append(_checks.Fact(squares.isfinite(), lambda: _checks.outside(wanted, "x", original)))
         if subspace is not None:
-            facts.append(_near("x", f, subspace.project(f, mask), f"data in the model's subspace, {subspace!r}", mask))
+            text = f"data in the model's subspace, {subspace!r} (model.subspace.project(x, mask) puts them there)"
+            facts.append(_near("x", f, subspace.project(f, there), text, there))
     return batch, facts
 
 
@@ -194,6 +194,21 @@ def mask_of(mask: Any, shape: tuple[int, ...]) -> Tensor:
         wanted = f"a bool tensor that broadcasts to {shape}, with as many axes"
         raise TypeError(f"mask: expected {wanted}, got {_checks.describe(mask)}")
     return mask  # type: ignore[no-any-return]
+
+
+def something(mask: Tensor) -> list[_checks.Fact]:
+    """That something exists in every example, as a fact."""
+    nothing = "mask: expected something in every example, got none"
+    some = mask.reshape(mask.shape[0], -1).any(1)
+    return [_checks.Fact(some, lambda: ValueError(nothing))] if _checks.readable(mask) else []
+
+
+def of_events(model: Any, mask: Any, n: int, device: torch.device) -> Tensor | None:
+    """Checks a mask of n events, and gives that of their latents."""
+    if mask is None:
+        return None
+    _checks.verify(something(_checks.together("mask", mask_of(mask, (n, *model.event_shape)), device)))
+    return model.decoder.latent_mask(mask)  # type: ignore[no-any-return]
 
 
 def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -223,19 +238,23 @@ def latent_shape(model: Any) -> tuple[int, ...]:
     return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type: ignore[no-any-return]
 
 
-def direct(model: Any, use: str, *, chain: bool = False) -> None:
+def direct(model: Any, use: str, *, chain: bool = False, flow: bool = False) -> None:
     """Refuses a model whose latents are not its data encoded by a fixed map, for what has no formula for others.
 
     Args:
         model: a VDM.
         use: for what, as messages say it.
         chain: whether the variances of the reverse process count, too.
+        flow: whether latents may lie in a subspace, and have another shape than the data.
     """
     decoder = _checks.instance("decoder", model.decoder, Decoder, "a purevdm Decoder")
-    if model.subspace is not None:
+    if flow and not decoder.takes_estimate and not decoder.learned:
+        return
+    if model.subspace is not None and not flow:
         raise ValueError(f"model: expected one without a subspace for {use}, got {model.subspace!r}")
     if decoder.takes_estimate or not plain(decoder, model.event_shape):
-        wanted = "a decoder without parameters or estimate, whose latents have the data's shape,"
+        shaped = "" if flow else ", whose latents have the data's shape,"
+        wanted = f"a decoder without parameters or estimate{shaped}"
         raise ValueError(f"model: expected {wanted} for {use}, got {decoder!r}")
     if chain and not isinstance(model.reverse, Posterior):
         raise ValueError(

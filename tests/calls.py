@@ -22,9 +22,11 @@ from purevdm import (
     likelihood,
     networks,
     ode,
+    parts,
     random,
     sampling,
     schedules,
+    sizes,
     solvers,
     training,
 )
@@ -51,6 +53,7 @@ X = random.randint(random.key(1), (3, 2), 0, 8)
 COND = torch.ones(3, 1)
 Z = random.normal(random.key(2), (3, 2))
 GAMMA = torch.zeros(3)
+N, MASK = torch.tensor([1, 3, 2]), torch.ones(3, 2, dtype=torch.bool)
 MODULE = networks.from_module(Net)
 STATE = training.init(MODEL, KEY)
 GRADIENTS = training.gradients(MODEL)
@@ -135,6 +138,37 @@ def doors(folder: Path) -> dict[str, Door]:
             gamma_max=5.0,
         ),
         "networks.vdm_unet": _of(networks.vdm_unet, embed=8, layers=1, attention=False, fourier=(), dropout=0.0, groups=4),
+        "networks.transformer": _of(
+            networks.transformer,
+            width=16,
+            layers=1,
+            heads=1,
+            positions=False,
+            fourier=(),
+            dropout=0.0,
+            cond_dim=0,
+            classes=0,
+            cond_drop=0.0,
+            self_condition=False,
+            remat=False,
+            predicts="eps",
+            outputs=None,
+        ),
+        "networks.egnn": _of(
+            networks.egnn,
+            hidden=16,
+            layers=1,
+            coordinates=2,
+            cond_dim=0,
+            classes=0,
+            cond_drop=0.0,
+            time_scale=100.0,
+            predicts="v",
+        ),
+        "sizes.counts": _of(sizes.counts, n=N, most=3, smoothing=1.0),
+        "sizes.log_prob": _of(sizes.counts(N, 3).log_prob, n=N),
+        "sizes.sample": _of(sizes.counts(N, 3).sample, key=KEY, n=3),
+        "sizes.mask": _of(sizes.mask, n=N, event_shape=(3, 2)),
         "networks.mixed": _of(networks.mixed, network=NETWORK, dtype=torch.bfloat16),
         "networks.from_module": _of(
             networks.from_module, module=Net, call=None, time=None, predicts="eps", pretrained=False
@@ -145,6 +179,11 @@ def doors(folder: Path) -> dict[str, Door]:
         "decoders.reconstruction_bits": _of(decoders.reconstruction_bits, vocab_size=8, gamma_0=-5.0, scale=1.0),
         "schedules.gamma_min_for": _of(schedules.gamma_min_for, spacing=0.1),
         "decoders.gaussian": _of(decoders.gaussian, loc=0.0, scale=1.0),
+        "decoders.denoised": _of(decoders.denoised, loc=0.0, scale=1.0),
+        "decoders.integers": _of(decoders.integers, least=0, most=8, loc=0.0, scale=1.0, floor=0.0),
+        "decoders.one_hot": _of(decoders.one_hot, classes=3, form="bins", loc=0.0, scale=1.0, floor=0.0),
+        "decoders.product": _of(decoders.product, part=GAUSSIAN),
+        "zero_centre": _of(parts.zero_centre, axis=0, columns=3),
         "vdm": _of(
             purevdm.vdm,
             network=NETWORK,
@@ -157,7 +196,7 @@ def doors(folder: Path) -> dict[str, Door]:
         ),
         "init": _of(MODEL.init, key=KEY),
         "seeds": _of(MODEL.seeds, key=KEY, n=3),
-        "loss_fn": _of(MODEL.loss_fn, params=PARAMS, x=X, key=KEY, cond=COND, train=True),
+        "loss_fn": _of(MODEL.loss_fn, params=PARAMS, x=X, key=KEY, cond=COND, mask=MASK, train=True),
         "loss_and_stats": _of(MODEL.loss_and_stats, params=PARAMS, x=X, key=KEY, cond=COND, train=True),
         "elbo": _of(MODEL.nll_bound, params=PARAMS, x=X, key=KEY, cond=COND),
         "vlb_and_variance_grads": _of(MODEL.vlb_and_variance_grads, params=PARAMS, x=X, key=KEY, cond=COND),
@@ -179,10 +218,13 @@ def doors(folder: Path) -> dict[str, Door]:
             until=0.5,
             project=None,
             differentiable=False,
+            mask=None,
         ),
         "sampling.inpaint": _of(sampling.inpaint, x=Z, known=Z > 0),
         "sampling.repaint": _of(sampling.repaint, x=Z, known=Z > 0, repeats=2, solver=None),
-        "sampling.invert": _of(sampling.invert, model=MODEL, params=PARAMS, x=X, cond=COND, start=0.0, until=1.0, steps=2),
+        "sampling.invert": _of(
+            sampling.invert, model=MODEL, params=PARAMS, x=X, cond=COND, start=0.0, until=1.0, steps=2, mask=MASK
+        ),
         "sampling.interpolate": _of(sampling.interpolate, z_a=Z[0], z_b=Z[1], weights=torch.linspace(0, 1, 3)),
         "ode.heun": _of(ode.heun, steps=2),
         "ode.rk4": _of(ode.rk4, steps=2),
@@ -205,7 +247,7 @@ def doors(folder: Path) -> dict[str, Door]:
         ),
         "bfn.discrete": _of(bfn.discrete, network=NETWORK, event_shape=(2,), classes=3, beta_1=1.0, classes_last=False),
         "bfn.init": _of(FLOW.init, key=KEY),
-        "bfn.loss_fn": _of(FLOW.loss_fn, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "bfn.loss_fn": _of(FLOW.loss_fn, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND, mask=MASK),
         "bfn.nll_bound": _of(FLOW.nll_bound, params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND),
         "bfn.sample": _of(
             FLOW.sample,
@@ -248,8 +290,8 @@ def doors(folder: Path) -> dict[str, Door]:
         ),
         "codec.info": _of(codec.info, file=codec.encode(MODEL, PARAMS, X, COND, timesteps=2)),
         "ode.dopri5": _of(ode.dopri5, rtol=1e-3, atol=1e-3, limit=100),
-        "likelihood.log_prob": _of(likelihood.log_prob, **bound, **flow),
-        "likelihood.importance_bound": _of(likelihood.importance_bound, **bound, timesteps=2, samples=2),
+        "likelihood.log_prob": _of(likelihood.log_prob, **bound, **flow, mask=MASK),
+        "likelihood.importance_bound": _of(likelihood.importance_bound, **bound, timesteps=2, samples=2, mask=MASK),
         "likelihood.to_noise": _of(likelihood.to_noise, model=MODEL, params=PARAMS, z_0=Z, cond=COND, integrator=EULER),
         "likelihood.to_data": _of(likelihood.to_data, model=MODEL, params=PARAMS, z_1=Z, cond=COND, integrator=EULER),
         "likelihood.log_prob_latent": _of(

@@ -123,8 +123,17 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("metric", ("nan", "-inf")),  # written as null
     ("lower", ("-inf",)),
     ("upper", ("a key",)),  # one bound a number
+    ("mask", ("None",)),
+    ("sizes.counts.smoothing", (*REALS, *LARGE)),
+    ("most", INTEGERS),
+    ("width", ("2**40",)),
+    ("columns coordinates zero_centre.axis", (*INTEGERS, "2**40")),
+    ("columns decoders.integers.least decoders.integers.most", ("None",)),
+    ("least", (*INTEGERS, "0", "-1")),
+    ("floor", ("0",)),
+    ("time_scale", ("3", "1.5", "a NumPy float", *LARGE)),
     ("antithetic classes_last clip compile differentiable ema attention pin_endpoints portable pretrained remat", ("True",)),
-    ("self_condition train trajectory variance independent extra", ("True",)),
+    ("positions self_condition train trajectory variance independent extra", ("True",)),
     ("bfn.continuous.clip", ("(1, 2)", "(-1, 2.5)")),
     ("callback chunk codec.decode.lanes codec.read.lanes blocks decoder dequantisation device method bound call", ("None",)),
     ("gamma_min group integrator like metric outputs probes project shape skip solver std_bounds time timesteps", ("None",)),

@@ -16,7 +16,7 @@ from purevdm import noise as noises
 from purevdm._compile import fixed
 from purevdm.bfn.flows import latent
 from purevdm.bfn.outputs import Out, Point, squared_loss
-from purevdm.bound import NLLBound
+from purevdm.bound import NLLBound, summed
 from purevdm.model import parse
 from purevdm.noise import Seeds
 from purevdm.process import align
@@ -89,36 +89,47 @@ def outputs(
     key: Tensor | None = None,
     x_hat: Tensor | None = None,
     guidance: float | Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Out:
     """Gives the output distributions for latents w, (B, *latent_shape), at times t, (B,).
 
     ``x_hat`` is an earlier estimate, for a self-conditioned network. ``guidance`` weighs the network's output (logits, or
-    the predicted noise) under the condition against that without: a number or (B,), see :func:`purevdm.denoiser.guide`.
+    the predicted noise) under the condition against that without: a number or (B,), see :func:`purevdm.denoiser.guide`. A
+    masked network is given the events' ``mask`` as it broadcasts to what it takes.
     """
-    shown = seen(model, w, t)
-    raw = denoiser.output(model.network, net_params, shown, t, cond, key, x_hat)
+    shown, there = seen(model, w, t), None if mask is None else model.flow.shown_mask(mask)
+    raw = denoiser.output(model.network, net_params, shown, t, cond, key, x_hat, there)
     if guidance is not None:
-        raw = denoiser.guide(raw, denoiser.output(model.network, net_params, shown, t, None, key, x_hat), guidance)
+        free = denoiser.output(model.network, net_params, shown, t, None, key, x_hat, there)
+        raw = denoiser.guide(raw, free, guidance)
     return read(model, raw, w, t)
 
 
-def in_bound(model: "BFN", net_params: Params, w: Tensor, t: Tensor, cond: Any = None, key: Tensor | None = None) -> Out:
+def in_bound(
+    model: "BFN",
+    net_params: Params,
+    w: Tensor,
+    t: Tensor,
+    cond: Any = None,
+    key: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Out:
     """Gives the output distributions as a function of the latents only, which the bound asks for. A self-conditioned network
-    is applied twice, as :func:`purevdm.denoiser.in_bound` does."""
+    is applied twice, as :meth:`purevdm.denoiser.Denoiser.eps` does."""
     if not model.network.self_condition:
-        return outputs(model, net_params, w, t, cond, key)
+        return outputs(model, net_params, w, t, cond, key, mask=mask)
     k_first = k_second = k_coin = None
     if key is not None:
         k_first, k_second, k_coin = vmap(lambda k: random.split(k, 3))(key).unbind(1)
-    first = outputs(model, net_params, w, t, cond, k_first)
+    first = outputs(model, net_params, w, t, cond, k_first, mask=mask)
     x_hat = vmap(model.flow.estimate)(model.output.mean(first)).detach()
     if k_coin is not None:
         coin = vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
         x_hat = torch.where(align(coin, x_hat), x_hat, 0.0)
-    return outputs(model, net_params, w, t, cond, k_second, x_hat)
+    return outputs(model, net_params, w, t, cond, k_second, x_hat, mask=mask)
 
 
-def bound(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
+def bound(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = None, mask: Tensor | None = None) -> NLLBound:
     """Computes the bound's terms for a batch, given its noise: ``diffusion`` holds L(x), ``prior`` is 0.
 
     Args:
@@ -127,6 +138,7 @@ def bound(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = Non
         x: data, (B, *event_shape).
         noise: the batch's noise.
         cond: the batch's condition.
+        mask: bool, which broadcasts to x: what exists.
 
     Returns:
         Each term (B,), nats.
@@ -134,29 +146,37 @@ def bound(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = Non
     Raises:
         TypeError, ValueError: bad arguments, as for :func:`purevdm.bound.bound`.
     """
-    parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise"), cond)
+    batch = parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise"), cond, mask=mask)
     if noise.sender is None and model.timesteps and not isinstance(model.output, Point):
         raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
-    return at(model, params, x, noise, cond)
+    return summed(terms(model, params["network"], batch.x, noise, cond, batch.mask))
 
 
-def at(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = None, reconstruction: bool = True) -> NLLBound:
-    """Computes :func:`bound`, behind the door. Without the reconstruction, which applies the network to a second batch of
-    latents, at t = 1, ``recon`` is 0."""
+def terms(
+    model: "BFN",
+    net_params: Params,
+    x: Tensor,
+    noise: Noise,
+    cond: Any = None,
+    mask: Tensor | None = None,
+    reconstruction: bool = True,
+) -> NLLBound:
+    """Computes the bound's terms of each dimension, (B, *event_shape), behind the door. Without the reconstruction, which
+    applies the network to a second batch of latents, at t = 1, ``recon`` is 0."""
     flow, output, n = model.flow, model.output, fixed(model.timesteps)
     t, end = step_of(noise.t, n)
     h = output.encode(x, noise.eps.dtype)
-    w, times, key = latent(h, align(flow.snr(t), h), noise.eps), t, noise.key
+    w, times, key, there = within(latent(h, align(flow.snr(t), h), noise.eps), mask), t, noise.key, mask
     if reconstruction:  # one batch of both latents
         last = torch.ones_like(t)
-        w_1 = latent(h, align(flow.snr(last), h), noise.eps_1)
+        w_1 = within(latent(h, align(flow.snr(last), h), noise.eps_1), mask)
         w, times = torch.cat([w, w_1]), torch.cat([t, last])
-        cond, key = (_doubled(part) for part in (cond, key))
-    out = in_bound(model, params["network"], w, times, cond, key)
+        cond, key, there = (_doubled(part) for part in (cond, key, mask))
+    out = in_bound(model, net_params, w, times, cond, key, there)
 
     def loss(out: Out, x: Tensor, h: Tensor, t: Tensor, end: Tensor, sender: Tensor | None) -> Tensor:
         if n == 0:
-            return squared_loss(h, output.mean(out), flow.slope(t))
+            return squared_loss(h, output.mean(out), flow.slope(t)).reshape(*x.shape, -1).sum(-1)
         return n * output.step_loss(out, x, h, flow.gain(t, end), sender)
 
     in_dims = (0, 0, 0, 0, 0, None if noise.sender is None else 0)
@@ -164,7 +184,14 @@ def at(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = None, 
     recon = torch.zeros_like(diffusion)
     if reconstruction:
         recon = vmap(output.reconstruction)(tuple(part[len(x) :] for part in out), x)
-    return NLLBound(recon, torch.zeros_like(diffusion), diffusion)
+    return NLLBound(within(recon, mask), torch.zeros_like(diffusion), within(diffusion, mask))
+
+
+def within(v: Tensor, mask: Tensor | None) -> Tensor:
+    """Gives numbers of each dimension of a batch of events, one or several, where they exist; elsewhere 0."""
+    if mask is None:
+        return v
+    return torch.where(mask[..., None] if v.ndim > mask.ndim else mask, v, 0.0)
 
 
 def _doubled(tree: Any) -> Any:

@@ -75,6 +75,10 @@ class Normal(NamedTuple):
         """Gives the parameters as a network takes them."""
         return parameters
 
+    def shown_mask(self, mask: Tensor) -> Tensor:
+        """Gives a mask of events, (B, *event_shape), as it broadcasts to what a network takes of them."""
+        return mask
+
     def estimate(self, h_hat: Tensor) -> Tensor:
         """Gives an estimate of the data as a self-conditioned network takes it, in the shape of its input."""
         return h_hat
@@ -149,6 +153,11 @@ class Categorical(NamedTuple):
         if self._k == 2:
             return seen[..., 0]
         return seen if self.classes_last else seen.movedim(-1, 1).flatten(0, 1)
+
+    def shown_mask(self, mask: Tensor) -> Tensor:
+        if self._k == 2:
+            return mask
+        return mask[..., None] if self.classes_last else mask.repeat_interleave(self._k, 1)
 
     def estimate(self, h_hat: Tensor) -> Tensor:
         return self.shown(h_hat + 1.0 / self._k)

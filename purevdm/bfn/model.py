@@ -18,7 +18,7 @@ from purevdm.bfn.distributions import binned
 from purevdm.bfn.flows import Categorical, Flow, Normal, latent
 from purevdm.bfn.outputs import Classes, Normals, Output, Point
 from purevdm.bfn.solvers import Solver, bayesian
-from purevdm.bound import NLLBound
+from purevdm.bound import NLLBound, summed
 from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
 from purevdm.model import parse, seeds_of, structure_of
@@ -41,7 +41,8 @@ class BFN(NamedTuple):
     In the methods, B is the batch size. ``params`` are nested dicts of tensors, ``{"network": ...}``, of the structure,
     shapes and dtypes that ``init`` gives. x holds data, (B, *event_shape), which the decoder checks. ``cond`` is a condition
     for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of these examples where they
-    are rows of a larger batch. ``train`` switches the network's dropout on. :mod:`purevdm.training` and
+    are rows of a larger batch. ``mask`` says what exists, as a VDM takes it. ``train`` switches the network's dropout on.
+    :mod:`purevdm.training` and
     :func:`purevdm.evaluation.evaluate` take a BFN as they take a VDM. The losses, ``nll_bound`` and ``sample`` compile with
     ``fullgraph=True``.
 
@@ -94,36 +95,60 @@ class BFN(NamedTuple):
 
     # The bound
 
-    def loss_fn(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True) -> Tensor:
-        """Estimates the bound by Monte Carlo, the mean over the batch: bits per dimension, shape ()."""
-        return self.loss_and_stats(params, x, key, cond, train=train)[0]
+    def loss_fn(
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = True,
+    ) -> Tensor:
+        """Estimates the bound by Monte Carlo, the mean over the batch: bits per dimension that exists, shape ()."""
+        return self.loss_and_stats(params, x, key, cond, mask=mask, train=train)[0]
 
     def loss_and_stats(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, train: bool = True
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Gives :meth:`loss_fn` and its parts, for ``has_aux=True``: a dict of ``recon`` (0 where the model leaves it out),
         ``prior``, which is 0, and ``diffusion``, the loss of the steps, bits/dim."""
-        terms = self._bound(params, x, key, cond, train, self.reconstruction)
-        scale = 1.0 / (math.prod(self.event_shape) * math.log(2.0))
-        stats = {name: term.mean() * scale for name, term in terms._asdict().items()}
+        terms, dims = self._terms(params, x, key, cond, mask, train, self.reconstruction)
+        stats = {name: (term / dims).mean() / math.log(2.0) for name, term in summed(terms)._asdict().items()}
         return stats["recon"] + stats["diffusion"], stats
 
-    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> NLLBound:
+    def nll_bound(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> NLLBound:
         """Estimates an upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data
         are real). ``diffusion`` is the loss of the steps, L_n(x) or L_infinity(x); ``prior`` is 0, as a flow starts from the
         prior itself."""
-        return self._bound(params, x, key, cond, False, True)
+        return summed(self.terms(params, x, key, cond, mask=mask))
 
-    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None) -> Params:
+    def terms(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> NLLBound:
+        """Gives the terms of :meth:`nll_bound`, unsummed: of each dimension, (B, *event_shape), nats."""
+        return self._terms(params, x, key, cond, mask, False, True)[0]
+
+    def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
         """Moves what a network keeps of the batches that it saw in training by this one; see :meth:`purevdm.VDM.update`."""
-        noise = self._noise(params, x, key, cond, True)
+        batch = parse(self, params, x, key, cond, mask=mask)
         if self.network.update is None:
             return params
+        noise = self._noise(key, batch.n, True)
         t, _ = bound.step_of(noise.t, self.timesteps)
-        h = self.output.encode(x, self.dtype)
-        w = latent(h, align(self.flow.snr(t), h), noise.eps)
-        seen = bound.seen(self, w, t)
-        return params | {"network": denoiser.update(self.network, params["network"], seen, t, cond, noise.key)}
+        h = self.output.encode(batch.x, self.dtype)
+        seen = bound.seen(self, bound.within(latent(h, align(self.flow.snr(t), h), noise.eps), batch.mask), t)
+        there = None if batch.mask is None else self.flow.shown_mask(batch.mask)
+        return params | {"network": denoiser.update(self.network, params["network"], seen, t, cond, noise.key, there)}
 
     # Samples
 
@@ -145,6 +170,7 @@ class BFN(NamedTuple):
         trajectory: bool = False,
         callback: Callable[[int, Tensor], None] | None = None,
         differentiable: bool = False,
+        mask: Tensor | None = None,
     ) -> Any:
         """Draws n samples, (n, *event_shape), by steps from t = 0 to t = 1.
 
@@ -164,6 +190,7 @@ class BFN(NamedTuple):
             trajectory: whether to return a :class:`~purevdm.bfn.Sample`, with the input distributions at each step (and,
                 with ``until``, no data).
             differentiable: as there; derivatives pass to data that are real numbers, to latents and to ``theta``.
+            mask: what exists of each sample, bool, which broadcasts to (n, *event_shape); elsewhere samples are 0.
         """
         parse(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
@@ -171,7 +198,7 @@ class BFN(NamedTuple):
             raise ValueError(
                 "differentiable: data that are integers have no gradient; ask for latents, by until or trajectory"
             )
-        options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable)
+        options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable, mask=mask)
         how = Options(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
         return sampling.sample(self, params["network"], key, n, how, z=z, start=start, until=until, decode=decode)
 
@@ -188,14 +215,24 @@ class BFN(NamedTuple):
             _checks.boolean(name, getattr(self, name))
         return _structure(*map(_values.Same, (self.network, self.flow, self.output)), shape, self.dtype)
 
-    def _noise(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool) -> Noise:
-        """Draws the noise of a batch, behind the door."""
-        n = parse(self, params, x, key, cond).n
+    def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
+        """Draws the noise of a batch of n, behind the door."""
         return bound.draw_noise(self, key if isinstance(key, Seeds) else self.seeds(key, n), _checks.boolean("train", train))
 
-    def _bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, train: bool, reconstruction: bool) -> NLLBound:
-        noise = self._noise(params, x, key, cond, train)
-        return bound.at(self, params, x, noise, cond, reconstruction)
+    def _terms(
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any,
+        mask: Tensor | None,
+        train: bool,
+        reconstruction: bool,
+    ) -> tuple[NLLBound, Tensor | float]:
+        """Gives the bound's terms of each dimension, and how many each example has."""
+        batch = parse(self, params, x, key, cond, mask=mask)
+        noise = self._noise(key, batch.n, train)
+        return bound.terms(self, params["network"], batch.x, noise, cond, batch.mask, reconstruction), batch.dims
 
 
 @functools.lru_cache(maxsize=256)

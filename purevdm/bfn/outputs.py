@@ -24,18 +24,18 @@ Out: TypeAlias = tuple[Tensor, ...]
 
 
 def squared_loss(h: Tensor, h_hat: Tensor, weight: Tensor) -> Tensor:
-    """Computes weight |h - h_hat|**2 / 2, nats: shape ().
+    """Computes weight (h - h_hat)**2 / 2, nats: of each number, of h's shape.
 
     For h_hat the mean of the output distribution and the weight snr'(t), it is the integrand of the continuous-time loss:
     -log(sigma_1) sigma_1**(-2 t) |x - x_hat|**2 for real data (eq. 101), K beta_1 t |e_x - e_hat|**2 for classes (eq. 205).
     For a step's gain in snr it is KL(sender || receiver) of an output distribution that is a point.
     """
-    return 0.5 * (weight * (h - h_hat).square()).sum()
+    return 0.5 * (weight * (h - h_hat).square())
 
 
 def mixture_loss(log_p: Tensor, offsets: Tensor, sender: Tensor, gain: Tensor) -> Tensor:
     """Estimates KL(sender || receiver) of one step by draws of the sender's noise, the receiver being a mixture, nats:
-    shape ().
+    of each dimension, (*event_shape).
 
     Each dimension's receiver mixes the sender's normals of all values k with the weights p_k of the output distribution
     (eqs. 189 and 190 for classes). Their densities at the message, relative to the sender's, are
@@ -51,9 +51,9 @@ def mixture_loss(log_p: Tensor, offsets: Tensor, sender: Tensor, gain: Tensor) -
     def one(eps: Tensor) -> Tensor:
         along = (offsets * eps[..., None, :]).sum(-1)
         relative = -0.5 * gain * offsets.square().sum(-1) - torch.sqrt(gain) * along
-        return -torch.logsumexp(log_p + relative, -1).sum()
+        return -torch.logsumexp(log_p + relative, -1)
 
-    return torch.func.vmap(one)(sender).mean()
+    return torch.func.vmap(one)(sender).mean(0)
 
 
 class Point(NamedTuple):
@@ -90,9 +90,9 @@ class Point(NamedTuple):
         return squared_loss(h, out[0], gain)
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
-        """Computes -log p(x), nats: shape ()."""
+        """Computes -log p(x), nats: of each dimension, (*event_shape)."""
         eps = (out[0] - self.encode(x, out[0].dtype)) / fixed(self.recon_std)
-        return self.decoder.reconstruction({}, x, eps, self._log_variance(eps)).sum()
+        return self.decoder.reconstruction({}, x, eps, self._log_variance(eps))
 
     def draw(self, key: Key, out: Out) -> Tensor:
         """Draws h, for one example or a batch."""
@@ -145,7 +145,7 @@ class Normals(NamedTuple):
         return distributions.bin_log_probs(out[0], out[1], self._bins)
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
-        return -distributions.bin_log_prob(x, out[0], out[1], self._bins).sum()
+        return -distributions.bin_log_prob(x, out[0], out[1], self._bins)
 
     def draw(self, key: Key, out: Out) -> Tensor:
         return self.encode(self.decode(key, out), out[0].dtype)
@@ -186,7 +186,7 @@ class Classes(NamedTuple):
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
         # not by an index, which compilers of symbolic sizes fail on under vmap
-        return -torch.where(self._is(x), out[0], 0.0).sum()
+        return -torch.where(self._is(x), out[0], 0.0).sum(-1)
 
     def draw(self, key: Key, out: Out) -> Tensor:
         return self.encode(self.decode(key, out), out[0].dtype)

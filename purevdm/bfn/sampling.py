@@ -10,6 +10,7 @@ from torch.func import vmap
 from purevdm import _checks, random
 from purevdm.bfn import bound
 from purevdm.bfn.solvers import Path, Solver
+from purevdm.model import inside, of_events, zeroed
 from purevdm.sampling import trajectory
 from purevdm.sampling.trajectory import Options
 from purevdm.types import Key, Params
@@ -55,6 +56,10 @@ def sample(
     flow, output, solver, self_condition = model.flow, model.output, options.solver, model.network.self_condition
     shape = (_checks.integer("n", n, 1, 2**31 - 1), *flow.latent_shape(model.event_shape))
     w = trajectory.started(z, start, 0.0, shape, model.dtype, k_w)
+    there = of_events(model, options.mask, n, key.device)
+    if there is not None:
+        there = there.expand(n, *model.event_shape)
+        w = bound.within(w, there) if z is None else inside("z", w, bound.within(w, there))
     begin, end = trajectory.times("start", start, "until", 1.0 if until is None else until, w)
     roots, total = (begin.sqrt(), end.sqrt()), torch.as_tensor(options.steps, device=w.device)
 
@@ -67,7 +72,7 @@ def sample(
         weight = trajectory.guidance_weight(options, w)
 
         def outputs(w: Tensor, t: Tensor, x_hat: Tensor | None) -> tuple[Tensor, ...]:
-            return bound.outputs(model, net_params, w, t.expand(n), options.cond, None, x_hat, weight)
+            return bound.outputs(model, net_params, w, t.expand(n), options.cond, None, x_hat, weight, there)
 
         def step(i: Tensor, w: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             # A self-conditioned network takes the last step's estimate.
@@ -79,6 +84,7 @@ def sample(
 
             done = solver.step(Path(flow, predict), w, time(i), time(i + 1), random.fold_in(k_steps, i), carry)
             w, h_hat, carry = trajectory.stepped(done, w)
+            w = bound.within(w, there)
             # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.
             return (w, vmap(flow.estimate)(h_hat).clone(), *carry) if self_condition else (w, *carry)
 
@@ -92,7 +98,7 @@ def sample(
                 path[-1] if options.trajectory else path, torch.ones_like(end), rest[0] if self_condition else None
             )
             _checks.verify(_checks.finite("network's output", {(i,): part for i, part in enumerate(out)}))
-            x = output.decode(None if decode == "argmax" else k_decode, out)
+            x = zeroed(output.decode(None if decode == "argmax" else k_decode, out), there)
         if not options.trajectory:
             return path if x is None else x
         at = time(torch.arange(len(path), device=w.device))

@@ -40,6 +40,16 @@ class Decoder(Value):
     takes_estimate: bool = False
     log_probs: Callable[..., Tensor] | None = None
 
+    @property
+    def integral(self) -> bool:
+        """Whether data are of an integer dtype."""
+        return self.vocab_size is not None
+
+    @property
+    def learned(self) -> bool:
+        """Whether a decoder may have parameters."""
+        return type(self).init is not Decoder.init
+
     def init(self, key: Key) -> Params:
         """Makes fresh parameters: {}, for which a model has no branch, unless a decoder says otherwise."""
         return {}
@@ -172,6 +182,8 @@ def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
             got = "which these do not" if shape is None else f"which these turn into events {shape}"
             raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
         n = decoder.vocab_size
+        if n is None and decoder.integral:
+            return  # without ends, any latent is near one
         ends = (-1.0, 1.0, 7) if n is None else (0, n - 1, min(n, 2 + 10**6 // math.prod(event_shape)))
         wanted = torch.linspace(*ends, dtype=torch.float64, device="cpu").reshape(-1, *[1] * len(event_shape))
         wanted = wanted.expand(-1, *event_shape)
@@ -202,7 +214,7 @@ def spacing(decoder: Decoder, event_shape: Shape) -> float | None:
 
 def plain(decoder: Decoder, event_shape: Shape) -> bool:
     """Tells whether a decoder has nothing to learn, and latents of its data's shape."""
-    return type(decoder).init is Decoder.init and decoder.latent_shape(event_shape) == tuple(event_shape)
+    return not decoder.learned and decoder.latent_shape(event_shape) == tuple(event_shape)
 
 
 def _smallest(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> Shape:

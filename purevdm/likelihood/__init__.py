@@ -13,6 +13,9 @@ Data are not latents, so a distribution q(z_0 given x) stands between, with weig
 In the first, the model is that of the bound: a latent and the decoder. In the next two it is a latent rounded to the nearest
 value. E log w bounds log p(x) from below. The logarithm of the mean of K weights is a tighter bound, which rises with K and
 tends to log p(x) (Burda et al. 2016, arXiv 1509.00519).
+
+In a model's subspace, densities and the divergence are those within it. Data of several kinds side by side
+(:func:`purevdm.decoders.product`), and others whose latents have another shape, take "variational".
 """
 
 from purevdm.likelihood import flow

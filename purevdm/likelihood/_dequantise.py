@@ -8,8 +8,10 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._vdm import VDM
-from purevdm.decoders import Decoder
-from purevdm.likelihood._estimate import log_normal, summed
+from purevdm.bound import reconstruction
+from purevdm.decoders import Decoder, Product
+from purevdm.denoiser import Denoiser, of_model
+from purevdm.likelihood._estimate import log_normal, share, summed
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params
 
@@ -18,58 +20,83 @@ DISCRETE, REAL = ("variational", "truncated", "uniform"), ("none", "variational"
 
 def fitting(decoder: Decoder, kind: str | None) -> str:
     """Gives the kind, or the data's own where left out, and refuses one that does not fit the data."""
-    data, allowed = ("real-valued", REAL) if decoder.log_probs is None else ("discrete", DISCRETE)
+    integral = [part.decoder.integral for part in decoder.parts] if isinstance(decoder, Product) else [decoder.integral]
+    data, allowed = "real-valued", REAL  # type: tuple[str, tuple[str, ...]]
+    if any(integral):
+        data = "discrete" if all(integral) else "mixed"
+        elementwise = decoder.log_probs is not None and decoder.latent_shape((1,)) == (1,)
+        allowed = DISCRETE if elementwise else DISCRETE[:1]
     return allowed[0] if kind is None else _checks.choice(f"dequantisation of {data} data", kind, allowed)
 
 
 class Dequantisation(NamedTuple):
-    """A distribution of the latents of given data: the kind, and what it is made from."""
+    """A distribution of the latents of given data: the kind, and what it is made from. ``denoise`` holds the mask of the
+    latents and the subspace that they lie in."""
 
     kind: str
-    decoder: Decoder
+    model: VDM
+    denoise: Denoiser
     x: Tensor
     f: Tensor
     gamma_0: Tensor
+    mask: Tensor | None
 
     def draw(self, keys: Tensor) -> Tensor:
         """Draws the noise that latents are made of, of f's shape and dtype, from a key for each example, (B, 2)."""
         shape, dtype = self.f.shape[1:], self.f.dtype
         if self.kind == "uniform":
-            return torch.func.vmap(lambda k: random.uniform(k, shape, dtype, -1.0, 1.0))(keys)
-        if self.kind == "truncated":
+            eps = torch.func.vmap(lambda k: random.uniform(k, shape, dtype, -1.0, 1.0))(keys)
+        elif self.kind == "truncated":
             tau = self.reach().expand_as(self.f)
-            return torch.func.vmap(lambda k, tau: random.truncated_normal(k, -tau, tau, shape, dtype))(keys, tau)
-        return torch.func.vmap(lambda k: random.normal(k, shape, dtype))(keys)
+            eps = torch.func.vmap(lambda k, tau: random.truncated_normal(k, -tau, tau, shape, dtype))(keys, tau)
+        else:
+            eps = torch.func.vmap(lambda k: random.normal(k, shape, dtype))(keys)
+        return self.denoise.within(eps)
 
     def latents(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the latents that noise makes of the data, and log w - log p(z_0), (B,)."""
+        """Gives the latents that noise makes of the data, 0 where nothing exists, and log w - log p(z_0), (B,)."""
         f, gamma_0, alpha, sigma = self.f, self.gamma_0, process.alpha(self.gamma_0), process.sigma(self.gamma_0)
+        there = self.denoise.mask
+        part = share(self.model, f, there)
         if self.kind == "none":
             # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
-            peak = -self.decoder.reconstruction({}, self.x, torch.zeros_like(eps), gamma_0)
-            z_0, extra = alpha * f, torch.log(alpha) + peak + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
+            log_volume = torch.log(alpha) + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
+            of_data, of_latents = self._log_p(torch.zeros_like(eps)), -(log_volume * part).expand_as(f)
+            z_0, extra = alpha * f, _difference(of_data, of_latents, self.mask, there)
         elif self.kind == "uniform":
             half = 0.5 * self.spacing()
-            z_0, extra = alpha * (f + half * eps), torch.log(2.0 * half * alpha)
+            z_0, extra = alpha * (f + half * eps), summed(torch.log(2.0 * half * alpha).expand_as(f), there)
         else:
-            z_0, log_q = alpha * f + sigma * eps, log_normal(eps) - torch.log(sigma)
-            if self.kind == "truncated":
-                extra = torch.log(torch.erf(self.reach() / math.sqrt(2.0))) - log_q
-            else:
-                extra = -self.decoder.reconstruction({}, self.x, eps, gamma_0) - log_q
-        return z_0, summed(extra.expand_as(f))
+            z_0 = alpha * f + sigma * eps
+            log_q = (log_normal(eps, part) - torch.log(sigma) * part).expand_as(f)
+            of_bin = torch.log(torch.erf(self.reach() / math.sqrt(2.0))).expand_as(f) if self.kind == "truncated" else None
+            extra = _difference(self._log_p(eps) if of_bin is None else of_bin, log_q, self.mask, there)
+        return z_0 if there is None else torch.where(there, z_0, 0.0), extra
+
+    def _log_p(self, eps: Tensor) -> Tensor:
+        """Gives log p(x given z_0) of each element."""
+        return -reconstruction(self.model, {}, self.x, self.f, eps, self.gamma_0, mask=self.mask)
 
     def spacing(self) -> Tensor:
         """Gives the distance between neighbouring values, one for each dimension or for all."""
-        low, high = self.decoder.bounds(self.f[:1])  # type: ignore[misc]
-        return (high - low) / (self.decoder.vocab_size - 1)  # type: ignore[operator]
+        low, high = self.model.decoder.bounds(self.f[:1])  # type: ignore[misc]
+        return (high - low) / (self.model.decoder.vocab_size - 1)  # type: ignore[operator]
 
     def reach(self) -> Tensor:
         """Gives tau: half a bin of z_0 in units of its noise."""
         return 0.5 * self.spacing() * torch.exp(-0.5 * self.gamma_0)
 
 
-def dequantised(kind: str, model: VDM, params: Params, x: Tensor, cond: Any) -> Dequantisation:
-    """Makes the distribution for a model and its data."""
+def _difference(of_data: Tensor, of_latents: Tensor, mask: Tensor | None, there: Tensor | None) -> Tensor:
+    """Gives a sum over data minus a sum over latents, (B,), element by element where they can be paired."""
+    if of_data.shape == of_latents.shape:
+        return summed(of_data - of_latents, there)
+    return summed(of_data, mask) - summed(of_latents, there)
+
+
+def dequantised(kind: str, model: VDM, params: Params, x: Tensor, cond: Any, mask: Tensor | None = None) -> Dequantisation:
+    """Makes the distribution for a model and its data; ``mask`` is that of the data."""
+    there = None if mask is None else model.decoder.latent_mask(mask)
     f = model.decoder.encode({}, x, cond, model.dtype)
-    return Dequantisation(kind, model.decoder, x, f, level(model, params, f.new_zeros(()), len(f), cond))
+    gamma_0 = level(model, params, f.new_zeros(()), len(f), cond)
+    return Dequantisation(kind, model, of_model(model, params, cond, mask=there), x, f, gamma_0, mask)

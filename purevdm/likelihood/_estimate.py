@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm.model import Model
 from purevdm.types import Key
 
 
@@ -77,11 +78,19 @@ def repeated(tree: Any, samples: int) -> Any:
     return optree.tree_map(repeat, tree, none_is_leaf=True)
 
 
-def summed(x: Tensor) -> Tensor:
-    """Sums over an example's dimensions, (B,)."""
+def summed(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Sums over an example's dimensions, those that exist, (B,)."""
+    x = x if mask is None else torch.where(mask, x, 0.0)
     return x.reshape(x.shape[0], -1).sum(1)
 
 
-def log_normal(z: Tensor) -> Tensor:
-    """Gives the log-density of the standard normal, elementwise."""
-    return -0.5 * (z.square() + math.log(2.0 * math.pi))
+def log_normal(z: Tensor, share: float | Tensor = 1.0) -> Tensor:
+    """Gives the log-density of the standard normal, elementwise; in a subspace, with each element's :func:`share` of it."""
+    return -0.5 * (z.square() + math.log(2.0 * math.pi) * share)
+
+
+def share(model: Model, z: Tensor, mask: Tensor | None = None) -> float | Tensor:
+    """Gives each latent's share of a dimension: 1 without a subspace; ``mask`` is that of the latents."""
+    if model.subspace is None:
+        return 1.0
+    return model.subspace.share(torch.ones_like(z, dtype=torch.bool) if mask is None else mask.expand_as(z)).to(z.dtype)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._vdm import VDM
+from purevdm.denoiser import of_model
 from purevdm.likelihood import flow
 from purevdm.likelihood._dequantise import dequantised, fitting
-from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import direct, latents, parse
+from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, share, summed
+from purevdm.model import direct, inside, latent_shape, latents, parse
 from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 
@@ -24,6 +25,7 @@ def log_prob(
     key: Key,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     dequantisation: str | None = None,
     samples: int = 1,
     integrator: Integrator | None = None,
@@ -42,6 +44,8 @@ def log_prob(
         x: data, (B, *event_shape).
         key: a key.
         cond: a condition for each example, as the network takes it.
+        mask: bool, which broadcasts to x: what exists, of padded data. Nothing else has a density, nor a weight in the
+            integrator's tolerances.
         dequantisation: how data become latents, as the table in :mod:`purevdm.likelihood` says; where left out
             "variational" for discrete data and "none" for real-valued.
         samples: K, how many latents for each example. All K B are integrated at once.
@@ -58,20 +62,21 @@ def log_prob(
         TypeError, ValueError: bad input, as for ``model.nll_bound``; a dequantisation that does not fit the data; samples,
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
-    n = parse(model, params, x, _checks.key("key", key), cond).n
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
+    batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
+    n, x, mask = batch.n, batch.x, batch.mask
     samples = _checks.integer("samples", samples, 1)
     kind = fitting(model.decoder, dequantisation)
     if kind == "none" and samples != 1:
         raise ValueError(f"samples: expected 1 without dequantisation, as all would be the same, got {samples}")
     _refuse_recording(params, x, cond)
-    x, cond = repeated(x, samples), repeated(cond, samples)
+    x, cond, mask = (repeated(part, samples) for part in (x, cond, mask))
     k_noise, k_probe = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
-    q = dequantised(kind, model, params, x, cond)
+    q = dequantised(kind, model, params, x, cond, mask)
     z_0, extra = q.latents(q.draw(k_noise))
     exact = isinstance(probes, str) and probes == "exact"
-    probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, model.event_shape, model.dtype)  # type: ignore[arg-type]
-    how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
+    probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, latent_shape(model), model.dtype)  # type: ignore[arg-type]
+    how: Any = dict(mask=q.denoise.mask, integrator=integrator, probe_noise=probe_noise, chunk=chunk)
     log_p, evaluations = _log_p(model, params, z_0, cond, **how)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
 
@@ -82,6 +87,7 @@ def log_prob_latent(
     z_0: Tensor,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     probe_noise: Tensor | str,
     integrator: Integrator | None = None,
     chunk: int | None = None,
@@ -90,23 +96,25 @@ def log_prob_latent(
 
     Args:
         model, params, cond, integrator, chunk: as in :func:`log_prob`.
-        z_0: latents, (B, *event_shape), of the model's dtype.
-        probe_noise: the probes of the divergence, (n, B, *event_shape), of the model's dtype, of mean 0 and covariance the
+        z_0: latents, (B, *latent_shape), of the model's dtype, 0 where nothing exists.
+        mask: as there, of the latents.
+        probe_noise: the probes of the divergence, (n, B, *latent_shape), of the model's dtype, of mean 0 and covariance the
             identity (:func:`purevdm.likelihood.flow.draw_probes`); or "exact".
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
     n = len(latents("z_0", z_0, model))
-    parse(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
+    parse(model, params, cond=cond, n=n, mask=mask, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
+    z_0 = inside("z_0", z_0, of_model(model, params, mask=mask).within(z_0))
     _refuse_recording(params, z_0, cond)
-    how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
+    how: Any = dict(mask=mask, integrator=integrator, probe_noise=probe_noise, chunk=chunk)
     log_p, evaluations = _log_p(model, params, z_0, cond, **how)
     return combine(log_p[None], evaluations)
 
 
-def _log_p(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
+def _log_p(model: VDM, *given: Any, mask: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
     """Gives log p(z_0), (B,), and the number of evaluations, from what :func:`flow.integrate` takes."""
-    z_1, change, evaluations = flow.integrate(*given, **options)
-    return summed(log_normal(z_1)) + change, evaluations
+    z_1, change, evaluations = flow.integrate(model, *given, mask=mask, **options)
+    return summed(log_normal(z_1, share(model, z_1, mask)), mask) + change, evaluations
 
 
 def _refuse_recording(*trees: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from purevdm import _checks, ode, process, random, schedules
 from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
-from purevdm.model import Model, direct, latents, parse
+from purevdm.model import Model, direct, inside, latents, parse
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
@@ -22,7 +22,7 @@ from purevdm.types import Params, Shape
 __all__ = ["divergence", "draw_probes", "integrate", "velocity"]
 
 
-def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:
+def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, mask: Tensor | None = None) -> Tensor:
     """Gives dz / dgamma = sigma (eps_hat - sigma z) / 2, elementwise, of z's shape.
 
     In a model's subspace it is that of the projected latents, and its divergence is the subspace's.
@@ -31,10 +31,11 @@ def velocity(model: Model, params: Params, z: Tensor, gamma: Tensor, cond: Any =
         model, params, cond: the model, its parameters, the batch's condition.
         z: latents, (B, *event_shape).
         gamma: (B,) or (B, *event_shape).
+        mask: bool, which broadcasts to z: what exists. Elsewhere the velocity is 0.
     """
-    denoise = of_model(model, params, cond)
+    denoise = of_model(model, params, cond, mask=mask)
     z, sigma = denoise.within(z), process.sigma(process.align(gamma, z))
-    return 0.5 * sigma * (denoise.eps(z, gamma, detach=False) - sigma * z)
+    return denoise.within(0.5 * sigma * (denoise.eps(z, gamma, detach=False) - sigma * z))
 
 
 # The divergence
@@ -129,6 +130,7 @@ def integrate(
     z: Tensor,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     integrator: Integrator | None = None,
     backward: bool = False,
     probe_noise: Tensor | str | None = None,
@@ -137,7 +139,7 @@ def integrate(
     """Takes latents along the flow, from time 0 to time 1 or backward.
 
     Args:
-        model, params, z, cond: as for :func:`velocity`.
+        model, params, z, cond, mask: as for :func:`velocity`; z is 0 where nothing exists, and stays so.
         integrator: of :mod:`purevdm.ode`; ``ode.dopri5()`` where left out.
         backward: whether from time 1 to time 0.
         probe_noise, chunk: of :func:`divergence`; None for no divergence.
@@ -154,9 +156,9 @@ def integrate(
     def at(t: Tensor) -> Callable[[Tensor], Tensor]:
         """Gives the field at times t, as a function of the latents."""
         if univariate:
-            return lambda z: velocity(model, params, z, t, cond)
+            return lambda z: velocity(model, params, z, t, cond, mask)
         gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], t, cond)
-        return lambda z: slope * velocity(model, params, z, gamma, cond)
+        return lambda z: slope * velocity(model, params, z, gamma, cond, mask)
 
     def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (at(t)(state[0]),)
@@ -174,20 +176,37 @@ def integrate(
     return done.state[0], change, done.evaluations
 
 
-def to_noise(model: VDM, params: Params, z_0: Tensor, cond: Any = None, *, integrator: Integrator | None = None) -> Tensor:
-    """Takes latents z_0 along the flow to z_1: both (B, *event_shape), at least one. ``integrator`` as for
-    :func:`purevdm.likelihood.log_prob`."""
-    return _mapped("z_0", model, params, z_0, cond, integrator, backward=False)
+def to_noise(
+    model: VDM,
+    params: Params,
+    z_0: Tensor,
+    cond: Any = None,
+    *,
+    mask: Tensor | None = None,
+    integrator: Integrator | None = None,
+) -> Tensor:
+    """Takes latents z_0 along the flow to z_1: both (B, *latent_shape), at least one, and 0 where nothing exists. ``mask``
+    is that of the latents, ``integrator`` as for :func:`purevdm.likelihood.log_prob`."""
+    return _mapped("z_0", model, params, z_0, cond, mask, integrator, backward=False)
 
 
-def to_data(model: VDM, params: Params, z_1: Tensor, cond: Any = None, *, integrator: Integrator | None = None) -> Tensor:
+def to_data(
+    model: VDM,
+    params: Params,
+    z_1: Tensor,
+    cond: Any = None,
+    *,
+    mask: Tensor | None = None,
+    integrator: Integrator | None = None,
+) -> Tensor:
     """Takes latents z_1 along the flow back to z_0: the inverse of :func:`to_noise`."""
-    return _mapped("z_1", model, params, z_1, cond, integrator, backward=True)
+    return _mapped("z_1", model, params, z_1, cond, mask, integrator, backward=True)
 
 
 def _mapped(
-    name: str, model: VDM, params: Params, z: Tensor, cond: Any, integrator: Integrator | None, backward: bool
+    name: str, model: VDM, params: Params, z: Tensor, cond: Any, mask: Tensor | None, how: Integrator | None, backward: bool
 ) -> Tensor:
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow")
-    parse(model, params, cond=cond, n=len(latents(name, z, model)), **{name: z})
-    return integrate(model, params, z, cond, integrator=integrator, backward=backward)[0]
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow", flow=True)
+    parse(model, params, cond=cond, n=len(latents(name, z, model)), mask=mask, **{name: z})
+    z = inside(name, z, of_model(model, params, mask=mask).within(z))
+    return integrate(model, params, z, cond, mask=mask, integrator=how, backward=backward)[0]

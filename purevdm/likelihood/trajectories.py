@@ -24,6 +24,7 @@ def importance_bound(
     key: Key,
     cond: Any = None,
     *,
+    mask: Tensor | None = None,
     timesteps: int | Tensor | None = None,
     samples: int = 1,
 ) -> Estimate:
@@ -33,7 +34,7 @@ def importance_bound(
     al. 2016, arXiv 1509.00519, over the chain of all latents). Keys as in :func:`log_prob`.
 
     Args:
-        model, params, x, key, cond: as in :func:`log_prob`.
+        model, params, x, key, cond, mask: as in :func:`log_prob`.
         timesteps: T; the model's where left out. In an integer tensor of shape (), one compiled graph serves every number.
         samples: K. All K B trajectories run at once.
 
@@ -41,7 +42,7 @@ def importance_bound(
         TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories", chain=True)
-    n = parse(model, params, x, _checks.key("key", key), cond).n
+    batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
     if isinstance(timesteps, Tensor):
@@ -49,17 +50,17 @@ def importance_bound(
         _checks.within("timesteps", timesteps, 1, _checks.most_steps(model.dtype))
     elif _checks.timesteps(timesteps, model.dtype) == 0:
         raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
-    x, cond = repeated(x, samples), repeated(cond, samples)
+    n, x, cond, mask = batch.n, *(repeated(part, samples) for part in (batch.x, cond, batch.mask))
     k_start, k_steps = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
-    f = model.decoder.encode({}, x, cond, model.dtype)
+    denoise = of_model(model, params, cond, mask=mask)
+    f = denoise.within(model.decoder.encode({}, x, cond, model.dtype))
 
     def noise(keys: Tensor) -> Tensor:
-        return torch.func.vmap(lambda k: random.normal(k, model.event_shape, model.dtype))(keys)
+        return denoise.within(torch.func.vmap(lambda k: random.normal(k, model.event_shape, model.dtype))(keys))
 
     def gamma(t: Tensor) -> Tensor:
         return level(model, params, t, len(f), cond)
 
-    denoise = of_model(model, params, cond)
     total = torch.as_tensor(timesteps, device=f.device).to(model.dtype)
     one = torch.ones((), dtype=model.dtype, device=f.device)
     gamma_1 = gamma(one)
@@ -79,9 +80,9 @@ def importance_bound(
         return torch.exp(-0.5 * rise) * eps + torch.sqrt(-torch.expm1(-rise)) * e, log_w
 
     eps = noise(k_start)
-    log_q = summed(log_normal(eps) - torch.log(process.sigma(gamma_1)))
-    log_p = summed(log_normal(process.diffuse(f, gamma_1, eps)))
+    log_q = summed(log_normal(eps) - torch.log(process.sigma(gamma_1)), mask)
+    log_p = summed(log_normal(process.diffuse(f, gamma_1, eps)), mask)
     eps, log_w = loop(step, (eps, log_p - log_q), timesteps)
-    log_w = log_w - summed(model.decoder.reconstruction({}, x, eps, gamma(0.0 * one)))
+    log_w = log_w - summed(model.decoder.reconstruction({}, x, eps, gamma(0.0 * one)), mask)
     evaluations = (total.to(torch.int64) * samples).expand(n).clone()
     return combine(log_w.reshape(samples, n), evaluations)

@@ -31,6 +31,8 @@ The library's own networks:
 - :func:`unet` takes signals, images and volumes of any size, at several resolutions.
 - :func:`vdm_unet` is the paper's, for images: :func:`unet` at one resolution, equal to the official network.
 - :func:`mlp` takes events of any shape, flattened. It is made for points.
+- :func:`egnn` takes points with features, such as atoms, and is equivariant under turns, reflections and permutations.
+- :func:`transformer` takes sets and sequences, (n, d), padded ones by their mask.
 - :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
 
 **Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. A pattern that cannot be
@@ -46,8 +48,10 @@ step.
 """
 
 from purevdm.networks._condition import Condition
+from purevdm.networks._egnn import egnn
 from purevdm.networks._mlp import mlp
 from purevdm.networks._network import Network, Wrapped, mixed
+from purevdm.networks._transformer import transformer
 from purevdm.networks._unets import unet, vdm_unet
 
 from purevdm.modules import from_module, load_module, module_params  # isort: skip (they derive from Network)
@@ -56,11 +60,13 @@ __all__ = [
     "Condition",
     "Network",
     "Wrapped",
+    "egnn",
     "from_module",
     "load_module",
     "mixed",
     "mlp",
     "module_params",
+    "transformer",
     "unet",
     "vdm_unet",
 ]

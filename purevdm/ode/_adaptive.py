@@ -35,8 +35,8 @@ def dopri5(
     each.
 
     A step is taken where its estimated error is at most atol + rtol |y|, in the root mean square over each tensor of the
-    state; the ratio e of the worst tensor counts. The next step is 0.9 e**(-1/5) times as long, between a fifth and five
-    times. The first moves the state by a hundredth of its size.
+    state, over numbers that are not 0 or do not stay so; the ratio e of the worst tensor counts. The next step is
+    0.9 e**(-1/5) times as long, between a fifth and five times. The first moves the state by a hundredth of its size.
 
     Args:
         rtol, atol: the tolerances, above 0. In tensors of shape (), one compiled graph serves all.
@@ -181,10 +181,12 @@ def _either(counts: Tensor, rated: Field, field: Field, t: Tensor, state: State)
 def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
     """Gives the size of e in units of what is tolerated at y, (B,). No derivative passes: a step's length is a constant."""
     e, y = (tuple(part.detach() for part in parts) for parts in (e, y))
-    ratios = (
-        (a / (atol + rtol * b.abs())).square().reshape(a.shape[0], -1).mean(1).sqrt() for a, b in zip(e, y, strict=True)
-    )
-    return torch.stack(list(ratios)).amax(0)
+
+    def ratio(a: Tensor, b: Tensor) -> Tensor:
+        there = ((a != 0) | (b != 0)).reshape(a.shape[0], -1).sum(1).clamp(min=1)
+        return ((a / (atol + rtol * b.abs())).square().reshape(a.shape[0], -1).sum(1) / there).sqrt()
+
+    return torch.stack([ratio(a, b) for a, b in zip(e, y, strict=True)]).amax(0)
 
 
 def _stopped(left: Tensor, size: Tensor, taken: Tensor, stop: Tensor) -> ValueError:

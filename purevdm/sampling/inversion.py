@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process
-from purevdm.model import Model, inside, latents, parse
+from purevdm.denoiser import of_model
+from purevdm.model import Model, inside, latents, of_events, parse
 from purevdm.sampling import trajectory as trajectories
 from purevdm.sampling.reverse import Sample
 from purevdm.solvers import Solver, dpmpp_2m
@@ -43,6 +44,7 @@ def invert(
     solver: Solver | None = None,
     grid: str = "gamma",
     guidance: float | Tensor = 1.0,
+    mask: Tensor | None = None,
     trajectory: bool = False,
     callback: Callable[[int, Tensor], None] | None = None,
     differentiable: bool = False,
@@ -60,7 +62,8 @@ def invert(
             (:func:`purevdm.process.diffuse`) end like standard normal noise; those of the mean end nearer to zero.
         start, until: the time of z, 0 for data, and the later time to stop at; as :meth:`purevdm.VDM.sample` takes them.
         solver: a deterministic one; ``purevdm.solvers.dpmpp_2m()`` where left out.
-        steps, grid, guidance, callback, differentiable: as there.
+        steps, grid, guidance, callback, differentiable: as in :meth:`purevdm.VDM.sample`.
+        mask: what exists of the data or of z, as in :meth:`purevdm.VDM.sample`; latents are 0 elsewhere.
         trajectory: whether to return a :class:`~purevdm.Sample` with all latents, and no data.
 
     Raises:
@@ -74,16 +77,19 @@ def invert(
     if x is not None:
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
-        parse(model, params, x, cond=cond)
-        at = model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype)
+        batch = parse(model, params, x, cond=cond, mask=mask)
+        at = model.decoder.encode(params.get("decoder", {}), batch.x, cond, model.dtype)
     else:
         at = latents("z", z, model)
         parse(model, params, cond=cond, n=len(at), z=at)
-    if model.subspace is not None:
-        at = inside("z", at, model.subspace.project(at))
+    there = of_events(model, mask, len(at), at.device)
+    at = at if x is None or there is None else torch.where(there, at, 0.0)
+    at = inside("z", at, of_model(model, params, mask=there).within(at))
     begin, end = trajectories.times("start", start, "until", until, at)
     solver = dpmpp_2m() if solver is None else solver
-    given = trajectories.Options(steps, solver, grid, cond, guidance, False, None, trajectory, callback, differentiable)
+    given = trajectories.Options(
+        steps, solver, grid, cond, guidance, False, None, trajectory, callback, differentiable, mask
+    )
     options = trajectories.checked(given, Solver, "purevdm.solvers.ddim()", ("time", "gamma"))
     if x is not None:
         at = process.alpha(trajectories.level(model, params, begin, len(at), cond)) * at

@@ -13,7 +13,7 @@ from torch import Tensor
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
 from purevdm.denoiser import of_model
-from purevdm.model import Model, inside, latent_shape, mask_of, zeroed
+from purevdm.model import Model, inside, latent_shape, of_events, zeroed
 from purevdm.sampling.trajectory import Options, checked, solve, started, times
 from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
 from purevdm.types import Key, Params
@@ -56,10 +56,7 @@ def sample(
     _checks.choice("decode", decode, ("argmax", "sample"))
     if options.differentiable and until is None and not options.trajectory and decoder.vocab_size is not None:
         raise ValueError("differentiable: data that are integers have no gradient; ask for latents, by until or trajectory")
-    there = None
-    if mask is not None:
-        mask_of(mask, (n, *model.event_shape))
-        there = decoder.latent_mask(mask)
+    there = of_events(model, mask, n, key.device)
     given, z = z, started(z, start, 1.0, (n, *latent_shape(model)), model.dtype, k_z)
     denoise = of_model(model, params, cond, mask=there)
     z = denoise.within(z) if given is None else inside("z", z, denoise.within(z))
@@ -72,7 +69,10 @@ def sample(
     z_0 = latents[-1] if options.trajectory else latents
     x_hat = denoise(z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma).x if decoder.takes_estimate else None
     own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
-    x = decoder.mode(own, z_0, cond, x_hat) if decode == "argmax" else decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
+    x = mode = decoder.mode(own, z_0, cond, x_hat)
+    if decode == "sample":
+        x = decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
+        x = x if model.subspace is None else mode + model.subspace.project(x - mode, mask)
     x = zeroed(x, mask)
     return Sample(x, latents) if options.trajectory else x
 

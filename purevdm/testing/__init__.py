@@ -14,7 +14,9 @@ from purevdm.testing._law import LawError
 from purevdm.testing.decoders import check_decoder
 from purevdm.testing.models import check_density, check_model
 from purevdm.testing.networks import check_network
+from purevdm.testing.rotation import check_rotation
 from purevdm.testing.schedules import check_schedule
+from purevdm.testing.sets import check_padding, check_permutation
 from purevdm.testing.solvers import check_solver
 
 __all__ = [
@@ -23,6 +25,9 @@ __all__ = [
     "check_density",
     "check_model",
     "check_network",
+    "check_padding",
+    "check_permutation",
+    "check_rotation",
     "check_schedule",
     "check_solver",
     "sources",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm.decoders import Decoder
+from purevdm.decoders import Decoder, Product
 from purevdm.testing._law import initialised, require, trying, wide
 from purevdm.types import Key, Params, Shape
 
@@ -16,11 +16,11 @@ DRAWS = 4096
 def check_decoder(
     decoder: Decoder, event_shape: Shape = (), *, gamma_0: tuple[float, ...] = (-8.0, -2.0, 2.0), key: Key | None = None
 ) -> None:
-    """Checks a decoder against the laws of a likelihood, in float64.
+    """Checks a decoder against the laws of a likelihood, in float64; of a product, each part.
 
     p(x given z_0) sums or integrates to one. ``log_prob``, ``log_probs`` and ``reconstruction`` agree. The likeliest data of
-    a latent at a value's position are that value. ``sample`` draws from p. Discrete values have rising positions within
-    the bounds, and a latent within 0.4 of a step of a position decodes to its value.
+    a latent at a value's position are that value. ``sample`` draws from p. Discrete values whose latents have the data's
+    shape have rising positions within the bounds, and a latent within 0.4 of a step of a position decodes to its value.
 
     Args:
         decoder: the decoder.
@@ -39,8 +39,12 @@ def check_decoder(
     if not gamma_0:
         raise ValueError("gamma_0: expected at least one noise level, got none")
     key, event_shape = random.key(0) if key is None else key, tuple(event_shape)
+    if isinstance(decoder, Product):
+        for i, part in enumerate(decoder.parts):
+            check_decoder(part.decoder, (part.width,), gamma_0=gamma_0, key=random.fold_in(key, i))
+        return
     params = wide(initialised("decoder", decoder.init, key))
-    check = _real if decoder.log_probs is None else _discrete
+    check = _discrete if decoder.log_probs is not None else _integers if decoder.integral else _real
     for i, level in enumerate(gamma_0):
         check(decoder, params, event_shape, torch.tensor(level, dtype=torch.float64), random.fold_in(key, i))
 
@@ -76,13 +80,15 @@ def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Ten
     f = decoder.encode(params, values, dtype=torch.float64)
     see = "decoder.encode(params, torch.arange(vocab_size), dtype=torch.float64)"
     require(f.dtype == torch.float64, "encode must give the dtype asked for", f"{f.dtype}", see)
-    require((f.diff(dim=0) > 0).all(), "positions must rise with the value", "a fall, or a tie", see)
-    if (limits := decoder.bounds(f)) is not None:
+    ordered = f.shape == values.shape
+    rising = (f.diff(dim=0) > 0).all() | (not ordered)
+    require(rising, "positions must rise with the value", "a fall, or a tie", see)
+    if ordered and (limits := decoder.bounds(f)) is not None:
         low, high = limits
         holds = ((f >= low) & (f <= high)).all() and torch.equal(f[0], low[0]) and torch.equal(f[-1], high[-1])
         require(holds, "bounds must be the first and the last position", "others", "decoder.bounds(f)")
-    step = f.diff(dim=0).amin(0)
-    for part in (-0.4, 0.0, 0.4):
+    step = f.diff(dim=0).amin(0) if ordered else torch.ones_like(f[0])
+    for part in (-0.4, 0.0, 0.4) if ordered else (0.0,):
         law = "a latent within 0.4 steps of a value's position must decode to it"
         see = f"decoder.mode(params, decoder.encode(params, x, dtype=torch.float64) + {part:g} * step)"
         text = f"value {{}} decodes to {{}}, {part:g} steps from its position"
@@ -100,9 +106,12 @@ def _discrete(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Ten
     law = "the likeliest value at a value's position must be that value"
     _same(decoder.log_probs(params, f, gamma_0).argmax(-1), values, law, f"for {{}} {{}} {at}", see)
 
-    middle = z[n // 2].expand(DRAWS, *event_shape)
+    middle = z[n // 2].expand(DRAWS, *z.shape[1:])
     drawn = decoder.sample(params, random.fold_in(key, 1), middle, gamma_0)
-    p, counts = probs[n // 2].exp(), torch.nn.functional.one_hot(drawn, n).double().sum(0)
+    _frequencies(torch.nn.functional.one_hot(drawn, n).double().sum(0), probs[n // 2].exp(), at)
+
+
+def _frequencies(counts: Tensor, p: Tensor, at: str) -> None:
     excess = ((counts - DRAWS * p).abs() / ((DRAWS * p * (1 - p)).sqrt() + 1)).max().item()
     text = f"a frequency {excess:.1f} standard errors off {at}, of {DRAWS} draws"
     require(excess <= 7, "sample must draw from p(x given z_0)", text, "decoder.sample(params, key, z, gamma_0)")
@@ -113,6 +122,32 @@ def _same(found: Tensor, values: Tensor, law: str, text: str, see: str) -> None:
     if len(wrong := (found != values).nonzero()):
         first = tuple(wrong[0].tolist())
         require(False, law, text.format(int(values[first]), int(found[first])), see)
+
+
+def _integers(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
+    """Integers without a vocabulary."""
+    (k_z, k_draw), at = random.split(key), f"at gamma_0 = {gamma_0:g}"
+    z, see = random.normal(k_z, event_shape, torch.float64), "decoder.sample(params, key, z, gamma_0)"
+    latents = z.expand(DRAWS, *event_shape)
+    drawn = trying("sample must take latents", see, lambda: decoder.sample(params, k_draw, latents, gamma_0))
+    inside = trying("check must take what sample draws", "decoder.check(x)", lambda: decoder.check(drawn))
+    require(inside.all(), "check must accept what sample draws", f"{int((~inside).sum())} refused", see)
+    reach = 12 * int(drawn.double().std(0).amax() + 1)
+    values = torch.arange(int(drawn.min()) - reach, int(drawn.max()) + reach + 1)
+    values = values[decoder.check(values)].reshape(-1, *[1] * len(event_shape))
+    x = values.expand(-1, *event_shape)
+    log_p = decoder.log_prob(params, x, z.expand(x.shape), gamma_0)
+    missed = (log_p.exp().sum(0) - 1).abs().max().item()
+    see_sum = "decoder.log_prob(params, x, z, gamma_0).exp().sum(0)"
+    require(missed <= 1e-8, "p(x given z_0) must sum to one", f"off by {missed:.2g} {at}", see_sum)
+    _frequencies((drawn == values[:, None]).double().sum(1), log_p.exp(), at)
+    f = decoder.encode(params, x, dtype=torch.float64)
+    see, law = (
+        "decoder.mode(params, decoder.encode(params, x, dtype=torch.float64))",
+        "a latent at a value must decode to it",
+    )
+    _same(decoder.mode(params, f), x, law, "value {} decodes to {}", see)
+    _agree(decoder, params, x, z.expand(x.shape), (z - f) * torch.exp(-0.5 * gamma_0), gamma_0, log_p, "log_prob")
 
 
 def _real(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:

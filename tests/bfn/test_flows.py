@@ -59,7 +59,7 @@ def test_relabelling_the_classes_relabels_all(classes, seed):
         h, out = output.encode(x, F64), (torch.log_softmax(logits, -1),)
         losses = [output.step_loss(out, x, h, gain, sender[None]), output.reconstruction(out, x)]
         theta = flow.parameters(flows.latent(h, flow.snr(t), eps), t)
-        return theta, torch.stack([*losses, outputs.squared_loss(h, output.mean(out), gain)])
+        return theta, torch.stack([*losses, outputs.squared_loss(h, output.mean(out), gain).sum(-1)])
 
     theta, losses = all_of(x, eps, logits, sender)
     theirs, same = all_of(order.argsort()[x], *(numbers[:, order] for numbers in (eps, logits, sender)))

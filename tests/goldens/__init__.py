@@ -96,3 +96,11 @@ def bfn_case(name: str) -> dict[str, torch.Tensor]:
     """The official Bayesian Flow Networks' numbers, float64."""
     arrays = np.load(HERE / "bfn.npz")
     return {key.split("/")[1]: torch.tensor(arrays[key]) for key in arrays if key.startswith(name + "/")}
+
+
+@cache
+def point_cloud_case(name: str) -> dict[str, torch.Tensor]:
+    """Variational diffusion of masked sets, float64; the names without the case."""
+    arrays = np.load(HERE / "point_cloud.npz")
+    found = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
+    return {key: torch.tensor(array) for key, array in found.items() if array.dtype.kind != "U"}

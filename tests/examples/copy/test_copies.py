@@ -8,7 +8,7 @@ import pytest
 from processes import ROOT
 
 COPIES = sorted((ROOT / "examples" / "copy").glob("*.py"))
-EXAMPLES = {"PIL", "accelerate", "lightning", "matplotlib", "numpy", "optree", "purevdm", "sklearn", "torch", "tqdm"}
+EXAMPLES = {"PIL", "accelerate", "ase", "lightning", "matplotlib", "numpy", "optree", "purevdm", "sklearn", "torch", "tqdm"}
 
 
 @pytest.mark.parametrize("path", COPIES, ids=lambda path: path.stem)
@@ -26,7 +26,7 @@ def test_the_loop_is_spelled_alike():
         match for path in COPIES for match in re.findall(r"^def train\(.*?^    return .*?$", path.read_text(), re.M | re.S)
     }
     assert len(loops) == 1
-    assert sum("def train(" in path.read_text() for path in COPIES) == 6
+    assert sum("def train(" in path.read_text() for path in COPIES) == 8
 
 
 def test_every_program_has_its_line_in_the_list():
