@@ -117,11 +117,11 @@ def _block(
     def dropped(h: Tensor, i: int) -> Tensor:
         return nn.dropout(keeps[i], h, rate) if keeps else h
 
-    qkv = nn.dense(params["qkv"], _normed(h, shift, scale)).unflatten(-1, (3, heads, -1)).movedim(-2, -4)
+    parts = nn.dense(params["qkv"], _normed(h, shift, scale)).unflatten(-1, (3, heads, -1))
+    q, k, v = parts.movedim(-2, -4).unbind(-2)  # each (B, heads, elements, width / heads)
     # A CPU's other kernels have no tangent and no second derivative, and are no faster at the sizes of sets.
     with sdpa_kernel(SDPBackend.MATH) if h.device.type == "cpu" else nullcontext():
-        q, k, v = qkv.unbind(-2)
-        attended = F.scaled_dot_product_attention(q, k, v, there)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=there)
     h = h + gate * dropped(nn.dense(params["proj"], attended.movedim(-3, -2).flatten(-2)), 0)
     up = nn.swish(nn.dense(params["up"], _normed(h, shift_2, scale_2)))
     return h + gate_2 * dropped(nn.dense(params["down"], up), 1)
