@@ -458,8 +458,8 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, data: bytes, bits: int = 8, *more: bytes) -> bytes:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+def png(width: int, height: int, data: bytes, bits: int = 8, colour: int = 2, *more: bytes) -> bytes:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
@@ -475,7 +475,7 @@ def _images() -> Format:
     bomb = zlib.compress(bytes(50_000_000))
     lies = {
         "a picture of 10**10 pixels": png(100_000, 100_000, bomb),
-        "a text of 50 megabytes": png(3, 4, zlib.compress(bytes(40)), 8, _chunk(b"zTXt", b"a\0\0" + bomb)),
+        "a text of 50 megabytes": png(3, 4, zlib.compress(bytes(40)), 8, 2, _chunk(b"zTXt", b"a\0\0" + bomb)),
         "16 bits": png(3, 4, zlib.compress(bytes(4 * 19)), 16),
         "an animation": saved("GIF", frames[0], save_all=True, append_images=frames[1:]),
     }

@@ -114,14 +114,17 @@ def _sorted(kinds: Kinds, cond: Any) -> Condition:
     taken = [name for name, size in sizes.items() if size]
     if isinstance(cond, Tensor) and len(taken) == 1:
         cond = Condition(**{taken[0]: cond})
-    expected = ", ".join([f"{name} ({_FIELDS[name]}={sizes[name]})" for name in taken])
+
+    def wanted() -> str:  # written only for an error, as a compiler may hold the sizes as symbols
+        return ", ".join(f"{name} ({_FIELDS[name]}={sizes[name]})" for name in taken)
+
     if cond is not None and not isinstance(cond, Condition):
         if taken:
-            raise TypeError(f"cond: expected a Condition with {expected}, got {_checks.describe(cond)}")
+            raise TypeError(f"cond: expected a Condition with {wanted()}, got {_checks.describe(cond)}")
         raise ValueError(f"cond: expected None, as this network takes none (cond_dim=0), got {_checks.describe(cond)}")
     if cond is None or all(value is None for value in cond):
         if taken and kinds.drop == 0.0:
-            raise ValueError(f"cond: expected {expected}, got None; a network with cond_drop > 0 learns to go without")
+            raise ValueError(f"cond: expected {wanted()}, got None; a network with cond_drop > 0 learns to go without")
         return Condition()
     for name, size in sizes.items():
         value = getattr(cond, name)

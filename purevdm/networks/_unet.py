@@ -71,7 +71,7 @@ class UNet(_blocks.Own):
     @property
     def rank(self) -> int:
         """How many axes of space."""
-        return _adapter.rank(self.adapter[0])
+        return len(self.adapter[0].partition("->")[0].split()) - 1
 
     @property
     def inside(self) -> Inside:

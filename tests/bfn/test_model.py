@@ -305,7 +305,7 @@ BAD = [
     (lambda: bfn.discrete(MLP, (), 3, 1.0), ValueError, "event_shape"),
     (lambda: bfn.discrete(MLP, (2,), 2, 1e25), ValueError, "beta_1: expected a signal-to-noise ratio of at most"),
     (lambda: discrete(steps=3), TypeError, "unexpected keyword argument .steps"),
-    (lambda: discrete(network=dict(gamma_min=-1.0, gamma_max=1.0)), ValueError, "network: a BFN's"),
+    (lambda: discrete(network=dict(gamma_min=-1.0, gamma_max=1.0)), ValueError, "network: it normalises gamma"),
     (lambda: sample(solver=purevdm.solvers.ddim()), TypeError, r"solver: expected a Solver such as purevdm\.bfn"),
     (lambda: sample(guidance=2.0), ValueError, "cond"),
     (lambda: sample(start=0.5), ValueError, "z: expected the latents at the time `start`"),
