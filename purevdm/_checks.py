@@ -1,6 +1,6 @@
 """The checks that every public function makes of its arguments.
 
-Structure, shapes, dtypes and Python values are checked always. Values inside tensors are checked in eager alone, where
+Structure, shapes, dtypes and Python values are checked always. Values inside tensors are checked only in eager mode, where
 reading them breaks no graph (:func:`readable` says when). Such a check is a :class:`Fact`, and :func:`verify` reads all
 facts of a call in one transfer. Every message names the argument, what was given, and what is wanted.
 """
@@ -35,7 +35,7 @@ def plain(x: Tensor) -> Tensor:
 
 
 def differentiated(x: Tensor) -> bool:
-    """Whether a ``torch.func`` transform takes derivatives with respect to x, at any level; in eager."""
+    """Whether a ``torch.func`` transform takes derivatives with respect to x, at any level; in eager mode."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_gradtrackingtensor(x) and (x.requires_grad or unpack_dual(x).tangent is not None):
             return True
@@ -44,7 +44,7 @@ def differentiated(x: Tensor) -> bool:
 
 
 def mapped(x: Tensor) -> bool:
-    """Whether a ``torch.func.vmap`` maps over x, at any level; in eager."""
+    """Whether a ``torch.func.vmap`` maps over x, at any level; in eager mode."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return True
@@ -312,7 +312,7 @@ def outside(wanted: str, name: str, x: Tensor) -> ValueError:
 
 
 def within(name: str, x: Tensor, low: int, high: int) -> None:
-    """Every value of an integer tensor in [low, high]; read in eager alone."""
+    """Every value of an integer tensor in [low, high]; read only in eager mode."""
     if readable(x) and x.numel() > 0:
         wanted = f"integers in [{low}, {high}]"
         wide = x.to(torch.int64)  # the bounds may not fit x's dtype

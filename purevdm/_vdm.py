@@ -1,4 +1,4 @@
-"""A model: a network, a schedule and a decoder, and the functions of parameters and keys that they make together."""
+"""The model: a network, a schedule and a decoder, and the functions of parameters and keys that they make together."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ POSTERIOR = posterior()
 
 
 class VDM(NamedTuple):
-    """A variational diffusion model: data, and pure functions that read it. :func:`vdm` makes one and checks its parts.
+    """A variational diffusion model: settings, and pure functions that read them. :func:`vdm` makes one and checks its parts.
 
     ``model._replace(timesteps=1000)`` is the same model in 1000 steps. Models pickle, compare and print by content.
 
@@ -64,7 +64,7 @@ class VDM(NamedTuple):
             of another structure or not finite (the leaf is named), a schedule that does not increase, data of another shape
             or outside of the decoder's support, an empty batch, a key of the wrong form, seeds or noise of another shape,
             dtype or kind of time, tensors on several devices, numbers that the model's dtype does not hold. Values in
-            tensors are read in eager alone, in one transfer.
+            tensors are read only in eager mode, in one transfer.
     """
 
     network: Network
@@ -81,17 +81,17 @@ class VDM(NamedTuple):
     # Parameters and noise
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"`` for one that has any."""
+        """Draws fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"`` for one that has any."""
         self._structure()
         params = _fitting.init(self.network, self.schedule, self.decoder, self.event_shape, _checks.key("key", key))
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
-        """The seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
+        """Draws the seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
         return draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
-        """The noise that the losses draw for a batch of n, each field (n, ...)."""
+        """Draws the noise of the losses for a batch of n, each field (n, ...)."""
         return draw_noise(seeds_of(self, key, n), latent_shape(self), _checks.boolean("train", train))
 
     # The bound
@@ -106,7 +106,7 @@ class VDM(NamedTuple):
         mask: Tensor | None = None,
         train: bool = True,
     ) -> Tensor:
-        """The bound's Monte Carlo estimate, the mean over the batch of bits per dimension, shape (); each example's
+        """Estimates the bound by Monte Carlo, the mean over the batch of bits per dimension, shape (); each example's
         dimensions are those that exist. With a weighting it is no bound.
 
         For real data it bounds -log2 of a density, and may be negative.
@@ -124,7 +124,7 @@ class VDM(NamedTuple):
         mask: Tensor | None = None,
         train: bool = True,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """:meth:`loss_fn` and its parts, for ``has_aux=True``.
+        """Gives :meth:`loss_fn` and its parts, for ``has_aux=True``.
 
         Returns:
             The loss, and a dict of the bound's parts ``recon``, ``prior`` and ``diffusion`` (bits/dim; without a weighting
@@ -146,7 +146,7 @@ class VDM(NamedTuple):
         train: bool = True,
         has_aux: bool = False,
     ) -> tuple[Params, Any]:
-        """``(grads, loss)`` as ``torch.func.grad_and_value(loss_fn)`` gives them, in one pass, but with the schedule's
+        """Gives ``(grads, loss)`` as ``torch.func.grad_and_value(loss_fn)`` does, in one pass, but with the schedule's
         interior following not the bound but the variance of its estimate: the mean of the squared diffusion losses,
         (bits/dim)**2 (App. I.2, :mod:`purevdm.variance`). In continuous time only.
 
@@ -169,8 +169,8 @@ class VDM(NamedTuple):
     def nll_bound(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
     ) -> NLLBound:
-        """An upper bound on -log p(x), by its three terms for each example: each (B,), nats (of a density, where data are
-        real).
+        """Estimates an upper bound on -log p(x), by its three terms for each example: each (B,), nats (of a density, where
+        data are real).
 
         To compare an example's bounds, as under each class in a classifier, give all the same key; see
         :mod:`purevdm.evaluation`.
@@ -180,12 +180,12 @@ class VDM(NamedTuple):
     def terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
     ) -> NLLBound:
-        """The terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up."""
+        """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up."""
         return self._terms(params, x, key, cond, mask, False)[0]
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
-        """The parameters with what a network keeps of the batches that it saw in training, such as batch norms' means and
-        variances, moved by this batch; all else as it is, and all of it for a network that keeps nothing.
+        """Moves by this batch what a network keeps of the batches that it saw in training, such as batch norms' means and
+        variances. All other parameters stay as they are.
 
         One pass without gradients over the latents that ``loss_fn`` makes of this key. ``training.train_step`` takes this as
         ``update=model.update``. Averaged parameters have statistics of their own: before evaluation, set them by some
@@ -203,7 +203,7 @@ class VDM(NamedTuple):
         return params | {"network": denoiser.update(self.network, params["network"], *given)}
 
     def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
-        """The bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
+        """Gives the bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
         _checks.instance("noise", noise, Noise, "a purevdm.Noise")
         _checks.shaped("x", x, self.event_shape)
         _checks.shaped("noise.t", noise.t, ())
@@ -220,7 +220,7 @@ class VDM(NamedTuple):
     # Prediction and samples
 
     def gamma(self, params: Params, t: Tensor, cond: Any = None) -> Tensor:
-        """The schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
+        """Computes the schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
         if _checks.floating("t", t).numel() == 0:
             raise ValueError(f"t: expected at least one time, got {_checks.describe(t)}")
         parse(self, params, cond=cond, t=t)
@@ -236,7 +236,7 @@ class VDM(NamedTuple):
         *,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The predicted noise in latents z, (B, *latent_shape) of the model's dtype, at gamma, (B,) or z's shape.
+        """Predicts the noise in latents z, (B, *latent_shape) of the model's dtype, at gamma, (B,) or z's shape.
 
         A self-conditioned network makes its own estimate x_hat of the data where none is given.
         """
@@ -260,7 +260,7 @@ class VDM(NamedTuple):
         guidance: float | Tensor | None = None,
         clip: bool = False,
     ) -> Denoiser:
-        """The network for one batch, for a sampler or an estimate of one's own: checked here, and then a plain function.
+        """Makes the network a function of (z, gamma) for one batch, for a sampler or an estimate of one's own: checked here, and then a plain function.
 
         Args:
             params, cond, mask: the parameters, the batch's condition, and what exists of its latents.
@@ -309,7 +309,7 @@ class VDM(NamedTuple):
         differentiable: bool = False,
         mask: Tensor | None = None,
     ) -> Any:
-        """n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0.
+        """Draws n samples, (n, *event_shape), by steps from noise at time 1 to data at time 0.
 
         A self-conditioned network takes each step's estimate of the data, clamped to their range, in the next.
 
@@ -334,7 +334,7 @@ class VDM(NamedTuple):
                 at their new gamma, (n, 1, ..., 1) or (n, *event_shape), the key its own. See
                 :func:`purevdm.sampling.inpaint`.
             trajectory: whether to return a :class:`Sample`, with all latents (and, with ``until``, no data).
-            callback: in eager, called as ``callback(i, z)`` after each step.
+            callback: in eager mode, called as ``callback(i, z)`` after each step.
             differentiable: whether derivatives pass, from latents (or data that are real numbers) to params, z, cond,
                 guidance and times. A compiled graph then holds every step, for a Python integer of them. Where it is False,
                 no autograd graph is built, and ``torch.func`` transforms that want derivatives are refused.
@@ -431,7 +431,7 @@ def vdm(
     weighting: Weighting | None = None,
     subspace: Subspace | None = None,
 ) -> VDM:
-    """A variational diffusion model of a network, a schedule and a decoder.
+    """Makes a variational diffusion model of a network, a schedule and a decoder.
 
     Data of varying size are padded, and their losses given a mask. Without it padded elements are data like the rest: they
     are noised, predicted and counted. The same sets padded to 60 gave -266.9 nats and to 40 -66.9, under one network that

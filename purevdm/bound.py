@@ -45,7 +45,7 @@ class NLLBound(NamedTuple):
 
 
 def prior_loss(f: Tensor, gamma_1: Tensor, share: float | Tensor = 1.0) -> Tensor:
-    """KL(q(z_1 given x) || N(0, I)) of encoded data f, nats: of f's shape.
+    """Computes KL(q(z_1 given x) || N(0, I)) of encoded data f, nats: of f's shape.
 
     Per dimension, (alpha_1**2 f**2 + sigma_1**2 - 1 - log sigma_1**2) / 2. gamma_1 broadcasts. In a subspace, ``share`` is
     its rank over the number of elements, and each element has that share of what does not depend on f.
@@ -59,7 +59,7 @@ def prior_loss(f: Tensor, gamma_1: Tensor, share: float | Tensor = 1.0) -> Tenso
 
 
 def diffusion_loss(eps: Tensor, eps_hat: Tensor, weight: Tensor) -> Tensor:
-    """weight (eps - eps_hat)**2 / 2, nats: of eps' shape.
+    """Computes weight (eps - eps_hat)**2 / 2, nats: of eps' shape.
 
     The weight broadcasts. It is gamma'(t) in continuous time (eq. 17), T expm1(gamma(t) - gamma(s)) in T steps (eq. 14).
     """
@@ -67,7 +67,7 @@ def diffusion_loss(eps: Tensor, eps_hat: Tensor, weight: Tensor) -> Tensor:
 
 
 def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float | Tensor = 1.0) -> Tensor:
-    """The diffusion loss in T steps under another variance of p(z_s given z_t) than the posterior's, elementwise, nats.
+    """Computes the diffusion loss in T steps under another variance of p(z_s given z_t) than the posterior's, elementwise, nats.
 
     For a variance r times the posterior's, KL(q || p) is the posterior's over r, plus (1 / r - 1 + log r) / 2.
 
@@ -86,7 +86,7 @@ def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float |
 def terms(
     model: Model, denoise: Denoiser, params: Params, x: Tensor, noise: Noise, levels: Levels, mask: Tensor | None = None
 ) -> NLLBound:
-    """The bound's terms of each element, a deterministic function of the noise; behind the door.
+    """Computes the bound's terms of each element, a deterministic function of the noise; behind the door.
 
     Args:
         model: the model.
@@ -144,7 +144,7 @@ def reconstruction(
     estimate: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-log p(x given z_0) of each element of x, nats, in the model's subspace; arguments as the decoder takes them.
+    """Computes -log p(x given z_0) of each element of x, nats, in the model's subspace; arguments as the decoder takes them.
 
     Args:
         model: the model.
@@ -174,12 +174,12 @@ def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int
 
 
 def summed(terms: NLLBound) -> NLLBound:
-    """The terms of each example, (B,), from those of its elements."""
+    """Sums the terms of each example, (B,), over its elements."""
     return NLLBound(*(term.reshape(term.shape[0], -1).sum(1) for term in terms))
 
 
 def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, mask: Tensor | None = None) -> NLLBound:
-    """The bound's three terms for a batch, a deterministic function of its noise.
+    """Computes the bound's three terms for a batch, a deterministic function of its noise.
 
     Args:
         model: the model.

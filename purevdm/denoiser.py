@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
-    """What a network says of a latent, in both forms: z = alpha x + sigma eps. At a large gamma eps holds next to nothing of
-    x, which is then exact where the network predicts x or v."""
+    """What a network predicts of a latent, in both forms: z = alpha x + sigma eps. At a large gamma eps holds next to nothing
+    of x, which is then exact where the network predicts x or v."""
 
     eps: Tensor
     x: Tensor
@@ -42,7 +42,7 @@ def output(
     x_hat: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """What the network returns, with z added where it is residual: (B, *event_shape), with a last axis of ``outputs``
+    """Applies the network, and adds z where it is residual: (B, *event_shape), with a last axis of ``outputs``
     where it has them, in z's dtype. A masked network is given ``mask``, bool, which broadcasts to z.
 
     Raises:
@@ -88,14 +88,14 @@ def _or_explained(network: Network, run: Callable[[], T]) -> T:
 
 
 def to_eps(network: Network, z: Tensor, out: Tensor, gamma: Tensor) -> Tensor:
-    """The noise that an output predicts; gamma broadcasts to z."""
+    """Gives the noise that an output predicts; gamma broadcasts to z."""
     if network.predicts == "eps":
         return out
     return {"x": process.eps_from_x, "v": process.eps_from_v}[network.predicts](z, out, gamma)
 
 
 def to_x(network: Network, z: Tensor, out: Tensor, gamma: Tensor) -> Tensor:
-    """The data that an output predicts, from it directly: by way of eps they would be lost at a large gamma, where z holds
+    """Gives the data that an output predicts, from it directly: by way of eps they would be lost at a large gamma, where z holds
     next to nothing of them."""
     if network.predicts == "x":
         return out
@@ -103,7 +103,7 @@ def to_x(network: Network, z: Tensor, out: Tensor, gamma: Tensor) -> Tensor:
 
 
 def guide(eps: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022): eps_free + guidance (eps - eps_free), with the noise seen under the
+    """Guides without a classifier (Ho & Salimans 2022): eps_free + guidance (eps - eps_free), with the noise predicted under the
     condition and without one; the data or v are guided alike. 1 gives the condition's own, 0 none of it, more than 1
     exaggerates it. One weight for all, or one for each example, (B,)."""
     if isinstance(guidance, Tensor) and guidance.ndim:
@@ -189,7 +189,7 @@ class Denoiser(NamedTuple):
 def of_model(
     model: Model, params: Params, cond: Any = None, key: Tensor | None = None, mask: Tensor | None = None
 ) -> Denoiser:
-    """The denoiser of a model's whole parameters, behind the door; ``mask`` is that of the latents."""
+    """Makes the denoiser of a model's whole parameters, behind the door; ``mask`` is that of the latents."""
     return Denoiser(model.network, model.decoder, params["network"], cond, key, mask, model.subspace)
 
 
@@ -203,8 +203,8 @@ def update(
     key: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Params:
-    """The parameters with the statistics (a batch norm's) that one training pass over the latents leaves, without gradients;
-    a network without any gives them as they are. A self-conditioned one sees no estimate."""
+    """Gives the parameters with the statistics (a batch norm's) that one training pass over the latents leaves, without
+    gradients; those of a network without any as they are. A self-conditioned one sees no estimate."""
     if network.update is None:
         return params
     batch_axes(cond, z.shape[0])

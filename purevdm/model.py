@@ -182,7 +182,7 @@ def _near(name: str, f: Tensor, wanted: Tensor, text: str, mask: Tensor | None =
 
 
 def inside(name: str, z: Tensor, within: Tensor) -> Tensor:
-    """Latents that are what they are within the model's subspace and the mask; in eager, all must be."""
+    """Latents that are what they are within the model's subspace and the mask; in eager mode, all must be."""
     if within is not z and _checks.readable(z):
         _checks.verify([_near(name, z, within, "latents in the model's subspace, and 0 where nothing exists")])
     return within
