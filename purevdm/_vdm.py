@@ -28,7 +28,8 @@ POSTERIOR = posterior()
 
 
 class VDM(NamedTuple):
-    """A variational diffusion model: settings, and pure functions that read them. :func:`vdm` makes one and checks its parts.
+    """A variational diffusion model: settings, and pure functions that read them. :func:`vdm` makes one and checks its
+    parts.
 
     ``model._replace(timesteps=1000)`` is the same model in 1000 steps. Models pickle, compare and print by content.
 
@@ -84,10 +85,12 @@ class VDM(NamedTuple):
         """Draws fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"`` for one that has any."""
         self._structure()
         params = _fitting.init(self.network, self.schedule, self.decoder, self.event_shape, _checks.key("key", key))
-        return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
+        return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type:
+        ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
-        """Draws the seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a part."""
+        """Draws the seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a
+        part."""
         return draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
@@ -180,7 +183,8 @@ class VDM(NamedTuple):
     def terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
     ) -> NLLBound:
-        """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up."""
+        """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them
+        up."""
         return self._terms(params, x, key, cond, mask, False)[0]
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
@@ -260,7 +264,8 @@ class VDM(NamedTuple):
         guidance: float | Tensor | None = None,
         clip: bool = False,
     ) -> Denoiser:
-        """Makes the network a function of (z, gamma) for one batch, for a sampler or an estimate of one's own: checked here, and then a plain function.
+        """Makes the network a function of (z, gamma) for one batch, for a sampler or an estimate of one's own: checked
+        here, and then a plain function.
 
         Args:
             params, cond, mask: the parameters, the batch's condition, and what exists of its latents.

@@ -67,7 +67,8 @@ def diffusion_loss(eps: Tensor, eps_hat: Tensor, weight: Tensor) -> Tensor:
 
 
 def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float | Tensor = 1.0) -> Tensor:
-    """Computes the diffusion loss in T steps under another variance of p(z_s given z_t) than the posterior's, elementwise, nats.
+    """Computes the diffusion loss in T steps under another variance of p(z_s given z_t) than the posterior's, elementwise,
+    nats.
 
     For a variance r times the posterior's, KL(q || p) is the posterior's over r, plus (1 / r - 1 + log r) / 2.
 

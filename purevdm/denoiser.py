@@ -1,7 +1,7 @@
 """A network applied to a batch: mapped over it or whole, whatever it predicts, self-conditioned, guided, clamped.
 
-Nobody else calls ``network.apply``. All functions take a batch of latents z, (B, *event_shape), with gamma of shape (B,) or
-(B, *event_shape), a condition whose tensors have a leading axis of B, and keys (B, 2), or None to be deterministic.
+Only :func:`output` calls ``network.apply``. All functions take a batch of latents z, (B, *event_shape), with gamma of shape
+(B,) or (B, *event_shape), a condition whose tensors have a leading axis of B, and keys (B, 2), or None to be deterministic.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
-    """What a network predicts of a latent, in both forms: z = alpha x + sigma eps. At a large gamma eps holds next to nothing
-    of x, which is then exact where the network predicts x or v."""
+    """What a network predicts of a latent, in both forms: z = alpha x + sigma eps. At a large gamma eps holds next to
+    nothing of x, which is then exact where the network predicts x or v."""
 
     eps: Tensor
     x: Tensor
@@ -95,17 +95,17 @@ def to_eps(network: Network, z: Tensor, out: Tensor, gamma: Tensor) -> Tensor:
 
 
 def to_x(network: Network, z: Tensor, out: Tensor, gamma: Tensor) -> Tensor:
-    """Gives the data that an output predicts, from it directly: by way of eps they would be lost at a large gamma, where z holds
-    next to nothing of them."""
+    """Gives the data that an output predicts, from it directly: by way of eps they would be lost at a large gamma, where z
+    holds next to nothing of them."""
     if network.predicts == "x":
         return out
     return {"eps": process.x_from_eps, "v": process.x_from_v}[network.predicts](z, out, gamma)
 
 
 def guide(eps: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
-    """Guides without a classifier (Ho & Salimans 2022): eps_free + guidance (eps - eps_free), with the noise predicted under the
-    condition and without one; the data or v are guided alike. 1 gives the condition's own, 0 none of it, more than 1
-    exaggerates it. One weight for all, or one for each example, (B,)."""
+    """Guides without a classifier (Ho & Salimans 2022): eps_free + guidance (eps - eps_free), with the noise predicted
+    under the condition and without one; the data or v are guided alike. 1 gives the condition's own, 0 none of it, more
+    than 1 exaggerates it. One weight for all, or one for each example, (B,)."""
     if isinstance(guidance, Tensor) and guidance.ndim:
         guidance = process.align(guidance, eps)
     return eps_free + guidance * (eps - eps_free)

@@ -62,12 +62,13 @@ class Batch(NamedTuple):
 
 
 def device_of(params: Params) -> torch.device | None:
-    """Where the parameters are, if there are any."""
+    """Finds where the parameters are, if there are any."""
     return next((leaf.device for leaf in _checks.leaves(params).values()), None)
 
 
 def structure_of(init: Callable[[Key], Params], dtype: torch.dtype) -> _checks.Structure:
-    """The leaves that an ``init`` gives a model of this dtype, without computing them where it runs on the meta device."""
+    """Lists the leaves that an ``init`` gives a model of this dtype, without computing them where it runs on the meta
+    device."""
     with untraced():
         try:
             params = init(random.key(0, device="meta"))
@@ -174,7 +175,7 @@ def _data(model: Any, x: Any, mask: Any) -> tuple[Batch, list[_checks.Fact]]:
 
 
 def _near(name: str, f: Tensor, wanted: Tensor, text: str, mask: Tensor | None = None) -> _checks.Fact:
-    """That latents are what they ought to be, up to rounding."""
+    """Makes the fact that latents are what they ought to be, up to rounding."""
     size = 1.0 + f.abs().amax(tuple(range(1, f.ndim)), keepdim=True)
     near = (f - wanted).abs() <= 1e-4 * size
     told = f"{name}: expected {text}, got some that are not"
@@ -182,14 +183,14 @@ def _near(name: str, f: Tensor, wanted: Tensor, text: str, mask: Tensor | None =
 
 
 def inside(name: str, z: Tensor, within: Tensor) -> Tensor:
-    """Latents that are what they are within the model's subspace and the mask; in eager mode, all must be."""
+    """Gives latents within the model's subspace and the mask; in eager mode, all must be."""
     if within is not z and _checks.readable(z):
         _checks.verify([_near(name, z, within, "latents in the model's subspace, and 0 where nothing exists")])
     return within
 
 
 def mask_of(mask: Any, shape: tuple[int, ...]) -> Tensor:
-    """A mask of a batch of this shape."""
+    """Checks a mask of a batch of this shape."""
     if _checks.broadcasting("mask", mask, shape).dtype != torch.bool or mask.ndim != len(shape):
         wanted = f"a bool tensor that broadcasts to {shape}, with as many axes"
         raise TypeError(f"mask: expected {wanted}, got {_checks.describe(mask)}")
@@ -197,7 +198,7 @@ def mask_of(mask: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def something(mask: Tensor) -> list[_checks.Fact]:
-    """That something exists in every example, as a fact."""
+    """Makes the fact that something exists in every example."""
     nothing = "mask: expected something in every example, got none"
     some = mask.reshape(mask.shape[0], -1).any(1)
     return [_checks.Fact(some, lambda: ValueError(nothing))] if _checks.readable(mask) else []
@@ -212,7 +213,7 @@ def of_events(model: Any, mask: Any, n: int, device: torch.device) -> Tensor | N
 
 
 def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The data with zeros where nothing exists."""
+    """Gives the data with zeros where nothing exists."""
     return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
@@ -227,15 +228,16 @@ def dims(model: Any, n: int, mask: Tensor | None, device: torch.device) -> Tenso
 
 
 def nonempty(name: str, x: Tensor) -> Tensor:
-    """A batch of at least one example."""
+    """Checks that a batch has at least one example."""
     if x.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one example, got an empty batch of shape {tuple(x.shape)}")
     return x
 
 
 def latent_shape(model: Any) -> tuple[int, ...]:
-    """The shape of one example's latent."""
-    return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type: ignore[no-any-return]
+    """Gives the shape of one example's latent."""
+    return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type:
+    ignore[no-any-return]
 
 
 def direct(model: Any, use: str, *, chain: bool = False, flow: bool = False) -> None:
@@ -263,13 +265,14 @@ def direct(model: Any, use: str, *, chain: bool = False, flow: bool = False) -> 
 
 
 def latents(name: str, z: Any, model: Any) -> Tensor:
-    """Latents of at least one example, (B, *event_shape), of the model's dtype."""
+    """Checks latents of at least one example, (B, *latent_shape), of the model's dtype."""
     z = _checks.tensor(name, z)
     return nonempty(name, _checks.alike(name, z, (*z.shape[:1], *latent_shape(model)), model.dtype))
 
 
 def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
-    """That seeds or noise are those of n examples of a model; that their times are the model's comes back as a fact."""
+    """Checks that seeds or noise are those of n examples of a model; that their times are the model's comes back as a
+    fact."""
     name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
     latent = latent_shape(model)
     for field, value in noise._asdict().items():
@@ -296,7 +299,7 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
 
 
 def seeds_of(model: Any, key: Any, n: int) -> Seeds:
-    """The seeds of n examples: those that a key makes, or those given, checked."""
+    """Gives the seeds of n examples: those that a key makes, or those given, checked."""
     if not isinstance(key, Seeds):
         return model.seeds(key, n)  # type: ignore[no-any-return]
     _checks.verify(drawn(model, key, _checks.integer("n", n, 1)))
@@ -304,7 +307,7 @@ def seeds_of(model: Any, key: Any, n: int) -> Seeds:
 
 
 def batch_axes(cond: Any, n: int) -> Any:
-    """The batch axes of a condition for vmap's ``in_dims``: the first of every tensor in it, n long.
+    """Gives the batch axes of a condition for vmap's ``in_dims``: the first of every tensor in it, n long.
 
     Raises:
         TypeError, ValueError: something that is not a tensor, or a tensor of another length.
