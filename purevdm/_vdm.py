@@ -85,8 +85,7 @@ class VDM(NamedTuple):
         """Draws fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"`` for one that has any."""
         self._structure()
         params = _fitting.init(self.network, self.schedule, self.decoder, self.event_shape, _checks.key("key", key))
-        return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type:
-        ignore[arg-type, return-value]
+        return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
         """Draws the seeds of a batch of n: its times, and a key for each example. ``seeds.rows(...)`` are those of a

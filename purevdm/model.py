@@ -236,8 +236,7 @@ def nonempty(name: str, x: Tensor) -> Tensor:
 
 def latent_shape(model: Any) -> tuple[int, ...]:
     """Gives the shape of one example's latent."""
-    return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type:
-    ignore[no-any-return]
+    return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type: ignore[no-any-return]
 
 
 def direct(model: Any, use: str, *, chain: bool = False, flow: bool = False) -> None:
