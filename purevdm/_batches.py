@@ -18,6 +18,17 @@ def triples(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any, Any]]:
     yield from _parts(batches, 3, "a tensor x, (x,), (x, cond) or (x, cond, mask)")  # type: ignore[misc]
 
 
+def unpacked(x: Any, cond: Any = None) -> tuple[Tensor, Any, Any]:
+    """Gives data, or a batch (x, cond, mask) of which the last may be left out, as (x, cond, mask)."""
+    if isinstance(x, Tensor):
+        return x, cond, None
+    if not isinstance(x, (tuple, list)) or not 1 <= len(x) <= 3:
+        raise TypeError(f"x: expected data or a batch (x, cond, mask), got {_checks.describe(x)}")
+    if cond is not None:
+        raise ValueError(f"cond: expected it in the batch only, (x, cond, mask), got {_checks.describe(cond)}")
+    return (*x, *(None,) * (3 - len(x)))  # type: ignore[return-value]
+
+
 def _parts(batches: Iterable[Any], most: int, wanted: str) -> Iterator[tuple[Any, ...]]:
     """Yields each batch as a tuple of as many parts, None for those left out."""
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):

@@ -72,7 +72,7 @@ def log_prob(
     exact = isinstance(probes, str) and probes == "exact"
     probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, model.event_shape, model.dtype)  # type: ignore[arg-type]
     how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
-    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
+    log_p, evaluations, _ = log_density(model, params, z_0, cond, **how)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
 
 
@@ -99,14 +99,14 @@ def log_prob_latent(
     parse(model, params, cond=cond, n=n, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
     _refuse_recording(params, z_0, cond)
     how: Any = dict(integrator=integrator, probe_noise=probe_noise, chunk=chunk)
-    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
+    log_p, evaluations, _ = log_density(model, params, z_0, cond, **how)
     return combine(log_p[None], evaluations)
 
 
-def _log_p(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """Gives log p(z_0), (B,), and the number of evaluations, from what :func:`flow.integrate` takes."""
+def log_density(*given: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives log p(z_0), (B,), the number of evaluations, and z_1, from what :func:`flow.integrate` takes."""
     z_1, change, evaluations = flow.integrate(*given, **options)
-    return summed(log_normal(z_1)) + change, evaluations
+    return summed(log_normal(z_1)) + change, evaluations, z_1
 
 
 def _refuse_recording(*trees: Any) -> None:

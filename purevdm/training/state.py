@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._functorch import config
 
 from purevdm import _apply, _checks, random
+from purevdm._batches import unpacked
 from purevdm._compile import OLD, exact
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
@@ -67,7 +68,8 @@ def gradients(
     **options: Any,
 ) -> GradFn:
     """Makes the function that gives a step its gradients, ``(params, x, key, cond, mask=...) -> (grads, (loss, stats))``:
-    the bound's, or with the schedule's interior following the variance.
+    the bound's, or with the schedule's interior following the variance. For x it takes a batch, too, (x, cond) or (x, cond,
+    mask).
 
     Args:
         model: the model, a VDM or a BFN.
@@ -131,7 +133,15 @@ def gradients(
         whole = torch.compile(whole, fullgraph=True, **options)
     if frozen:
         whole = _without(frozen, whole)
-    return whole if accumulate == 1 else _in_pieces(model, accumulate, whole)
+    grad_fn = whole if accumulate == 1 else _in_pieces(model, accumulate, whole)
+
+    def of_batch(params: Params, x: Any, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:
+        if not isinstance(x, (tuple, list)):
+            return grad_fn(params, x, key, cond, **masks)
+        x, cond, mask = unpacked(x, cond)
+        return grad_fn(params, x, key, cond, **(masks if mask is None else {"mask": mask}))
+
+    return of_batch
 
 
 def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
