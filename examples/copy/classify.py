@@ -96,17 +96,16 @@ def main():
         return evaluation.per_example(model, params, [(test, cond)], k_test, passes=args.passes)
 
     nll = torch.stack([bounds(torch.full_like(truth, c)).nll for c in tqdm(range(CLASSES), desc="classes")], 1)
-    print(f"accuracy by the bound  {accuracy(nll.argmin(1) == truth)} ({args.steps} steps, {TEST} images)")
+    print(f"accuracy by the bound        {accuracy(nll.argmin(1) == truth)} ({args.steps} steps, {TEST} images)")
     for name, other in (("logistic regression", LogisticRegression(max_iter=5000)), ("support vectors", SVC())):
         guess = other.fit(x.flatten(1) / (LEVELS - 1), label).predict(test.flatten(1) / (LEVELS - 1))
-        print(f"{name:22} {accuracy(torch.from_numpy(guess) == truth)}")
+        print(f"{name:28} {accuracy(torch.from_numpy(guess) == truth)}")
     # log p(class given image) / p(class), from below on average; and -log p(image) without the class minus that with it
     known = math.log2(CLASSES) + torch.log_softmax(-nll, 1).gather(1, truth[:, None])[:, 0] / math.log(2)
     free, given = bounds(None).nll, nll.gather(1, truth[:, None])[:, 0]
     for name, bits in (("by the classes", known), ("by two bounds", (free - given) / math.log(2))):
-        print(
-            f"information {name}  {bits.mean():.2f} +- {bits.std() / math.sqrt(TEST):.2f} bits of {math.log2(CLASSES):.2f}"
-        )
+        error = bits.std() / math.sqrt(TEST)
+        print(f"information {name:16} {bits.mean():.2f} +- {error:.2f} bits, of at most {math.log2(CLASSES):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The gradient of log p(x) by the adjoint: closed forms, differences, the gradient of the steps that were taken, memory."""
 
+import weakref
+
+import optree
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import purevdm
 from purevdm import decoders, likelihood, networks, ode, parts, random, schedules
@@ -89,48 +92,43 @@ def test_in_a_subspace_it_is_that_of_the_subspace():
     torch.testing.assert_close(a.sum(1), torch.zeros(4).double(), rtol=0, atol=1e-10)
 
 
+class Alive(TorchDispatchMode):
+    """Counts the numbers in tensors that are alive at once, at most, of all that operations make."""
+
+    now = most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        for x in optree.tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self.now += x.numel()
+                weakref.finalize(x, self.free, x.numel())
+        self.most = max(self.most, self.now)
+        return out
+
+    def free(self, n):
+        self.now -= n
+
+
 def test_its_memory_does_not_grow_with_steps():
-    """Nothing is saved, where the gradient of the steps saves tensors at every one."""
+    """Where the gradient of the steps keeps what every one of them saves."""
     model, params, x = mixing()
 
-    def saved(run):
-        sizes = []
-        with saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            run()
-        return sum(sizes)
+    def most(run, steps):
+        with Alive() as alive:
+            run(x.clone().requires_grad_(), dict(integrator=ode.heun(steps)))
+        return alive.most
 
-    def through(steps):
-        return log_p(model, params, x.clone().requires_grad_(), integrator=ode.rk4(steps)).sum()
+    def through(x, how):
+        log_p(model, params, x, **how).sum().backward()
 
-    def by_adjoint(steps):
-        how = dict(integrator=ode.rk4(steps))
-        return likelihood.log_prob_and_grad(model, params, x.clone().requires_grad_(), random.key(3), **how)
+    def by_adjoint(x, how):
+        estimate, grad = likelihood.log_prob_and_grad(model, params, x, random.key(3), **how)
+        assert not estimate.log_prob.requires_grad
+        assert not grad.requires_grad
 
-    assert saved(lambda: through(200)) > 9 * saved(lambda: through(20)) > 0
-    # what a product of the field saves is freed with it; of live tensors that autograd made, none is left
-    live = {steps: peak(lambda: by_adjoint(steps)) for steps in (20, 200)}  # noqa: B023
-    assert live[200] <= live[20]
-    estimate, grad = by_adjoint(5)
-    assert not estimate.log_prob.requires_grad
-    assert not grad.requires_grad
-
-
-def peak(run):
-    """Returns how many numbers saved for a backward pass are alive at once."""
-    alive = [0, 0]
-
-    class Held:
-        def __init__(self, x):
-            self.x = x
-            alive[0] += x.numel()
-            alive[1] = max(alive)
-
-        def __del__(self):
-            alive[0] -= self.x.numel()
-
-    with saved_tensors_hooks(Held, lambda held: held.x):
-        run()
-    return alive[1]
+    assert most(through, 15) > 2.5 * most(through, 5)
+    assert most(by_adjoint, 50) == most(by_adjoint, 5) < 0.2 * most(through, 5)
 
 
 def test_with_probes_it_is_right_on_average():
