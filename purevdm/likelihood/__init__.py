@@ -22,6 +22,17 @@ from purevdm.likelihood import flow
 from purevdm.likelihood._estimate import Estimate, combine
 from purevdm.likelihood.density import log_prob, log_prob_latent
 from purevdm.likelihood.flow import to_data, to_noise
+from purevdm.likelihood.gradient import log_prob_and_grad
 from purevdm.likelihood.trajectories import importance_bound
 
-__all__ = ["Estimate", "combine", "flow", "importance_bound", "log_prob", "log_prob_latent", "to_data", "to_noise"]
+__all__ = [
+    "Estimate",
+    "combine",
+    "flow",
+    "importance_bound",
+    "log_prob",
+    "log_prob_and_grad",
+    "log_prob_latent",
+    "to_data",
+    "to_noise",
+]

@@ -77,7 +77,7 @@ def log_prob(
     exact = isinstance(probes, str) and probes == "exact"
     probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, latent_shape(model), model.dtype)  # type: ignore[arg-type]
     how: Any = dict(mask=q.denoise.mask, integrator=integrator, probe_noise=probe_noise, chunk=chunk)
-    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
+    log_p, evaluations, _ = log_density(model, params, z_0, cond, **how)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
 
 
@@ -107,14 +107,14 @@ def log_prob_latent(
     z_0 = inside("z_0", z_0, of_model(model, params, mask=mask).within(z_0))
     _refuse_recording(params, z_0, cond)
     how: Any = dict(mask=mask, integrator=integrator, probe_noise=probe_noise, chunk=chunk)
-    log_p, evaluations = _log_p(model, params, z_0, cond, **how)
+    log_p, evaluations, _ = log_density(model, params, z_0, cond, **how)
     return combine(log_p[None], evaluations)
 
 
-def _log_p(model: VDM, *given: Any, mask: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
-    """Gives log p(z_0), (B,), and the number of evaluations, from what :func:`flow.integrate` takes."""
+def log_density(model: VDM, *given: Any, mask: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives log p(z_0), (B,), the number of evaluations, and z_1, from what :func:`flow.integrate` takes."""
     z_1, change, evaluations = flow.integrate(model, *given, mask=mask, **options)
-    return summed(log_normal(z_1, share(model, z_1, mask)), mask) + change, evaluations
+    return summed(log_normal(z_1, share(model, z_1, mask)), mask) + change, evaluations, z_1
 
 
 def _refuse_recording(*trees: Any) -> None:

@@ -124,6 +124,22 @@ def draw_probes(keys: Tensor, n: int, event_shape: Shape, dtype: torch.dtype) ->
 # Along the flow
 
 
+def along(
+    model: Model, params: Params, z: Tensor, cond: Any = None, mask: Tensor | None = None
+) -> tuple[Callable[[Tensor], Callable[[Tensor], Tensor]], Tensor, Tensor]:
+    """Gives the field at times (B,), as a function of the latents, and the times at its ends: gamma, or t under a schedule
+    of the event's shape. Arguments as for :func:`velocity`."""
+    gamma_0, gamma_1 = (level(model, params, z.new_full((), t), len(z), cond) for t in (0.0, 1.0))
+    if gamma_0[0].numel() == 1:
+        return (lambda t: lambda z: velocity(model, params, z, t, cond, mask)), gamma_0.reshape(-1), gamma_1.reshape(-1)
+
+    def at(t: Tensor) -> Callable[[Tensor], Tensor]:
+        gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], t, cond)
+        return lambda z: slope * velocity(model, params, z, gamma, cond, mask)
+
+    return at, z.new_zeros(len(z)), z.new_ones(len(z))
+
+
 def integrate(
     model: Model,
     params: Params,
@@ -150,15 +166,8 @@ def integrate(
     """
     integrator = ode.dopri5() if integrator is None else integrator
     _checks.instance("integrator", integrator, Integrator, "an Integrator such as purevdm.ode.dopri5()")
-    gamma_0, gamma_1 = (level(model, params, z.new_full((), t), len(z), cond) for t in (0.0, 1.0))
-    univariate = gamma_0[0].numel() == 1
-
-    def at(t: Tensor) -> Callable[[Tensor], Tensor]:
-        """Gives the field at times t, as a function of the latents."""
-        if univariate:
-            return lambda z: velocity(model, params, z, t, cond, mask)
-        gamma, slope = schedules.gamma_and_slope(model.schedule, params["schedule"], t, cond)
-        return lambda z: slope * velocity(model, params, z, gamma, cond, mask)
+    at, start, stop = along(model, params, z, cond, mask)
+    start, stop = (stop, start) if backward else (start, stop)
 
     def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (at(t)(state[0]),)
@@ -166,9 +175,6 @@ def integrate(
     def rated(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return divergence(at(t), state[0], probe_noise, chunk)  # type: ignore[arg-type]
 
-    ends = gamma_0.reshape(-1), gamma_1.reshape(-1)
-    start, stop = ends if univariate else (z.new_zeros(len(z)), z.new_ones(len(z)))
-    start, stop = (stop, start) if backward else (start, stop)
     if probe_noise is None:
         done = integrator(field, (z,), start, stop)
         return done.state[0], z.new_zeros(len(z)), done.evaluations

@@ -68,9 +68,8 @@ def gradients(
     **options: Any,
 ) -> GradFn:
     """Makes the function that gives a step its gradients, ``(params, x, key, cond, mask=...) -> (grads, (loss, stats))``:
-    the bound's, or with the schedule's interior following the variance. In place of x it takes a batch (x, cond, mask), too.
-
-    It takes the data x, or a batch as evaluations take it: (x, cond), or (x, cond, mask) of padded data.
+    the bound's, or with the schedule's interior following the variance. For x it takes a batch, too, (x, cond) or (x, cond,
+    mask).
 
     Args:
         model: the model, a VDM or a BFN.
