@@ -45,8 +45,10 @@ class Dequantisation(NamedTuple):
         """Gives the latents that noise makes of the data, and log w - log p(z_0), (B,)."""
         f, gamma_0, alpha, sigma = self.f, self.gamma_0, process.alpha(self.gamma_0), process.sigma(self.gamma_0)
         if self.kind == "none":
-            # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
-            peak = -self.decoder.reconstruction({}, self.x, torch.zeros_like(eps), gamma_0)
+            # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx, if its noise
+            # is that of z_0.
+            decoder = self.decoder._replace(noise=None) if hasattr(self.decoder, "noise") else self.decoder
+            peak = -decoder.reconstruction({}, self.x, torch.zeros_like(eps), gamma_0)
             z_0, extra = alpha * f, torch.log(alpha) + peak + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
         elif self.kind == "uniform":
             half = 0.5 * self.spacing()
