@@ -34,16 +34,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @constant
 def has_regions(network: "Network") -> bool:
-    """Says whether this compiler supports regions, and the network has them: not where a subclass overrides only one of
-    ``apply`` and ``apply_by_regions``."""
+    """Says whether this compiler supports regions, and the network has them."""
+    return _owns_both(network) and not OLD
+
+
+def _owns_both(network: "Network") -> bool:
+    """Says whether a network can be applied to a batch block by block: not where a subclass overrides only one of ``apply``
+    and ``apply_by_regions``."""
     forms = ("apply", "apply_by_regions")
     owners = [next((kind for kind in type(network).__mro__ if form in vars(kind)), None) for form in forms]
-    return owners[0] is owners[1] and not OLD
+    return owners[0] is owners[1]
 
 
 def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
-    """Returns a network's ``apply_by_regions``, if there is one and regions work for these inputs; else None."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not has_regions(network):
+    """Returns a network's ``apply_by_regions``, if there is one and regions work for these inputs, or, in eager mode, blocks
+    are to be computed again in the backward pass, as a block cannot where it is mapped over; else None."""
+    if torch.compiler.is_exporting() or transformed():
+        return None
+    if not torch.compiler.is_compiling():
+        again = getattr(network, "remat", False) and torch.is_grad_enabled() and _owns_both(network)
+        return network.apply_by_regions if again else None  # type: ignore[attr-defined, no-any-return]
+    if not has_regions(network):
         return None
     if torch.is_grad_enabled() and not network.owned_buffers:  # type: ignore[attr-defined]
         leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]

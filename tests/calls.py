@@ -129,6 +129,7 @@ def doors(folder: Path) -> dict[str, Door]:
             self_condition=False,
             groups=4,
             remat=False,
+            padding="zeros",
             predicts="eps",
             outputs=None,
             gamma_min=-5.0,
@@ -144,7 +145,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "decoders.discrete": _of(decoders.discrete, vocab_size=8, loc=0.0, scale=1.0),
         "decoders.reconstruction_bits": _of(decoders.reconstruction_bits, vocab_size=8, gamma_0=-5.0, scale=1.0),
         "schedules.gamma_min_for": _of(schedules.gamma_min_for, spacing=0.1),
-        "decoders.gaussian": _of(decoders.gaussian, loc=0.0, scale=1.0),
+        "decoders.gaussian": _of(decoders.gaussian, loc=0.0, scale=1.0, noise=0.1),
         "vdm": _of(
             purevdm.vdm,
             network=NETWORK,
