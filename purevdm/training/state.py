@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._functorch import config
 
 from purevdm import _apply, _checks, random
+from purevdm._batches import triples
 from purevdm._compile import OLD, exact
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
@@ -74,7 +75,7 @@ def gradients(
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it.
         remat: whether the loss is differentiated from outside, by ``torch.autograd``, which knows checkpoints as
-            ``torch.func`` does not. So, compiled, modules with checkpoints and networks made with ``remat=True`` compute
+            ``torch.func`` does not. So networks made with ``remat=True``, and, compiled, modules with checkpoints, compute
             them again in the backward pass, for less memory.
         accumulate: into how many pieces to cut each batch, one after the other; the result is that of the whole, with less
             memory. One graph serves all pieces.
@@ -131,7 +132,19 @@ def gradients(
         whole = torch.compile(whole, fullgraph=True, **options)
     if frozen:
         whole = _without(frozen, whole)
-    return whole if accumulate == 1 else _in_pieces(model, accumulate, whole)
+    return _of_batches(whole if accumulate == 1 else _in_pieces(model, accumulate, whole))
+
+
+def _of_batches(grad_fn: GradFn) -> GradFn:
+    """Gradients of data x, or of a batch (x, cond) or (x, cond, mask) as evaluations take it."""
+
+    def of_batch(params: Params, x: Any, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:
+        if isinstance(x, (tuple, list)):
+            ((x, cond, mask),) = triples([x])
+            masks = {} if mask is None else {"mask": mask}
+        return grad_fn(params, x, key, cond, **masks)
+
+    return of_batch
 
 
 def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
