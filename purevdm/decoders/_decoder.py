@@ -220,7 +220,8 @@ def _shape(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> Shape | 
     """Gives the shape of data decoded from latents of this shape."""
     try:
         x = decoder.mode({}, torch.zeros(event_shape, dtype=dtype, device="cpu"))
-        noise = torch.tensor(getattr(decoder, "noise", None) or 0.0, device="cpu")
-        return tuple(torch.broadcast_shapes(x.shape, noise.shape))
+        noise = getattr(decoder, "noise", None)
+        shape = torch.tensor(0.0 if noise is None else noise, device="cpu").shape
+        return tuple(torch.broadcast_shapes(x.shape, shape))
     except RuntimeError:  # torch's, of shapes that do not broadcast
         return None
