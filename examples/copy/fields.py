@@ -92,8 +92,8 @@ def picture(path, images, spectra):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: %(default)s)")
-    parser.add_argument("--maps", type=int, default=128, help="test maps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
+    parser.add_argument("--maps", type=int, default=64, help="test maps (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="train without compiling")
     parser.add_argument("--out", type=Path, default=Path("runs/fields"), help="where the picture goes")
     args = parser.parse_args()
@@ -102,7 +102,7 @@ def main():
     k_init, k_train, k_test, k_bound, k_exact, k_sample = random.split(random.key(0), 6)
     network = networks.unet(16, (1, 2), 1, groups=4, padding="circular", map_channels=1, predicts="v")
     model = purevdm.vdm(network, schedules.learned_linear(-8.0, 5.0), SHAPE, decoder=decoders.gaussian())
-    params, _ = train(model, lambda key: draw_fields(key, 64), k_init, k_train, args.steps, compile=not args.eager)
+    params, _ = train(model, lambda key: draw_fields(key, 32), k_init, k_train, args.steps, compile=not args.eager)
     x, maps = draw_fields(k_test, args.maps)
     bound = evaluation.evaluate(model, params, [*zip(x.split(64), maps.split(64), strict=True)], k_bound, passes=32)
     print(f"test bound  {bound.nll} nats a field ({args.steps} steps, {args.maps} fields)")
@@ -110,7 +110,7 @@ def main():
     mean = modes(GAIN * modes(maps))
     exact = mean[:, None] + modes(VARIANCE.sqrt() * random.normal(k_exact, (args.maps, SAMPLES, *SHAPE)))
     given = maps.repeat_interleave(SAMPLES, 0)
-    drawn = model.sample(params, k_sample, len(given), steps=30, cond=given).unflatten(0, exact.shape[:2])
+    drawn = model.sample(params, k_sample, len(given), steps=20, cond=given).unflatten(0, exact.shape[:2])
     print(f"model       {calibration(x, drawn)}\nexact       {calibration(x, exact)}")
     images = dict(field=x[0], map=maps[0], sample=drawn[0, 0], mean=drawn[0].mean(0)) | {"exact mean": mean[0]}
     picture(args.out / "fields.png", images, {"known": POWER, "samples": modes(drawn).square().mean((0, 1, 2))})

@@ -60,7 +60,7 @@ def run(size: int, batch: int, embed: int, steps: int, remat: bool, compile: boo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--embed", type=int, default=16, help="width of the network")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
