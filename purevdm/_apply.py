@@ -2,8 +2,9 @@
 where torch cannot.
 
 A repeated block is a region: a compiler makes the code of one, and calls it for all others of the same form. The transforms
-of ``torch.func`` do not support regions, so they are used only in a compiled graph outside of these. There a network of
-blocks is applied to a whole batch, and each block maps over the examples inside. Both ways compute the same.
+of ``torch.func`` do not support regions, so they are used only in a compiled graph outside of these. There, and where a
+block is computed again in the backward pass, a network of blocks is applied to a whole batch, and each block maps over the
+examples inside. Both ways compute the same.
 
 Under gradients, the inductor of PyTorch 2.13 reuses the memory of what a region saves for the backward pass, even if that is
 an input such as a parameter. So regions are used under gradients only if the network's ``owned_buffers`` says that the
@@ -34,22 +35,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @constant
 def has_regions(network: "Network") -> bool:
-    """Says whether this compiler supports regions, and the network has them: not where a subclass overrides only one of
-    ``apply`` and ``apply_by_regions``."""
+    """Says whether this compiler supports regions, and the network has them."""
+    return _is_whole(network) and not OLD
+
+
+def _is_whole(network: "Network") -> bool:
+    """Says whether a network can be applied to a batch block by block: not where a subclass overrides only one of ``apply``
+    and ``apply_by_regions``."""
     forms = ("apply", "apply_by_regions")
     owners = [next((kind for kind in type(network).__mro__ if form in vars(kind)), None) for form in forms]
-    return owners[0] is owners[1] and not OLD
+    return owners[0] is owners[1]
 
 
 def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
-    """Returns a network's ``apply_by_regions``, if there is one and regions work for these inputs; else None."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not has_regions(network):
+    """Returns a network's ``apply_by_regions`` where it is to be applied to these inputs, or None: in a compiled graph, if
+    regions work; in eager mode, if blocks are computed again in the backward pass, as they cannot be within vmap."""
+    compiled = torch.compiler.is_compiling()
+    if torch.compiler.is_exporting() or transformed():
         return None
-    if torch.is_grad_enabled() and not network.owned_buffers:  # type: ignore[attr-defined]
-        leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
-        if any(leaf.requires_grad for leaf in leaves):
-            return None
-    return network.apply_by_regions  # type: ignore[attr-defined, no-any-return]
+    if not (has_regions(network) if compiled else getattr(network, "remat", False) and _is_whole(network)):
+        return None
+    leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
+    differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+    works = not differentiated or network.owned_buffers if compiled else differentiated  # type: ignore[attr-defined]
+    return network.apply_by_regions if works else None  # type: ignore[attr-defined, no-any-return]
 
 
 def without_reuse(options: dict[str, Any]) -> dict[str, Any]:

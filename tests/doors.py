@@ -143,6 +143,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("vdm.event_shape attention blocks loc scale", ("()", "[]")),  # of an empty scale, the model says that it fits no event
     ("loc scale", ("(1, 2)",)),
     ("loc", ("(-1, 2.5)",)),
+    ("decoders.gaussian.noise", ("3", "1.5", "a NumPy float", *LARGE, "()", "[]", "(1, 2)", "None")),
     ("checkpoint.save.extra", (*REALS, *LARGE, *SEQUENCES, "'text'", "{}", "(-1, 2.5)", "('a',)", "{'a': 1}")),
     ("checkpoint.save.extra folder", ("a device that is not there",)),  # a text
     ("folder", ("'text'", "a path")),

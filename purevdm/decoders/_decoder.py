@@ -120,15 +120,19 @@ class Elementwise(Decoder):
 
 def checked_affine(loc: Any, scale: Any) -> tuple[Any, Any]:
     """Gives a decoder's ``loc`` and ``scale``, finite numbers or nested tuples of them, and refuses others."""
-    loc, scale = _numbers("loc", loc), _numbers("scale", scale)
-    for name, numbers in (("loc", loc), ("scale", scale)):
-        try:
-            values = torch.tensor(numbers, dtype=torch.float64, device="cpu")
-        except ValueError:
-            raise ValueError(f"{name}: expected sequences of one length at each level, got {numbers}") from None
-        if name == "scale" and not (values > 0).all():
-            raise ValueError(f"scale: expected numbers above 0, got {scale}")
-    return loc, scale
+    return checked_numbers("loc", loc), checked_numbers("scale", scale, positive=True)
+
+
+def checked_numbers(name: str, x: Any, *, positive: bool = False) -> Any:
+    """Gives an argument as a finite number or nested tuples of them, above 0 if ``positive``, and refuses others."""
+    numbers = _numbers(name, x)
+    try:
+        values = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    except ValueError:
+        raise ValueError(f"{name}: expected sequences of one length at each level, got {numbers}") from None
+    if positive and not (values > 0).all():
+        raise ValueError(f"{name}: expected numbers above 0, got {numbers}")
+    return numbers
 
 
 def _numbers(name: str, x: Any) -> Any:
@@ -180,7 +184,8 @@ def fits(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> None:
         shape = _shape(decoder, event_shape, dtype)
         if shape != event_shape:
             got = "which these do not" if shape is None else f"which these turn into events {shape}"
-            raise ValueError(f"decoder: expected a loc and scale that broadcast against events {event_shape}, {got}")
+            numbers = "a loc and scale" if getattr(decoder, "noise", None) is None else "a loc, scale and noise"
+            raise ValueError(f"decoder: expected {numbers} that broadcast against events {event_shape}, {got}")
         n = decoder.vocab_size
         if n is None and decoder.integral:
             return  # without ends, any latent is near one
@@ -224,8 +229,11 @@ def _smallest(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> Shape
 
 
 def _shape(decoder: Decoder, event_shape: Shape, dtype: torch.dtype) -> Shape | None:
-    """Gives the shape of decoded latents of this shape."""
+    """Gives the shape of data decoded from latents of this shape."""
     try:
-        return tuple(decoder.mode({}, torch.zeros(event_shape, dtype=dtype, device="cpu")).shape)
+        x = decoder.mode({}, torch.zeros(event_shape, dtype=dtype, device="cpu"))
+        noise = getattr(decoder, "noise", None)
+        shape = torch.tensor(0.0 if noise is None else noise, device="cpu").shape
+        return tuple(torch.broadcast_shapes(x.shape, shape))
     except RuntimeError:  # torch's, of shapes that do not broadcast
         return None

@@ -1,7 +1,8 @@
 """Real numbers as they are, and their density given a latent.
 
 A number x goes to f = (x - loc) / scale, and p(x given z_0) = N(f; z_0 / alpha_0, exp(gamma_0)) / scale, the density of x
-itself, independently for each dimension. The reconstruction term is then the noise's own log-density, whatever the data.
+itself, independently for each dimension. The reconstruction term is then the noise's own log-density, whatever the data. A
+deviation of one's own in place of exp(gamma_0 / 2) costs more on average, unless it is the same.
 
 Under an ideal denoiser the diffusion loss is the mutual information of f and z_0 minus that of f and z_1 (Guo, Shamai, Verdu
 2005). So the bound is the entropy of f with noise of variance exp(gamma_0) added, plus log(scale) for each dimension, plus
@@ -17,7 +18,17 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm.decoders._decoder import FLOATS, Decoder, Elementwise, affine, checked_affine, data, finite, level
+from purevdm.decoders._decoder import (
+    FLOATS,
+    Decoder,
+    Elementwise,
+    affine,
+    checked_affine,
+    checked_numbers,
+    data,
+    finite,
+    level,
+)
 from purevdm.types import Key, Params
 
 __all__ = ["gaussian"]
@@ -36,6 +47,7 @@ class Gaussian(Elementwise):
 
     loc: Any
     scale: Any
+    noise: Any = None
 
     support = "finite numbers"
     unit = "nats"
@@ -52,8 +64,11 @@ class Gaussian(Elementwise):
         self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
     ) -> Tensor:
         _, scale = affine(self.loc, self.scale, eps_0)
-        log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
-        return 0.5 * (eps_0.square() + gamma_0) + (0.5 * math.log(2.0 * math.pi) + log_scale)
+        constant = 0.5 * math.log(2.0 * math.pi) + _log(scale)
+        if self.noise is None:
+            return 0.5 * (eps_0.square() + gamma_0) + constant
+        noise = affine(0.0, self.noise, eps_0)[1]
+        return 0.5 * (torch.exp(0.5 * gamma_0) * eps_0 / noise).square() + (constant + _log(noise))
 
     def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:
         finite(z)
@@ -65,10 +80,17 @@ class Gaussian(Elementwise):
     ) -> Tensor:
         gamma_0 = level(gamma_0, z)
         _checks.together("z", z, _checks.key("key", key).device)
-        return self.mode(params, z + torch.exp(0.5 * gamma_0) * random.normal(key, z.shape, z.dtype))
+        noise = torch.exp(0.5 * gamma_0) if self.noise is None else affine(0.0, self.noise, z)[1]
+        return self.mode(params, z + noise * random.normal(key, z.shape, z.dtype))
 
 
-def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
+def _log(x: Any) -> Any:
+    return x.log() if isinstance(x, Tensor) else math.log(x)
+
+
+def gaussian(
+    *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0, noise: float | Sequence[Any] | None = None
+) -> Decoder:
     """Makes the decoder of real numbers, float32 or float64: bounds are on the density of x as given, in nats an example.
 
     Data are standardised in the wider of their dtype and the model's, and only then rounded to the model's: float64 data far
@@ -80,6 +102,9 @@ def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] =
     Args:
         loc, scale: numbers, or (nested) sequences of numbers that broadcast against an event: give the mean and standard
             deviation of the training data, as a network expects numbers of about 1.
+        noise: the standard deviation of (x - loc) / scale given z_0, about z_0 / alpha_0: a number, or sequences as above,
+            such as ``((0.01,), (0.1,))`` for two channels of series. None for exp(gamma_0 / 2), the best on average: what
+            the noise of z_0 leaves open.
 
     >>> import torch, purevdm
     >>> from purevdm import decoders, networks, random, schedules
@@ -89,4 +114,4 @@ def gaussian(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] =
     >>> model.nll_bound(model.init(random.key(1)), x, random.key(2)).total.shape  # nats, each an upper bound on -log p(x)
     torch.Size([16])
     """
-    return Gaussian(*checked_affine(loc, scale))
+    return Gaussian(*checked_affine(loc, scale), None if noise is None else checked_numbers("noise", noise, positive=True))

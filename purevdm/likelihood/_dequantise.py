@@ -9,7 +9,7 @@ from torch import Tensor
 from purevdm import _checks, process, random
 from purevdm._vdm import VDM
 from purevdm.bound import reconstruction
-from purevdm.decoders import Decoder, Product
+from purevdm.decoders import Decoder, Gaussian, Product
 from purevdm.denoiser import Denoiser, of_model
 from purevdm.likelihood._estimate import log_normal, share, summed
 from purevdm.sampling.trajectory import level
@@ -59,9 +59,11 @@ class Dequantisation(NamedTuple):
         there = self.denoise.mask
         part = share(self.model, f, there)
         if self.kind == "none":
-            # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx.
+            # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx, if its noise
+            # is that of z_0.
             log_volume = torch.log(alpha) + 0.5 * (math.log(2.0 * math.pi) + gamma_0)
-            of_data, of_latents = self._log_p(torch.zeros_like(eps)), -(log_volume * part).expand_as(f)
+            own = self._replace(model=self.model._replace(decoder=_without_noise(self.model.decoder)))
+            of_data, of_latents = own._log_p(torch.zeros_like(eps)), -(log_volume * part).expand_as(f)
             z_0, extra = alpha * f, _difference(of_data, of_latents, self.mask, there)
         elif self.kind == "uniform":
             half = 0.5 * self.spacing()
@@ -85,6 +87,13 @@ class Dequantisation(NamedTuple):
     def reach(self) -> Tensor:
         """Gives tau: half a bin of z_0 in units of its noise."""
         return 0.5 * self.spacing() * torch.exp(-0.5 * self.gamma_0)
+
+
+def _without_noise(decoder: Decoder) -> Decoder:
+    """The decoder with the noise of z_0, where it has one of its own."""
+    if isinstance(decoder, Product):
+        return decoder._replace(parts=tuple(part._replace(decoder=_without_noise(part.decoder)) for part in decoder.parts))
+    return decoder._replace(noise=None) if isinstance(decoder, Gaussian) else decoder
 
 
 def _difference(of_data: Tensor, of_latents: Tensor, mask: Tensor | None, there: Tensor | None) -> Tensor:

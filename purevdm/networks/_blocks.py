@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from purevdm import _checks, nn, random
-from purevdm._compile import channels_last, constant, materialize
+from purevdm._compile import channels_last, constant, materialize, transformed
 from purevdm.networks import _adapter, _condition
 from purevdm.networks._network import PAPER as PAPER
 from purevdm.networks._network import Network, checked_predicts
@@ -88,14 +88,22 @@ def resnet_init(key: Key, n_in: int, n_out: int, hidden: int, rank: int = 2) -> 
     return params
 
 
-def resnet(params: Params, x: Tensor, context: Tensor, groups: int, keep: Tensor | None, rate: float) -> Tensor:
+def resnet(
+    params: Params,
+    x: Tensor,
+    context: Tensor,
+    groups: int,
+    keep: Tensor | None,
+    rate: float,
+    padding: str | Sequence[str] = "zeros",
+) -> Tensor:
     """Applies norm, swish and convolution twice, around a shift by the context; ``keep`` is dropout's mask."""
-    h = nn.conv(params["conv1"], nn.swish(nn.group_norm(params["norm1"], x, groups)))
+    h = nn.conv(params["conv1"], nn.swish(nn.group_norm(params["norm1"], x, groups)), padding=padding)
     h = h + nn.over_space(nn.dense(params["cond_proj"], context), h)
     h = nn.swish(nn.group_norm(params["norm2"], h, groups))
     if keep is not None:
         h = nn.dropout(keep, h, rate)
-    h = nn.conv(params["conv2"], h)
+    h = nn.conv(params["conv2"], h, padding=padding)
     return (nn.pointwise(params["nin_shortcut"], x) if "nin_shortcut" in params else x) + h
 
 
@@ -130,12 +138,13 @@ def dropout_masks(key: Key | None, rate: float, shapes: Sequence[tuple[int, ...]
 def rematerialised(block: Callable[..., Tensor], remat: bool) -> Callable[..., Tensor]:
     """Makes a block that keeps only its inputs for the backward pass, and is computed again there.
 
-    This works where ``torch.autograd`` differentiates a compiled graph, as in ``training.gradients(..., remat=True)``.
-    Elsewhere the block stays as it is, since ``torch.func.grad`` does not support checkpoints.
+    This works where ``torch.autograd`` differentiates, as in ``training.gradients(..., remat=True)``. Within the transforms
+    of ``torch.func``, which do not support checkpoints, the block stays as it is.
     """
 
     def again(*inputs: Any) -> Tensor:
-        return checkpoint(block, *inputs, use_reentrant=False) if torch.compiler.is_compiling() else block(*inputs)
+        works = torch.compiler.is_compiling() or not transformed()
+        return checkpoint(block, *inputs, use_reentrant=False) if works else block(*inputs)
 
     return again if remat else block
 

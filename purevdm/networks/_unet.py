@@ -14,13 +14,14 @@ from purevdm.types import Key, Params, Shape
 
 
 class Inside(NamedTuple):
-    """The settings of a block, as a region takes them: numbers and strings. Patterns are joined by ";"."""
+    """The settings of a block, as a region takes them: numbers and strings. Patterns, and paddings, are joined by ";"."""
 
     groups: int
     heads: int
     dropout: float
     rank: int
     adapter: str
+    padding: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class UNet(_blocks.Own):
     groups: int
     remat: bool
     time_scale: float
+    padding: tuple[str, ...]
     owned_buffers: bool = False
 
     @property
@@ -75,7 +77,7 @@ class UNet(_blocks.Own):
 
     @property
     def inside(self) -> Inside:
-        return Inside(self.groups, self.heads, self.dropout, self.rank, ";".join(self.adapter))
+        return Inside(self.groups, self.heads, self.dropout, self.rank, ";".join(self.adapter), ";".join(self.padding))
 
 
 # Parameters
@@ -159,7 +161,8 @@ def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]
 
 def _resnet(settings: Inside, params: Params, context: Tensor, mask: Tensor | None, *maps: Tensor) -> Tensor:
     x = nn.concatenate(maps) if len(maps) > 1 else maps[0]
-    return _blocks.resnet(params, x, context, settings.groups, mask, fixed(settings.dropout))
+    padding = settings.padding.split(";")
+    return _blocks.resnet(params, x, context, settings.groups, mask, fixed(settings.dropout), padding)
 
 
 def _attend(settings: Inside, params: Params, x: Tensor, ctrl: Tensor | None) -> Tensor:
@@ -215,21 +218,22 @@ def _enter(
     masks = _blocks.dropout_masks(k_dropout, fixed(settings.dropout), _mask_shapes(settings, tuple(z.shape[1:])))
     dtype = params["dense0"]["kernel"].dtype
     x = _blocks.inputs(z, settings.fourier, x_hat, settings.self_condition, given.map, dtype)
-    h = nn.conv(params["conv_in"], x)
+    h = nn.conv(params["conv_in"], x, padding=settings.padding)
     start = {"h": h, "context": context, "masks": masks, "ctrl": given.ctrl}
     return {name: value for name, value in start.items() if value is not None}
 
 
-def _down(params: Params, h: Tensor) -> Tensor:
-    return nn.conv(params["sample"], h, stride=2)
+def _down(settings: UNet, params: Params, h: Tensor) -> Tensor:
+    return nn.conv(params["sample"], h, 2, settings.padding)
 
 
-def _up(params: Params, h: Tensor, skip: Tensor) -> Tensor:
-    return nn.conv(params["sample"], nn.upsample(h, skip.shape[1:]))
+def _up(settings: UNet, params: Params, h: Tensor, skip: Tensor) -> Tensor:
+    return nn.conv(params["sample"], nn.upsample(h, skip.shape[1:]), padding=settings.padding)
 
 
 def _leave(settings: UNet, params: Params, h: Tensor) -> Tensor:
-    h = nn.conv(params["conv_out"], nn.swish(nn.group_norm(params["norm_out"], h, settings.groups)))
+    h = nn.swish(nn.group_norm(params["norm_out"], h, settings.groups))
+    h = nn.conv(params["conv_out"], h, padding=settings.padding)
     return h if settings.outputs is None else h.unflatten(0, (-1, settings.outputs)).movedim(1, -1)
 
 
@@ -244,7 +248,7 @@ def _forward(
     batch, whichever the inputs are."""
     start = over(partial(_enter, settings))(params, *given)
     h, masks = start["h"], iter(start.get("masks", ()))
-    down, up, inside = over(_down), over(_up), settings.inside
+    down, up, inside = over(partial(_down, settings)), over(partial(_up, settings)), settings.inside
 
     def block(params: Params, *maps: Tensor) -> Tensor:
         return apply_block(inside, params, start["context"], next(masks, None), start.get("ctrl"), *maps)

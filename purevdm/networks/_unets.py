@@ -4,7 +4,7 @@ paper's, which is one of a single resolution."""
 from collections.abc import Sequence
 from typing import Any
 
-from purevdm import _checks
+from purevdm import _checks, nn
 from purevdm.networks import _adapter, _blocks, _unet
 from purevdm.networks._network import Network
 
@@ -29,6 +29,7 @@ def unet(
     self_condition: bool = False,
     groups: int = 8,
     remat: bool = False,
+    padding: str | Sequence[str] = "zeros",
     predicts: str = "eps",
     outputs: int | None = None,
     gamma_min: float | None = None,
@@ -62,6 +63,10 @@ def unet(
         groups: the groups of each group norm.
         remat: whether blocks are computed again in the backward pass of ``training.gradients(..., remat=True)``, for less
             memory.
+        padding: what convolutions take for what lies beyond the ends of an axis of space: "zeros", or, "circular", what
+            lies at its other end, for fields that are periodic. One for all axes, or a tuple with one for each. Along a
+            circular axis whose size 2 ** (len(multipliers) - 1) divides, events that are moved by multiples of it give
+            outputs that are moved alike.
         predicts: what the output is: "eps", "x" or "v".
         outputs: how many numbers the network returns for each of z's, on a new last axis; None for one, of z's shape.
         gamma_min, gamma_max: the endpoints between which the network normalises gamma, constants. Left out, those that the
@@ -76,7 +81,7 @@ def unet(
 
     Raises:
         TypeError, ValueError: an argument out of its range, widths that the groups or the heads do not divide, patterns
-            that are not invertible or of different ranks.
+            that are not invertible or of different ranks, an unknown padding, or paddings of another rank.
 
     >>> import torch
     >>> from purevdm import networks, random
@@ -98,17 +103,19 @@ def unet(
     for i in sorted({*attended, last}):
         if (width := embed * multipliers[i]) % heads:
             raise ValueError(f"heads: expected a divisor of the {width} channels at resolution {i}, got {heads}")
+    listed = _adapter.patterns(adapter)
     condition = (cond_dim, classes, ctrl_dim, map_channels, cond_drop)
     return _unet.UNet(
         embed=embed,
         multipliers=multipliers,
         blocks=blocks,
         attention=attended,
-        adapter=_adapter.patterns(adapter),
+        adapter=listed,
         heads=heads,
         dropout=_checks.probability("dropout", dropout),
         groups=groups,
         remat=_checks.boolean("remat", remat),
+        padding=nn.paddings(padding, _adapter.rank(listed[0])),
         time_scale=_blocks.time_scale(time_scale),
         **_blocks.shared(fourier, condition, self_condition, predicts, outputs, gamma_min, gamma_max),
     )

@@ -74,11 +74,38 @@ def conv_init(
     return _with_bias(key, kernel_init(key, (n_out, n_in, *size), n_in * math.prod(size)), n_out, bias)
 
 
-def conv(params: Params, x: Tensor, stride: int = 1) -> Tensor:
-    """Convolves with zero padding: (n_in, *space) to (n_out, *space), space of rank 1 to 3. A stride of 1 keeps each size n;
-    a stride of s leaves ceil(n / s)."""
+def conv(params: Params, x: Tensor, stride: int = 1, padding: str | Sequence[str] = "zeros") -> Tensor:
+    """Convolves: (n_in, *space) to (n_out, *space), space of rank 1 to 3. A stride of 1 keeps each size n; a stride of s
+    leaves ceil(n / s). An axis of space is padded by "zeros", or, "circular", goes on at its other end."""
     kernel = params["kernel"]
-    return convolve(x, kernel, params.get("bias"), stride, [size // 2 for size in kernel.shape[2:]])
+    margins = [size // 2 for size in kernel.shape[2:]]
+    for axis, kind in enumerate(paddings(padding, len(margins))):
+        if kind == "circular":
+            x, margins[axis] = _wrapped(x, axis + 1, margins[axis]), 0
+    return convolve(x, kernel, params.get("bias"), stride, margins)
+
+
+def paddings(padding: str | Sequence[str], rank: int) -> tuple[str, ...]:
+    """Checks how the axes of space are padded, "zeros" or "circular", one for all or one for each; returns one for each."""
+    kinds = (padding,) * rank if isinstance(padding, str) else padding
+    wanted = f"padding: expected 'zeros' or 'circular', or one of them for each of {rank} axes of space"
+    if not isinstance(kinds, (tuple, list)) or not all(isinstance(kind, str) for kind in kinds):
+        raise TypeError(f"{wanted}, got {_checks.describe(padding)}")
+    if len(kinds) != rank or not {"zeros", "circular"}.issuperset(kinds):
+        raise ValueError(f"{wanted}, got {padding!r}")
+    return tuple(kinds)
+
+
+def _wrapped(x: Tensor, axis: int, margin: int) -> Tensor:
+    """Adds to both ends of an axis as many positions of the other end."""
+    size = x.shape[axis]
+    if margin > size:
+        raise ValueError(
+            f"kernel: expected at most {2 * size + 1} positions along a circular axis of {size}, got {2 * margin + 1}"
+        )
+    if not margin:
+        return x
+    return concatenate([x.narrow(axis, size - margin, margin), x, x.narrow(axis, 0, margin)], axis)
 
 
 def upsample(x: Tensor, space: Shape) -> Tensor:

@@ -76,7 +76,7 @@ def gradients(
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it.
         remat: whether the loss is differentiated from outside, by ``torch.autograd``, which knows checkpoints as
-            ``torch.func`` does not. So, compiled, modules with checkpoints and networks made with ``remat=True`` compute
+            ``torch.func`` does not. So networks made with ``remat=True``, and, compiled, modules with checkpoints, compute
             them again in the backward pass, for less memory.
         accumulate: into how many pieces to cut each batch, one after the other; the result is that of the whole, with less
             memory. One graph serves all pieces.

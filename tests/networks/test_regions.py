@@ -25,8 +25,9 @@ OPTIONS = dict(groups=2, heads=1, dropout=0.25)
         dict(classes=3, cond_dim=2, ctrl_dim=2, map_channels=1, cond_drop=0.5, attention=(0,)),
         dict(self_condition=True, fourier=(1,), outputs=2),
         dict(remat=True),
+        dict(padding=("circular", "zeros"), attention=(1,)),
     ],
-    ids=["plain", "conditions", "outputs", "remat"],
+    ids=["plain", "conditions", "outputs", "remat", "padding"],
 )
 def test_for_a_batch_it_computes_what_it_does_for_each_example(options):
     network = networks.unet(4, (1, 2), 1, **OPTIONS, **options)

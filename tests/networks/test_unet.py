@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from versions import since_2_13
 
 import purevdm
-from purevdm import networks, nn, random, schedules, testing, training
+from purevdm import denoiser, networks, nn, random, schedules, testing, training
 from purevdm.networks import Condition, _blocks
 
 ZERO = torch.tensor(0.0)
@@ -58,6 +58,58 @@ def test_every_leaf_matters():
     assert not dead
 
 
+@pytest.mark.parametrize(
+    ("space", "moves", "padding"),
+    [
+        ((12,), (4,), "circular"),
+        ((8, 5), (4, 0), ("circular", "zeros")),  # a cylinder, of an odd height
+        ((5, 8), (0, 4), ("zeros", "circular")),
+        ((4, 8, 3), (0, 4, 0), "circular"),  # an odd circular axis does not move, but wraps
+    ],
+)
+def test_along_circular_axes_events_and_maps_move_with_their_outputs(space, moves, padding):
+    """Exactly, but for the order of sums: by whole strides, and by no others."""
+    adapter = {1: "c l -> l c", 2: "c h w -> (h w) c", 3: "c d h w -> (d h w) c"}[len(space)]
+    options = dict(adapter=adapter, heads=2, groups=4, attention=(1,), map_channels=1, fourier=(0,))
+    network = networks.unet(8, (1, 2, 2), 1, padding=padding, **options)
+    params = optree.tree_map(lambda leaf: leaf.double(), perturbed(network, (2, *space)))
+    z, field = (random.normal(random.key(i), (n, *space), torch.float64) for i, n in enumerate((2, 1)))
+    axes = tuple(range(1, 1 + len(space)))
+
+    def off(moves):
+        moved = network.apply(params, z.roll(moves, axes), ZERO, cond=field.roll(moves, axes))
+        return (moved - whole.roll(moves, axes)).abs().max() / whole.abs().max()
+
+    whole = network.apply(params, z, ZERO, cond=field)
+    assert off(moves) < 1e-12
+    assert off([n // 2 for n in moves]) > 1e-3
+    for other in (tuple(2 * bool(n) for n in moves), tuple(4 * (kind == "zeros") for kind in network.padding)):
+        assert not any(other) or off(other) > 1e-3
+
+
+@pytest.mark.parametrize("space", [(1, 1), (5, 3), (2, 7)])
+def test_circular_axes_of_any_size(space):
+    """What lies at one end reaches the other in one convolution."""
+    network = networks.vdm_unet(8, 1, fourier=(), groups=4, padding="circular")
+    params, z = perturbed(network, (1, *space)), random.normal(random.key(3), (1, *space))
+    assert network.apply(params, z, ZERO).shape == z.shape
+    x = torch.zeros(1, *space).index_fill(2, torch.tensor(space[1] - 1), 1.0)
+    assert nn.conv(params["conv_in"] | {"bias": torch.zeros(8)}, x, padding=network.padding)[:, :, 0].abs().max() > 0
+
+
+def test_without_a_padding_it_is_zeros():
+    z = random.normal(random.key(5), (1, 5, 4))
+    outs = [
+        network.apply(perturbed(network, z.shape), z, ZERO)
+        for network in (
+            networks.unet(**TINY, **options) for options in ({}, {"padding": "zeros"}, {"padding": ("zeros",) * 2})
+        )
+    ]
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+    assert networks.unet(**TINY) == networks.unet(**TINY, padding=("zeros", "zeros"))
+
+
 def test_axial_attention_keeps_rows_apart():
     network = networks.unet(8, (1,), 1, adapter=AXIAL[0], heads=2, groups=1)
     params = perturbed(network, (1, 4, 5), 0.3)["mid"]["block1"]["attn"]["0"]
@@ -99,8 +151,9 @@ def test_the_laws_hold():
 
 @every_backend
 def test_the_compiled_step_is_the_eager_one(backend):
-    """Of two resolutions, with classes that are dropped: one graph."""
-    network = networks.unet(4, (1, 2), 1, groups=2, heads=2, dropout=0.1, classes=3, cond_drop=0.3)
+    """Of two resolutions, with classes that are dropped, circular along one axis: one graph."""
+    options = dict(groups=2, heads=2, dropout=0.1, classes=3, cond_drop=0.3, padding=("zeros", "circular"))
+    network = networks.unet(4, (1, 2), 1, **options)
     model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 5), 16)
     params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
     x, label = random.randint(random.key(1), (2, 1, 3, 5), 0, 16), torch.tensor([0, 2])
@@ -134,6 +187,14 @@ def test_the_compiled_sampler_is_the_eager_one():
         (lambda: networks.unet(adapter=("c h w -> h w c", "c l -> l c")), ValueError, "adapter"),
         (lambda: networks.unet(adapter=()), ValueError, "adapter"),
         (lambda: networks.unet(8, time_scale=0.0), ValueError, "time_scale: expected a"),
+        (lambda: networks.unet(padding="reflect"), ValueError, "padding: expected 'zeros' or 'circular'.*got 'reflect'"),
+        (
+            lambda: networks.unet(padding=("circular",)),
+            ValueError,
+            r"padding: .* each of 2 axes of space, got \('circular',\)",
+        ),
+        (lambda: networks.unet(padding=("zeros", True)), TypeError, "padding: expected"),
+        (lambda: networks.unet(padding=None), TypeError, "padding: expected .*got None"),
         (lambda: networks.unet().init(random.key(0), (3, 8)), ValueError, "event_shape"),
         (lambda: networks.unet().apply({}, torch.zeros(3, 8), ZERO), ValueError, "z: expected"),
         (lambda: networks.unet().apply({}, torch.zeros(3, 8, 8), torch.zeros(1)), ValueError, "gamma"),
@@ -152,6 +213,26 @@ def test_an_estimate_is_refused_where_none_is_taken():
     network = networks.unet(**TINY, self_condition=True)
     with pytest.raises(ValueError, match="x_hat: expected shape"):
         network.apply(perturbed(network, (1, 4, 4)), z, ZERO, x_hat=z[0])
+
+
+def test_in_eager_mode_blocks_are_computed_again_and_keep_only_their_inputs():
+    """The same gradients, with fewer numbers kept for the backward pass; also where a batch is cut."""
+    options = dict(groups=4, heads=2, dropout=0.1, map_channels=1, cond_drop=0.3, padding="circular")
+    x, field = random.randint(random.key(1), (4, 1, 6, 5), 0, 16), random.normal(random.key(3), (4, 1, 6, 5))
+    sizes, grads = ([], []), []
+    for remat, kept in enumerate(sizes):
+        network = networks.unet(8, (1, 2), 2, remat=bool(remat), **options)
+        model = purevdm.vdm(network, schedules.learned_linear(), (1, 6, 5), 16)
+        params = perturb.perturbed(model.init(random.key(0)), 1, 0.1)
+        leaves = optree.tree_map(lambda leaf: leaf.detach().requires_grad_(), params["network"])
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            denoiser.output(network, leaves, field, torch.zeros(4), field)
+        for accumulate in (1, 2):
+            gradients = training.gradients(model, remat=bool(remat), accumulate=accumulate)
+            grads.append(gradients(params, x, random.key(2), field))
+    for other in grads[1:]:
+        close(other, grads[0], 1e-4)
+    assert sum(sizes[1]) < sum(sizes[0]) / 3
 
 
 @since_2_13

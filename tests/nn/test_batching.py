@@ -19,19 +19,20 @@ def looped(f, *xs):
     return torch.stack([f(*each) for each in zip(*xs, strict=True)])
 
 
-@given(seeds, st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2]), st.booleans())
-def test_a_batch_of_convolutions(seed, rank, batch, stride, bias):
+@given(seeds, st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2]), st.booleans(), st.booleans())
+def test_a_batch_of_convolutions(seed, rank, batch, stride, bias, circular):
     space, kernel = range(3, 3 + rank), draw(seed, 2, 4, *(3,) * rank)
     params = {"kernel": kernel} | ({"bias": draw(seed, 2)} if bias else {})
 
     def f(x):
-        return nn.conv(params, x, stride)
+        return nn.conv(params, x, stride, "circular" if circular else "zeros")
 
     def loss(x):
         return f(x).square().sum()
 
     x, y = draw(seed, batch, 4, *space), draw(seed + 1, batch, 4, *space)
-    want = (F.conv1d, F.conv2d, F.conv3d)[rank - 1](x, kernel, params.get("bias"), stride=stride, padding=1)
+    padded = F.pad(x, (1, 1) * rank, mode="circular" if circular else "constant")
+    want = (F.conv1d, F.conv2d, F.conv3d)[rank - 1](padded, kernel, params.get("bias"), stride=stride)
     torch.testing.assert_close(vmap(f)(x), want)
     torch.testing.assert_close(vmap(f, in_dims=1)(x.movedim(0, 1)), want)
     torch.testing.assert_close(vmap(vmap(f))(x[None])[0], want)

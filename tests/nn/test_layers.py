@@ -49,6 +49,23 @@ def test_conv_keeps_the_size_and_matches_torch(seed, n_in, n_out, rank, size):
     torch.testing.assert_close(y, reference)
 
 
+@given(
+    seeds, st.lists(st.integers(2, 5), min_size=1, max_size=3), st.sampled_from([3, 5]), st.sampled_from([1, 2]), st.data()
+)
+def test_a_circular_convolution_is_that_of_a_periodic_map(seed, space, size, stride, data):
+    """Of three copies in a row, the middle one."""
+    padding = tuple(data.draw(st.sampled_from(["zeros", "circular"])) for _ in space)
+    params, x = wide(nn.conv_init(random.key(seed), 2, 3, (size,) * len(space))), draw(seed, 2, *space)
+    y = nn.conv(params, x, stride, padding)
+    circular = [axis for axis, kind in enumerate(padding, start=1) if kind == "circular"]
+    for axis in circular:
+        x = torch.cat([x] * 3, axis)
+    want = (F.conv1d, F.conv2d, F.conv3d)[len(space) - 1](x, params["kernel"], params["bias"], padding="same")
+    for axis, n in enumerate(space, start=1):
+        want = want.narrow(axis, n if axis in circular else 0, n).index_select(axis, torch.arange(0, n, stride))
+    torch.testing.assert_close(y, want)
+
+
 def norm_and_map(seed, channels, space):
     """A group norm's parameters and a map, float64."""
     return {"scale": draw(seed, channels), "bias": draw(seed + 1, channels)}, draw(seed + 2, channels, *space)
@@ -183,6 +200,11 @@ def test_fourier_features_are_channel_major(seed, exponents, channels):
         (lambda: nn.upsample(torch.zeros(1, 3), (7,)), "space"),
         (lambda: nn.upsample(torch.zeros(1, 3), (5, 5)), "space"),
         (lambda: nn.timestep_embedding(torch.tensor(0.0), 3), "dim"),
+        (
+            lambda: nn.conv(nn.conv_init(random.key(0), 1, 1, (5,)), torch.zeros(1, 1), padding="circular"),
+            "kernel: expected",
+        ),
+        (lambda: nn.paddings("reflect", 2), "padding: expected 'zeros' or 'circular'.*got 'reflect'"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(call, word):

@@ -51,6 +51,13 @@ def test_metrics_are_of_the_documented_key():
     assert metrics["grad_norm"] > 0
 
 
+def test_a_batch_with_its_condition_is_both_arguments():
+    model, (x, label) = tiny.model(classes=3), (tiny.data(), torch.arange(8) % 3)
+    for options in ({}, {"accumulate": 2}, {"remat": True}):
+        gradients = training.gradients(model, **options)
+        assert same(gradients(OTHER.params, (x, label), random.key(1)), gradients(OTHER.params, x, random.key(1), label))
+
+
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
 def test_pieces_are_the_whole(accumulate):
     pieces, whole, start = (s.params for s in (steps(3, accumulate=accumulate)[0], steps(3)[0], tiny.state()))
