@@ -38,8 +38,8 @@ class VDM(NamedTuple):
     ``cond`` is a condition for each example, as the network takes it. ``key`` is a key, or the :class:`~purevdm.Seeds` of
     these examples where they are rows of a larger batch. ``mask`` is bool, with as many axes as x, and broadcasts to it:
     what exists, where data of varying size are padded. An element that does not exist has latent 0, no noise, no term and no
-    dimension; what x holds there does not count. ``train`` switches the network's dropout on; ``nll_bound`` and ``terms``
-    are without it.
+    dimension; what x holds there does not count. ``train`` switches the network's dropout on; ``nll_bound``
+    is without it.
 
     The losses, ``nll_bound`` and ``sample`` compile with ``fullgraph=True``, in every mode of ``torch.compile`` (tested on a
     CPU) and, from PyTorch 2.13 on, with ``dynamic=True``. :mod:`purevdm.module` says what ``torch.export`` takes. Under
@@ -180,11 +180,30 @@ class VDM(NamedTuple):
         return bound.summed(self.terms(params, x, key, cond, mask=mask))
 
     def terms(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = False,
     ) -> NLLBound:
-        """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them
-        up."""
-        return self._terms(params, x, key, cond, mask, False)[0]
+        """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up.
+
+        Here beta weighs the diffusion against the rest, and the first of three channels counts twice:
+
+        >>> import torch, purevdm
+        >>> from purevdm import networks, random, schedules
+        >>> model = purevdm.vdm(networks.unet(8, (1,), 1, groups=4), schedules.learned_linear(), (3, 4, 4), 256)
+        >>> params, x = model.init(random.key(0)), random.randint(random.key(1), (2, 3, 4, 4), 0, 256)
+        >>> channels = torch.tensor([2.0, 1.0, 1.0])[:, None, None]
+        >>> def loss(params, x, key, beta=0.5):
+        ...     terms = model.terms(params, x, key, train=True)
+        ...     return (channels * (terms.recon + terms.prior + beta * terms.diffusion)).sum((1, 2, 3)).mean()
+        >>> grads, value = torch.func.grad_and_value(loss)(params, x, random.key(2))
+        """
+        return self._terms(params, x, key, cond, mask, train)[0]
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
         """Moves by this batch what a network keeps of the batches that it saw in training, such as batch norms' means and

@@ -133,10 +133,17 @@ class BFN(NamedTuple):
         return summed(self.terms(params, x, key, cond, mask=mask))
 
     def terms(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+        self,
+        params: Params,
+        x: Tensor,
+        key: Key | Seeds,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+        train: bool = False,
     ) -> NLLBound:
         """Gives the terms of :meth:`nll_bound`, unsummed: of each dimension, (B, *event_shape), nats."""
-        return self._terms(params, x, key, cond, mask, False, True)[0]
+        return self._terms(params, x, key, cond, mask, train, True)[0]
 
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
         """Moves what a network keeps of the batches that it saw in training by this one; see :meth:`purevdm.VDM.update`."""
