@@ -189,7 +189,7 @@ class VDM(NamedTuple):
         mask: Tensor | None = None,
         train: bool = False,
     ) -> NLLBound:
-        """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats. A loss of one's own weighs and adds them up.
+        """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats, for a loss of one's own.
 
         Here beta weighs the diffusion against the rest, and the first of three channels counts twice:
 
