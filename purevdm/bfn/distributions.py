@@ -11,7 +11,6 @@ and the logarithms are good to the last digits of float32 for every mean and dev
 (tensor([1., 1.]), tensor(-3285.8135))
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +18,11 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm._compile import fixed
+from purevdm._normal import log_ndtr
 from purevdm.decoders import Decoder, Discrete
 from purevdm.types import Key, Params
 
 __all__ = ["binned"]
-
-_ROOT_HALF = math.sqrt(0.5)
-
-
-def log_ndtr(x: Tensor) -> Tensor:
-    """Computes log Phi(x), without underflow. (``torch.special.log_ndtr`` has no rule for ``vmap``.)"""
-    low, high = x.clamp(max=0.0), x.clamp(min=0.0)
-    left = torch.log(0.5 * torch.special.erfcx(-fixed(_ROOT_HALF) * low)) - 0.5 * low.square()
-    return torch.where(x < 0.0, left, torch.log1p(-0.5 * torch.erfc(fixed(_ROOT_HALF) * high)))
 
 
 def _log_mass(lower: Tensor, upper: Tensor, first: Tensor, last: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import fixed
+from purevdm._normal import log_ndtr
 from purevdm.decoders._decoder import FLOATS, Decoder, finite, level
 from purevdm.decoders._discrete import integers as whole
 from purevdm.types import Key, Params, Shape
@@ -19,14 +20,6 @@ from purevdm.types import Key, Params, Shape
 __all__ = ["integers", "one_hot"]
 
 LARGEST = 2**22
-_ROOT_HALF = math.sqrt(0.5)
-
-
-def log_ndtr(x: Tensor) -> Tensor:
-    """log Phi(x), without underflow. (``torch.special.log_ndtr`` has no rule for ``vmap``.)"""
-    low, high = x.clamp(max=0.0), x.clamp(min=0.0)
-    left = torch.log(0.5 * torch.special.erfcx(-fixed(_ROOT_HALF) * low)) - 0.5 * low.square()
-    return torch.where(x < 0.0, left, torch.log1p(-0.5 * torch.erfc(fixed(_ROOT_HALF) * high)))
 
 
 def _log_bin(distance: Tensor, std: Tensor, floor: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm._normal import log_ndtr
 from purevdm._values import Value
 from purevdm.types import Key, Params, Shape
 
@@ -187,7 +188,7 @@ def _log_total(total: Tensor, params: Tensor) -> Tensor:
     low, high = (((total + half).clamp(min=0.0).log() - mean) * torch.exp(-log_std) for half in (-0.5, 0.5))
     # In the tail that is nearer, where differences of the distribution function do not cancel.
     low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
-    log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low.clamp(min=-1e9))
+    log_high, log_low = log_ndtr(high), log_ndtr(low.clamp(min=-1e9))
     return log_high + torch.log1p(-torch.exp(log_low - log_high))
 
 
