@@ -6,7 +6,7 @@ import classify
 import torch
 from processes import printed
 
-from purevdm import networks, random
+from purevdm import random
 
 
 def test_classes_go_with_their_images():
@@ -21,13 +21,11 @@ def test_errors_of_shares_are_binomial():
     assert classify.accuracy(torch.arange(100) < 90) == "0.900 +- 0.030"
 
 
-def test_a_run_prints_accuracies_and_information(monkeypatch):
-    small = networks.mlp(32, fourier=(), classes=10, cond_drop=0.1)
-    monkeypatch.setattr(networks, "vdm_unet", lambda **options: small)
-    lines = printed("classify.py", "--eager", "--steps", 3, "--batch", 16, "--passes", 1).splitlines()
-    shares = [float(line.split("+-")[0].split()[-1]) for line in lines]
+def test_a_run_prints_accuracies_and_information():
+    lines = printed("classify.py", "--steps", 3, "--batch", 16, "--passes", 1).splitlines()
+    values = [float(line.split("+-")[0].split()[-1]) for line in lines]
     assert "3 steps, 297 images" in lines[0]
-    assert 0 <= shares[0] <= 1
-    assert shares[1] > 0.93
-    assert shares[2] > 0.97
-    assert all(share < math.log2(10) for share in shares[3:])
+    assert max(values[:2]) < 0.5
+    assert values[2] > 0.93
+    assert values[3] > 0.97
+    assert values[4] < math.log2(10)
