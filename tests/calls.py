@@ -338,6 +338,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "real.loss_fn": _of(REAL.loss_fn, params=REAL_PARAMS, x=Z, key=KEY),
         "real.nll_bound": _of(REAL.nll_bound, params=REAL_PARAMS, x=Z, key=KEY),
         "real.log_prob": _of(likelihood.log_prob, **real, x=Z, dequantisation="variational", samples=2, integrator=EULER),
+        "real.log_prob_and_grad": _of(likelihood.log_prob_and_grad, **real, x=Z, probes=1, chunk=None, integrator=EULER),
         "real.evaluate": _of(evaluation.evaluate, **real, batches=[Z]),
     }
     return made

@@ -3,9 +3,10 @@
     python examples/studies/maps.py examples/app/fashion_mnist --path DATA   # without its images: on samples of the model
 
 In each image a square is replaced by that of another image. The maps are means over times and noise, the same for all
-images. Prints how well a pixel's bits tell whether it was changed, as means over images with standard errors: AUROC, 0.5 by
-chance, and the share of changed ones among as many of the most surprising; beside the same of a pixel's distance from the
-mean of its eight neighbours. Writes maps.png.
+images, and over the squares of so many pixels about each (--smooth). Prints how well a pixel's bits tell whether it was
+changed, as means over images with standard errors: AUROC, 0.5 by chance, and the share of changed ones among as many of the
+most surprising. Most bits come from little noise, and tell of texture; those from gamma above --level tell of shape, and
+find more. Last is a pixel's distance from the mean of 3 x 3 pixels. Writes maps.png.
 """
 
 import math
@@ -45,6 +46,10 @@ class Arguments:
     """Of the square that is changed."""
     draws: int = 64
     """Of times and noise, for each map."""
+    level: float = -2.0
+    """The gamma above which a map is given, too."""
+    smooth: int = 5
+    """The side of the squares over which maps are averaged, odd; 1 for none."""
     seed: int = 0
     device: str = "cpu"
 
@@ -62,19 +67,25 @@ def changed(x: Tensor, side: int, key: Key) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def surprise(model: VDM, params: Params, x: Tensor, key: Key, draws: int) -> Tensor:
-    """Maps images, (n, *event_shape): bits of each pixel, the mean over draws of times and noise, the same for all."""
+def surprise(model: VDM, params: Params, x: Tensor, key: Key, draws: int, level: float) -> tuple[Tensor, Tensor]:
+    """Maps images, (n, *event_shape): bits of each pixel, the mean over draws of times and noise, the same for all; and of
+    them those of the diffusion at gamma above a level."""
     seeds, maps = model.seeds(key, draws), []
+    noisy = (model.gamma(params, seeds.t) > level).reshape(-1, 1, 1, 1)
     for image in tqdm(x, desc="maps"):
         terms = model.terms(params, image.expand(draws, *image.shape), seeds)
-        maps.append(terms.total.mean(0) / math.log(2))
-    return torch.stack(maps)
+        maps.append(torch.stack([terms.total.mean(0), (noisy * terms.diffusion).mean(0)]) / math.log(2))
+    return torch.stack(maps, 1).unbind()
+
+
+def smoothed(x: Tensor, side: int) -> Tensor:
+    """Averages images over squares about each pixel, of fewer pixels at the edges."""
+    return torch.nn.functional.avg_pool2d(x.double(), side, 1, side // 2, count_include_pad=False)
 
 
 def contrast(x: Tensor) -> Tensor:
-    """Measures each pixel's distance from the mean of its eight neighbours, fewer at the edges."""
-    mean = torch.nn.functional.avg_pool2d(x.double(), 3, 1, 1, count_include_pad=False)
-    return 9 / 8 * (x - mean).abs()
+    """Measures each pixel's distance from the mean of its neighbourhood of 3 x 3."""
+    return (x - smoothed(x, 3)).abs()
 
 
 def scores(maps: Tensor, where: Tensor) -> Tensor:
@@ -86,23 +97,21 @@ def scores(maps: Tensor, where: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def picture(path: Path, x: Tensor, new: Tensor, where: Tensor, maps: Tensor) -> None:
-    """Draws eight images, as they were and changed, and their maps, with an outline of what changed."""
-    figure, axes = plt.subplots(3, 8, figsize=(12, 4.7), layout="constrained")
-    top = maps[:8].quantile(0.995).item()
-    for i, column in enumerate(axes.T[: len(x)]):
-        for ax, image in zip(column, (x[i, 0], new[i, 0]), strict=False):
-            ax.imshow(image.cpu(), cmap="gray_r")
-        shown = column[2].imshow(maps[i, 0].cpu(), cmap="magma", vmin=0, vmax=top)
-        rows, columns = where[i, 0].cpu().nonzero(as_tuple=True)
-        box = (columns.min() - 0.5, rows.min() - 0.5), columns.max() - columns.min() + 1, rows.max() - rows.min() + 1
-        for ax in column[1:]:
-            ax.add_patch(plt.Rectangle(*box, fill=False, edgecolor="tab:cyan"))
+def picture(path: Path, rows: dict[str, Tensor], where: Tensor) -> None:
+    """Draws of eight images, (n, 1, side, side), each row: grey images, then maps; with an outline of what changed."""
+    figure, axes = plt.subplots(len(rows), 8, figsize=(12, 1.5 * len(rows)), layout="constrained")
+    for row, (of_row, (name, images)) in enumerate(zip(axes, rows.items(), strict=True)):
+        look = dict(cmap="gray_r", vmin=0) if row < 2 else dict(cmap="magma", vmin=0, vmax=images[:8].quantile(0.997).item())
+        for ax, image, there in zip(of_row, images[:, 0].cpu(), where[:, 0].cpu(), strict=False):
+            shown = ax.imshow(image.numpy(), **look)
+            (top, left), (bottom, right) = there.nonzero().amin(0) - 0.5, there.nonzero().amax(0) + 0.5
+            if row:
+                ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color="tab:cyan", linewidth=1)
+        if row > 1:
+            figure.colorbar(shown, ax=of_row, pad=0.01)
+        of_row[0].set_ylabel(name)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    for ax, name in zip(axes[:, 0], ("image", "a square changed", "bits of each pixel"), strict=True):
-        ax.set_ylabel(name)
-    figure.colorbar(shown, ax=axes[2], pad=0.01)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -110,7 +119,7 @@ def picture(path: Path, x: Tensor, new: Tensor, where: Tensor, maps: Tensor) -> 
 @programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
-    programs.least(1, side=args.side, draws=args.draws)
+    programs.least(1, side=args.side, draws=args.draws, smooth=args.smooth)
     programs.least(2, images=args.images)
     given = {} if args.path is None else {"data.path": args.path}
     run = load(args.checkpoint, programs.device(args.device), dataless=args.path is None, **given)
@@ -130,15 +139,17 @@ def main() -> None:
     new, where = changed(x, args.side, k_change)
     kept = where.flatten(1).any(1)
     x, new, where = x[kept], new[kept], where[kept]
-    maps = surprise(run.model, run.params, new, k_map, args.draws)
-    print(
-        f"{'':22}{'AUROC':>18}{'share found':>18}   ({len(x)} images, {where.flatten(1).sum(1).double().mean():.0f} pixels)"
-    )
-    for name, values in (("bits of the bound", maps), ("contrast", contrast(new))):
-        found = scores(values, where)
+    bits, noisy = surprise(run.model, run.params, new, k_map, args.draws, args.level)
+    maps = {"bits": bits, f"at gamma > {args.level:g}": noisy, "contrast": contrast(new)}
+    count = where.flatten(1).sum(1).double().mean()
+    print(f"{'':16}{'AUROC':>18}{'share found':>18}   ({len(x)} images, {count:.0f} pixels changed)")
+    for name, values in maps.items():
+        found = scores(smoothed(values, args.smooth), where)
         means, errors = found.mean(0), found.std(0) / math.sqrt(len(found))
-        print(f"{name:22}" + "".join(f"{f'{m:.3f} +- {e:.3f}':>18}" for m, e in zip(means, errors, strict=True)))
-    picture(out / "maps.png", x, new, where, maps)
+        print(f"{name:16}" + "".join(f"{f'{m:.3f} +- {e:.3f}':>18}" for m, e in zip(means, errors, strict=True)))
+    del maps["contrast"]
+    shown = {name: smoothed(values, args.smooth) for name, values in maps.items()}
+    picture(out / "maps.png", {"image": x, "changed": new, **shown}, where)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,24 @@ the same key**. To classify by likelihood, bound the same batches under each cla
 its times and noise, and cancels. With another key for each class the noise decides: 0.125 of the digits are then classified
 rightly, and 0.845 with one key.
 
+Mutual information and divergence are such differences, too, pointwise and in the mean. The bound without a condition minus
+that with it is the mutual information of data and condition. On data of a model p, the bound of q minus that of p is the
+divergence KL(p, q). Both are estimates, no bounds, and off by as much as the gaps of the two bounds differ. For Gaussians
+under ideal models, one key instead of two leaves a ninth of the first one's variance, and a thirtieth of the second's.
+
 >>> import purevdm, torch
 >>> from purevdm import evaluation, networks, random, schedules
->>> model = purevdm.vdm(networks.mlp(16, classes=3), schedules.fixed_linear(), event_shape=(2,))
+>>> model = purevdm.vdm(networks.mlp(16, classes=3, cond_drop=0.1), schedules.fixed_linear(), event_shape=(2,))
 >>> params, x = model.init(random.key(0)), random.randint(random.key(1), (8, 2), 0, 256)
 >>> labels = [torch.full((8,), c) for c in range(3)]
 >>> each = [evaluation.per_example(model, params, [(x, label)], random.key(2), passes=4).nll for label in labels]
 >>> torch.stack(each).argmin(0).shape
 torch.Size([8])
+>>> free, given = (
+...     evaluation.per_example(model, params, [(x, cond)], random.key(2), passes=4) for cond in (None, labels[0])
+... )
+>>> pointwise = free.nll - given.nll  # nats
+>>> information = evaluation.compare(free, given).difference  # a mean and its error, bits/dim
 """
 
 from purevdm.evaluation._examples import evaluate, per_example

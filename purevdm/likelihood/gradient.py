@@ -38,22 +38,21 @@ def log_prob_and_grad(
 
         da / dgamma = -(dv / dz)^T a - grad_z div v,    a(gamma_1) = d log N(z_1) / dz_1 = -z_1,
 
-    and is integrated backward together with z, by the same integrator. Nothing is saved for it, however many steps it takes.
-    ``loss.backward()`` through :func:`purevdm.likelihood.log_prob` saves every step, and gives the gradient of the sum that
-    it computed; this one is off it by the errors of both integrations. With probes it is the gradient of the estimate,
-    unbiased like that. No derivative passes through either result.
+    and is integrated backward together with z, by the same integrator. Nothing is saved, however many steps that takes.
+    ``backward()`` through :func:`purevdm.likelihood.log_prob` saves every step, and gives the gradient of what it computed;
+    this one is off it by the errors of both integrations. With probes it is unbiased. No derivative passes through it.
 
     Args:
-        model: the model, of real-valued data, without dequantisation.
-        params, x, key, cond, mask, integrator, probes: as in :func:`purevdm.likelihood.log_prob`.
+        model, params, x, key, cond, mask, integrator, probes: as in :func:`purevdm.likelihood.log_prob`, for real-valued
+            data.
         chunk: how many products of the divergence to compute, and to differentiate, at once; fewer need less memory.
 
     Returns:
         The estimate, whose ``evaluations`` count those of both integrations, and the gradient of ``log_prob``, of x's shape.
 
     Raises:
-        TypeError, ValueError: as for :func:`purevdm.likelihood.log_prob`; data that are not real-valued; derivatives of
-            ``torch.func`` with respect to what is given.
+        TypeError, ValueError: as :func:`purevdm.likelihood.log_prob`; discrete data; arguments that ``torch.func``
+            differentiates with respect to.
 
     The likeliest x behind a noisy y, by the gradient of log p(x) + log p(y given x). The prior here is N(0, 1) and the noise
     has a variance of 1 / 4, so that x is 0.8 y:
@@ -90,7 +89,7 @@ def log_prob_and_grad(
 
     (z_0, extra), pull = torch.func.vjp(latents, batch.x)  # type: ignore[misc]
     log_p, evaluations, z_1 = log_density(model, params, z_0, cond, **how)
-    a, more = adjoint(model, params, z_1, -z_1, cond, **how)
+    a, more = adjoint(model, params, z_1, cond, **how)
     return combine((extra + log_p)[None], evaluations + more), pull((a, torch.ones_like(extra)))[0]
 
 
@@ -98,13 +97,12 @@ def adjoint(
     model: Model,
     params: Params,
     z_1: Tensor,
-    a: Tensor,
-    cond: Any = None,
+    cond: Any,
     *,
     mask: Tensor | None,
     integrator: Integrator,
-    probe_noise: Tensor | str,
-    chunk: int | None = None,
+    probe_noise: Any,
+    chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Takes a = d log p / dz from z_1 back to z_0: gives it there, (B, *event_shape), and the number of evaluations."""
     at, start, stop = flow.along(model, params, z_1, cond, mask)
@@ -115,14 +113,12 @@ def adjoint(
     def back(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (z, a), slope = state, torch.zeros_like(state[1])
         for i in range(0, n, chunk):
-            if probes is None:
-                v = (dims[i : i + chunk, None] == dims).to(z.dtype).reshape(-1, 1, *z.shape[1:]).expand(-1, *z.shape)
-            else:
-                v = probes[i : i + chunk]
+            some = dims[i : i + chunk, None] == dims if probes is None else probes[i : i + chunk]
+            v = some.to(z.dtype).reshape(len(some), -1, *z.shape[1:]).expand(-1, *z.shape)
             (value, div), pull = torch.func.vjp(lambda z, v=v: flow.divergence(at(t), z, v), z)  # type: ignore[misc]
             share = torch.full_like(div, len(v) / (1 if probes is None else n))  # as divergence gives a mean
             slope = slope + pull((a if i == 0 else torch.zeros_like(a), share))[0]
         return value, -slope
 
-    done = integrator(back, (z_1, a), stop, start)
+    done = integrator(back, (z_1, -z_1), stop, start)
     return done.state[1], done.evaluations

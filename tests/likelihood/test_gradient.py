@@ -40,21 +40,22 @@ def log_p(model, params, x, cond=None, **options):
 def test_it_is_that_of_differences_and_of_the_steps_that_were_taken(own, probes):
     """Also where each dimension has a schedule of its own; examples do not depend on one another."""
     model, params, x = mixing(OWN if own else None, classes=2)
-    options, cond = dict(integrator=FINE, probes=probes), torch.tensor([0, 1, 1, 0])
-    estimate, grad = likelihood.log_prob_and_grad(model, params, x, random.key(3), cond, **options)
-    torch.testing.assert_close(estimate.log_prob, log_p(model, params, x, cond, **options), rtol=0, atol=1e-10)
+    options, cond = dict(integrator=ode.rk4(32), probes=probes), torch.tensor([0, 1, 1, 0])
+    estimate, grad = likelihood.log_prob_and_grad(model, params, x, random.key(3), cond, **options, chunk=2)
     way = random.normal(random.key(4), (4, 3), torch.float64)
     above, below = (log_p(model, params, x + sign * 1e-4 * way, cond, **options) for sign in (1, -1))
-    torch.testing.assert_close((grad * way).sum(1), (above - below) / 2e-4, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((grad * way).sum(1), (above - below) / 2e-4, rtol=1e-4, atol=1e-4)
     given = x.clone().requires_grad_()
-    log_p(model, params, given, cond, **options).sum().backward()
-    torch.testing.assert_close(grad, given.grad, rtol=1e-5, atol=1e-6)
-    _, pieces = likelihood.log_prob_and_grad(model, params, x, random.key(3), cond, **options, chunk=2)
-    torch.testing.assert_close(pieces, grad, rtol=1e-8, atol=1e-8)
-    assert (estimate.evaluations > likelihood.log_prob(model, params, x, random.key(3), cond, **options).evaluations).all()
+    found = likelihood.log_prob(model, params, given, random.key(3), cond, **options)
+    found.log_prob.sum().backward()
+    torch.testing.assert_close(grad, given.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(estimate.log_prob, found.log_prob.detach(), rtol=0, atol=1e-10)
+    assert torch.equal(estimate.evaluations, 2 * found.evaluations)
 
 
-@pytest.mark.parametrize("integrator", [FINE, ode.dopri5(1e-8, 1e-8, quadrature=4), ode.rk4(200), ode.heun(2000)], ids=str)
+@pytest.mark.parametrize(
+    "integrator", [FINE, ode.dopri5(1e-8, 1e-8, quadrature=4), ode.rk4(200)], ids=["dopri5", "quadrature", "rk4"]
+)
 def test_it_is_the_score_of_a_gaussian(integrator):
     """Of the source with the noise left at time 0, stretched as the decoder says; float32 data of a float64 model."""
     gamma_0, scale = -6.0, torch.tensor([2.0, 0.5]).double()
@@ -87,7 +88,7 @@ def test_in_a_subspace_it_is_that_of_the_subspace():
     z_1, change, _ = flow.integrate(model, NO_PARAMS, w @ basis.T, **how)
     (-0.5 * z_1.square().sum() + change.sum()).backward()
     z_1 = z_1.detach()
-    a, _ = adjoint(model, NO_PARAMS, z_1, -z_1, **how)
+    a, _ = adjoint(model, NO_PARAMS, z_1, None, mask=None, **how, chunk=None)
     torch.testing.assert_close(a, w.grad @ basis.T, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(a.sum(1), torch.zeros(4).double(), rtol=0, atol=1e-10)
 
@@ -140,7 +141,9 @@ def test_with_probes_it_is_right_on_average():
     assert ((many.mean(0) - exact[0]).abs() < 4 * error + 1e-9).all()
 
 
-@pytest.mark.parametrize("integrator", [ode.heun(3), ode.dopri5(1e-3, 1e-3)], ids=["heun", "dopri5"])
+@pytest.mark.parametrize(
+    "integrator", [ode.heun(3), pytest.param(ode.dopri5(1e-3, 1e-3), marks=pytest.mark.slow)], ids=["heun", "dopri5"]
+)
 def test_it_compiles(integrator):
     model, params, x = mixing()
 

@@ -64,6 +64,27 @@ def test_pieces_are_the_whole(accumulate):
     moved_alike(pieces, whole, start)
 
 
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"remat": True}], ids=str)
+def test_a_batch_is_its_parts(options):
+    model, x, label, mask = (
+        tiny.model(classes=3),
+        tiny.data(),
+        torch.arange(len(tiny.data())) % 3,
+        torch.ones_like(tiny.data()),
+    )
+    params, grad_fn, mask = OTHER.params, training.gradients(model, **options), mask.bool()
+    want = grad_fn(params, x, random.key(3), label)
+    assert same(grad_fn(params, (x, label), random.key(3)), want)
+    assert same(grad_fn(params, (x, label, mask), random.key(3)), grad_fn(params, x, random.key(3), label, mask=mask))
+    assert same(grad_fn(params, [x, label, None], random.key(3)), want)
+    for batch, cond, word in (
+        ((x, label), label, "cond: expected it in the batch only"),
+        ((), None, "x: expected data or a"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=word):
+            grad_fn(params, batch, random.key(3), cond)
+
+
 def test_rows_of_a_batch_average_to_the_whole():
     """What processes compute, one after the other here."""
     model, x = tiny.model(classes=3), tiny.data()
