@@ -104,7 +104,7 @@ def main():
     model = purevdm.vdm(network, schedules.learned_linear(-8.0, 5.0), SHAPE, decoder=decoders.gaussian())
     params, _ = train(model, lambda key: draw_fields(key, 32), k_init, k_train, args.steps, compile=not args.eager)
     x, maps = draw_fields(k_test, args.maps)
-    bound = evaluation.evaluate(model, params, [*zip(x.split(64), maps.split(64), strict=True)], k_bound, passes=32)
+    bound = evaluation.evaluate(model, params, [*zip(x.split(64), maps.split(64), strict=True)], k_bound, passes=128)
     print(f"test bound  {bound.nll} nats a field ({args.steps} steps, {args.maps} fields)")
     print(f"entropy     {0.5 * torch.log(2 * math.pi * math.e * VARIANCE).sum():.3f} nats a field, given its map")
     mean = modes(GAIN * modes(maps))

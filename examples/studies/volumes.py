@@ -6,6 +6,12 @@
 
 Volumes are smooth, periodic Gaussian random fields, drawn anew for each step. Each way runs in a process of its own, on as
 many threads as OMP_NUM_THREADS says. The peak is that of the whole process, less what it held before the first step.
+
+Of the defaults, in eager mode, it found (two AVX-512 cores shared with other programs, which make the times long):
+
+    remat     peak, MiB     a step, s
+    no              941          16.7
+    yes             390          17.0
 """
 
 import argparse
