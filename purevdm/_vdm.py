@@ -214,9 +214,9 @@ class VDM(NamedTuple):
         batches, ``params = model.update(params, x, key)`` for each.
         """
         batch = parse(self, params, x, key, cond, mask=mask)
+        noise = self._noise(key, batch.n, True)
         if self.network.update is None:
             return params
-        noise = self._noise(key, batch.n, True)
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
         within = denoiser.of_model(self, params, mask=batch.there).within
         f = within(self.decoder.encode(params.get("decoder", {}), batch.x, cond, self.dtype))

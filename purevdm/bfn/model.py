@@ -148,9 +148,9 @@ class BFN(NamedTuple):
     def update(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Params:
         """Moves what a network keeps of the batches that it saw in training by this one; see :meth:`purevdm.VDM.update`."""
         batch = parse(self, params, x, key, cond, mask=mask)
+        noise = self._noise(key, batch.n, True)
         if self.network.update is None:
             return params
-        noise = self._noise(key, batch.n, True)
         t, _ = bound.step_of(noise.t, self.timesteps)
         h = self.output.encode(batch.x, self.dtype)
         seen = bound.seen(self, bound.within(latent(h, align(self.flow.snr(t), h), noise.eps), batch.mask), t)
