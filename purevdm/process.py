@@ -59,7 +59,8 @@ def diffuse(x: Tensor, gamma: Tensor, eps: Tensor) -> Tensor:
 
 def _alpha_ratio(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
     """Gives alpha_{t|s} = alpha_t / alpha_s."""
-    return torch.exp(0.5 * (F.softplus(gamma_s) - F.softplus(gamma_t)))
+    # PyTorch's softplus is its argument from 20 on, which float64 tells from log(1 + exp(20)).
+    return torch.exp(0.5 * (F.softplus(gamma_s, threshold=80) - F.softplus(gamma_t, threshold=80)))
 
 
 def transition(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:

@@ -12,7 +12,7 @@ from versions import since_2_13
 
 import purevdm
 from purevdm import bound, networks, random, schedules, solvers
-from purevdm._vdm import _structure
+from purevdm._fitting import structure
 from purevdm.module import Module
 
 MODEL = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
@@ -70,7 +70,7 @@ def reloaded(program):
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=slow)])
 def test_an_exported_loss_serves_batches_and_trains(strict):
     shapes = {"args": ({0: Dim("B", max=1024)}, None)}
-    _structure.cache_clear()  # as after many other models
+    structure.cache_clear()  # as after many other models
     program = torch.export.export(Module(MODEL.loss_fn, PARAMS), (X, KEY), dynamic_shapes=shapes, strict=strict)
     module = reloaded(program)
     for n in (1, 7):

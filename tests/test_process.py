@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 
 from purevdm import process
 
@@ -44,6 +44,7 @@ def test_posterior_after_forward_is_forward(pair, x, eps):
         torch.testing.assert_close(by_eps.mean, by_x.mean, rtol=1e-6, atol=1e-6)
 
 
+@example((0.0, 21.0), 1.0)
 @given(pairs, numbers)
 def test_forward_steps_compose(pair, x):
     """q(z_t given z_s) after q(z_s given x) is q(z_t given x)."""
