@@ -7,6 +7,17 @@ every row the same initial parameters and batches. Samples are 1,024 images by t
 distance is Fréchet's between normal distributions fitted to the hidden units of a classifier (a small perceptron, trained
 on the training images), against the training images. Writes a file for each run as it ends, so that a second call goes on
 where the first stopped, and table.md.
+
+After 400 steps of 64 images, means over three seeds with their standard errors (the test images' distance is 0.465):
+
+    weighting      bits/dim          distance of samples
+    bound          2.310 +- 0.003    3.498 +- 0.106
+    sigmoid        2.664 +- 0.016    1.986 +- 0.039
+    edm            2.490 +- 0.005    2.167 +- 0.021
+    edm, monotone  2.492 +- 0.008    2.168 +- 0.015
+    truncated snr  2.587 +- 0.007    2.317 +- 0.012
+
+Every weighting costs bits, and every one draws digits that are nearer to the real ones than the bound's.
 """
 
 from functools import cache, partial
