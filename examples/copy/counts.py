@@ -77,8 +77,7 @@ def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True
 def independent(x, test):
     """Returns nats of each test cell under negative binomials of each gene, by the moments of the training cells."""
     mean, var = x.float().mean(0), x.float().var(0)
-    theta = mean.square() / (var - mean)
-    own = torch.distributions.NegativeBinomial(theta, logits=(mean / theta).log())
+    own = torch.distributions.NegativeBinomial(mean.square() / (var - mean), logits=(var / mean - 1.0).log())
     return -own.log_prob(test.float()).double().sum(1)
 
 
@@ -105,12 +104,8 @@ def main():
     k_source, k_init, k_train, k_test, k_sample = random.split(random.key(0), 5)
     torch.manual_seed(0)  # of PyTorch's distributions
     types, model = source(k_source), build()
-    (x, _), (test, kind) = draw(types, 20000), draw(types, 1000)
-
-    def rows(key):
-        return x[random.randint(key, (256,), 0, len(x))]
-
-    params, _ = train(model, rows, k_init, k_train, args.steps, compile=False)
+    (x, _), (test, kind), n = draw(types, 20000), draw(types, 1000), 20000
+    params, _ = train(model, lambda key: x[random.randint(key, (256,), 0, n)], k_init, k_train, args.steps, compile=False)
     bound = evaluation.evaluate(model, params, test.split(250), k_test, passes=args.passes)
     each = types.log_prob(test[:, None].float()).double().sum(-1)
     truth, baseline = math.log(TYPES) - torch.logsumexp(each, 1), independent(x, test)
