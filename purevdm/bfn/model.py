@@ -4,7 +4,7 @@ that they make together."""
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -282,16 +282,6 @@ def _structure(
     return structure_of(lambda key: {"network": own.init(key, shape)}, dtype)
 
 
-class Settings(TypedDict, total=False):
-    """Further fields of a :class:`BFN`, which all three kinds take; ``timesteps=None`` is 0."""
-
-    timesteps: int | None
-    draws: int
-    reconstruction: bool
-    antithetic: bool
-    dtype: torch.dtype
-
-
 def continuous(
     network: Network,
     event_shape: Shape,
@@ -300,7 +290,11 @@ def continuous(
     decoder: Decoder | None = None,
     clip: tuple[float, float] | bool = True,
     recon_std: float | None = None,
-    **settings: Unpack[Settings],
+    timesteps: int | None = 0,
+    draws: int = 1,
+    reconstruction: bool = True,
+    antithetic: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> BFN:
     """Makes a BFN of real numbers (sec. 4), or of integers by their positions on the real line.
 
@@ -316,7 +310,7 @@ def continuous(
             the official code takes to compare likelihoods of integers.
         clip: what to clamp the predicted data to. True: [-1, 1] for integers, as in the paper, and nothing for real data.
         recon_std: the deviation of p(x) around the prediction at t = 1; sigma_1 where left out.
-        settings: timesteps, draws, reconstruction, antithetic and dtype of the :class:`BFN`.
+        timesteps, draws, reconstruction, antithetic, dtype: as in :class:`BFN`; timesteps=None is 0.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network that returns several numbers a dimension.
@@ -335,7 +329,7 @@ def continuous(
     else:
         limits = _pair("clip", clip)
     output = Point(decoder, limits, sigma_1 if recon_std is None else recon_std)
-    return _model(network, Normal(sigma_1), output, event_shape, settings)
+    return _model(network, Normal(sigma_1), output, event_shape, timesteps, draws, reconstruction, antithetic, dtype)
 
 
 def discretised(
@@ -345,7 +339,11 @@ def discretised(
     sigma_1: float,
     *,
     std_bounds: tuple[float, float] | None = (1e-3, 10.0),
-    **settings: Unpack[Settings],
+    timesteps: int | None = 0,
+    draws: int = 1,
+    reconstruction: bool = True,
+    antithetic: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> BFN:
     """Makes a BFN of integers in [0, bins), such as pixels, with normals over bins for output distributions (sec. 5).
 
@@ -355,7 +353,7 @@ def discretised(
         bins: how many values, at least 2; value v is the bin around (2 v + 1) / bins - 1.
         sigma_1: the input distribution's deviation at t = 1, in (0, 1).
         std_bounds: what to clamp the deviations of the data to, as the official code does; None for nothing.
-        settings: timesteps, draws, reconstruction, antithetic and dtype of the :class:`BFN`.
+        timesteps, draws, reconstruction, antithetic, dtype: as in :class:`BFN`; timesteps=None is 0.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network without two outputs.
@@ -369,7 +367,17 @@ def discretised(
     if std_bounds is not None:
         std_bounds = _pair("std_bounds", std_bounds)
         _positive("std_bounds[0]", std_bounds[0])
-    return _model(network, Normal(sigma_1), Normals(binned(bins), std_bounds), event_shape, settings)
+    return _model(
+        network,
+        Normal(sigma_1),
+        Normals(binned(bins), std_bounds),
+        event_shape,
+        timesteps,
+        draws,
+        reconstruction,
+        antithetic,
+        dtype,
+    )
 
 
 def discrete(
@@ -379,7 +387,11 @@ def discrete(
     beta_1: float,
     *,
     classes_last: bool = False,
-    **settings: Unpack[Settings],
+    timesteps: int | None = 0,
+    draws: int = 1,
+    reconstruction: bool = True,
+    antithetic: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> BFN:
     """Makes a BFN of classes, integers in [0, classes) without an order, such as characters (sec. 6).
 
@@ -391,7 +403,7 @@ def discrete(
         classes: K, at least 2.
         beta_1: the accuracy at t = 1: 3**2 for two classes, 0.75**2 for 27 in the paper.
         classes_last: whether a network for K > 2 takes (*event_shape, K) instead, as transformers over tokens do.
-        settings: timesteps, draws, reconstruction, antithetic and dtype of the :class:`BFN`.
+        timesteps, draws, reconstruction, antithetic, dtype: as in :class:`BFN`; timesteps=None is 0.
 
     Raises:
         TypeError, ValueError: arguments out of range, or a network with an axis of outputs.
@@ -405,14 +417,16 @@ def discrete(
     """
     classes = _checks.integer("classes", classes, 2, 2**22)
     flow = Categorical(classes, beta_1, _checks.boolean("classes_last", classes_last))
-    return _model(network, flow, Classes(integers(classes)), event_shape, settings)
+    return _model(
+        network, flow, Classes(integers(classes)), event_shape, timesteps, draws, reconstruction, antithetic, dtype
+    )
 
 
-def _model(network: Network, flow: Flow, output: Output, event_shape: Shape, settings: Settings) -> BFN:
+def _model(network: Network, flow: Flow, output: Output, event_shape: Shape, timesteps: int | None, *rest: Any) -> BFN:
     network = _timed(_checks.instance("network", network, Network, "a purevdm Network"))
-    if settings.get("timesteps", 0) is None:
-        settings["timesteps"] = 0
-    model = BFN(network, flow, output, _checks.shape("event_shape", event_shape), **settings)  # type: ignore[arg-type]
+    model = BFN(
+        network, flow, output, _checks.shape("event_shape", event_shape), 0 if timesteps is None else timesteps, *rest
+    )
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,25 +24,26 @@ LANES = 32
 STEPS = 250
 
 
-class Options(TypedDict, total=False):
-    """How files are written, as :func:`write` explains it."""
-
-    timesteps: int | None
-    lanes: int
-    portable: bool
-    compile: bool
-    seed: int
-    callback: Callback | None
-
-
-def encode(model: VDM, params: Params, x: Tensor, cond: Any = None, **options: Unpack[Options]) -> bytes:
+def encode(
+    model: VDM,
+    params: Params,
+    x: Tensor,
+    cond: Any = None,
+    *,
+    timesteps: int | None = None,
+    lanes: int = LANES,
+    portable: bool = True,
+    compile: bool = False,
+    seed: int = 0,
+    callback: Callback | None = None,
+) -> bytes:
     """Encodes data as bytes, which :func:`decode` turns back into the same data: a file of one block.
 
     Args:
         model, params: the model, with a decoder of finitely many values.
         x: data, (n, *event_shape), integers.
         cond: their condition, as the network takes it. It is not part of the bytes: decoding takes it again.
-        options: timesteps, lanes, portable, compile, seed and callback, as :func:`write` takes them.
+        timesteps, lanes, portable, compile, seed, callback: as :func:`write` takes them.
 
     Raises:
         TypeError, ValueError: bad arguments, as the model's functions name them; real data; a network that computes in less
@@ -62,10 +63,22 @@ def encode(model: VDM, params: Params, x: Tensor, cond: Any = None, **options: U
     """
     if _checks.tensor("x", x).ndim == 0 or len(x) == 0:
         raise ValueError(f"x: expected at least one example, got {_checks.describe(x)}")
-    return b"".join(_pieces(model, params, [(x, cond)], **options))
+    return b"".join(_pieces(model, params, [(x, cond)], timesteps, lanes, portable, compile, seed, callback))
 
 
-def write(path: str | os.PathLike, model: VDM, params: Params, batches: Iterable[Any], **options: Unpack[Options]) -> Info:
+def write(
+    path: str | os.PathLike,
+    model: VDM,
+    params: Params,
+    batches: Iterable[Any],
+    *,
+    timesteps: int | None = None,
+    lanes: int = LANES,
+    portable: bool = True,
+    compile: bool = False,
+    seed: int = 0,
+    callback: Callback | None = None,
+) -> Info:
     """Writes a file, whole or not at all: a file or a link of that name is replaced at the end.
 
     Each batch is a block, which decodes by itself. Initial bits are paid for one example of each, some 6 bits per dimension
@@ -94,7 +107,7 @@ def write(path: str | os.PathLike, model: VDM, params: Params, batches: Iterable
     """
     path = _checks.path("path", path)
     with _files.replaced(path) as draft, _files.naming(draft), draft.open("xb") as file:
-        file.writelines(_pieces(model, params, batches, **options))
+        file.writelines(_pieces(model, params, batches, timesteps, lanes, portable, compile, seed, callback))
     return info(path)
 
 
@@ -193,13 +206,12 @@ def _pieces(
     model: VDM,
     params: Params,
     batches: Iterable[Any],
-    *,
-    timesteps: int | None = None,
-    lanes: int = LANES,
-    portable: bool = True,
-    compile: bool = False,
-    seed: int = 0,
-    callback: Callback | None = None,
+    timesteps: int | None,
+    lanes: int,
+    portable: bool,
+    compile: bool,
+    seed: int,
+    callback: Callback | None,
 ) -> Iterator[bytes]:
     """Yields a file's head, its blocks and its index."""
     _check(model, compile, callback)

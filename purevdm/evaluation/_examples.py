@@ -97,9 +97,21 @@ def per_example(
     return each
 
 
-def evaluate(model: VDM | BFN, params: Params, batches: Iterable[Any], key: Key, **options: Any) -> Evaluation:
+def evaluate(
+    model: VDM | BFN,
+    params: Params,
+    batches: Iterable[Any],
+    key: Key,
+    *,
+    method: Callable[..., NLLBound | Estimate] | None = None,
+    passes: int = 1,
+    timesteps: int | None = None,
+    failures: str = "raise",
+    group: Group | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> Evaluation:
     """Computes the mean -log p(x) of a data set by one method, or of the bound on it: the summary of :func:`per_example`,
-    whose options and errors these are.
+    whose arguments and errors these are.
 
     A batch's evenly spread times leave the mean of a bound less noise than its standard error says, so that errors are on
     the safe side, the more so the fewer the passes.
@@ -112,6 +124,7 @@ def evaluate(model: VDM | BFN, params: Params, batches: Iterable[Any], key: Key,
     >>> result.nll.error > 0, result.examples, result.unit, list(result.terms)
     (True, 64, 'bits/dim', ['recon', 'prior', 'diffusion'])
     """
+    options: Any = dict(method=method, passes=passes, timesteps=timesteps, failures=failures, group=group, callback=callback)
     return per_example(model, params, batches, key, **options).summary()
 
 
