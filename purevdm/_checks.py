@@ -197,7 +197,7 @@ def positive(name: str, x: object) -> float:
     """A number above 0."""
     value = real(name, x)
     if value <= 0.0:
-        raise ValueError(f"{name}: expected a number above 0, got {value:g}")
+        raise ValueError(f"{name}: expected a number above 0, got {x}")
     return value
 
 

@@ -261,7 +261,7 @@ def _structure(
     if isinstance(kind, Classes):
         _checks.instance("flow", moving, Categorical, "a Categorical flow for these data")
         name, classes = "beta_1", kind.decoder.vocab_size
-        _positive(name, moving.beta_1)
+        _checks.positive(name, moving.beta_1)
         if moving.classes != classes:
             raise ValueError(f"flow, output: expected as many classes in both, got {moving.classes} and {classes}")
     else:
@@ -275,7 +275,7 @@ def _structure(
     if not snr <= most:
         raise ValueError(f"{name}: expected a signal-to-noise ratio of at most {most:.2g} at t = 1, got {snr:.2g}")
     if isinstance(kind, Point):
-        std = _positive("recon_std", kind.recon_std)
+        std = _checks.positive("recon_std", kind.recon_std)
         if not torch.tensor(std, dtype=dtype, device="cpu").square().reciprocal().isfinite():
             raise ValueError(f"recon_std: expected one whose square {dtype} holds, got {std}")
     shape = moving.network_shape(event_shape)
@@ -366,7 +366,7 @@ def discretised(
     """
     if std_bounds is not None:
         std_bounds = _pair("std_bounds", std_bounds)
-        _positive("std_bounds[0]", std_bounds[0])
+        _checks.positive("std_bounds[0]", std_bounds[0])
     return _model(
         network,
         Normal(sigma_1),
@@ -441,12 +441,6 @@ def _pair(name: str, x: object) -> tuple[float, float]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         raise TypeError(f"{name}: expected a pair of numbers, got {_checks.describe(x)}")
     return _checks.increasing(f"{name}[0]", x[0], f"{name}[1]", x[1])
-
-
-def _positive(name: str, x: object) -> float:
-    if (value := _checks.real(name, x)) <= 0.0:
-        raise ValueError(f"{name}: expected a number above 0, got {value}")
-    return value
 
 
 def fraction(name: str, x: object) -> float:

@@ -32,10 +32,7 @@ def _log_bin(distance: Tensor, std: Tensor, floor: float) -> Tensor:
 
 
 def _checked(loc: Any, scale: Any, floor: Any) -> tuple[float, float, float]:
-    loc, scale, floor = _checks.real("loc", loc), _checks.real("scale", scale), _checks.probability("floor", floor)
-    if scale <= 0.0:
-        raise ValueError(f"scale: expected a number above 0, got {scale}")
-    return loc, scale, floor
+    return _checks.real("loc", loc), _checks.positive("scale", scale), _checks.probability("floor", floor)
 
 
 @dataclass(frozen=True, kw_only=True)

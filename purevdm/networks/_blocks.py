@@ -66,13 +66,6 @@ def endpoints(gamma_min: float | None, gamma_max: float | None) -> tuple[float, 
     return _checks.increasing("gamma_min", gamma_min, "gamma_max", gamma_max)
 
 
-def time_scale(x: float) -> float:
-    """Checks a network's argument."""
-    if (scale := _checks.real("time_scale", x)) <= 0.0:
-        raise ValueError(f"time_scale: expected a number above 0, got {x}")
-    return scale
-
-
 def resnet_init(key: Key, n_in: int, n_out: int, hidden: int, rank: int = 2) -> Params:
     keys = random.split(key, 4)
     size = (3,) * rank

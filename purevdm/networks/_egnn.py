@@ -153,7 +153,7 @@ def egnn(
         layers=_checks.integer("layers", layers, 1),
         coordinates=_checks.integer("coordinates", coordinates, 1),
         condition=_condition.kinds(cond_dim, classes, 0, 0, cond_drop),
-        time_scale=_blocks.time_scale(time_scale),
+        time_scale=_checks.positive("time_scale", time_scale),
         predicts=checked_predicts(predicts),
         endpoints=_blocks.endpoints(gamma_min, gamma_max),
     )

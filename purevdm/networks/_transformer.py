@@ -198,7 +198,7 @@ def transformer(
         positions=_checks.boolean("positions", positions),
         dropout=_checks.probability("dropout", dropout),
         remat=_checks.boolean("remat", remat),
-        time_scale=_blocks.time_scale(time_scale),
+        time_scale=_checks.positive("time_scale", time_scale),
         **_blocks.shared(
             fourier, (cond_dim, classes, 0, 0, cond_drop), self_condition, predicts, outputs, gamma_min, gamma_max
         ),

@@ -116,7 +116,7 @@ def unet(
         groups=groups,
         remat=_checks.boolean("remat", remat),
         padding=nn.paddings(padding, _adapter.rank(listed[0])),
-        time_scale=_blocks.time_scale(time_scale),
+        time_scale=_checks.positive("time_scale", time_scale),
         **_blocks.shared(fourier, condition, self_condition, predicts, outputs, gamma_min, gamma_max),
     )
 

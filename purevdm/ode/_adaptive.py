@@ -65,8 +65,8 @@ def _tolerance(name: str, x: float | Tensor) -> float | Tensor:
         if _checks.readable(x):
             error = ValueError(f"{name}: expected a finite number above 0, got {_checks.plain(x).item()}")
             _checks.verify([_checks.Fact((x > 0) & x.isfinite(), lambda: error)])
-    elif _checks.real(name, x) <= 0.0:
-        raise ValueError(f"{name}: expected a number above 0, got {x}")
+    else:
+        _checks.positive(name, x)
     return x
 
 

@@ -27,9 +27,7 @@ def gamma_min_for(spacing: float) -> float:
     >>> [round(schedules.gamma_min_for(2 / n), 3) for n in (2, 17, 256, 65536)]
     [-3.596, -7.876, -13.3, -24.39]
     """
-    if _checks.real("spacing", spacing) <= 0.0:
-        raise ValueError(f"spacing: expected a number above 0, got {spacing}")
-    return GAMMA_MIN - 2.0 * math.log((2.0 / 256.0) / spacing)
+    return GAMMA_MIN - 2.0 * math.log((2.0 / 256.0) / _checks.positive("spacing", spacing))
 
 
 # Lines
