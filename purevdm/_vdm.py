@@ -13,7 +13,7 @@ from purevdm._compile import constant
 from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, discrete, fits, spacing
 from purevdm.denoiser import Denoiser
-from purevdm.model import latent_shape, latents, parse, seeds_of
+from purevdm.model import latent_shape, latents, parse, seeded, seeds_of
 from purevdm.networks import Network
 from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
 from purevdm.parts import Reverse, Subspace, Weighting, posterior
@@ -401,8 +401,7 @@ class VDM(NamedTuple):
 
     def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
         """The noise of a batch of n, behind the door."""
-        seeds = key if isinstance(key, Seeds) else self.seeds(key, n)
-        return draw_noise(seeds, latent_shape(self), _checks.boolean("train", train))
+        return draw_noise(seeded(self, key, n), latent_shape(self), _checks.boolean("train", train))
 
     def _terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
@@ -412,8 +411,7 @@ class VDM(NamedTuple):
         noise = self._noise(key, batch.n, train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
-        network = params["network"]
-        denoise = Denoiser(self.network, self.decoder, network, cond, noise.key, batch.there, self.subspace)
+        denoise = denoiser.of_model(self, params, cond, noise.key, batch.there)
         terms = bound.terms(self, denoise, params.get("decoder", {}), batch.x, noise, levels, batch.mask)
         return terms, levels, noise, batch.dims
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from purevdm import _checks, process, schedules
 from purevdm._compile import exact
 from purevdm.denoiser import Denoiser, of_model
-from purevdm.model import Model, parse
+from purevdm.model import Model, parse, share
 from purevdm.noise import Noise
-from purevdm.parts import Reverse, Subspace
+from purevdm.parts import Reverse
 from purevdm.schedules import Levels
 from purevdm.types import Params
 
@@ -104,12 +104,11 @@ def terms(
     decoder, subspace = model.decoder, model.subspace
     eps_0, eps, cond, there = noise.eps_0, noise.eps, denoise.cond, denoise.mask
     f = decoder.encode(params, x, cond, eps.dtype)
-    share: float | Tensor = 1.0
+    shares = share(model, f, there, f.dtype)
     if there is not None:
         f, eps_0, eps = (torch.where(there, part, 0.0) for part in (f, eps_0, eps))
     if subspace is not None:
         f, eps_0, eps = (subspace.project(part, there) for part in (f, eps_0, eps))
-        share = _share(subspace, f, there).to(f.dtype)
     # (B,) or (B, *latent_shape) each, the ends without the leading axis where no context tells examples apart
     gamma_0, gamma_1, gamma_t, weight = (process.align(level.expand_as(levels.gamma_t), f) for level in levels)
     z_t = process.diffuse(f, gamma_t, eps)
@@ -120,11 +119,11 @@ def terms(
         estimate = denoise(process.diffuse(f, gamma_0, eps_0), at_0).x
     with exact(z_t.device):
         recon = reconstruction(model, params, x, f, eps_0, gamma_0, cond, estimate, mask)
-        prior = prior_loss(f, gamma_1, share)
+        prior = prior_loss(f, gamma_1, shares)
         diffusion = diffusion_loss(eps, eps_hat, weight)
         log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps)
         if log_ratio is not None:
-            diffusion = reverse_loss(diffusion, log_ratio, model.timesteps, share)
+            diffusion = reverse_loss(diffusion, log_ratio, model.timesteps, shares)
     if mask is not None and there is not None:
         recon, prior, diffusion = (
             torch.where(mask, recon, 0.0),
@@ -160,12 +159,7 @@ def reconstruction(
     # What does not depend on the noise counts by the subspace's share.
     exactly = None if estimate is None else f
     still = model.decoder.reconstruction(params, x, torch.zeros_like(eps_0), gamma_0, cond, exactly)
-    return recon + (_share(model.subspace, x, mask).to(recon.dtype) - 1.0) * still
-
-
-def _share(subspace: Subspace, like: Tensor, mask: Tensor | None) -> Tensor:
-    """Each element's share of a subspace's rank."""
-    return subspace.share(torch.ones_like(like, dtype=torch.bool) if mask is None else mask.expand_as(like))
+    return recon + (share(model, x, mask, recon.dtype) - 1.0) * still
 
 
 def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int) -> Tensor | None:

@@ -111,6 +111,19 @@ def guide(eps: Tensor, eps_free: Tensor, guidance: float | Tensor) -> Tensor:
     return eps_free + guidance * (eps - eps_free)
 
 
+def split_key(key: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Splits the keys of a batch for a self-conditioned network: of its first application, of its second, of the coin."""
+    return (None,) * 3 if key is None else torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
+
+
+def left_out(x_hat: Tensor, k_coin: Tensor | None) -> Tensor:
+    """Leaves an estimate out half of the time, by the examples' keys, as training does."""
+    if k_coin is None:
+        return x_hat
+    coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
+    return torch.where(process.align(coin, x_hat), x_hat, 0.0)
+
+
 class Denoiser(NamedTuple):
     """A network with all that it is given besides latents: a function of (z, gamma). ``model.denoiser`` makes one, and
     checks what goes in; each call is then that of a plain function.
@@ -160,16 +173,11 @@ class Denoiser(NamedTuple):
         """
         key, x_hat, level = self.key, None, process.align(gamma, z)
         if self.network.self_condition:
-            k_first = k_coin = None
-            if key is not None:
-                k_first, key, k_coin = torch.func.vmap(lambda k: random.split(k, 3))(key).unbind(1)
+            k_first, key, k_coin = split_key(key)
             x_hat = to_x(self.network, z, self._output(z, gamma, self.cond, k_first, None), level)
             bounds = self.decoder.bounds(z)
             x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
-            x_hat = x_hat.detach() if detach else x_hat
-            if k_coin is not None:
-                coin = torch.func.vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
-                x_hat = torch.where(process.align(coin, z), x_hat, 0.0)
+            x_hat = left_out(x_hat.detach() if detach else x_hat, k_coin)
         return self.within(to_eps(self.network, z, self._output(z, gamma, self.cond, key, x_hat), level))
 
     def _output(self, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:

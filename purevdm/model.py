@@ -227,6 +227,15 @@ def dims(model: Any, n: int, mask: Tensor | None, device: torch.device) -> Tenso
     return mask.reshape(n, -1).sum(1) if subspace is None else subspace.rank(mask)  # type: ignore[no-any-return]
 
 
+def share(model: Any, like: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | float:
+    """Gives each element's share of a dimension, in the shape of ``like``: 1 without a subspace; over what exists they add
+    up to the subspace's rank."""
+    if model.subspace is None:
+        return 1.0
+    every = torch.ones_like(like, dtype=torch.bool) if mask is None else mask.expand_as(like)
+    return model.subspace.share(every).to(dtype)  # type: ignore[no-any-return]
+
+
 def nonempty(name: str, x: Tensor) -> Tensor:
     """Checks that a batch has at least one example."""
     if x.shape[0] == 0:
@@ -299,10 +308,14 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
 
 def seeds_of(model: Any, key: Any, n: int) -> Seeds:
     """Gives the seeds of n examples: those that a key makes, or those given, checked."""
-    if not isinstance(key, Seeds):
-        return model.seeds(key, n)  # type: ignore[no-any-return]
-    _checks.verify(drawn(model, key, _checks.integer("n", n, 1)))
-    return key
+    if isinstance(key, Seeds):
+        _checks.verify(drawn(model, key, _checks.integer("n", n, 1)))
+    return seeded(model, key, n)
+
+
+def seeded(model: Any, key: Any, n: int) -> Seeds:
+    """Gives the seeds of n examples, behind the door."""
+    return key if isinstance(key, Seeds) else model.seeds(key, n)  # type: ignore[no-any-return]
 
 
 def batch_axes(cond: Any, n: int) -> Any:

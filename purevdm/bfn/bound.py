@@ -118,14 +118,9 @@ def in_bound(
     is applied twice, as :meth:`purevdm.denoiser.Denoiser.eps` does."""
     if not model.network.self_condition:
         return outputs(model, net_params, w, t, cond, key, mask=mask)
-    k_first = k_second = k_coin = None
-    if key is not None:
-        k_first, k_second, k_coin = vmap(lambda k: random.split(k, 3))(key).unbind(1)
+    k_first, k_second, k_coin = denoiser.split_key(key)
     first = outputs(model, net_params, w, t, cond, k_first, mask=mask)
-    x_hat = vmap(model.flow.estimate)(model.output.mean(first)).detach()
-    if k_coin is not None:
-        coin = vmap(lambda k: random.bernoulli(k, 0.5, ()))(k_coin)
-        x_hat = torch.where(align(coin, x_hat), x_hat, 0.0)
+    x_hat = denoiser.left_out(vmap(model.flow.estimate)(model.output.mean(first)).detach(), k_coin)
     return outputs(model, net_params, w, t, cond, k_second, x_hat, mask=mask)
 
 

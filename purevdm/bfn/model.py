@@ -21,7 +21,7 @@ from purevdm.bfn.solvers import Solver, bayesian
 from purevdm.bound import NLLBound, summed
 from purevdm.decoders import Decoder, fits, gaussian
 from purevdm.decoders import discrete as integers
-from purevdm.model import parse, seeds_of, structure_of
+from purevdm.model import parse, seeded, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.noise import Seeds, draw_seeds
 from purevdm.process import align
@@ -224,7 +224,7 @@ class BFN(NamedTuple):
 
     def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
         """Draws the noise of a batch of n, behind the door."""
-        return bound.draw_noise(self, key if isinstance(key, Seeds) else self.seeds(key, n), _checks.boolean("train", train))
+        return bound.draw_noise(self, seeded(self, key, n), _checks.boolean("train", train))
 
     def _terms(
         self,

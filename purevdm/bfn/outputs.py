@@ -15,7 +15,7 @@ from purevdm import random
 from purevdm._compile import fixed
 from purevdm.bfn import distributions
 from purevdm.bfn.flows import Categorical, Normal
-from purevdm.decoders import Decoder
+from purevdm.decoders import Decoder, is_class
 from purevdm.types import Key
 
 __all__ = ["Classes", "Normals", "Output", "Point"]
@@ -167,12 +167,8 @@ class Classes(NamedTuple):
     def _k(self) -> int:
         return fixed(self.decoder.vocab_size)  # type: ignore[type-var, return-value]
 
-    def _is(self, x: Tensor) -> Tensor:
-        """Says which class each integer is, on a new last axis."""
-        return x[..., None].to(torch.int64) == torch.arange(self._k, device=x.device)
-
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._is(x).to(dtype) - 1.0 / self._k
+        return is_class(x, self._k).to(dtype) - 1.0 / self._k
 
     def read(self, flow: Categorical, raw: Tensor, w: Tensor, t: Tensor, predicts: str) -> Out:
         return (torch.log_softmax(flow.logits(raw), -1),)
@@ -186,7 +182,7 @@ class Classes(NamedTuple):
 
     def reconstruction(self, out: Out, x: Tensor) -> Tensor:
         # not by an index, which compilers of symbolic sizes fail on under vmap
-        return -torch.where(self._is(x), out[0], 0.0).sum(-1)
+        return -torch.where(is_class(x, self._k), out[0], 0.0).sum(-1)
 
     def draw(self, key: Key, out: Out) -> Tensor:
         return self.encode(self.decode(key, out), out[0].dtype)

@@ -11,7 +11,7 @@ real numbers, classes.
 """
 
 # What is not listed is for the other rooms.
-from purevdm.decoders._decoder import Decoder, fits, plain, spacing  # noqa: F401
+from purevdm.decoders._decoder import Decoder, fits, is_class, plain, spacing  # noqa: F401
 from purevdm.decoders._denoised import denoised
 from purevdm.decoders._discrete import Discrete, discrete, reconstruction_bits  # noqa: F401
 from purevdm.decoders._gaussian import Gaussian, gaussian  # noqa: F401

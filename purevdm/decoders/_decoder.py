@@ -157,6 +157,11 @@ def data(x: Tensor, dtypes: Sequence[torch.dtype], wanted: str, hint: str = "") 
     raise TypeError(f"x: expected a tensor of {wanted}, got {_checks.describe(x)}{hint}")
 
 
+def is_class(x: Tensor, classes: int) -> Tensor:
+    """Tells which class each integer is, on a new last axis."""
+    return x[..., None].to(torch.int64) == torch.arange(classes, device=x.device)
+
+
 def level(gamma_0: Tensor, z: Tensor) -> Tensor:
     """Gives a noise level that broadcasts against latents; in eager mode, both must be finite."""
     _checks.broadcasting("gamma_0", _checks.floating("gamma_0", gamma_0), _checks.floating("z", z).shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 from purevdm import _checks, random
 from purevdm._compile import fixed
 from purevdm._normal import log_ndtr
-from purevdm.decoders._decoder import FLOATS, Decoder, finite, level
+from purevdm.decoders._decoder import FLOATS, Decoder, finite, is_class, level
 from purevdm.decoders._discrete import integers as whole
 from purevdm.types import Key, Params, Shape
 
@@ -156,7 +156,7 @@ class OneHot(Decoder):
         return (wide >= 0) & (wide < self.classes)
 
     def _unit(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return (whole(x)[..., None] == torch.arange(self.classes, device=x.device)).to(dtype)
+        return is_class(whole(x), self.classes).to(dtype)
 
     def encode(self, params: Params, x: Tensor, cond: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
         return (self._unit(x, _checks.dtype("dtype", dtype, FLOATS)) - fixed(self.loc)) / fixed(self.scale)

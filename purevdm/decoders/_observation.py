@@ -11,6 +11,8 @@ from torch import Tensor
 from purevdm import _checks, random
 from purevdm._normal import log_ndtr
 from purevdm._values import Value
+from purevdm.decoders._decoder import data, is_class
+from purevdm.decoders._discrete import INTEGERS, integers
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["Observation", "categorical", "negative_binomial", "normal"]
@@ -80,10 +82,7 @@ class NegativeBinomial(Observation):
         return {"log_theta": log_theta, "log_total": torch.tensor([mean, math.log(std)], device=key.device)}
 
     def check(self, x: Tensor) -> Tensor:
-        x = _checks.tensor("x", x)
-        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"x: expected a tensor of integers, counts, got {_checks.describe(x)}")
-        return x >= 0
+        return data(x, INTEGERS, "integers, counts") >= 0
 
     def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.library is None:
@@ -91,9 +90,10 @@ class NegativeBinomial(Observation):
         return torch.log1p(x.double() / _total(x).clamp(min=1) * math.prod(x.shape[1:])).to(dtype)
 
     def log_prob(self, params: Params, x: Tensor, out: Tensor, cond: Any = None) -> Tensor:
-        log_p = negative_binomial_log_prob(x, *self._levels(params, _total(x), out, cond))
-        if self.library == "total":  # the total's own term, shared evenly by the elements
-            log_p = log_p + _log_total(_total(x), params["log_total"]) / math.prod(x.shape[1:])
+        total = _total(x) if self.library == "total" else None
+        log_p = negative_binomial_log_prob(x, *self._levels(params, total, out, cond))
+        if total is not None:  # its own term, shared evenly by the elements
+            log_p = log_p + _log_total(total, params["log_total"]) / math.prod(x.shape[1:])
         return log_p.to(out.dtype)
 
     def mode(self, params: Params, out: Tensor, cond: Any = None) -> Tensor:
@@ -234,9 +234,7 @@ class Normal(Observation):
         return {"log_scale": start} if self.learned else {}
 
     def check(self, x: Tensor) -> Tensor:
-        if _checks.floating("x", x).dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"x: expected a tensor of float32 or float64 numbers, got {_checks.describe(x)}")
-        return x.isfinite()
+        return data(x, (torch.float32, torch.float64), "float32 or float64 numbers").isfinite()
 
     def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype)
@@ -289,13 +287,11 @@ class Categorical(Observation):
         return f"integers in [0, {self.vocab_size - 1}]"
 
     def check(self, x: Tensor) -> Tensor:
-        x = _checks.tensor("x", x)
-        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"x: expected a tensor of integers, got {_checks.describe(x)}")
-        return (x >= 0) & (x < self.vocab_size)
+        wide = integers(x).to(torch.int64)
+        return (wide >= 0) & (wide < self.vocab_size)
 
     def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return (x.long()[..., None] == torch.arange(self.vocab_size, device=x.device)).to(dtype)
+        return is_class(x, self.vocab_size).to(dtype)
 
     def log_prob(self, params: Params, x: Tensor, out: Tensor, cond: Any = None) -> Tensor:
         return torch.log_softmax(out, -1).gather(-1, x.long()[..., None])[..., 0]

@@ -11,7 +11,8 @@ from purevdm._vdm import VDM
 from purevdm.bound import reconstruction
 from purevdm.decoders import Decoder, Gaussian, Product
 from purevdm.denoiser import Denoiser, of_model
-from purevdm.likelihood._estimate import log_normal, share, summed
+from purevdm.likelihood._estimate import log_normal, summed
+from purevdm.model import share
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params
 
@@ -57,7 +58,7 @@ class Dequantisation(NamedTuple):
         """Gives the latents that noise makes of the data, 0 where nothing exists, and log w - log p(z_0), (B,)."""
         f, gamma_0, alpha, sigma = self.f, self.gamma_0, process.alpha(self.gamma_0), process.sigma(self.gamma_0)
         there = self.denoise.mask
-        part = share(self.model, f, there)
+        part = share(self.model, f, there, f.dtype)
         if self.kind == "none":
             # log p(x) = log p(z_0) + log |dz_0 / dx|, and the decoder's density at its own mean holds df / dx, if its noise
             # is that of z_0.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
-from purevdm.model import Model
 from purevdm.types import Key
 
 
@@ -85,12 +84,5 @@ def summed(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def log_normal(z: Tensor, share: float | Tensor = 1.0) -> Tensor:
-    """Gives the log-density of the standard normal, elementwise; in a subspace, with each element's :func:`share` of it."""
+    """Gives the log-density of the standard normal, elementwise; in a subspace, with each element's share of a dimension."""
     return -0.5 * (z.square() + math.log(2.0 * math.pi) * share)
-
-
-def share(model: Model, z: Tensor, mask: Tensor | None = None) -> float | Tensor:
-    """Gives each latent's share of a dimension: 1 without a subspace; ``mask`` is that of the latents."""
-    if model.subspace is None:
-        return 1.0
-    return model.subspace.share(torch.ones_like(z, dtype=torch.bool) if mask is None else mask.expand_as(z)).to(z.dtype)

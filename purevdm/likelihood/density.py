@@ -10,8 +10,8 @@ from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
 from purevdm.likelihood import flow
 from purevdm.likelihood._dequantise import dequantised, fitting
-from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, share, summed
-from purevdm.model import direct, inside, latent_shape, latents, parse
+from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
+from purevdm.model import direct, inside, latents, parse, share
 from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 
@@ -74,8 +74,7 @@ def log_prob(
     k_noise, k_probe = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
     q = dequantised(kind, model, params, x, cond, mask)
     z_0, extra = q.latents(q.draw(k_noise))
-    exact = isinstance(probes, str) and probes == "exact"
-    probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, latent_shape(model), model.dtype)  # type: ignore[arg-type]
+    probe_noise = flow.probes_of(k_probe, probes, model)
     how: Any = dict(mask=q.denoise.mask, integrator=integrator, probe_noise=probe_noise, chunk=chunk)
     log_p, evaluations, _ = log_density(model, params, z_0, cond, **how)
     return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
@@ -114,7 +113,7 @@ def log_prob_latent(
 def log_density(model: VDM, *given: Any, mask: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gives log p(z_0), (B,), the number of evaluations, and z_1, from what :func:`flow.integrate` takes."""
     z_1, change, evaluations = flow.integrate(model, *given, mask=mask, **options)
-    return summed(log_normal(z_1, share(model, z_1, mask)), mask) + change, evaluations, z_1
+    return summed(log_normal(z_1, share(model, z_1, mask, z_1.dtype)), mask) + change, evaluations, z_1
 
 
 def _refuse_recording(*trees: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from purevdm import _checks, ode, process, random, schedules
 from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
-from purevdm.model import Model, direct, inside, latents, parse
+from purevdm.model import Model, direct, inside, latent_shape, latents, parse
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape
@@ -119,6 +119,13 @@ def draw_probes(keys: Tensor, n: int, event_shape: Shape, dtype: torch.dtype) ->
     """
     n = _checks.integer("probes", n, 1)
     return torch.func.vmap(lambda k: random.rademacher(k, (n, *event_shape), dtype), out_dims=1)(keys)
+
+
+def probes_of(keys: Tensor, probes: int | str, model: Model) -> Tensor | str:
+    """Gives the probes of a model's latents that a number of them, or "exact", asks for."""
+    if isinstance(probes, str) and probes == "exact":
+        return probes
+    return draw_probes(keys, probes, latent_shape(model), model.dtype)  # type: ignore[arg-type]
 
 
 # Along the flow

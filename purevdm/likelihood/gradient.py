@@ -11,7 +11,7 @@ from purevdm.likelihood import flow
 from purevdm.likelihood._dequantise import dequantised, fitting
 from purevdm.likelihood._estimate import Estimate, combine, sample_keys
 from purevdm.likelihood.density import log_density
-from purevdm.model import Model, direct, latent_shape, parse
+from purevdm.model import Model, direct, parse
 from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 
@@ -78,8 +78,7 @@ def log_prob_and_grad(
         wanted = "expected tensors that torch.func takes no derivatives of, as none pass here, got some"
         raise ValueError(f"params, x, cond: {wanted}; differentiate likelihood.log_prob")
     k_probe = torch.func.vmap(random.split)(sample_keys(key, n, 1))[:, 1]
-    exact = isinstance(probes, str) and probes == "exact"
-    probe_noise = "exact" if exact else flow.draw_probes(k_probe, probes, latent_shape(model), model.dtype)  # type: ignore[arg-type]
+    probe_noise = flow.probes_of(k_probe, probes, model)
     integrator = ode.dopri5() if integrator is None else integrator
     how: Any = dict(mask=there, integrator=integrator, probe_noise=probe_noise, chunk=chunk)
 

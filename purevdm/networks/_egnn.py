@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, nn, random
-from purevdm._compile import constant, fixed
+from purevdm._compile import fixed
 from purevdm.networks import _blocks, _condition
-from purevdm.networks._network import Network, checked_predicts
+from purevdm.networks._network import Network
 from purevdm.types import Key, Params, Shape
 
 __all__ = ["egnn"]
@@ -18,24 +18,15 @@ RATES = tuple(2.0 ** (0.5 * i) for i in range(-6, 6))  # of the squared distance
 
 
 @dataclass(frozen=True, kw_only=True)
-class EGNN(Network):
+class EGNN(_blocks.Own):
     """The network of :func:`egnn`."""
 
     hidden: int
     layers: int
     coordinates: int
-    condition: _condition.Kinds
     time_scale: float
-    predicts: str
-    endpoints: tuple[float, float] | None
-    dtype: torch.dtype | None = None
 
     masked = True
-
-    @constant
-    def ends(self) -> tuple[float, float]:
-        """Returns the endpoints, or those of a network outside of a model."""
-        return self.endpoints or _blocks.PAPER
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         _checks.key("key", key)
@@ -152,8 +143,6 @@ def egnn(
         hidden=hidden,
         layers=_checks.integer("layers", layers, 1),
         coordinates=_checks.integer("coordinates", coordinates, 1),
-        condition=_condition.kinds(cond_dim, classes, 0, 0, cond_drop),
         time_scale=_checks.positive("time_scale", time_scale),
-        predicts=checked_predicts(predicts),
-        endpoints=_blocks.endpoints(gamma_min, gamma_max),
+        **_blocks.shared((), (cond_dim, classes, 0, 0, cond_drop), False, predicts, None, gamma_min, gamma_max),
     )

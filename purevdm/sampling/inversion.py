@@ -78,13 +78,13 @@ def invert(
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
         batch = parse(model, params, x, cond=cond, mask=mask)
-        at = model.decoder.encode(params.get("decoder", {}), batch.x, cond, model.dtype)
+        f = model.decoder.encode(params.get("decoder", {}), batch.x, cond, model.dtype)
+        at = of_model(model, params, mask=batch.there).within(f)
     else:
         at = latents("z", z, model)
         parse(model, params, cond=cond, n=len(at), z=at)
-    there = of_events(model, mask, len(at), at.device)
-    at = at if x is None or there is None else torch.where(there, at, 0.0)
-    at = inside("z", at, of_model(model, params, mask=there).within(at))
+        there = of_events(model, mask, len(at), at.device)
+        at = inside("z", at, of_model(model, params, mask=there).within(at))
     begin, end = trajectories.times("start", start, "until", until, at)
     solver = dpmpp_2m() if solver is None else solver
     given = trajectories.Options(

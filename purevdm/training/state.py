@@ -15,7 +15,7 @@ from purevdm._batches import unpacked
 from purevdm._compile import OLD, exact
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
-from purevdm.model import batch_axes, mask_of
+from purevdm.model import batch_axes, mask_of, seeded
 from purevdm.noise import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
@@ -154,7 +154,7 @@ def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
         if n % pieces:
             raise ValueError(f"accumulate: expected a divisor of the batch of {n}, got {pieces}")
         batch_axes(cond, n)
-        seeds = key if isinstance(key, Seeds) else model.seeds(key, n)
+        seeds = seeded(model, key, n)
         _checks.shaped("key.t", seeds.t, (n,))
         _checks.shaped("key.key", seeds.key, (n, 2))
         masks = {name: mask_of(mask, tuple(x.shape)).expand_as(x) for name, mask in masks.items()}
