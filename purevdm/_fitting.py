@@ -27,6 +27,7 @@ def structure(
     schedule: _values.Same,
     decoder: _values.Same,
     subspace: _values.Same,
+    reverse: _values.Same,
     event_shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> _checks.Structure:
@@ -51,6 +52,9 @@ def structure(
             raise ValueError(f"subspace: expected a decoders.gaussian with one scale for its columns, got {own!r}")
         if schedule.value.contextual is False and ends(schedule.value, dtype) is None:
             raise ValueError("schedule: expected one gamma for all dimensions of a subspace")
+    if network.value.outputs != (outputs := 2 if reverse.value.takes_range else None):
+        wanted = f"outputs={outputs}, as the reverse process is {reverse.value!r}"
+        raise ValueError(f"network: expected {wanted}, got outputs={network.value.outputs}")
     parts = (network.value, schedule.value, decoder.value)
     return structure_of(lambda key: init(*parts, event_shape, key), dtype)
 

@@ -396,7 +396,7 @@ class VDM(NamedTuple):
         for name, kind in (("reverse", Reverse), ("weighting", Weighting), ("subspace", Subspace)):
             if getattr(self, name) is not None or name == "reverse":
                 _checks.instance(name, getattr(self, name), kind, f"a purevdm.parts.{kind.__name__}")
-        parts = (self.network, self.schedule, self.decoder, self.subspace)
+        parts = (self.network, self.schedule, self.decoder, self.subspace, self.reverse)
         return _fitting.structure(*map(_values.Same, parts), shape, self.dtype)
 
     def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
@@ -503,7 +503,8 @@ def vdm(
     step = spacing(decoder, event_shape)
     schedule = _fitting.suited(schedule, step, network, dtype)
     endpoints = _fitting.ends(schedule, dtype)
-    if step is not None and decoder.vocab_size is not None and endpoints is not None:
+    sees_latents_only = decoder.vocab_size is not None and not decoder.takes_estimate
+    if step is not None and sees_latents_only and endpoints is not None:
         _fitting.warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
     timesteps = 0 if timesteps is None else timesteps
     network = _fitting.between(network, endpoints)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, schedules
 from purevdm._compile import exact
-from purevdm.denoiser import Denoiser, of_model
+from purevdm.denoiser import Denoiser, last_step, of_model
 from purevdm.model import Model, parse, share
 from purevdm.noise import Noise
 from purevdm.parts import Reverse
@@ -112,16 +112,16 @@ def terms(
     # (B,) or (B, *latent_shape) each, the ends without the leading axis where no context tells examples apart
     gamma_0, gamma_1, gamma_t, weight = (process.align(level.expand_as(levels.gamma_t), f) for level in levels)
     z_t = process.diffuse(f, gamma_t, eps)
-    eps_hat = denoise.eps(z_t, levels.gamma_t)
-    estimate = None
+    eps_hat, v = denoise.eps_and_range(z_t, levels.gamma_t)
+    level_0, estimate = gamma_0, None
     if decoder.takes_estimate:
         at_0 = levels.gamma_0.expand_as(levels.gamma_t)
-        estimate = denoise(process.diffuse(f, gamma_0, eps_0), at_0).x
+        level_0, estimate = last_step(model, denoise, process.diffuse(f, gamma_0, eps_0), at_0)
     with exact(z_t.device):
-        recon = reconstruction(model, params, x, f, eps_0, gamma_0, cond, estimate, mask)
+        recon = reconstruction(model, params, x, f, eps_0, level_0, cond, estimate, mask)
         prior = prior_loss(f, gamma_1, shares)
         diffusion = diffusion_loss(eps, eps_hat, weight)
-        log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps)
+        log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps, v)
         if log_ratio is not None:
             diffusion = reverse_loss(diffusion, log_ratio, model.timesteps, shares)
     if mask is not None and there is not None:
@@ -151,6 +151,7 @@ def reconstruction(
         params: the decoder's parameters.
         f: the encoded data.
         eps_0: noise within the subspace.
+        gamma_0: its level; with an estimate, that of :func:`last_step`.
         mask: bool, which broadcasts to x.
     """
     recon = model.decoder.reconstruction(params, x, eps_0, gamma_0, cond, estimate)
@@ -162,10 +163,10 @@ def reconstruction(
     return recon + (share(model, x, mask, recon.dtype) - 1.0) * still
 
 
-def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int) -> Tensor | None:
+def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int, v: Tensor | None) -> Tensor | None:
     if timesteps == 0:  # the two variances meet
         return None
-    return reverse.log_ratio(gamma_t, gamma_t - torch.log1p(weight / timesteps))  # weight = T expm1(gamma_t - gamma_s)
+    return reverse.log_ratio(gamma_t, gamma_t - torch.log1p(weight / timesteps), v)  # weight = T expm1(gamma_t - gamma_s)
 
 
 def summed(terms: NLLBound) -> NLLBound:

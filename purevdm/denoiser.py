@@ -152,9 +152,14 @@ class Denoiser(NamedTuple):
     def __call__(self, z: Tensor, gamma: Tensor, x_hat: Tensor | None = None) -> Prediction:
         """Predicts the noise and the data in latents z, (B, *latent_shape), at gamma, (B,) or z's shape, as a sampler's step
         takes them. ``x_hat`` is the last step's estimate, for a self-conditioned network."""
-        out, level = self._output(z, gamma, self.cond, None, x_hat), process.align(gamma, z)
+        return self.with_range(z, gamma, x_hat)[0]
+
+    def with_range(self, z: Tensor, gamma: Tensor, x_hat: Tensor | None = None) -> tuple[Prediction, Tensor | None]:
+        """Predicts as a call does, and gives where a network of two outputs puts the variance of the reverse process:
+        ``v``, of z's shape (:func:`purevdm.parts.learned_range`); None for others. Guidance leaves v as it is."""
+        (out, v), level = self._output(z, gamma, self.cond, None, x_hat), process.align(gamma, z)
         if self.guidance is not None:
-            out = guide(out, self._output(z, gamma, None, None, x_hat), self.guidance)
+            out = guide(out, self._output(z, gamma, None, None, x_hat)[0], self.guidance)
         x = to_x(self.network, z, out, level)
         bounds = self.decoder.bounds(z) if self.clip else None
         if bounds is None:
@@ -162,7 +167,7 @@ class Denoiser(NamedTuple):
         else:  # the noise that goes with the clamped data
             x = torch.clamp(x, *bounds)
             eps = process.eps_from_x(z, x, level)
-        return Prediction(self.within(eps), self.within(x))
+        return Prediction(self.within(eps), self.within(x)), v
 
     def eps(self, z: Tensor, gamma: Tensor, *, detach: bool = True) -> Tensor:
         """Predicts the noise as a function of the latent only, which the bound asks for.
@@ -171,21 +176,31 @@ class Denoiser(NamedTuple):
         clamped to the data's range, which no gradient passes; with ``detach=False`` gradients do. Keys leave the estimate
         out half of the time, as training does (Chen, Zhang, Hinton 2022, arXiv 2208.04202).
         """
+        return self.eps_and_range(z, gamma, detach=detach)[0]
+
+    def eps_and_range(self, z: Tensor, gamma: Tensor, *, detach: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Predicts the noise as :meth:`eps` does, and gives v as :meth:`with_range` does."""
         key, x_hat, level = self.key, None, process.align(gamma, z)
         if self.network.self_condition:
             k_first, key, k_coin = split_key(key)
-            x_hat = to_x(self.network, z, self._output(z, gamma, self.cond, k_first, None), level)
+            x_hat = to_x(self.network, z, self._output(z, gamma, self.cond, k_first, None)[0], level)
             bounds = self.decoder.bounds(z)
             x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
             x_hat = left_out(x_hat.detach() if detach else x_hat, k_coin)
-        return self.within(to_eps(self.network, z, self._output(z, gamma, self.cond, key, x_hat), level))
+        out, v = self._output(z, gamma, self.cond, key, x_hat)
+        return self.within(to_eps(self.network, z, out, level)), v
 
-    def _output(self, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None) -> Tensor:
-        """:func:`output`, of a network that has one output for each number of the latent."""
-        if self.network.outputs is not None:
-            wanted = "one output for each number of the latent"
+    def _output(
+        self, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """:func:`output`, and v of a network that has a second output for each number of the latent."""
+        if self.network.outputs not in (None, 2):
+            wanted = "one output for each number of the latent, or two with a learned range"
             raise ValueError(f"network: expected {wanted}, got outputs={self.network.outputs}")
-        return output(self.network, self.params, z, gamma, cond, key, x_hat, self.mask)
+        out = output(self.network, self.params, z, gamma, cond, key, x_hat, self.mask)
+        if self.network.outputs is None:
+            return out, None
+        return out[..., 0], 0.5 * (out[..., 1] + 1.0)
 
     def within(self, z: Tensor) -> Tensor:
         """Projects a prediction, or a latent, to the subspace; where nothing exists it is 0."""
@@ -199,6 +214,13 @@ def of_model(
 ) -> Denoiser:
     """Makes the denoiser of a model's whole parameters, behind the door; ``mask`` is that of the latents."""
     return Denoiser(model.network, model.decoder, params["network"], cond, key, mask, model.subspace)
+
+
+def last_step(model: Model, denoise: Denoiser, z_0: Tensor, gamma_0: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives what a decoder that takes the estimate sees of latents z_0, at gamma_0, (B,) or z_0's shape: the logarithm of
+    its variance, which broadcasts against z_0, in gamma_0's place, and the network's estimate of the data."""
+    prediction, v = denoise.with_range(z_0, gamma_0)
+    return model.reverse.last(process.align(gamma_0, z_0), v), prediction.x
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from purevdm._compile import OLD, untraced
 from purevdm.decoders import Decoder, plain
 from purevdm.networks import Network
 from purevdm.noise import Seeds
-from purevdm.parts import Posterior, Reverse, Subspace
+from purevdm.parts import Reverse, Subspace
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
@@ -248,28 +248,20 @@ def latent_shape(model: Any) -> tuple[int, ...]:
     return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type: ignore[no-any-return]
 
 
-def direct(model: Any, use: str, *, chain: bool = False, flow: bool = False) -> None:
+def direct(model: Any, use: str, *, flow: bool = False) -> None:
     """Refuses a model whose latents are not its data encoded by a fixed map, for what has no formula for others.
 
     Args:
         model: a VDM.
         use: for what, as messages say it.
-        chain: whether the variances of the reverse process count, too.
         flow: whether latents may lie in a subspace, and have another shape than the data.
     """
     decoder = _checks.instance("decoder", model.decoder, Decoder, "a purevdm Decoder")
-    if flow and not decoder.takes_estimate and not decoder.learned:
-        return
     if model.subspace is not None and not flow:
         raise ValueError(f"model: expected one without a subspace for {use}, got {model.subspace!r}")
-    if decoder.takes_estimate or not plain(decoder, model.event_shape):
+    if decoder.learned or not (flow or plain(decoder, model.event_shape)):
         shaped = "" if flow else ", whose latents have the data's shape,"
-        wanted = f"a decoder without parameters or estimate{shaped}"
-        raise ValueError(f"model: expected {wanted} for {use}, got {decoder!r}")
-    if chain and not isinstance(model.reverse, Posterior):
-        raise ValueError(
-            f"model: expected the posterior's variance (reverse=parts.posterior()) for {use}, got {model.reverse!r}"
-        )
+        raise ValueError(f"model: expected a decoder without parameters{shaped} for {use}, got {decoder!r}")
 
 
 def latents(name: str, z: Any, model: Any) -> Tensor:

@@ -410,8 +410,7 @@ def test_samples_come_through_a_decoder_s_parameters_and_latents(kind):
 
 REFUSED = {
     "subspace": (sets(3, subspace=parts.zero_centre()), "one without a subspace"),
-    "decoder": (classes(), "a decoder without parameters or estimate"),
-    "estimate": (classes(Estimating(4, 4)), "a decoder without parameters or estimate"),
+    "decoder": (classes(), "a decoder without parameters"),
 }
 
 
@@ -434,12 +433,6 @@ def test_what_has_no_formula_for_other_latents_refuses_them(name, tmp_path):
     for call in calls:
         with pytest.raises(ValueError, match=f"^model: expected {wanted}"):
             call()
-
-
-def test_trajectories_and_files_have_the_posterior_s_variance():
-    model = sets(3, timesteps=4, reverse=parts.upper())
-    with pytest.raises(ValueError, match=r"^model: expected the posterior's variance"):
-        likelihood.importance_bound(model, model.init(KEY), torch.zeros(2, 3, 2, dtype=F64), KEY)
 
 
 def test_the_variance_s_gradients_know_masks_and_learned_decoders():

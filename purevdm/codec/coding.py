@@ -293,7 +293,7 @@ def _chain_for(head: Head, model: VDM, params: Params, cond: Any, lanes: int | N
 
 def _check(model: VDM, compile: bool, callback: Callback | None) -> None:
     """Checks what all of these functions take."""
-    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", chain=True)
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files")
     if model.decoder.log_probs is None or model.decoder.vocab_size is None:
         raise ValueError(
             f"model.decoder: expected finitely many values (decoders.discrete), got {model.decoder.support}, which would "

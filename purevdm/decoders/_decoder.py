@@ -22,7 +22,8 @@ class Decoder(Value):
     In the methods, x holds data, (B, *event_shape), and z latents at time 0 divided by alpha_0, (B, *latent_shape): z = f +
     exp(gamma_0 / 2) eps_0. The library's own are elementwise, and take any shape. ``params`` are the decoder's, {} where it
     has none. ``cond`` is the batch's condition. ``estimate`` is the data that the network predicts from z_0, of z's shape,
-    for a decoder that takes it.
+    for a decoder that takes it; gamma_0 is then the logarithm of the variance of p(x given z_0) around it, in the encoded
+    data's units, which the model's reverse process says: gamma_0 of z_0 itself by default.
 
     Attributes:
         support: what the data are, for messages: "integers in [0, 255]", "finite numbers".

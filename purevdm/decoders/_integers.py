@@ -31,6 +31,16 @@ def _log_bin(distance: Tensor, std: Tensor, floor: float) -> Tensor:
     return mass.to(distance.dtype)
 
 
+def log_mass(x: Tensor, distance: Tensor, std: Tensor, ends: tuple[int | None, int | None], floor: float = 0.0) -> Tensor:
+    """The log mass of x's bin, at this distance from the normal's mean; the ends, if there are any, hold the tails."""
+    mass = _log_bin(distance, std, floor)
+    for end, sign in zip(ends, (-1.0, 1.0), strict=True):
+        if end is not None:
+            tail = log_ndtr((0.5 - sign * distance.double()) / std.double()).to(mass.dtype)
+            mass = torch.where(x == end, tail, mass)
+    return mass
+
+
 def _checked(loc: Any, scale: Any, floor: Any) -> tuple[float, float, float]:
     return _checks.real("loc", loc), _checks.positive("scale", scale), _checks.probability("floor", floor)
 
@@ -63,13 +73,7 @@ class Integers(Decoder):
         return (whole(x).to(_checks.dtype("dtype", dtype, FLOATS)) - fixed(self.loc)) / fixed(self.scale)
 
     def _log_mass(self, x: Tensor, distance: Tensor, std: Tensor) -> Tensor:
-        """The log mass of x's bin, at this distance from the normal's mean; the ends, if there are any, hold the tails."""
-        mass = _log_bin(distance, std, self.floor)
-        for end, sign in ((self.least, -1.0), (self.most, 1.0)):
-            if end is not None:
-                tail = log_ndtr((0.5 - sign * distance.double()) / std.double()).to(mass.dtype)
-                mass = torch.where(x == end, tail, mass)
-        return mass
+        return log_mass(x, distance, std, (self.least, self.most), self.floor)
 
     def reconstruction(
         self, params: Params, x: Tensor, eps_0: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None

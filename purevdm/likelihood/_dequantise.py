@@ -10,7 +10,7 @@ from purevdm import _checks, process, random
 from purevdm._vdm import VDM
 from purevdm.bound import reconstruction
 from purevdm.decoders import Decoder, Gaussian, Product
-from purevdm.denoiser import Denoiser, of_model
+from purevdm.denoiser import Denoiser, last_step, of_model
 from purevdm.likelihood._estimate import log_normal, summed
 from purevdm.model import share
 from purevdm.sampling.trajectory import level
@@ -72,13 +72,20 @@ class Dequantisation(NamedTuple):
         else:
             z_0 = alpha * f + sigma * eps
             log_q = (log_normal(eps, part) - torch.log(sigma) * part).expand_as(f)
-            of_bin = torch.log(torch.erf(self.reach() / math.sqrt(2.0))).expand_as(f) if self.kind == "truncated" else None
-            extra = _difference(self._log_p(eps) if of_bin is None else of_bin, log_q, self.mask, there)
+            if self.kind == "truncated":
+                of_data = torch.log(torch.erf(self.reach() / math.sqrt(2.0))).expand_as(f)
+            else:
+                of_data = self._log_p(eps, z_0)
+            extra = _difference(of_data, log_q, self.mask, there)
         return z_0 if there is None else torch.where(there, z_0, 0.0), extra
 
-    def _log_p(self, eps: Tensor) -> Tensor:
-        """Gives log p(x given z_0) of each element."""
-        return -reconstruction(self.model, {}, self.x, self.f, eps, self.gamma_0, mask=self.mask)
+    def _log_p(self, eps: Tensor, z_0: Tensor | None = None) -> Tensor:
+        """Gives log p(x given z_0) of each element; with latents, around the network's estimate where the decoder takes it."""
+        level, estimate, denoise = self.gamma_0, None, self.denoise
+        if z_0 is not None and self.model.decoder.takes_estimate:
+            at_0 = level.reshape(len(z_0)) if level[0].numel() == 1 else level
+            level, estimate = last_step(self.model, denoise, z_0, at_0)
+        return -reconstruction(self.model, {}, self.x, self.f, eps, level, denoise.cond, estimate, self.mask)
 
     def spacing(self) -> Tensor:
         """Gives the distance between neighbouring values, one for each dimension or for all."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._vdm import VDM
-from purevdm.denoiser import of_model
+from purevdm.denoiser import last_step, of_model
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
 from purevdm.model import direct, parse
 from purevdm.sampling import loop
@@ -41,7 +41,7 @@ def importance_bound(
     Raises:
         TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories", chain=True)
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories")
     batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
@@ -70,12 +70,17 @@ def importance_bound(
         gamma_t, gamma_s = gamma((total - i) / total), gamma((total - i - 1) / total)
         at = gamma_t.reshape(-1) if univariate else gamma_t
         z_t = process.diffuse(f, gamma_t, eps)
-        eps_hat = denoise.eps(z_t, at)
+        eps_hat, v = denoise.eps_and_range(z_t, at)
         # In units of q(z_s given z_t, x)'s deviation, p(z_s given z_t)'s mean is off by delta, and z_s by e.
         rise = gamma_t - gamma_s
         delta = torch.sqrt(torch.expm1(rise)) * (eps_hat - eps)
         e = noise(torch.func.vmap(lambda k: random.fold_in(k, i))(k_steps))
-        log_w = log_w - summed(delta * e + 0.5 * delta.square())
+        log_ratio = model.reverse.log_ratio(gamma_t, gamma_s, v)
+        if log_ratio is None:
+            log_w = log_w - summed(delta * e + 0.5 * delta.square())
+        else:  # log p - log q, with p's variance exp(log_ratio) times q's
+            off = torch.exp(-log_ratio) * (e + delta).square() - e.square() + log_ratio
+            log_w = log_w - 0.5 * summed(off.expand_as(e))
         # The noise in z_s, as z_s = alpha_s f + sigma_s eps.
         return torch.exp(-0.5 * rise) * eps + torch.sqrt(-torch.expm1(-rise)) * e, log_w
 
@@ -83,6 +88,10 @@ def importance_bound(
     log_q = summed(log_normal(eps) - torch.log(process.sigma(gamma_1)), mask)
     log_p = summed(log_normal(process.diffuse(f, gamma_1, eps)), mask)
     eps, log_w = loop(step, (eps, log_p - log_q), timesteps)
-    log_w = log_w - summed(model.decoder.reconstruction({}, x, eps, gamma(0.0 * one)), mask)
-    evaluations = (total.to(torch.int64) * samples).expand(n).clone()
+    gamma_0, estimate, decoder = gamma(0.0 * one), None, model.decoder
+    if decoder.takes_estimate:
+        at = gamma_0.reshape(-1) if univariate else gamma_0
+        gamma_0, estimate = last_step(model, denoise, process.diffuse(f, gamma_0, eps), at)
+    log_w = log_w - summed(decoder.reconstruction({}, x, eps, gamma_0, cond, estimate), mask)
+    evaluations = ((total.to(torch.int64) + int(decoder.takes_estimate)) * samples).expand(n).clone()
     return combine(log_w.reshape(samples, n), evaluations)

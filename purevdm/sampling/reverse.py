@@ -12,7 +12,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, random
 from purevdm._compile import fixed
-from purevdm.denoiser import of_model
+from purevdm.denoiser import last_step, of_model
 from purevdm.model import Model, inside, latent_shape, of_events, zeroed
 from purevdm.sampling.trajectory import Options, checked, solve, started, times
 from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
@@ -67,11 +67,13 @@ def sample(
         _checks.verify(_checks.finite("latents", {(): latents}))
         return Sample(None, latents) if options.trajectory else latents
     z_0 = latents[-1] if options.trajectory else latents
-    x_hat = denoise(z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma).x if decoder.takes_estimate else None
+    level, x_hat = gamma, None
+    if decoder.takes_estimate:
+        level, x_hat = last_step(model, denoise, z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma)
     own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
     x = mode = decoder.mode(own, z_0, cond, x_hat)
     if decode == "sample":
-        x = decoder.sample(own, k_decode, z_0, gamma, cond, x_hat)
+        x = decoder.sample(own, k_decode, z_0, level, cond, x_hat)
         x = x if model.subspace is None else mode + model.subspace.project(x - mode, mask)
     x = zeroed(x, mask)
     return Sample(x, latents) if options.trajectory else x

@@ -36,6 +36,7 @@ from purevdm.schedules._schedule import increasing as increasing
 from purevdm.schedules._schedule import limit as limit
 from purevdm.schedules._schedule import rising as rising
 from purevdm.schedules._schedule import slack as slack
+from purevdm.schedules._tables import karras, tabulated
 
 __all__ = [
     "Levels",
@@ -45,7 +46,9 @@ __all__ = [
     "gamma",
     "gamma_and_slope",
     "gamma_min_for",
+    "karras",
     "learned_linear",
     "levels",
     "monotone_mlp",
+    "tabulated",
 ]
