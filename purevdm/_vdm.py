@@ -503,8 +503,7 @@ def vdm(
     step = spacing(decoder, event_shape)
     schedule = _fitting.suited(schedule, step, network, dtype)
     endpoints = _fitting.ends(schedule, dtype)
-    sees_latents_only = decoder.vocab_size is not None and not decoder.takes_estimate
-    if step is not None and sees_latents_only and endpoints is not None:
+    if step is not None and decoder.vocab_size is not None and not decoder.takes_estimate and endpoints is not None:
         _fitting.warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
     timesteps = 0 if timesteps is None else timesteps
     network = _fitting.between(network, endpoints)

@@ -1,10 +1,10 @@
 """Data to real numbers, and p(x given z_0) back on the data.
 
 :func:`discrete` holds integers, and its bounds are in bits per dimension. :func:`gaussian` holds real numbers, and its
-bounds are of a density, in nats an example; so does :func:`denoised`, around the network's estimate.
-:func:`discretised_gaussian` holds integers around the estimate, as a DDPM's last step. :func:`integers` holds integers without an end, :func:`one_hot` classes as unit vectors, and :func:`product` several kinds side by side. In all of
-them, a latent enters divided by its alpha, ``z_0 / alpha_0`` (written ``z``), which is the data plus noise of scale
-exp(gamma_0 / 2).
+bounds are of a density, in nats an example; so does :func:`denoised`, around the network's estimate, and
+:func:`discretised_gaussian` holds integers around it, as a DDPM's last step does. :func:`integers` holds integers without an
+end, :func:`one_hot` classes as unit vectors, and :func:`product` several kinds side by side. In all of them, a latent enters
+divided by its alpha, ``z_0 / alpha_0`` (written ``z``), which is the data plus noise of scale exp(gamma_0 / 2).
 
 :func:`learned` puts maps that train with the model around the diffusion, and an :class:`Observation` at their end: counts,
 real numbers, classes.

@@ -107,14 +107,14 @@ class DiscretisedGaussian(Discrete):
 def discretised_gaussian(
     vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] | None = None
 ) -> Decoder:
-    """Integers v in [0, vocab_size), with the mass of a normal around the network's estimate of the data in v's bin: the last
+    """Integers v in [0, vocab_size), with the mass in v's bin of a normal around the network's estimate of the data: the last
     step of a DDPM (Ho, Jain, Abbeel 2020, eq. 13). The first and the last bin are open.
 
     The normal's variance is the reverse process's last one, ``parts.posterior(log_last=...)`` and its kin, or exp(gamma_0).
     Each bound applies the network once more. A model whose z_0 is noisy needs this: at a deviation of 0.01, where a linear
     DDPM starts, a decoder that sees z_0 only costs 2.4 bits/dim of 256 levels by itself.
 
-    The masses are those of the normal distribution, in float64 within. The published code takes an approximation by tanh, and
+    The masses are the normal distribution's, computed in float64. The published code approximates them by tanh, and
     floors probabilities at 1e-12: within 0.003 bits/dim of these for a good estimate, and several bits off for a bad one.
 
     Args:

@@ -80,7 +80,7 @@ class Dequantisation(NamedTuple):
         return z_0 if there is None else torch.where(there, z_0, 0.0), extra
 
     def _log_p(self, eps: Tensor, z_0: Tensor | None = None) -> Tensor:
-        """Gives log p(x given z_0) of each element; with latents, around the network's estimate where the decoder takes it."""
+        """Gives log p(x given z_0) of each element; given latents, around the network's estimate if the decoder takes it."""
         level, estimate, denoise = self.gamma_0, None, self.denoise
         if z_0 is not None and self.model.decoder.takes_estimate:
             at_0 = level.reshape(len(z_0)) if level[0].numel() == 1 else level

@@ -86,8 +86,8 @@ class Karras(FixedLinear):
 
 
 def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-    """Makes the noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5): sigma**(1 / rho) is a line in t, where sigma is
-    the noise's scale beside data of scale 1, exp(gamma / 2). A model in ``timesteps=n - 1`` steps has the n levels of theirs.
+    """Makes the noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5): sigma**(1 / rho) is a line in t, where sigma =
+    exp(gamma / 2) is the noise's scale beside data of scale 1. A model in ``timesteps=n - 1`` steps has their n levels.
 
     Raises:
         TypeError, ValueError: numbers that are not above 0, or sigma_min >= sigma_max.
