@@ -107,8 +107,8 @@ class DiscretisedGaussian(Discrete):
 def discretised_gaussian(
     vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] | None = None
 ) -> Decoder:
-    """Integers v in [0, vocab_size), with the mass in v's bin of a normal around the network's estimate of the data: the last
-    step of a DDPM (Ho, Jain, Abbeel 2020, eq. 13). The first and the last bin are open.
+    """Integers v in [0, vocab_size), with the mass in v's bin of a normal around the network's estimate of the data: the
+    last step of a DDPM (Ho, Jain, Abbeel 2020, eq. 13). The first and the last bin are open.
 
     The normal's variance is the reverse process's last one, ``parts.posterior(log_last=...)`` and its kin, or exp(gamma_0).
     Each bound applies the network once more. A model whose z_0 is noisy needs this: at a deviation of 0.01, where a linear
