@@ -11,7 +11,8 @@ from purevdm import _checks
 __all__ = ["betas"]
 
 KINDS = ("linear", "scaled_linear", "cosine", "sigmoid")
-BEYOND = 16.0  # what gamma is above the level before, for zero SNR: 1e-7 of one term of a bound
+# What gamma is above the level before, for zero SNR: 2e-9 of one term of a bound, and within 39, for float32.
+BEYOND, MOST = 20.0, 39.0
 
 
 def betas(
@@ -77,5 +78,5 @@ def levels_of(given: Tensor | Sequence[float]) -> tuple[float, ...]:
     log_bar = torch.log1p(-table).cumsum(0)
     levels = torch.log(torch.expm1(-log_bar)).tolist()
     if not math.isfinite(levels[-1]):
-        levels[-1] = levels[-2] + BEYOND
+        levels[-1] = max(min(levels[-2] + BEYOND, MOST), levels[-2] + BEYOND / 2)
     return tuple(levels)

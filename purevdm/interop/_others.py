@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ def _plain(module: Module, x: Tensor, time: Tensor, cond: Any) -> Any:
     return module(x, timestep=time)
 
 
-def _negated(module: Module, x: Tensor, time: Tensor, cond: Any) -> Any:
-    return -_call_of(module)(module, x, time, cond).sample
+@dataclass(frozen=True)
+class _Negated:
+    call: Callable[..., Any]
+
+    def __call__(self, *given: Any) -> Tensor:
+        return -self.call(*given).sample  # type: ignore[no-any-return]
 
 
 def _call_of(module: Module) -> Callable[..., Any]:
@@ -118,8 +123,8 @@ def from_diffusers(
         event_shape = (channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
     twice = own.get("out_channels") == 2 * channels
     process, call = _process(scheduler, twice), _call_of(source)
-    if getattr(scheduler.config, "prediction_type", None) == "v_prediction" and "EDM" in type(scheduler).__name__:
-        call = _negated
+    if type(scheduler).__name__.startswith("EDM") and scheduler.config["prediction_type"] == "v_prediction":
+        call = _Negated(call)
     decoder = _pixels(decoder, event_shape)
     return adapt(source, process, event_shape, decoder=decoder, call=call, clip=clip, dtype=dtype)
 

@@ -1,9 +1,9 @@
 """The noise processes that other people's networks were trained with, in terms of gamma.
 
 Each is x_t = alpha data + sigma noise at some scale. With c = sqrt(alpha**2 + sigma**2) the latent is z = x_t / c, and
-gamma = 2 log(sigma / alpha), so that log p(x_t) = log p(z) - D log c in D dimensions. A :class:`Process` is a value that knows gamma
-at its times, what the network takes for a latent (x_t, scaled, and a time), and what its output says of the noise or the
-data. :func:`purevdm.interop.adapt` makes a model of it and a network.
+gamma = 2 log(sigma / alpha), so that log p(x_t) = log p(z) - D log c in D dimensions. A :class:`Process` is a value that
+knows gamma at its times, what the network takes for a latent (x_t, scaled, and a time), and what its output says of the
+noise or the data. :func:`purevdm.interop.adapt` makes a model of it and a network.
 """
 
 import itertools
@@ -149,7 +149,7 @@ def ddpm(
     The network takes x_t and t. A model has T - 1 steps between the T levels; DDPM's last step is p(x given z_0), a
     :func:`purevdm.decoders.discretised_gaussian`. Its bound is that of improved-diffusion, term by term, with the true
     normal distribution in the last. In between, t is a straight line in gamma. A last beta of 1, zero terminal SNR, has an
-    infinite gamma, for which that of the level before plus 16 is taken: an SNR of 1e-7 times the one before.
+    infinite gamma, for which that of the level before plus 20 is taken: an SNR of 2e-9 times the one before.
 
     Args:
         betas: T numbers, such as :func:`purevdm.interop.betas`; better of float64, as 1 - abar of float32 is off by up to

@@ -27,7 +27,10 @@ class ScoreSDE(Process, Schedule):
 
     @property
     def schedule(self) -> Schedule:
-        return fixed_linear(2.0 * math.log(self.low), 2.0 * math.log(self.high)) if self.kind == "ve" else self
+        if self.kind != "ve":
+            return self
+        low, high = 2.0 * math.log(self.low), 2.0 * math.log(self.high)
+        return fixed_linear(low + (high - low) * self.epsilon, high)
 
     @property
     def endpoints(self) -> tuple[float, float]:  # type: ignore[override]
@@ -91,7 +94,7 @@ def score_sde(
     Args:
         kind: "vp", "subvp" or "ve".
         beta_min, beta_max, sigma_min, sigma_max: of the processes, in units of data.
-        epsilon: the least time of the first two.
+        epsilon: the least time.
 
     Raises:
         TypeError, ValueError: another kind, or numbers out of range.
