@@ -67,6 +67,12 @@ class Source:
             )
         # In evaluation and in training, without numbers, so that a call fails where a tensor is not given.
         self._templates = tuple(_copied(example, meta=True).train(train) for train in (False, True))
+        # Those that may write to their attributes: torch's own layers do not.
+        self._writing = tuple(
+            name
+            for name, part in example.named_modules()
+            if not type(part).__module__.startswith("torch.nn.modules.") or part._forward_pre_hooks
+        )
 
     def __reduce__(self) -> Any:
         return Source, (self.source, self.pretrained)
@@ -163,11 +169,12 @@ class Source:
         """
         placed = {place: values[name] for place, name in self._places.items()}
         template, compiling = self._templates[call.keys is not None], torch.compiler.is_compiling()
+        writing = self._writing
         # A compiled loop, as sampling is, does not allow copies; nothing is written there.
         copies = not compiling or call.keys is not None or torch.is_grad_enabled()
 
         def module(*args: Any, **kwargs: Any) -> Tensor:
-            before, fixed = _attributes(template, copies)
+            before, fixed = _attributes([template.get_submodule(name) for name in writing], copies)
             fixed = [] if compiling else [*fixed, *(values[name] for name in values if name not in self.buffers)]
             fixed = [tensor for tensor in fixed if not tensor.is_inference()]  # these have no version
             versions = [tensor._version for tensor in fixed]
@@ -188,15 +195,13 @@ class Source:
 _OWN = frozenset(vars(Module()))  # torch's own attributes of a module
 
 
-def _attributes(module: Module, copies: bool) -> tuple[list[tuple[Module, dict[str, Any]]], list[Tensor]]:
-    """Reads the attributes of a module's parts, each with the contents of a list or dict, for :func:`_restore`.
+def _attributes(parts: list[Module], copies: bool) -> tuple[list[tuple[Module, dict[str, Any]]], list[Tensor]]:
+    """Reads the attributes of parts of a module, each with the contents of a list or dict, for :func:`_restore`.
 
     With ``copies``, the parts get copies of their unregistered tensors, which a call may write to; they are returned, too.
     """
     before, loose = [], []
-    for part in module.modules():
-        if type(part).__module__.startswith("torch.nn.modules.") and not part._forward_pre_hooks:
-            continue
+    for part in parts:
         own = {name: value for name, value in part.__dict__.items() if name not in _OWN}
         before.append((part, {name: (x, x.copy() if type(x) in (list, dict) else None) for name, x in own.items()}))
         for name, value in own.items() if copies else ():
