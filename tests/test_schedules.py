@@ -1,5 +1,6 @@
 """Schedules: the official numbers, monotone for any parameters, ends that stay."""
 
+import math
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -232,3 +233,32 @@ def test_one_graph_serves_every_batch(name, method):
         torch._dynamo.mark_dynamic(x, 0)
         close(compiled(params, x, random.key(1)), eager(params, x, random.key(1)), 1e-4)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+# Tables
+
+
+def test_a_table_s_levels_are_those_of_its_steps():
+    levels = torch.linspace(-3.0, 2.0, 11, dtype=torch.float64) ** 3
+    schedule = schedules.tabulated(levels)
+    testing.check_schedule(schedule)
+    t = torch.arange(11, dtype=torch.float64) / 10
+    torch.testing.assert_close(schedules.gamma(schedule, {}, t), levels, rtol=1e-12, atol=1e-12)
+    steps = schedules.levels(schedule, {}, t[1:], 10)
+    torch.testing.assert_close(steps.weight, 10 * torch.expm1(levels.diff()), rtol=1e-9, atol=0)
+    assert schedules.gamma(schedule, {}, torch.tensor([0.0, 1.0])).tolist() == [-27.0, 8.0]
+    assert repr(schedule) == "Tabulated(11 levels from -27 to 8)"
+    for bad in ([1.0], [0.0, 0.0], [1.0, 0.0], [0.0, math.inf], [0.0, 301.0]):
+        with pytest.raises(ValueError, match=r"^levels"):
+            schedules.tabulated(bad)
+    with pytest.raises(TypeError, match=r"^levels: expected numbers"):
+        schedules.tabulated("12")
+
+
+def test_the_grid_of_karras_is_a_line_in_a_power_of_sigma():
+    schedule = schedules.karras(0.01, 50.0, 5.0)
+    testing.check_schedule(schedule)
+    sigma = torch.exp(0.5 * schedules.gamma(schedule, {}, torch.linspace(0, 1, 9, dtype=torch.float64)))
+    torch.testing.assert_close(sigma ** (1 / 5), torch.linspace(0.01 ** (1 / 5), 50 ** (1 / 5), 9, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"^sigma_min, sigma_max: expected"):
+        schedules.karras(2.0, 1.0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from foreign import Closed
 
-from purevdm import decoders, evaluation, interop, likelihood, ode, random, sampling
+from purevdm import decoders, evaluation, interop, likelihood, ode, process, random, sampling, testing
+from purevdm.likelihood._dequantise import dequantised
 
 F64, KEY = torch.float64, random.key(0)
 M, S = torch.tensor([0.3, -0.5], dtype=F64), torch.tensor([0.4, 0.8], dtype=F64)
@@ -205,6 +206,33 @@ def test_data_in_the_wrong_range_are_seen_by_their_bound():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         interop.warn_of_range(unit, params, x, KEY)
+
+
+def test_the_laws_hold_for_an_adapted_model_also_compiled():
+    model, params = pixels("learned_range")
+    x = random.randint(KEY, (6, 1, 2, 2), 0, 256)
+    testing.check_model(model, params, x)
+    testing.check_network(model.network, (1, 2, 2), params=params["network"], gamma=model.schedule.endpoints)
+    narrow, own = pixels("learned_range", clip=True)
+    narrow = narrow._replace(dtype=torch.float32)
+    terms = torch.compile(narrow.nll_bound, fullgraph=True)(own, x, KEY)
+    torch.testing.assert_close(terms.total, narrow.nll_bound(own, x, KEY).total, rtol=1e-4, atol=1e-3)
+
+
+def test_latents_drawn_around_the_data_have_the_density_that_the_estimate_says():
+    """The weight of variational dequantisation, put together by hand."""
+    model, params = pixels()
+    x, eps = random.randint(KEY, (5, 1, 2, 2), 0, 256), random.normal(KEY, (5, 1, 2, 2), F64)
+    gamma_0 = torch.tensor(model.schedule.endpoints[0], dtype=F64)
+    f = model.decoder.encode({}, x, dtype=F64)
+    z_0 = process.diffuse(f, gamma_0, eps)
+    estimate = model.denoiser(params, n=5)(z_0, gamma_0.expand(5)).x
+    log_p = model.decoder.log_prob({}, x, z_0, model.reverse.last(gamma_0), estimate=estimate)
+    log_q = torch.distributions.Normal(process.alpha(gamma_0) * f, process.sigma(gamma_0)).log_prob(z_0)
+    q = dequantised("variational", model, params, x, None)
+    latents, extra = q.latents(eps)
+    torch.testing.assert_close(latents, z_0)
+    torch.testing.assert_close(extra, (log_p - log_q).flatten(1).sum(1), rtol=1e-9, atol=1e-9)
 
 
 REFUSED = {
