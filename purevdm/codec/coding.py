@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files
+from purevdm import _checks, _files, parts
 from purevdm._batches import pairs
 from purevdm._vdm import VDM
 from purevdm.codec import _chain, _container
@@ -40,7 +40,8 @@ def encode(
     """Encodes data as bytes, which :func:`decode` turns back into the same data: a file of one block.
 
     Args:
-        model, params: the model, with a decoder of finitely many values.
+        model, params: the model, with a decoder of finitely many values, without parameters, whose latents have the data's
+            shape (``decoders.discrete``, ``discretised_gaussian``), no subspace, and any reverse process.
         x: data, (n, *event_shape), integers.
         cond: their condition, as the network takes it. It is not part of the bytes: decoding takes it again.
         timesteps, lanes, portable, compile, seed, callback: as :func:`write` takes them.
@@ -305,5 +306,9 @@ def _check(model: VDM, compile: bool, callback: Callback | None) -> None:
 
 
 def _digest(model: VDM, params: Params) -> bytes:
-    network = model.network
-    return _chain.tree_digest(params, 16, f"{network.predicts} {network.self_condition} {network.residual}")
+    """16 bytes by which another model differs from this one: in its parameters, and in what a network's output means."""
+    network, reverse, decoder = model.network, model.reverse, model.decoder
+    text = f"{network.predicts} {network.self_condition} {network.residual}"
+    if reverse != parts.posterior() or decoder.takes_estimate:  # the first files had no others
+        text += re.sub(" at 0x[0-9a-f]+", "", f" {network.outputs} {reverse!r} {decoder!r}")
+    return _chain.tree_digest(params, 16, text)
