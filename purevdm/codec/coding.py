@@ -280,7 +280,8 @@ def _chain_for(head: Head, model: VDM, params: Params, cond: Any, lanes: int | N
     if expected != given:
         raise CodecError(f"expected a model of events {expected}, as the file holds, got one of {given}")
     if _digest(model, params) != head.model:
-        raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
+        kind = "and a network, decoder and reverse process of the same kind"
+        raise CodecError(f"expected the parameters that the file was written with, {kind}, got others (another digest)")
     if (cond is not None) != head.conditioned:
         kind = "a condition" if head.conditioned else "no condition"
         raise CodecError(f"cond: expected {kind}, as in encoding, got {_checks.describe(cond)}")

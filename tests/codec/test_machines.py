@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_codec import images, model_and_params
+from tiny_codec import OTHERS, images, model_and_params
 
 from purevdm import codec, interop, networks
 from purevdm.codec import _arithmetic, _network
@@ -49,9 +49,14 @@ def test_a_file_decodes_under_other_settings(tmp_path, capability, threads, lane
     assert torch.equal(torch.load(tmp_path / "found.pt"), x)
 
 
-def test_noise_below_the_guard_changes_no_file(monkeypatch):
+KINDS = {"posterior": (None, {})} | OTHERS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_below_the_guard_changes_no_file(monkeypatch, kind):
     """A network off by a hundred thousand times the rounding of float64."""
-    model, params = model_and_params(event_shape=(16,))
+    network, options = KINDS[kind]
+    model, params = model_and_params(network, event_shape=(16,), **options)
     x = images(model, 20)
     data = codec.encode(model, params, x, timesteps=20, lanes=8)
     exact = _network.Denoiser.outputs
@@ -65,10 +70,13 @@ def test_noise_below_the_guard_changes_no_file(monkeypatch):
     assert codec.encode(model, params, x, timesteps=20, lanes=8) == data
 
 
-def test_noise_above_the_guard_is_an_error(monkeypatch):
-    model, params = model_and_params(event_shape=(16,))
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_above_the_guard_is_an_error(monkeypatch, kind):
+    """In the last output: v, where there is one."""
+    network, options = KINDS[kind]
+    model, params = model_and_params(network, event_shape=(16,), **options)
     data = codec.encode(model, params, images(model, 20), timesteps=20)
     exact, much = _network.Denoiser.outputs, 1e4 * _arithmetic.GUARD
-    monkeypatch.setattr(_network.Denoiser, "outputs", lambda *a, **b: [part + much for part in exact(*a, **b)])
+    monkeypatch.setattr(_network.Denoiser, "outputs", lambda *a, **b: [*exact(*a, **b)[:-1], exact(*a, **b)[-1] + much])
     with pytest.raises(codec.CodecError, match="block 0: "):
         codec.decode(model, params, data)
