@@ -259,7 +259,7 @@ RATES = {
     "posterior": (IDEAL, {}),
     "upper": (IDEAL, {"reverse": parts.upper()}),
     "learned range": (RANGED, {"reverse": parts.learned_range()}),
-    "estimate": (IDEAL, {"decoder": ESTIMATE, "reverse": parts.posterior(log_last=-4.5)}),
+    "estimate": (IDEAL, {"decoder": ESTIMATE, "reverse": parts.posterior(log_last=-2.0)}),
     "estimate, learned range": (RANGED, {"decoder": ESTIMATE, "reverse": parts.learned_range(log_last=(-5.0, -3.0))}),
 }
 
