@@ -20,9 +20,9 @@ quick = networks.Network.of(_init, _apply, batched=True)
 
 
 def _ranged(params, z, gamma, cond=None, key=None):
-    """A second output for each number, whose v is sometimes out of [0, 1], and once far out."""
+    """A second output for each number, whose v is sometimes out of [0, 1], and now and then far out."""
     v = 1.3 * torch.sin(9.0 * z)
-    return torch.stack([_apply(params, z, gamma), torch.where(v > 1.29, 1e4 * torch.cos(5e3 * z), v)], -1)
+    return torch.stack([_apply(params, z, gamma), torch.where(v > 1.29, 60.0 * torch.cos(5e3 * z), v)], -1)
 
 
 ranged = networks.Network.of(_init, _ranged, batched=True, outputs=2)
