@@ -12,17 +12,20 @@ from tiny_codec import OTHERS, images, model_and_params
 from purevdm import codec, interop, networks
 from purevdm.codec import _arithmetic, _network
 
-NETWORK = dict(multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=4, fourier=(1, 2))
+
+def made():
+    """A U-Net that says a variance, too, and whose estimate the decoder takes."""
+    network = networks.unet(8, (1, 2), 1, attention=(1,), heads=2, groups=4, fourier=(1, 2), outputs=2)
+    return model_and_params(network, event_shape=(1, 4, 4), **OTHERS["estimate, learned range"][1])
+
 
 READER = """
 import sys, torch
 from purevdm import codec, interop
-from test_machines import NETWORK
-from tiny_codec import model_and_params
-from purevdm import networks
+from test_machines import made
 folder, threads, lanes, compile = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(threads)
-model, _ = model_and_params(networks.unet(8, **NETWORK), event_shape=(1, 4, 4))
+model, _ = made()
 params = interop.load_params(folder + "/params.safetensors")
 found = list(codec.read(folder + "/x", model, params, lanes=lanes, compile=bool(compile)))
 torch.save(torch.cat(found), folder + "/found.pt")
@@ -38,7 +41,7 @@ torch.save(torch.cat(found), folder + "/found.pt")
     ],
 )
 def test_a_file_decodes_under_other_settings(tmp_path, capability, threads, lanes, compile):
-    model, params = model_and_params(networks.unet(8, **NETWORK), event_shape=(1, 4, 4))
+    model, params = made()
     interop.save_params(tmp_path / "params.safetensors", params)
     x = images(model, 12)
     codec.write(tmp_path / "x", model, params, [x], timesteps=8, lanes=6)
