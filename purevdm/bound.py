@@ -15,7 +15,6 @@ from purevdm._compile import exact
 from purevdm.denoiser import Denoiser, last_step, of_model
 from purevdm.model import Model, parse, share
 from purevdm.noise import Noise
-from purevdm.parts import Reverse
 from purevdm.schedules import Levels
 from purevdm.types import Params
 
@@ -120,10 +119,7 @@ def terms(
     with exact(z_t.device):
         recon = reconstruction(model, params, x, f, eps_0, level_0, cond, estimate, mask)
         prior = prior_loss(f, gamma_1, shares)
-        diffusion = diffusion_loss(eps, eps_hat, weight)
-        log_ratio = _log_ratio(model.reverse, gamma_t, weight, model.timesteps, v)
-        if log_ratio is not None:
-            diffusion = reverse_loss(diffusion, log_ratio, model.timesteps, shares)
+        diffusion = latent_loss(model, eps, eps_hat, gamma_t, weight, v, shares)
     if mask is not None and there is not None:
         recon, prior, diffusion = (
             torch.where(mask, recon, 0.0),
@@ -163,10 +159,23 @@ def reconstruction(
     return recon + (share(model, x, mask, recon.dtype) - 1.0) * still
 
 
-def _log_ratio(reverse: Reverse, gamma_t: Tensor, weight: Tensor, timesteps: int, v: Tensor | None) -> Tensor | None:
-    if timesteps == 0:  # the two variances meet
-        return None
-    return reverse.log_ratio(gamma_t, gamma_t - torch.log1p(weight / timesteps), v)  # weight = T expm1(gamma_t - gamma_s)
+def latent_loss(
+    model: Model,
+    eps: Tensor,
+    eps_hat: Tensor,
+    gamma_t: Tensor,
+    weight: Tensor,
+    v: Tensor | None = None,
+    share: float | Tensor = 1.0,
+) -> Tensor:
+    """Computes the diffusion loss of each element of the latent under the model's reverse process, nats; the arguments
+    broadcast, and are those of :func:`diffusion_loss` and :func:`reverse_loss`, with v of a learned range."""
+    loss, steps = diffusion_loss(eps, eps_hat, weight), model.timesteps
+    if steps == 0:  # the two variances meet
+        return loss
+    gamma_s = gamma_t - torch.log1p(weight / steps)  # weight = T expm1(gamma_t - gamma_s)
+    log_ratio = model.reverse.log_ratio(gamma_t, gamma_s, v)
+    return loss if log_ratio is None else reverse_loss(loss, log_ratio, steps, share)
 
 
 def summed(terms: NLLBound) -> NLLBound:

@@ -180,6 +180,17 @@ class Denoiser(NamedTuple):
 
     def eps_and_range(self, z: Tensor, gamma: Tensor, *, detach: bool = True) -> tuple[Tensor, Tensor | None]:
         """Predicts the noise as :meth:`eps` does, and gives v as :meth:`with_range` does."""
+        out, v = self._of_latent(z, gamma, detach)
+        return self.within(to_eps(self.network, z, out, process.align(gamma, z))), v
+
+    def prediction_and_range(self, z: Tensor, gamma: Tensor) -> tuple[Prediction, Tensor | None]:
+        """Predicts as :meth:`eps_and_range` does, the data, too."""
+        (out, v), level = self._of_latent(z, gamma, True), process.align(gamma, z)
+        eps, x = (self.within(to(self.network, z, out, level)) for to in (to_eps, to_x))
+        return Prediction(eps, x), v
+
+    def _of_latent(self, z: Tensor, gamma: Tensor, detach: bool) -> tuple[Tensor, Tensor | None]:
+        """The network's output as a function of the latent only."""
         key, x_hat, level = self.key, None, process.align(gamma, z)
         if self.network.self_condition:
             k_first, key, k_coin = split_key(key)
@@ -187,8 +198,7 @@ class Denoiser(NamedTuple):
             bounds = self.decoder.bounds(z)
             x_hat = x_hat if bounds is None else torch.clamp(x_hat, *bounds)
             x_hat = left_out(x_hat.detach() if detach else x_hat, k_coin)
-        out, v = self._output(z, gamma, self.cond, key, x_hat)
-        return self.within(to_eps(self.network, z, out, level)), v
+        return self._output(z, gamma, self.cond, key, x_hat)
 
     def _output(
         self, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None

@@ -289,6 +289,7 @@ def doors(folder: Path) -> dict[str, Door]:
             lanes=None,
             compile=False,
         ),
+        "codec.curve": _of(codec.curve, model=MODEL, params=PARAMS, batches=[(X, COND)], key=KEY, timesteps=2),
         "codec.info": _of(codec.info, file=codec.encode(MODEL, PARAMS, X, COND, timesteps=2)),
         "ode.dopri5": _of(ode.dopri5, rtol=1e-3, atol=1e-3, limit=100),
         "likelihood.log_prob": _of(likelihood.log_prob, **bound, **flow, mask=MASK),

@@ -19,6 +19,8 @@ from purevdm._vdm import VDM
 from purevdm.codec._arithmetic import Floats
 from purevdm.types import Params
 
+Output = tuple[Tensor, Tensor | None]
+
 
 class Denoiser(NamedTuple):
     """A model as a codec uses it.
@@ -26,19 +28,22 @@ class Denoiser(NamedTuple):
     Attributes:
         model: the model; in float64 where files are portable.
         params: its parameters, likewise.
-        predict: ``predict(params, z, gamma, cond) -> eps_hat`` for a batch.
+        step, last: ``step(params, z, gamma, cond) -> (eps_hat, v)`` for a batch, and ``last(...) -> (x_hat, v)`` at time 0,
+            where the decoder takes the estimate; v is None but for a learned range.
         lanes: how many examples the network sees at once.
         pad: whether it always sees that many.
     """
 
     model: VDM
     params: Params
-    predict: Callable[[Params, Tensor, Tensor, Any], Tensor]
+    step: Callable[[Params, Tensor, Tensor, Any], Output]
+    last: Callable[[Params, Tensor, Tensor, Any], Output]
     lanes: int
     pad: bool
 
-    def eps(self, z: Floats, gamma: Floats, cond: Any) -> Floats:
-        """The noise that the network sees in latents (n, D), at gamma (n or 1, D or 1): float64 (n, D)."""
+    def outputs(self, z: Floats, gamma: Floats, cond: Any, last: bool = False) -> list[Floats]:
+        """What the network says of latents (n, D), at gamma (n or 1, D or 1): float64 (n, D), first the noise, or the data
+        for the ``last`` step, and then v, if there is one."""
         n, shape, device = len(z), (len(z), *self.model.event_shape), device_of(self.params)
         latents = torch.from_numpy(z).reshape(shape).to(device, self.model.dtype)
         level = torch.from_numpy(gamma.copy()).to(device, self.model.dtype).expand(n, -1)
@@ -49,9 +54,10 @@ class Denoiser(NamedTuple):
                 rows = torch.arange(i, i + self.lanes, device=device).clamp(max=n - 1)
                 rows = rows if self.pad else rows[: n - i]
                 part = optree.tree_map(lambda leaf, rows=rows: leaf[rows], cond)  # type: ignore[misc]
-                out = self.predict(self.params, latents[rows], level[rows], part)
-                parts.append(out[: n - i].reshape(min(self.lanes, n - i), -1).double().cpu().numpy())
-        return np.concatenate(parts)
+                out = (self.last if last else self.step)(self.params, latents[rows], level[rows], part)
+                each = (part[: n - i].reshape(min(self.lanes, n - i), -1).double() for part in out if part is not None)
+                parts.append([part.cpu().numpy() for part in each])
+        return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
 
 
 def denoiser_of(model: VDM, params: Params, portable: bool, lanes: int, compile: bool) -> Denoiser:
@@ -59,8 +65,9 @@ def denoiser_of(model: VDM, params: Params, portable: bool, lanes: int, compile:
     if portable:
         model = model._replace(network=model.network.computing_in(None), dtype=torch.float64)
         params = cast(params, torch.float64)
-    run = torch.compile(_predict, fullgraph=True, dynamic=False) if compile else _predict
-    return Denoiser(model, params, partial(run, model), lanes, compile)
+    runs = (torch.compile(run, fullgraph=True, dynamic=False) if compile else run for run in (_step, _last))
+    step, last = (partial(run, model) for run in runs)
+    return Denoiser(model, params, step, last, lanes, compile)
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:
@@ -68,8 +75,13 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
     return optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
 
 
-def _predict(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Tensor:
-    return denoiser.of_model(model, params, cond).eps(z, gamma)
+def _step(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Output:
+    return denoiser.of_model(model, params, cond).eps_and_range(z, gamma)
+
+
+def _last(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Output:
+    prediction, v = denoiser.of_model(model, params, cond).with_range(z, gamma)
+    return prediction.x, v
 
 
 def device_of(params: Params) -> torch.device:
@@ -114,4 +126,4 @@ def require_float64(denoise: Denoiser, gamma: Floats, cond: Any) -> None:
     """Refuses a network that computes anything in a shorter dtype, whose files would not decode elsewhere."""
     eager = denoiser_of(denoise.model, denoise.params, True, 1, False)
     with _Float64():
-        eager.eps(np.full((1, np.prod(denoise.model.event_shape, dtype=int)), 0.5), gamma[:1], cond)
+        eager.outputs(np.full((1, np.prod(denoise.model.event_shape, dtype=int)), 0.5), gamma[:1], cond)

@@ -10,18 +10,24 @@ needs, the stack must hold enough for two latents, not for T. Decoding is the sa
 The noise of z_{i+1} is popped from what z_{i-1} left on the stack, which is how far it was from its mean under p. That is no
 fresh noise where q differs from p: it depends on x. In 50 steps this costs some 1.5 percent. So the top of the stack is
 exclusive-ored with pseudo-random words before each pop, which makes what is popped uniform whatever was pushed.
+
+All that the network says is rounded with dithers that are pushed on top: means, to a 128th of a deviation; logarithms of
+deviations; and the decoder's estimate and variance alike. Where a learned range leaves p narrower than a step of the lattice
+(v below 0), it is coded as wide as one. q is no narrower, so this costs less on average than the bound says.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from purevdm.codec._arithmetic import DITHERS, GUARD, Floats, Integers, exp, guarded, rounded
-from purevdm.codec._lattice import PHASES, Levels, frequencies
+from purevdm.codec._lattice import PHASES, WIDTHS, Levels, frequencies
 from purevdm.codec._network import Denoiser
 from purevdm.codec._stack import CodingError, Stack
 
@@ -30,12 +36,19 @@ _HUGE, _FAR = 2.0**42, 2.0**60  # lattice steps, and parts of them
 # Logarithms of probabilities are rounded to a 256th of a nat. They are many and exact, and so kept less far from boundaries.
 _NATS, _FLOOR, _NEAR = 256.0, 20.0, 2.0**-24
 _VALUES = 2**21  # probabilities at once
+# Logarithms of variances are rounded to a 512th, so those of deviations to WIDTHS' 1024th, of which every fourth is used. Of
+# p(x given z_0), to a 128th; beyond e**40 and below e**-40 they are as good as infinite and 0.
+_RATIOS, _COARSE, _LEVELS, _MOST = 512.0, 4, 128.0, 40.0
 _POWERS = np.floor(exp(-np.arange(_FLOOR * _NATS + 1) / _NATS) * 2.0**40).astype(np.int64)
 _RESERVE = 64
 
 
 class UnderflowError(Exception):
     """The stack holds too few bits to pop from."""
+
+
+Fix = Callable[[Floats], Integers]
+"""Rounds numbers that the network gave to the same integers at both ends."""
 
 
 class Swap(NamedTuple):
@@ -56,9 +69,9 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
     for i in range(1, len(levels.gamma)):
         stack.scramble(i, x.size)
         above = _drawn(stack, _forward(levels, i, k), levels, i)
-        mean, dithers = _rounded(_backward(swap, i, above))
-        stack.push_points(k, mean, levels.width_p[i - 1], True)
-        _push_dithers(stack, dithers, x.size)
+        fix = _Fixing()
+        stack.push_points(k, *_backward(swap, i, above, fix), True)
+        fix.push(stack)
         k = above
     stack.push_points(k, np.zeros_like(k), levels.width_p[-1], True)
 
@@ -76,8 +89,7 @@ def pop(stack: Stack, swap: Swap, n: int) -> Integers:
     levels = swap.levels
     k = stack.pop_points(np.zeros((n, math.prod(swap.denoise.model.event_shape)), np.int64), levels.width_p[-1], True)
     for i in reversed(range(1, len(levels.gamma))):
-        dithers = _pop_dithers(stack, k.size)
-        below = stack.pop_points(_redone(_backward(swap, i, k), dithers), levels.width_p[i - 1], True)
+        below = stack.pop_points(*_backward(swap, i, k, _fixed_by(stack)), True)
         stack.push_points(k, _forward(levels, i, below), levels.width_q[i], False)
         stack.scramble(i, k.size)
         k = below
@@ -108,21 +120,58 @@ def _forward(levels: Levels, i: int, k: Integers) -> Integers:
     return rounded(mean, 0)[0]
 
 
-def _backward(swap: Swap, i: int, k: Integers) -> Floats:
-    """The mean of p(z_{i-1} given z_i), in phases, before rounding."""
+def _backward(swap: Swap, i: int, k: Integers, fix: Fix) -> tuple[Integers, Integers]:
+    """The mean of p(z_{i-1} given z_i), in phases, and its width index."""
+    levels, reverse = swap.levels, swap.denoise.model.reverse
+    eps, *v = _outputs(swap, i, k)
+    width = levels.width_p[i - 1]
+    log_ratio = reverse.log_ratio(*(_events(swap, a) for a in (levels.gamma[i], levels.gamma[i - 1], *v)))
+    if log_ratio is not None:
+        width = width + fix(_numbers(swap, log_ratio) * _RATIOS)
+        width = np.clip((width + _COARSE // 2) // _COARSE * _COARSE, 0, len(WIDTHS) - 1)
+    return fix((levels.back_k[i] * k - levels.back_eps[i] * eps) * PHASES[width]), width
+
+
+def _given(swap: Swap, k: Integers, fix: Fix) -> tuple[Floats, ...]:
+    """What the decoder is given besides z_0: gamma_0, or the logarithm of its variance and the estimate."""
+    model, gamma_0 = swap.denoise.model, swap.levels.gamma[0]
+    if not model.decoder.takes_estimate:
+        return (gamma_0,)
+    x_hat, *v = _outputs(swap, 0, k)
+    log_var = fix(_numbers(swap, model.reverse.last(*(_events(swap, a) for a in (gamma_0, *v)))) * _LEVELS) / _LEVELS
+    log_var = np.clip(log_var, -_MOST, _MOST)
+    step = exp(0.5 * log_var) / PHASES[0]
+    return log_var, fix(x_hat / step) * step
+
+
+def _outputs(swap: Swap, i: int, k: Integers) -> list[Floats]:
+    """The network's outputs at z_i."""
     levels = swap.levels
-    eps = swap.denoise.eps(k * levels.delta[i], levels.gamma[i], swap.cond)
-    if not np.isfinite(eps).all():
+    outputs = swap.denoise.outputs(k * levels.delta[i], levels.gamma[i], swap.cond, last=i == 0)
+    if not all(np.isfinite(part).all() for part in outputs):
         at = levels.gamma[i].mean()
         raise CodingError(f"network: expected finite outputs, got NaN or infinity at gamma = {at:.4g}")
-    return (levels.back_k[i] * k - levels.back_eps[i] * eps) * PHASES[levels.width_p[i - 1]]
+    return outputs
+
+
+def _events(swap: Swap, values: Floats) -> Tensor:
+    """Numbers (n or 1, D or 1) in the shape of events, or to broadcast against it."""
+    shape = swap.denoise.model.event_shape
+    return torch.from_numpy(values.copy()).reshape(-1, *(shape if values.shape[1] > 1 else (1,) * len(shape)))
+
+
+def _numbers(swap: Swap, events: Tensor) -> Floats:
+    """A single number, (1, 1), or those of events, (n or 1, D)."""
+    if events.numel() == 1:
+        return events.reshape(1, 1).double().numpy()
+    return events.expand(-1, *swap.denoise.model.event_shape).reshape(len(events), -1).double().numpy()
 
 
 def _blocks(values: Floats) -> list[Floats]:
     """The numbers that share a dither."""
     flat = values.reshape(-1)
     if not (np.abs(flat) < _HUGE).all():
-        raise CodingError(f"network: expected noise of about 1, got means up to {np.abs(flat).max():.3g} lattice steps")
+        raise CodingError(f"network: expected noise of about 1, got means up to {np.abs(flat).max():.3g} parts of one")
     return np.split(flat, range(_BLOCK, len(flat), _BLOCK))
 
 
@@ -136,6 +185,27 @@ def _redone(values: Floats, dithers: list[int], guard: float = GUARD) -> Integer
     if min(margin for _, margin in parts) < 0.5 * guard:
         raise CodingError("the network computes other numbers here than where the file was written")
     return np.concatenate([part for part, _ in parts]).reshape(values.shape)
+
+
+class _Fixing:
+    """Rounds numbers, and keeps their dithers until they are pushed."""
+
+    def __init__(self) -> None:
+        self._dithers: list[tuple[list[int], int]] = []
+
+    def __call__(self, values: Floats) -> Integers:
+        integers, dithers = _rounded(values)
+        self._dithers.append((dithers, values.size))
+        return integers
+
+    def push(self, stack: Stack) -> None:
+        for dithers, n in reversed(self._dithers):
+            _push_dithers(stack, dithers, n)
+
+
+def _fixed_by(stack: Stack) -> Fix:
+    """Rounds numbers with the dithers on the stack."""
+    return lambda values: _redone(values, _pop_dithers(stack, values.size))
 
 
 def _push_dithers(stack: Stack, dithers: list[int], n: int, guard: float = GUARD) -> None:
@@ -157,17 +227,20 @@ def _dither_rows(n: int, guard: float) -> NDArray[np.float32]:
 
 
 def _push_data(stack: Stack, swap: Swap, x: Integers, k: Integers) -> None:
+    fix = _Fixing()
+    given = _given(swap, k, fix)
     for part in reversed(_examples(swap, len(k))):
-        values = _log_probs(swap, k, part)
+        values = _log_probs(swap, k, given, part)
         logs, dithers = _rounded(values, _NEAR)
         stack.push(x[part].reshape(-1), _data_rows(logs))
         _push_dithers(stack, dithers, values.size, _NEAR)
+    fix.push(stack)
 
 
 def _pop_data(stack: Stack, swap: Swap, k: Integers) -> Integers:
-    parts = []
+    parts, given = [], _given(swap, k, _fixed_by(stack))
     for part in _examples(swap, len(k)):
-        values = _log_probs(swap, k, part)
+        values = _log_probs(swap, k, given, part)
         logs = _redone(values, _pop_dithers(stack, values.size, _NEAR), _NEAR)
         parts.append(stack.pop(len(logs), _data_rows(logs)))
     return np.concatenate(parts).reshape(k.shape)
@@ -179,12 +252,12 @@ def _examples(swap: Swap, n: int) -> list[slice]:
     return [slice(i, min(n, i + step)) for i in range(0, n, step)]
 
 
-def _log_probs(swap: Swap, k: Integers, part: slice) -> Floats:
+def _log_probs(swap: Swap, k: Integers, given: tuple[Floats, ...], part: slice) -> Floats:
     """log p(v given z_0) of some examples for every value v, (numbers, values), 256ths of a nat, before rounding."""
-    model, levels = swap.denoise.model, swap.levels
-    clean, gamma_0 = (np.broadcast_to(each, k.shape)[part] for each in (levels.clean, levels.gamma[0]))
-    z, gamma = (torch.from_numpy(a.copy()).reshape(-1, *model.event_shape) for a in (k[part] * clean, gamma_0))
-    values = model.decoder.log_probs({}, z, gamma).reshape(z.numel(), -1).numpy()  # type: ignore[misc]
+    model = swap.denoise.model
+    each = (np.broadcast_to(a, k.shape)[part].copy() for a in (k * swap.levels.clean, *given))
+    z, level, *estimate = (torch.from_numpy(a).reshape(-1, *model.event_shape) for a in each)
+    values = model.decoder.log_probs({}, z, level, None, *estimate).reshape(z.numel(), -1).numpy()  # type: ignore[misc]
     if np.isnan(values).any():
         raise CodingError("decoder: expected log-probabilities that are numbers, got NaN")
     return np.maximum(values, -_FLOOR) * _NATS

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files
+from purevdm import _checks, _files, parts
 from purevdm._batches import pairs
 from purevdm._vdm import VDM
 from purevdm.codec import _chain, _container
@@ -40,7 +40,8 @@ def encode(
     """Encodes data as bytes, which :func:`decode` turns back into the same data: a file of one block.
 
     Args:
-        model, params: the model, with a decoder of finitely many values.
+        model, params: the model, with a decoder of finitely many values, without parameters, whose latents have the data's
+            shape (``decoders.discrete``, ``discretised_gaussian``), no subspace, and any reverse process.
         x: data, (n, *event_shape), integers.
         cond: their condition, as the network takes it. It is not part of the bytes: decoding takes it again.
         timesteps, lanes, portable, compile, seed, callback: as :func:`write` takes them.
@@ -279,7 +280,8 @@ def _chain_for(head: Head, model: VDM, params: Params, cond: Any, lanes: int | N
     if expected != given:
         raise CodecError(f"expected a model of events {expected}, as the file holds, got one of {given}")
     if _digest(model, params) != head.model:
-        raise CodecError("expected the parameters that the file was written with, got others (their digest is another)")
+        kind = "and a network, decoder and reverse process of the same kind"
+        raise CodecError(f"expected the parameters that the file was written with, {kind}, got others (another digest)")
     if (cond is not None) != head.conditioned:
         kind = "a condition" if head.conditioned else "no condition"
         raise CodecError(f"cond: expected {kind}, as in encoding, got {_checks.describe(cond)}")
@@ -305,5 +307,9 @@ def _check(model: VDM, compile: bool, callback: Callback | None) -> None:
 
 
 def _digest(model: VDM, params: Params) -> bytes:
-    network = model.network
-    return _chain.tree_digest(params, 16, f"{network.predicts} {network.self_condition} {network.residual}")
+    """16 bytes by which another model differs from this one: in its parameters, and in what a network's output means."""
+    network, reverse, decoder = model.network, model.reverse, model.decoder
+    text = f"{network.predicts} {network.self_condition} {network.residual}"
+    if reverse != parts.posterior() or decoder.takes_estimate:  # the first files had no others
+        text += re.sub(" at 0x[0-9a-f]+", "", f" {network.outputs} {reverse!r} {decoder!r}")
+    return _chain.tree_digest(params, 16, text)

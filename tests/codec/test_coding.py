@@ -8,10 +8,10 @@ import optree
 import pytest
 import torch
 from hypothesis import given, settings
-from tiny_codec import images, model_and_params
+from tiny_codec import OTHERS, images, model_and_params
 
 import purevdm
-from purevdm import codec, decoders, importance, networks, nn, random, schedules
+from purevdm import codec, decoders, importance, networks, nn, parts, random, schedules
 from purevdm.codec import _chain, _network
 from purevdm.noise import Seeds
 from purevdm.testing import sources
@@ -76,6 +76,10 @@ def test_any_network(name, portable):
     there_and_back(model, params, images(model, 4), timesteps=2, portable=portable, lanes=3)
 
 
+def nothing(key, event_shape):
+    return {}
+
+
 def each_line(params, t):
     return torch.linspace(-8.0, -6.0, 6).to(t) + torch.linspace(10.0, 13.0, 6).to(t) * t
 
@@ -125,6 +129,37 @@ def test_any_schedule(name, portable):
     schedule, cond = SCHEDULES[name]
     model, params = model_and_params(schedule=schedule)
     there_and_back(model, params, images(model, 7), cond, timesteps=6, portable=portable, lanes=3)
+
+
+@pytest.mark.parametrize("portable", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [*((kind, "learned") for kind in OTHERS), *((kind, "of a number, multivariate") for kind in OTHERS if kind != "mlp")],
+)
+def test_any_reverse_process_and_decoder(kind, schedule, portable):
+    network, options = OTHERS[kind]
+    schedule, cond = SCHEDULES[schedule]
+    model, params = model_and_params(network, schedule, **options)
+    there_and_back(model, params, images(model, 7), cond, timesteps=6, portable=portable, lanes=3)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_writes_the_same_file():
+    network, options = OTHERS["mlp"]
+    model, params = model_and_params(network, **options)
+    x = images(model, 4)
+    assert there_and_back(model, params, x, timesteps=2, compile=True) == there_and_back(model, params, x, timesteps=2)
+
+
+def test_another_reverse_process_or_decoder_is_another_model():
+    models = [model_and_params(network, **options) for network, options in OTHERS.values() if network.outputs is None]
+    models += [model_and_params(), model_and_params(reverse=parts.posterior(log_last=-5.0), decoder=models[1][0].decoder)]
+    data = [codec.encode(*each, images(each[0], 2), timesteps=2) for each in models]
+    for i, file in enumerate(data):
+        for j, each in enumerate(models):
+            if i != j:
+                with pytest.raises(codec.CodecError, match="expected the parameters that the file was written with"):
+                    codec.decode(*each, file)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16])
@@ -209,13 +244,39 @@ def bound_in_all_steps(model, params, x, key, timesteps):
     return total / (math.prod(model.event_shape) * math.log(2.0))
 
 
+P = torch.tensor([0.05, 0.4, 0.05, 0.3, 0.01, 0.19], dtype=torch.float64)
+
+
+def ranged(params, z, gamma, cond=None, key=None):
+    """The ideal denoiser's noise, and a v for each number, in [-0.1, 1.1]."""
+    ideal = sources.categorical(P)
+    return torch.stack([ideal.apply(params, z, gamma), 1.2 * torch.sin(7.0 * z)], -1)
+
+
+IDEAL, RANGED = sources.categorical(P), networks.Network.of(nothing, ranged, outputs=2)
+ESTIMATE = decoders.discretised_gaussian(6, scale=1.0)
+RATES = {
+    "posterior": (IDEAL, {}),
+    "upper": (IDEAL, {"reverse": parts.upper()}),
+    "learned range": (RANGED, {"reverse": parts.learned_range()}),
+    "estimate": (IDEAL, {"decoder": ESTIMATE, "reverse": parts.posterior(log_last=-2.0)}),
+    "estimate, learned range": (RANGED, {"decoder": ESTIMATE, "reverse": parts.learned_range(log_last=(-5.0, -3.0))}),
+}
+
+
 @pytest.mark.parametrize(
-    "timesteps", [50, pytest.param(100, marks=pytest.mark.slow), pytest.param(250, marks=pytest.mark.slow)]
+    ("kind", "timesteps"),
+    [
+        *((kind, 50) for kind in RATES),
+        *(pytest.param("posterior", steps, marks=pytest.mark.slow) for steps in (100, 250)),
+    ],
 )
-def test_the_net_rate_is_the_bound(timesteps):
+def test_the_net_rate_is_the_bound(kind, timesteps):
     """Within half a percent and four standard errors, which are below half a percent, too."""
-    p = torch.tensor([0.05, 0.4, 0.05, 0.3, 0.01, 0.19], dtype=torch.float64)
-    model = purevdm.vdm(sources.categorical(p), schedules.fixed_linear(-12.0, 6.0), (64,), 6, dtype=torch.float64)
+    p, (network, options) = P, RATES[kind]
+    schedule = schedules.fixed_linear(-3.0 if "decoder" in options else -12.0, 6.0)
+    options = options if "decoder" in options else options | {"vocab_size": 6}
+    model = purevdm.vdm(network, schedule, (64,), dtype=torch.float64, **options)
     params, n, lanes = {"network": {}, "schedule": {}}, 1024, 64
     x = random.categorical(random.key(0), p.log(), shape=(n, 64))
     chain, costs = chain_of(model, params, timesteps, lanes), []
@@ -276,10 +337,6 @@ def test_a_network_that_computes_in_less_than_float64_is_refused():
 
 def infinite(params, z, gamma, cond=None, key=None):
     return z / 0.0
-
-
-def nothing(key, event_shape):
-    return {}
 
 
 def test_a_network_whose_output_is_not_finite_is_named():

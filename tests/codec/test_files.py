@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from parts import changed
-from tiny_codec import images, model_and_params
+from tiny_codec import OTHERS, images, model_and_params
 
 from purevdm import codec, networks, random
 from purevdm.codec import _container, coding
@@ -229,11 +229,12 @@ def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(made, salvage
     assert partly > 300
 
 
-def test_lies_with_right_checksums_are_found_out(made, written):
+@pytest.mark.parametrize("kind", ["posterior", "estimate, learned range"])
+def test_lies_with_right_checksums_are_found_out(made, kind):
     """By someone who repairs every checksum of a block: words, digests, rounds and sizes."""
-    model, params, batches = made
-    rng = dice.Random(1)
-    with _container.opened(written[0]) as (file, head, blocks, _):
+    network, options = OTHERS.get(kind, (None, {}))
+    (model, params), batches, rng = model_and_params(network, event_shape=(4,), **options), made[2], dice.Random(1)
+    with _container.opened(codec.encode(model, params, batches[0], timesteps=3, lanes=4)) as (file, head, blocks, _):
         payload = _container.read_payload(file, blocks[0], head)
     for i in range(60):
         words, at = payload.words.copy(), rng.randrange(len(payload.words))

@@ -4,7 +4,7 @@ import optree
 import torch
 
 import purevdm
-from purevdm import networks, process, random, schedules
+from purevdm import decoders, networks, parts, process, random, schedules
 
 
 def _apply(params, z, gamma, cond=None, key=None):
@@ -17,6 +17,28 @@ def _init(key, event_shape):
 
 
 quick = networks.Network.of(_init, _apply, batched=True)
+
+
+def _ranged(params, z, gamma, cond=None, key=None):
+    """A second output for each number, whose v is sometimes out of [0, 1], and now and then far out."""
+    v = 1.3 * torch.sin(9.0 * z)
+    return torch.stack([_apply(params, z, gamma), torch.where(v > 1.29, 60.0 * torch.cos(5e3 * z), v)], -1)
+
+
+ranged = networks.Network.of(_init, _ranged, batched=True, outputs=2)
+ESTIMATE = decoders.discretised_gaussian(16)
+OTHERS = {
+    "upper": (quick, dict(vocab_size=16, reverse=parts.upper())),
+    "learned range": (ranged, dict(vocab_size=16, reverse=parts.learned_range())),
+    "estimate": (quick, dict(decoder=ESTIMATE)),
+    "estimate, fixed": (quick, dict(decoder=ESTIMATE, reverse=parts.upper(log_last=-5.0))),
+    "estimate, learned range": (ranged, dict(decoder=ESTIMATE, reverse=parts.learned_range(log_last=(-7.0, -4.0)))),
+    "mlp": (
+        networks.mlp(8, fourier=(), outputs=2, self_condition=True),
+        dict(decoder=ESTIMATE, reverse=parts.learned_range(log_last=(-7.0, -4.0))),
+    ),
+}
+"""Models of 16 values with another reverse process or decoder: networks, and options of ``model_and_params``."""
 
 
 def model_and_params(network=None, schedule=None, event_shape=(6,), seed=0, **options):
