@@ -10,7 +10,7 @@ import pytest
 import torch
 from foreign import Closed
 
-from purevdm import decoders, evaluation, interop, likelihood, ode, process, random, sampling, testing
+from purevdm import codec, decoders, evaluation, interop, likelihood, ode, process, random, sampling, testing
 from purevdm.likelihood._dequantise import dequantised
 
 F64, KEY = torch.float64, random.key(0)
@@ -130,6 +130,23 @@ def test_whole_trajectories_cost_what_the_bound_says(variance):
     weights = likelihood.importance_bound(model, params, x, random.key(1), samples=64).log_weights
     gap = -weights.mean(0) - bound.nll
     assert abs(gap.mean()) < 5 * gap.std() / math.sqrt(len(gap))
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
+def test_a_file_is_as_small_as_the_bound_says(variance):
+    """Initial bits, which one example pays for a block, apart."""
+    model, params = pixels(variance, clip=True)
+    model = interop.respaced(model, interop.spaced(50, 13))
+    x = random.randint(KEY, (1500, 1, 2, 2), 0, 256)
+    data = codec.encode(model, params, x, lanes=500)
+    assert torch.equal(codec.decode(model, params, data, lanes=500), x)
+    bound = evaluation.evaluate(model, params, [(x,)], KEY, passes=32).nll
+    spent = []
+    codec.encode(model, params, x, lanes=500, callback=lambda n, bits: spent.append(bits))
+    rate = sum(spent) / x.numel()
+    # the rate is one draw of what the bound is the mean of
+    draws = evaluation.per_example(model, params, [(x,)], random.key(3)).nll / (4 * math.log(2))
+    assert abs(rate - bound.mean) < 5 * draws.std().item() / math.sqrt(1500) + 0.005 * bound.mean
 
 
 def test_a_model_of_some_times_has_their_levels_and_times():
