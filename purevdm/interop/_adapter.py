@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm import _checks, decoders, process, random
+from purevdm._compile import fixed
 from purevdm._vdm import VDM, vdm
 from purevdm.decoders import Decoder
 from purevdm.interop._process import DDPM, Process
@@ -26,7 +27,7 @@ class Adapted:
 
     process: Process
     own: Callable[..., Any] | None
-    clip: bool
+    clip: tuple[float, float] | None
 
     def __call__(self, module: Module, z: Tensor, gamma: Tensor, cond: Any, **extra: Tensor) -> Tensor:
         gamma = process.align(gamma, z)
@@ -44,10 +45,10 @@ class Adapted:
             raise ValueError(f"network: expected an output of shape {wanted}, got {_checks.describe(out)}{hint}")
         out, *rest = out.split(z.shape[1], 1)
         out = self.process.prediction(z, gamma, out)
-        if self.clip:
+        if self.clip is not None:
             to_x = {"eps": process.x_from_eps, "v": process.x_from_v}
             out = to_x[self.process.predicts](z, out, gamma) if self.process.predicts in to_x else out
-            out = out.clamp(-1.0, 1.0)
+            out = out.clamp(*map(fixed, self.clip))
         return torch.stack([out, *rest], -1) if self.process.reverse.takes_range else out
 
 
@@ -75,16 +76,16 @@ def adapt(
             ``module(x, time, cond)`` under a condition: x and the output have a leading axis B, and time is (B,). It also
             takes ``x_hat=`` where the network is self-conditioned, the estimate of the data or zeros.
         self_condition: whether the network takes an estimate of the data as its last argument.
-        clip: whether estimates of the data are clamped to [-1, 1], as likelihood scripts of DDPMs do by default. That is
-            another model, whose bound is a bound, too, and often a better one.
+        clip: whether estimates of the data are clamped to the data's range, as likelihood scripts of DDPMs do by default.
+            That is another model, whose bound is a bound, too, and often a better one.
         dtype: of latents and bounds.
 
     Returns:
         A model and its parameters. The module may compute in float32 within a model of float64 only if it casts.
 
     Raises:
-        TypeError, ValueError: as for :func:`purevdm.vdm` and :func:`purevdm.networks.from_module`; from the model's methods,
-            a network whose output has other channels than its process says.
+        TypeError, ValueError: as for :func:`purevdm.vdm` and :func:`purevdm.networks.from_module`; ``clip`` for data without
+            one range; from the model's methods, a network whose output has other channels than its process says.
 
     >>> import torch
     >>> from purevdm import interop, random
@@ -102,10 +103,11 @@ def adapt(
     _checks.instance("process", process, Process, "a Process of purevdm.interop")
     if call is not None:
         _checks.function("call", call)
-    learned = process.reverse.takes_range
+    learned, decoder = process.reverse.takes_range, decoders.discretised_gaussian() if decoder is None else decoder
+    limits = _range(decoder, event_shape) if _checks.boolean("clip", clip) else None
     network = from_module(
         _checks.instance("module", module, Module, "a torch.nn.Module"),
-        call=Adapted(process, call, _checks.boolean("clip", clip)),
+        call=Adapted(process, call, limits),
         pretrained=True,
         predicts="x" if clip else process.predicts,
         self_condition=self_condition,
@@ -115,12 +117,21 @@ def adapt(
         network,
         process.schedule,
         event_shape,
-        decoder=decoders.discretised_gaussian() if decoder is None else decoder,
+        decoder=decoder,
         timesteps=process.timesteps,
         reverse=process.reverse,
         dtype=dtype,
     )
     return model, model.init(random.key(0))
+
+
+def _range(decoder: Decoder, event_shape: Shape) -> tuple[float, float]:
+    """The range of encoded data, the same for all dimensions."""
+    bounds = decoder.bounds(torch.zeros(tuple(event_shape), dtype=torch.float64, device="cpu"))
+    ends = [] if bounds is None else [end.unique().tolist() for end in bounds]
+    if [len(end) for end in ends] != [1, 1]:
+        raise ValueError(f"clip: expected False for data without one range for all dimensions, got True with {decoder!r}")
+    return ends[0][0], ends[1][0]
 
 
 def spaced(timesteps: int, spacing: int | str) -> list[int]:

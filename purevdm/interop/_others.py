@@ -79,9 +79,9 @@ def from_diffusers(
 
     The scheduler says the process: of T betas ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid" or given ones; with
     zero terminal SNR or without), :func:`ddpm` in T - 1 steps; of flow matching, :func:`flow_matching` in reversed time; of
-    EDM, :func:`edm`. How it samples, by Euler or DDIM and in how many steps, is not taken over, and does not matter: its
-    samplers differ from their own settings in places (``findings/``). Tables of betas are made anew in float64, as theirs, of
-    float32, are off by up to 4e-3 in the log-SNR. ``clip_sample`` is a sampler's setting: take ``clip=True`` for it.
+    EDM, :func:`edm`. How it samples, by Euler or DDIM and in how many steps, is not taken over: its samplers differ from
+    their own settings in places (``findings/``). Tables of betas are made anew in float64, as theirs, of float32, are off by
+    up to 4e-3 in the log-SNR. ``clip_sample`` is a sampler's setting: take ``clip=True`` for it.
 
     The condition is what the network calls ``class_labels`` or ``encoder_hidden_states``. Classifier-free guidance is an
     argument of samplers.

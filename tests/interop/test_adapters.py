@@ -204,6 +204,11 @@ def test_a_clamped_estimate_is_the_data_s(predicts):
     assert x.abs().max() == 1.0
     level = gamma.reshape(-1, 1, 1, 1)
     torch.testing.assert_close(torch.sigmoid(-level).sqrt() * x + torch.sigmoid(level).sqrt() * eps, z)
+    unit = decoders.discretised_gaussian(loc=-255 / 256, scale=2 * 255 / 256)
+    model, params = interop.adapt(Closed(lambda x, t: 3.0 * x), chain, (1, 2, 2), decoder=unit, clip=True, dtype=F64)
+    assert model.denoiser(params, n=4)(z, gamma).x.aminmax() == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"^clip: expected False for data without one range"):
+        interop.adapt(Closed(lambda x, t: x), chain, (2,), decoder=decoders.gaussian(), clip=True)
 
 
 def test_data_in_the_wrong_range_are_seen_by_their_bound():
