@@ -86,9 +86,9 @@ def edm(
     "iddpm"   z                      M - 1 - j, u_j nearest s    eps = F, of the first half of the channels
     ========  =====================  ==========================  =================================================
 
-    v is what they call D = c_skip x_t + c_out F in other terms, without its cancellation at a small sigma. M is ``steps``;
-    t is where beta_min t + beta_d t**2 / 2 = log(1 + s^2). "iddpm" is told the nearest of its M levels, as in their code,
-    and so is no smooth function of gamma: take it in steps.
+    v is what they call D = c_skip x_t + c_out F in other terms, without its cancellation at a small sigma. M is ``steps``; t
+    is where beta_min t + beta_d t**2 / 2 = log(1 + s^2). "iddpm" is told the nearest of its M levels, as in their code, and
+    so is no smooth function of gamma: take it in steps. 8-bit data are at 2 k / 255 - 1.
 
     Args:
         kind: of the network.

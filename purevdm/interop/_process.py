@@ -144,7 +144,7 @@ def ddpm(
 ) -> Process:
     """Makes the process of a DDPM (Ho, Jain, Abbeel 2020; Nichol & Dhariwal 2021), of T betas: alpha_t**2 = abar_t = the
     product of 1 - beta up to t, sigma_t**2 = 1 - abar_t, t = 0, ..., T - 1. x_t is the latent itself, and gamma_t =
-    log((1 - abar_t) / abar_t).
+    log((1 - abar_t) / abar_t). Data are in [-1, 1], 8-bit values at 2 k / 255 - 1.
 
     The network takes x_t and t. A model has T - 1 steps between the T levels; DDPM's last step is p(x given z_0), a
     :func:`purevdm.decoders.discretised_gaussian`. Its bound is that of improved-diffusion, term by term, with the true
