@@ -11,21 +11,21 @@ from purevdm.likelihood import Estimate, flow
 from purevdm.noise import draw_noise
 
 SCORE_SDE = (
-    "As that code prints it: the log density at the first time of 2 (v + u) / V - 1, with one uniform u and one probe, and "
-    "log2(V) - 1 on it for the width of a bin (7 for V = 256). One draw of a bound, but no term pays for the noise that data "
-    "have at the first time, nor for what the last time is off N(0, 1): it may lie below -log p."
+    "As that code prints it: the log density at the first time of 2 (v + u) / V - 1, by one uniform u and one probe, with "
+    "log2(V) - 1 added for the width of a bin (7 for V = 256). It is a draw of a bound, but no term pays for the noise that "
+    "data have at the first time, nor for what the last time is off N(0, 1): it may lie below -log p."
 )
 DENSITY = (
-    "The log density at 2 v / (V - 1) - 1, without noise and without bins: no likelihood of integers. It moves by log2(V / 2) "
-    "bits with the scaling of the data, may be negative, and has no lower end. In nats it reads 0.69 of this."
+    "The log density at 2 v / (V - 1) - 1, without noise and bins: no likelihood of integers. It moves by log2(V / 2) bits "
+    "with the scaling of the data, may be negative, and has no lower end. In nats it reads 0.69 of this."
 )
 SEES_Z_0 = (
     "The bound with a decoder that sees z_0 only, as a VDM's: valid, but a DDPM's z_0 is so noisy that this step costs bits "
     "which its own last step, around the network's estimate, saves."
 )
 IMPROVED_DIFFUSION = (
-    "The bound with estimates clamped, and in the last step a normal distribution by tanh, floored at 1e-12: no code length to "
-    "the last digit, and bits off where the estimate is bad."
+    "The bound with estimates clamped, and in the last step a normal distribution by tanh, floored at 1e-12: no code length "
+    "to the last digit, and bits off where the estimate is bad."
 )
 
 
@@ -39,19 +39,27 @@ def ranged(model: VDM, x: torch.Tensor) -> int:
 
 
 def density(
-    model: VDM, params: Any, x: torch.Tensor, key: torch.Tensor, cond: Any = None, *, noise: bool, rtol: float = 1e-5
+    model: VDM,
+    params: Any,
+    x: torch.Tensor,
+    key: torch.Tensor,
+    cond: Any = None,
+    *,
+    noise: bool,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
 ) -> Estimate:
-    """Gives log p by the flow of data taken as latents at the first time, as they are: with a uniform noise and the offset of
-    score_sde, or bare."""
-    values, k_noise, k_probe = ranged(model, x), *random.split(key)
+    """Gives log p by the flow of data taken for latents at the first time: with a uniform noise and score_sde's offset, or
+    bare."""
+    values, (k_noise, k_probe) = ranged(model, x), random.split(key)
     if noise:
-        z = 2.0 * (x + random.uniform(k_noise, x.shape, model.dtype)) / values - 1.0
+        z = 2.0 * (x + random.uniform(k_noise, tuple(x.shape), model.dtype)) / values - 1.0
     else:
         z = 2.0 * x.to(model.dtype) / (values - 1) - 1.0
-    probes = flow.draw_probes(random.split(k_probe, len(x)), 1, x.shape[1:], model.dtype)
-    integrator = ode.dopri5(rtol, rtol, failures="nan")
+    probes = flow.draw_probes(random.split(k_probe, len(x)), 1, model.event_shape, model.dtype)
+    integrator = ode.dopri5(rtol, atol, failures="nan")
     found = likelihood.log_prob_latent(model, params, z, cond, probe_noise=probes, integrator=integrator)
-    offset = math.prod(x.shape[1:]) * math.log(values / 2.0) if noise else 0.0
+    offset = math.prod(model.event_shape) * math.log(values / 2.0) if noise else 0.0
     return likelihood.combine(found.log_weights - offset, found.evaluations)
 
 

@@ -2,7 +2,7 @@
 file, and the numbers that other repositories would print for it (conventions.py).
 
     python examples/app/referee.py runs/ddpm_digits digits                   # a pipeline that diffusers saved
-    python examples/app/referee.py google-ddpm cifar10:data --images 256     # SOURCE:PATH, as train.py's data.source and path
+    python examples/app/referee.py google-ddpm cifar10:data --images 256     # SOURCE:PATH, train.py's data.source and .path
     python examples/app/referee.py runs/fashion_mnist                        # a run of train.py, on its own test set
     python examples/app/referee.py runs/ddpm_digits digits --steps 100 250 --samples 32
 """
@@ -110,6 +110,7 @@ def main() -> None:
     entries, first = [], None
     for row in rows(subject, args):
         started = time.perf_counter()
+        print(f"{row.name} ...", file=sys.stderr, flush=True)
         try:
             found = row.measure()
         except (TypeError, ValueError, ImportError) as error:
@@ -194,9 +195,9 @@ def steps_of(model: VDM) -> int:
 # Rulers
 
 FLOWS = {
-    "variational": "A bound on log p(x) of the model that the bound is of: its latents, and p(x given z_0).",
-    "truncated": "Of another model, latents rounded to the nearest value: noise of the first time that is wide beside a bin costs.",
-    "uniform": "Of latents rounded, too, drawn evenly from the bin; noise that is narrow beside a bin costs.",
+    "variational": "Of the bound's own model, latents and p(x given z_0): a bound on its log p.",
+    "truncated": "Of another model, latents rounded to the nearest value; noise in z_0 that is wide beside a bin costs.",
+    "uniform": "Of latents rounded, too, drawn evenly from the bin; noise in z_0 that is narrow beside a bin costs.",
     "none": "",
 }
 
@@ -217,7 +218,7 @@ def rows(subject: Subject, args: Arguments) -> Iterator[Row]:
         return found(measure(method, model, params, args.flow, False, 1, **options).each)
 
     def density(noise: bool) -> Found:
-        method = partial(conventions.density, model, noise=noise, rtol=args.flow.rtol)
+        method = partial(conventions.density, model, noise=noise, rtol=args.flow.rtol, atol=args.flow.atol)
         return found(evaluation.per_example(model, params, method=method, failures="nan", **options))
 
     chain = in_steps(subject, args.chain)
@@ -257,8 +258,10 @@ def written(subject: Subject, model: VDM) -> Found:
     """Writes the examples into one block of a file, and says what it takes."""
     costs: list[tuple[int, int]] = []
     with tempfile.TemporaryDirectory() as folder:
-        options = dict(timesteps=model.timesteps, callback=lambda *cost: costs.append(cost))
-        file = codec.write(Path(folder) / "x.pvdm", model, subject.params, subject.batches(sys.maxsize), **options)
+        # Networks of other programs compute in float32 here and there, and their files are for one machine.
+        options = dict(timesteps=model.timesteps, portable=subject.clamped is None)
+        given = (Path(folder) / "x.pvdm", model, subject.params, subject.batches(sys.maxsize))
+        file = codec.write(*given, **options, callback=lambda *cost: costs.append(cost))
     counts, bits = map(np.array, zip(*costs, strict=True))
     error = of_rounds(bits / math.prod(model.event_shape), counts)[1]
     note = f"{file.net:.4f} without the bits that a block begins with, once for all of its examples, and the container."
@@ -269,7 +272,7 @@ def written(subject: Subject, model: VDM) -> Found:
 
 
 def as_json(found: Found, first: Found) -> dict[str, Any]:
-    """Gives a row's figures as plain values; ``gap`` is the difference from the first row, paired where examples are known."""
+    """Gives a row's figures as plain values; ``gap`` is what it has more than the first row, paired where possible."""
     gap = Figure(found.figure.mean - first.figure.mean, math.nan)
     if found.each is not None:
         gap = evaluation.compare(found.each, first.each).difference

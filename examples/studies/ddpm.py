@@ -1,13 +1,13 @@
-"""Train a DDPM by diffusers' own code, and save it as one of its pipelines, for app/referee.py to measure (package diffusers,
-which is in no extra).
+"""Train a DDPM by diffusers' own code, and save it as one of its pipelines, for app/referee.py to measure. The package
+diffusers is in no extra.
 
     python examples/studies/ddpm.py runs/ddpm_digits
     python examples/app/referee.py runs/ddpm_digits digits
     python examples/studies/ddpm.py runs/ddpm_fashion --data idx:/usr/share/datasets/fashion-mnist --steps 4000
     python examples/app/referee.py runs/ddpm_fashion idx:/usr/share/datasets/fashion-mnist
 
-Network, schedule, noise and loss are theirs: a UNet2DModel, 1000 linear betas, ``add_noise``, the squared error of the noise at
-uniform times. Data go to [-1, 1] as everywhere there: the V values lie at 2 v / (V - 1) - 1.
+Network, schedule, noise and loss are theirs: a UNet2DModel, 1000 linear betas, ``add_noise``, the squared error of the noise
+at uniform times. Data go to [-1, 1] as everywhere there: the V values lie at 2 v / (V - 1) - 1.
 """
 
 import time
@@ -16,14 +16,10 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-
 import torch
 import torch.nn.functional as F
-import sys
-
-sys.path.insert(1, "examples/app")
 import tyro
-import programs
+from common import programs
 from referee import read
 
 
