@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from purevdm import VDM, NLLBound, decoders, likelihood, ode, process, random
+from purevdm import VDM, NLLBound, decoders, likelihood, process, random
 from purevdm.likelihood import Estimate, flow
 from purevdm.noise import draw_noise
+from purevdm.ode import Integrator
 
 SCORE_SDE = (
     "As that code prints it: the log density at the first time of 2 (v + u) / V - 1, by one uniform u and one probe, with "
@@ -46,8 +47,7 @@ def density(
     cond: Any = None,
     *,
     noise: bool,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    integrator: Integrator,
 ) -> Estimate:
     """Gives log p by the flow of data taken for latents at the first time: with a uniform noise and score_sde's offset, or
     bare."""
@@ -57,7 +57,6 @@ def density(
     else:
         z = 2.0 * x.to(model.dtype) / (values - 1) - 1.0
     probes = flow.draw_probes(random.split(k_probe, len(x)), 1, model.event_shape, model.dtype)
-    integrator = ode.dopri5(rtol, atol, failures="nan")
     found = likelihood.log_prob_latent(model, params, z, cond, probe_noise=probes, integrator=integrator)
     offset = math.prod(model.event_shape) * math.log(values / 2.0) if noise else 0.0
     return likelihood.combine(found.log_weights - offset, found.evaluations)

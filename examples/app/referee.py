@@ -31,7 +31,7 @@ from presets import Config, Data, Model, batches, datasets, keys, stream
 from readers import DataError
 from runs import load
 
-from purevdm import VDM, codec, decoders, evaluation, interop
+from purevdm import VDM, codec, decoders, evaluation, interop, ode
 from purevdm.evaluation import Figure, PerExample
 from purevdm.training.data import Dataset
 
@@ -218,7 +218,8 @@ def rows(subject: Subject, args: Arguments) -> Iterator[Row]:
         return found(measure(method, model, params, args.flow, False, 1, **options).each)
 
     def density(noise: bool) -> Found:
-        method = partial(conventions.density, model, noise=noise, rtol=args.flow.rtol, atol=args.flow.atol)
+        integrator = ode.dopri5(args.flow.rtol, args.flow.atol, quadrature=args.flow.quadrature, failures="nan")
+        method = partial(conventions.density, model, noise=noise, integrator=integrator)
         return found(evaluation.per_example(model, params, method=method, failures="nan", **options))
 
     chain = in_steps(subject, args.chain)

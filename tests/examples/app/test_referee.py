@@ -16,7 +16,7 @@ import torch
 from processes import here, printed, refused, small_flow
 
 import purevdm
-from purevdm import bfn, decoders, evaluation, interop, networks, process, random, schedules
+from purevdm import bfn, decoders, evaluation, interop, networks, ode, process, random, schedules
 from purevdm.training.data import Dataset
 
 BARE = presets.Model(network="mlp", embed=8, layers=1, fourier=(), flag=False)
@@ -45,7 +45,7 @@ def of_ddpm(*, shape=(1, 8, 8), values=17, n=12, clip=False, dtype=torch.float64
 def pipeline(tmp_path, monkeypatch):
     """A folder as diffusers saves one, whose model is that of a closed form."""
     small_flow(monkeypatch, methods)
-    small_flow(monkeypatch, conventions)
+    small_flow(monkeypatch, referee)
     (tmp_path / "model_index.json").write_text("{}")
     made = lambda path, decoder, clip=False: of_ddpm(decoder=decoder, clip=clip)  # noqa: E731
     monkeypatch.setattr(interop, "from_diffusers", made)
@@ -56,7 +56,7 @@ def pipeline(tmp_path, monkeypatch):
 def run(tmp_path, monkeypatch):
     """Makes the program find a run of some data and decoder."""
     small_flow(monkeypatch, methods)
-    small_flow(monkeypatch, conventions)
+    small_flow(monkeypatch, referee)
 
     def made(data, decoder, model=None):
         network, schedule = networks.mlp(8, 1, fourier=()), schedules.fixed_linear(-8.0, 4.0)
@@ -153,7 +153,7 @@ def ideal():
 def test_densities_are_those_of_the_latents(noise):
     """log N(z; alpha_0 m, alpha_0**2 s**2 + sigma_0**2) of the data as they are, and log2(128) for a bin of width 1/128."""
     model, params = ideal()
-    found = conventions.density(model, params, X, KEY, noise=noise, rtol=1e-8, atol=1e-8)
+    found = conventions.density(model, params, X, KEY, noise=noise, integrator=ode.dopri5(1e-8, 1e-8))
     z = 2.0 * X.double() / 255.0 - 1.0
     if noise:
         z = 2.0 * (X + random.uniform(random.split(KEY)[0], tuple(X.shape), torch.float64)) / 256.0 - 1.0
@@ -194,7 +194,7 @@ def test_a_decoder_of_the_latent_costs_what_its_noise_hides():
 def test_conventions_are_for_data_from_minus_one_to_one():
     model, params = of_ddpm(shape=(1, 4, 4), decoder=decoders.discretised_gaussian(loc=-255 / 256, scale=2 * 255 / 256))
     with pytest.raises(ValueError, match=r"model\.decoder: expected values from -1 to 1"):
-        conventions.density(model, params, X, KEY, noise=True)
+        conventions.density(model, params, X, KEY, noise=True, integrator=ode.rk4(4))
 
 
 # Bad input
@@ -233,7 +233,7 @@ def test_data_of_another_range_are_warned_of(pipeline, monkeypatch):
 def test_a_saved_pipeline_is_read(tmp_path, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
     small_flow(monkeypatch, methods)
-    small_flow(monkeypatch, conventions)
+    small_flow(monkeypatch, referee)
     torch.manual_seed(0)
     options = dict(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, sample_size=8, in_channels=1)
     kinds = dict(down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
