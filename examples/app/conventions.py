@@ -8,7 +8,7 @@ import torch
 
 from purevdm import VDM, NLLBound, decoders, likelihood, process, random
 from purevdm.likelihood import Estimate, flow
-from purevdm.noise import draw_noise
+from purevdm.noise import Seeds, draw_noise
 from purevdm.ode import Integrator
 
 SCORE_SDE = (
@@ -68,10 +68,10 @@ def sees_z_0(model: VDM) -> VDM:
     return model._replace(decoder=decoders.discrete(own.vocab_size, loc=own.loc, scale=own.scale))
 
 
-def improved_diffusion(model: VDM, params: Any, x: torch.Tensor, key: torch.Tensor, cond: Any = None) -> NLLBound:
+def improved_diffusion(model: VDM, params: Any, x: torch.Tensor, seeds: Seeds, cond: Any = None) -> NLLBound:
     """Gives the bound of a model whose estimates are clamped, with that code's arithmetic in its last step. Noise and times
-    are those of ``model.nll_bound`` under the same key."""
-    values, seeds = ranged(model, x), model.seeds(key, len(x))
+    are those of ``model.nll_bound`` under the same seeds."""
+    values = ranged(model, x)
     f = model.decoder.encode({}, x, cond, model.dtype)
     gamma_0 = model.gamma(params, f.new_zeros(len(x)), cond)
     level = process.align(gamma_0, f)

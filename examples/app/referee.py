@@ -31,8 +31,9 @@ from presets import Config, Data, Model, batches, datasets, keys, stream
 from readers import DataError
 from runs import load
 
-from purevdm import VDM, codec, decoders, evaluation, interop, ode
+from purevdm import VDM, NLLBound, codec, decoders, evaluation, interop, ode, random
 from purevdm.evaluation import Figure, PerExample
+from purevdm.noise import discretise
 from purevdm.training.data import Dataset
 
 
@@ -50,8 +51,8 @@ class Arguments:
     """Steps of the importance weights and of the file; where left out the model's own, or 100 in continuous time."""
     samples: int = 8
     """K of the importance weights; 1 for none."""
-    passes: int = 16
-    """Passes of the bounds' times over the data."""
+    times: int = 1000
+    """At how many times, evenly spread, each example is bounded; at every step once where there are no more."""
     flow: tyro.conf.OmitArgPrefixes[Flow] = field(default_factory=Flow)
     out: Path | None = None
     """The JSON file; referee.json in the model's folder where left out."""
@@ -97,7 +98,7 @@ class Row(NamedTuple):
 @programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
-    counts = dict(images=args.images, chain=args.chain, samples=args.samples, passes=args.passes, batch=args.batch)
+    counts = dict(images=args.images, chain=args.chain, samples=args.samples, times=args.times, batch=args.batch)
     programs.least(1, **counts, steps=min(args.steps, default=None))
     programs.device(args.device)
     if not args.model.exists():
@@ -207,12 +208,15 @@ def rows(subject: Subject, args: Arguments) -> Iterator[Row]:
     model, clamped, params, values = subject.model, subject.clamped, subject.params, subject.model.decoder.vocab_size
     options = dict(batches=subject.batches(args.batch), key=key_of(args))
 
-    def bound(model: VDM, method: Callable[..., Any] | None = None) -> Found:
-        each = evaluation.per_example(model, params, passes=args.passes, method=method, **options)
+    def bound(model: VDM, of_seeds: Callable[..., NLLBound] | None = None) -> Found:
+        n = min(args.times, model.timesteps or args.times)
+        each = evaluation.per_example(
+            model, params, method=partial(spread, model, of_seeds or model.nll_bound, n), **options
+        )
         times = (1 + model.decoder.takes_estimate) * (
             1 + model.network.self_condition
-        )  # how often one pass applies the network
-        return found(each)._replace(evaluations=args.passes * times)
+        )  # how often a bound applies the network
+        return found(each)._replace(evaluations=n * times)
 
     def by(method: Method, model: VDM = model) -> Found:
         return found(measure(method, model, params, args.flow, False, 1, **options).each)
@@ -247,6 +251,20 @@ def rows(subject: Subject, args: Arguments) -> Iterator[Row]:
     if clamped is not None:
         method = partial(conventions.improved_diffusion, clamped)
         yield Row("improved-diffusion's", lambda: bound(clamped, method), conventions.IMPROVED_DIFFUSION)
+
+
+def spread(
+    model: VDM, bound: Callable[..., NLLBound], n: int, params: Any, x: torch.Tensor, key: torch.Tensor, cond: Any = None
+) -> NLLBound:
+    """Gives the mean of n bounds of each example, at times spread evenly: as few of a DDPM's first steps hold most of its
+    bound, random times would leave it a heavy tail."""
+    k_start, key = random.split(key)
+    start, totals = random.uniform(k_start, (len(x),), model.dtype), [0.0, 0.0, 0.0]
+    for i in range(n):
+        t = discretise(((start + i) / n).clamp(max=1.0 - 2.0**-24), model.timesteps)
+        seeds = model.seeds(random.fold_in(key, i), len(x))._replace(t=t)
+        totals = [total + term / n for total, term in zip(totals, bound(params, x, seeds, cond), strict=True)]
+    return NLLBound(*totals)
 
 
 def found(each: PerExample) -> Found:
