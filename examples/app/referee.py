@@ -33,7 +33,7 @@ from runs import load
 
 from purevdm import VDM, NLLBound, codec, decoders, evaluation, interop, ode, random
 from purevdm.evaluation import Figure, PerExample
-from purevdm.noise import discretise
+from purevdm.noise import discretise, draw_times
 from purevdm.training.data import Dataset
 
 
@@ -259,7 +259,7 @@ def spread(
     """Gives the mean of n bounds of each example, at times spread evenly: as few of a DDPM's first steps hold most of its
     bound, random times would leave it a heavy tail."""
     k_start, key = random.split(key)
-    start, totals = random.uniform(k_start, (len(x),), model.dtype), [0.0, 0.0, 0.0]
+    start, totals = draw_times(k_start, len(x), dtype=model.dtype), [0.0, 0.0, 0.0]
     for i in range(n):
         t = discretise(((start + i) / n).clamp(max=1.0 - 2.0**-24), model.timesteps)
         seeds = model.seeds(random.fold_in(key, i), len(x))._replace(t=t)

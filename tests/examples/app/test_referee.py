@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from functools import partial
 
 import conventions
 import methods
@@ -72,13 +73,13 @@ def by_name(path):
     return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
 
 
-FEW = ("--images", 6, "--batch", 4, "--times", 20, "--samples", 2)
+FEW = ("--images", 4, "--batch", 3, "--times", 2, "--samples", 2)
 
 
 def test_every_ruler_of_a_pipeline_stands_in_one_table(pipeline):
     output = printed("referee.py", pipeline, "digits", *FEW, "--steps", 4)
     rows, lines = by_name(pipeline / "referee.json"), output.splitlines()
-    assert lines[0] == f"{pipeline}: 6 examples of digits test, 64 dimensions each"
+    assert lines[0] == f"{pipeline}: 4 examples of digits test, 64 dimensions each"
     names = ["bound, 12 steps", "bound, clamped", "bound, 4 steps", "bound, continuous time"]
     names += [f"flow, {kind}" for kind in ("variational", "truncated", "uniform", "variational, 2 weights")]
     names += ["bound, 12 steps, 2 weights", "file, 12 steps", "score_sde's", "density", "z_0 only", "improved-diffusion's"]
@@ -94,29 +95,57 @@ def test_every_ruler_of_a_pipeline_stands_in_one_table(pipeline):
         assert sum(term["mean"] for term in rows[name]["terms"].values()) == pytest.approx(rows[name]["mean"])
     # the network's applications: two in a bound, one where the decoder takes no estimate, those of whole trajectories
     counts = {name: row.get("evaluations") for name, row in rows.items()}
-    assert counts["bound, 12 steps"] == 22
-    assert counts["z_0 only"] == 11
+    assert counts["bound, 12 steps"] == 4
+    assert counts["z_0 only"] == 2
     assert counts["bound, 12 steps, 2 weights"] == 24
     assert all(f"{name}: " in output for name in ("score_sde's", "density", "z_0 only", "flow, truncated"))
     # what the library says of the same
     model, params = of_ddpm()
     data = referee.read("digits")[1]
-    x = torch.from_numpy(data.take(np.arange(6)))
-    want = evaluation.evaluate(model, params, x.split(6), random.key(1), passes=300)
-    assert rows["bound, 12 steps"]["mean"] == pytest.approx(want.nll.mean, rel=0.03)
-    assert rows["bound, 12 steps"]["error"] == pytest.approx(want.nll.error, rel=0.2)
-    seeds = model.seeds(random.key(2), 6)
-    whole = referee.spread(model, model.nll_bound, 11, params, x, random.key(1))
-    assert torch.allclose(whole.prior, model.nll_bound(params, x, seeds).prior)
+    x = torch.from_numpy(data.take(np.arange(4)))
+    call = partial(referee.spread, model, model.nll_bound, 2)
+    want = evaluation.evaluate(model, params, x.split(3), presets.stream("referee", 0, "cpu"), method=call)
+    assert rows["bound, 12 steps"]["mean"] == pytest.approx(want.nll.mean, rel=1e-9)
+    assert rows["bound, 12 steps"]["error"] == pytest.approx(want.nll.error, rel=1e-9)
+
+
+@pytest.mark.parametrize("steps", [0, 11])
+def test_the_times_of_each_example_are_spread(steps):
+    """Every step once; in continuous time as far apart as they can be."""
+    model, params = of_ddpm()
+    model, times = model._replace(timesteps=steps), []
+
+    def bound(params, x, seeds, cond):
+        times.append(seeds.t)
+        return purevdm.NLLBound(*(k * seeds.t for k in (1.0, 2.0, 3.0)))
+
+    found = referee.spread(model, bound, 11, params, torch.zeros(5), KEY)
+    times = torch.stack(times)
+    torch.testing.assert_close(times.diff(dim=0), torch.full((10, 5), 1 / 11, dtype=torch.float64))
+    if steps:
+        torch.testing.assert_close(times[-1], torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(found.total, 6.0 * times.mean(0))
 
 
 def test_a_run_is_measured_on_its_own_data(run, tmp_path):
     run(readers.digits(), decoders.discrete(17))
-    printed("referee.py", tmp_path, *FEW, "--chain", 5, "--out", tmp_path / "new" / "table.json")
+    printed(
+        "referee.py",
+        tmp_path,
+        *FEW[:4],
+        "--times",
+        40,
+        "--samples",
+        1,
+        "--chain",
+        40,
+        "--out",
+        tmp_path / "new" / "table.json",
+    )
     rows = by_name(tmp_path / "new" / "table.json")
-    assert [*rows][:2] == ["bound, continuous time", "bound, 5 steps"]
+    assert [*rows][:2] == ["bound, continuous time", "bound, 40 steps"]
     assert not {"bound, clamped", "z_0 only", "improved-diffusion's"} & {*rows}
-    file, bound = rows["file, 5 steps"], rows["bound, 5 steps"]
+    file, bound = rows["file, 40 steps"], rows["bound, 40 steps"]
     net = float(file["note"].split()[0])
     assert net < file["mean"]
     assert net == pytest.approx(bound["mean"], abs=5 * math.hypot(file["error"], bound["error"]))
@@ -245,4 +274,4 @@ def test_a_saved_pipeline_is_read(tmp_path, monkeypatch):
     printed("referee.py", tmp_path, "digits", *FEW)
     rows = by_name(tmp_path / "referee.json")
     assert [name for name, row in rows.items() if "failed" in row] == []
-    assert rows["bound, 20 steps"]["evaluations"] == 38
+    assert rows["bound, 20 steps"]["evaluations"] == 4
