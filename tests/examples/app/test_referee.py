@@ -12,6 +12,7 @@ import presets
 import pytest
 import readers
 import referee
+import rulers
 import runs
 import torch
 from processes import here, printed, refused, small_flow
@@ -46,7 +47,7 @@ def of_ddpm(*, shape=(1, 8, 8), values=17, n=12, clip=False, dtype=torch.float64
 def pipeline(tmp_path, monkeypatch):
     """A folder as diffusers saves one, whose model is that of a closed form."""
     small_flow(monkeypatch, methods)
-    small_flow(monkeypatch, referee)
+    small_flow(monkeypatch, rulers)
     (tmp_path / "model_index.json").write_text("{}")
     made = lambda path, decoder, clip=False: of_ddpm(decoder=decoder, clip=clip)  # noqa: E731
     monkeypatch.setattr(interop, "from_diffusers", made)
@@ -57,7 +58,7 @@ def pipeline(tmp_path, monkeypatch):
 def run(tmp_path, monkeypatch):
     """Makes the program find a run of some data and decoder."""
     small_flow(monkeypatch, methods)
-    small_flow(monkeypatch, referee)
+    small_flow(monkeypatch, rulers)
 
     def made(data, decoder, model=None):
         network, schedule = networks.mlp(8, 1, fourier=()), schedules.fixed_linear(-8.0, 4.0)
@@ -103,7 +104,7 @@ def test_every_ruler_of_a_pipeline_stands_in_one_table(pipeline):
     model, params = of_ddpm()
     data = referee.read("digits")[1]
     x = torch.from_numpy(data.take(np.arange(4)))
-    call = partial(referee.spread, model, model.nll_bound, 2)
+    call = partial(rulers.spread, model, model.nll_bound, 2)
     want = evaluation.evaluate(model, params, x.split(3), presets.stream("referee", 0, "cpu"), method=call)
     assert rows["bound, 12 steps"]["mean"] == pytest.approx(want.nll.mean, rel=1e-9)
     assert rows["bound, 12 steps"]["error"] == pytest.approx(want.nll.error, rel=1e-9)
@@ -119,7 +120,7 @@ def test_the_times_of_each_example_are_spread(steps):
         times.append(seeds.t)
         return purevdm.NLLBound(*(k * seeds.t for k in (1.0, 2.0, 3.0)))
 
-    found = referee.spread(model, bound, 11, params, torch.zeros(5), KEY)
+    found = rulers.spread(model, bound, 11, params, torch.zeros(5), KEY)
     times = torch.stack(times)
     torch.testing.assert_close(times.diff(dim=0), torch.full((10, 5), 1 / 11, dtype=torch.float64))
     if steps:
@@ -265,7 +266,7 @@ def test_data_of_another_range_are_warned_of(pipeline, monkeypatch):
 def test_a_saved_pipeline_is_read(tmp_path, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
     small_flow(monkeypatch, methods)
-    small_flow(monkeypatch, referee)
+    small_flow(monkeypatch, rulers)
     torch.manual_seed(0)
     options = dict(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, sample_size=8, in_channels=1)
     kinds = dict(down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
