@@ -78,9 +78,8 @@ def main() -> None:
             seconds = time.perf_counter() - started
             entries.append(dict(name=row.name, **as_json(found, first), seconds=seconds, note=found.note or row.note))
         settings = {name: str(value) for name, value in vars(args).items()}
-        programs.write(
-            out, json.dumps(dict(settings=settings, data=subject.name, examples=n, rows=entries), indent=1) + "\n"
-        )
+        report = dict(settings=settings, data=subject.name, examples=n, rows=entries)
+        programs.write(out, json.dumps(report, indent=1) + "\n")
     print(table(entries))
     for entry in entries:
         if note := entry.get("failed") or entry["note"]:
@@ -101,7 +100,7 @@ def subject_of(args: Arguments) -> Subject:
     if (args.model / "model_index.json").is_file():
         if args.data is None:
             raise ValueError('data: expected "digits" or SOURCE:PATH, as a pipeline has no data of its own, got none')
-        data, config, clamped = read(args.data)[1], Config(model=Model(flag=False)), None
+        data, config = read(args.data)[1], Config(model=Model(flag=False))
         if data.vocab_size is None:
             raise DataError(f"data: expected integers, which pipelines of images are for, got real numbers in {data.name}")
         load_model = partial(interop.from_diffusers, args.model, decoder=decoders.discretised_gaussian(data.vocab_size))
