@@ -5,6 +5,37 @@ file, and the numbers that other repositories would print for it (conventions.py
     python examples/app/referee.py google-ddpm cifar10:data --images 256     # SOURCE:PATH, train.py's data.source and .path
     python examples/app/referee.py runs/fashion_mnist                        # a run of train.py, on its own test set
     python examples/app/referee.py runs/ddpm_digits digits --steps 100 250 --samples 32
+
+**How one model reads 3.5, 4.1, 8.3 or -3.3.** A small DDPM that diffusers' own code trained for 2000 steps on Fashion-MNIST
+(studies/ddpm.py), on 16 test images, in bits/dim (--images 16 --times 250 --chain 100 --samples 2 --rtol 1e-4 --atol 1e-4
+--quadrature 2). Errors are over images; the difference from the first row is paired.
+
+                                  -log p            minus the first
+    bound, 1000 steps              3.78 +- 0.31                         recon 1.50, diffusion 2.28
+    bound, clamped                 3.67 +- 0.29      -0.12 +- 0.04      recon 1.57, diffusion 2.09
+    bound, 100 steps               8.25 +- 0.73       4.47 +- 0.50      recon 1.45, diffusion 6.80
+    bound, continuous time         3.51 +- 0.27      -0.27 +- 0.06      recon 1.50, diffusion 2.01
+    flow, variational              3.51 +- 0.22      -0.27 +- 0.18
+    flow, truncated                3.80 +- 0.20       0.01 +- 0.18
+    flow, uniform                  3.79 +- 0.20       0.01 +- 0.18
+    flow, variational, 2 weights   3.49 +- 0.21      -0.29 +- 0.18
+    bound, 100 steps, 2 weights    8.07 +- 0.68       4.28 +- 0.45
+    file, 100 steps                7.08 +- 0.69       3.30              6.61 without its initial bits
+    score_sde's                    3.84 +- 0.20       0.05 +- 0.19
+    density                       -3.32 +- 0.22      -7.10 +- 0.18      -2.30 nats
+    z_0 only                       4.09 +- 0.28       0.30 +- 0.04      recon 1.80
+    improved-diffusion's           3.67 +- 0.29      -0.11 +- 0.04      recon 1.58
+
+- *Steps.* A bound is that of a chain. The first of few steps is long, and costs most: 5.7 of the 8.3 bits in 100 steps.
+- *Dequantisation.* Only the variational one keeps the bound's model, a latent and p(x given z_0). The others round the latent,
+  whose noise is 1.3 bins wide at the first time: 0.3 bits here. Where it is narrow, 1/12 of a bin for the digits, they gain:
+  2.12 +- 0.05 uniform, 2.92 +- 0.06 variational, as that network knows no detail that is so fine.
+- *Offset.* A density of data in [-1, 1] is of numbers, not of bins of width 2 / V. It takes log2(V / 2) bits more, 7 for 8 bits,
+  and one noise within the bin, to be a bound: score_sde's.
+- *The first time.* A decoder that sees z_0 only costs 0.3 bits here, where half of the pixels are black, and 2.4 where values
+  are even. The normal distribution by tanh costs 0.002 more than the true one.
+- *Clamping* estimates to [-1, 1] is another model, most often a better one.
+- *A file* holds initial bits, once a block, and costs less than a normal's tail beyond 8 deviations.
 """
 
 import json
@@ -153,9 +184,10 @@ def table(entries: list[dict[str, Any]]) -> str:
             lines.append([entry["name"], "failed", *[""] * 6])
             continue
         terms = [f"{term['mean']:.4f}" for term in entry["terms"].values()] or [""] * 3
-        gap = Figure(**entry["gap"]) if entry is not entries[0] else ""
+        gap = Figure(**entry["gap"])
+        gap = "" if entry is entries[0] else f"{gap.mean:.4f}" if math.isnan(gap.error) else str(gap)
         figure, rest = Figure(entry["mean"], entry["error"]), (f"{entry['evaluations']:.0f}", f"{entry['seconds']:.1f}")
-        lines.append([entry["name"], str(figure), str(gap), *terms, *rest])
+        lines.append([entry["name"], str(figure), gap, *terms, *rest])
     head = ["", f"-log p, {unit}", "minus the first", "recon", "prior", "diffusion", "evaluations", "s"]
     return aligned([head, *lines], ("",))
 
