@@ -13,8 +13,8 @@ from purevdm.ode import Integrator
 
 SCORE_SDE = (
     "As that code prints it: the log density at the first time of 2 (v + u) / V - 1, by one uniform u and one probe, with "
-    "log2(V) - 1 added for the width of a bin (7 for V = 256). It is a draw of a bound, but no term pays for the noise that "
-    "data have at the first time, nor for what the last time is off N(0, 1): it may lie below -log p."
+    "log2(V) - 1 added for the width of a bin (7 for V = 256). It is one draw of a bound, but of latents at the first time, "
+    "rounded: data without noise are taken for them."
 )
 DENSITY = (
     "The log density at 2 v / (V - 1) - 1, without noise and bins: no likelihood of integers. It moves by log2(V / 2) bits "
