@@ -28,10 +28,10 @@ file, and the numbers that other repositories would print for it (conventions.py
 
 - *Steps.* A bound is that of a chain. The first of few steps is long, and costs most: 5.7 of the 8.3 bits in 100 steps.
 - *Dequantisation.* Only the variational one keeps the bound's model, a latent and p(x given z_0). The others round the
-  latent, whose noise is 1.3 bins wide at the first time: 0.3 bits here. Where it is narrow, 1/12 of a bin for the digits, they
-  gain: 2.12 +- 0.05 uniform, 2.92 +- 0.06 variational, as that network knows no detail that is so fine.
-- *Offset.* A density of data in [-1, 1] is of numbers, not of bins of width 2 / V. Noise within the bin makes it a bound, and
-  log2(V / 2) bits are added, 7 for V = 256: score_sde's, of rounded latents, too.
+  latent, whose noise is 1.3 bins wide at the first time: 0.3 bits here. Where it is narrow, 1/12 of a bin for the digits,
+  they gain: 2.12 +- 0.05 uniform, 2.92 +- 0.06 variational, as that network knows no detail that is so fine.
+- *Offset.* A density of data in [-1, 1] is of numbers, not of bins of width 2 / V. Noise within the bin makes it a bound,
+  and log2(V / 2) bits are added, 7 for V = 256: score_sde's, of rounded latents, too.
 - *The first time.* A decoder that sees z_0 only costs 0.3 bits here, where half of the pixels are black, and 2.4 where
   values are even. The normal distribution by tanh costs 0.002 more than the true one.
 - *Clamping* estimates to [-1, 1] is another model, most often a better one.
