@@ -3,11 +3,26 @@ diffusers is in no extra.
 
     python examples/studies/ddpm.py runs/ddpm_digits
     python examples/app/referee.py runs/ddpm_digits digits
-    python examples/studies/ddpm.py runs/ddpm_fashion --data idx:/usr/share/datasets/fashion-mnist --steps 4000
+    python examples/studies/ddpm.py runs/ddpm_fashion --data idx:/usr/share/datasets/fashion-mnist \\
+        --width 16 32 32 --batch 32
     python examples/app/referee.py runs/ddpm_fashion idx:/usr/share/datasets/fashion-mnist
 
 Network, schedule, noise and loss are theirs: a UNet2DModel, 1000 linear betas, ``add_noise``, the squared error of the noise
-at uniform times. Data go to [-1, 1] as everywhere there: the V values lie at 2 v / (V - 1) - 1.
+at uniform times. Data go to [-1, 1] as everywhere there: the V values lie at 2 v / (V - 1) - 1. Each takes some 15 minutes on
+one core. Of Fashion-MNIST the table is in app/referee.py's docstring; of the digits, 32 test images, bits/dim (--images 32
+--times 250 --chain 250 --samples 2 --rtol 1e-4 --atol 1e-4 --quadrature 2):
+
+    bound, 1000 steps    3.21 +- 0.12    flow, variational              2.92 +- 0.06
+    bound, clamped       2.96 +- 0.10    flow, variational, 2 weights   2.81 +- 0.05
+    bound, 250 steps     4.84 +- 0.10    bound, 250 steps, 2 weights    4.80 +- 0.11
+    bound, continuous    2.88 +- 0.08    flow, uniform                  2.12 +- 0.05
+
+A file of them in 250 steps takes 6.06, of which 1.26 are the block's initial bits, as 32 digits are few.
+
+improved-diffusion's ``calc_bpd_loop`` (commit 1bc7bbb, its lookup of the schedule in float64, too), on the same networks and
+noise, four images, float64: every term but the last step's is within 1e-9 of ours, their sum within 2e-13, clamped or not.
+On Fashion-MNIST that last step costs 1.4014 there and 1.4002 here, and all 3.5259 and 3.5247: the normal distribution by
+tanh. On the digits it costs 1.6 there and 0 here, as bins are those of 256 values whatever the data.
 """
 
 import time
@@ -29,7 +44,7 @@ class Arguments:
     """The folder of the pipeline."""
     data: str = "digits"
     """As referee.py takes them; its test set is held out."""
-    steps: int = 4000
+    steps: int = 2000
     batch: int = 64
     lr: float = 1e-3
     width: tuple[int, ...] = (32, 64)
