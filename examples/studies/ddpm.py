@@ -8,7 +8,7 @@ diffusers is in no extra.
     python examples/app/referee.py runs/ddpm_fashion idx:/usr/share/datasets/fashion-mnist
 
 Network, schedule, noise and loss are theirs: a UNet2DModel, 1000 linear betas, ``add_noise``, the squared error of the noise
-at uniform times. Data go to [-1, 1] as everywhere there: the V values lie at 2 v / (V - 1) - 1. Each takes some 15 minutes on
+at uniform times. Data go to [-1, 1] as everywhere there: the V values lie at 2 v / (V - 1) - 1. Each takes 15 minutes on
 one core. Of Fashion-MNIST the table is in app/referee.py's docstring; of the digits, 32 test images, bits/dim (--images 32
 --times 250 --chain 250 --samples 2 --rtol 1e-4 --atol 1e-4 --quadrature 2):
 
