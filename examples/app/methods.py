@@ -128,10 +128,16 @@ def table(measured: list[Measured]) -> str:
             "failed": figures.left_out or "",
         }
         rows.append([str(entry) for entry in entries.values()])
-    columns = [(head, *column) for head, *column in zip(entries, *rows, strict=True) if any(column)]
-    texts = {"method": "<", "dequantisation": "<"}
-    aligned = [[f"{entry:{texts.get(column[0], '>')}{max(map(len, column))}}" for entry in column] for column in columns]
-    return "\n".join("  ".join(line).rstrip() for line in zip(*aligned, strict=True))
+    return aligned([[*entries], *rows], ("method", "dequantisation"))
+
+
+def aligned(lines: list[list[str]], texts: tuple[str, ...]) -> str:
+    """Writes a head and lines in columns, those of texts to the left; empty columns are left out."""
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    padded = [
+        [f"{entry:{'<' if column[0] in texts else '>'}{max(map(len, column))}}" for entry in column] for column in columns
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
 
 
 def values(measured: list[Measured]) -> dict[str, np.ndarray]:
