@@ -429,3 +429,13 @@ def test_a_costly_reconstruction_is_warned_of_with_its_number(gamma_0, levels, b
         found = model.nll_bound(model.init(random.key(1)), x, random.key(2)).recon / (50 * math.log(2))
         error = found.std() / math.sqrt(len(x))
         assert abs(found.mean() - decoders.reconstruction_bits(levels, gamma_0)) < 4 * error
+
+
+def test_a_function_without_a_module_makes_a_network():
+    """As one that was made by exec, or in a session of doctest."""
+    made = {}
+    exec("def apply(params, z, gamma, cond=None, key=None):\n    return z", {"__name__": None}, made)
+    network = networks.Network.of(lambda key, shape: {}, made["apply"])
+    assert made["apply"].__module__ is None
+    model = purevdm.vdm(network, schedules.fixed_linear(-14.0, 4.0), (2,))
+    assert model.gamma(model.init(KEY), torch.tensor(1.0)) == 4.0

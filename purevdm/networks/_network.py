@@ -222,7 +222,7 @@ def _networks_in(value: Any, seen: set[int]) -> Iterator[Network]:
         parts = [value.func, *value.args, *value.keywords.values()]
     elif inspect.ismethod(value):
         parts = [value.__func__, *getattr(value.__self__, "__dict__", {}).values()]
-    elif inspect.isfunction(value) and value.__module__.partition(".")[0] not in ("purevdm", "torch"):
+    elif inspect.isfunction(value) and (value.__module__ or "").partition(".")[0] not in ("purevdm", "torch"):
         named = inspect.getclosurevars(value)
         near = (
             x for x in named.globals.values() if isinstance(x, Network) or getattr(x, "__module__", None) == value.__module__
