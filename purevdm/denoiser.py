@@ -227,9 +227,10 @@ def of_model(
 
 
 def last_step(model: Model, denoise: Denoiser, z_0: Tensor, gamma_0: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives what a decoder that takes the estimate sees of latents z_0, at gamma_0, (B,) or z_0's shape: the logarithm of
-    its variance, which broadcasts against z_0, in gamma_0's place, and the network's estimate of the data."""
-    prediction, v = denoise.with_range(z_0, gamma_0)
+    """Gives what a decoder that takes the estimate sees of latents z_0, at gamma_0, (B,), or as it broadcasts
+    against them: the logarithm of its variance in gamma_0's place, and the network's estimate of the data."""
+    at = gamma_0.reshape(len(z_0)) if gamma_0[0].numel() == 1 else gamma_0
+    prediction, v = denoise.with_range(z_0, at)
     return model.reverse.last(process.align(gamma_0, z_0), v), prediction.x
 
 

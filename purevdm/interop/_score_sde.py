@@ -58,10 +58,6 @@ class ScoreSDE(Process, Schedule):
     def prediction(self, z: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
         return -torch.exp(0.5 * gamma) * out if self.kind == "ve" else out
 
-    def scale(self, gamma: Tensor) -> Tensor:
-        """Gives c = sqrt(alpha**2 + sigma**2): x_t = c z."""
-        return self.inputs(torch.ones_like(gamma), gamma)[0]
-
 
 def score_sde(
     kind: str = "vp",

@@ -83,8 +83,7 @@ class Dequantisation(NamedTuple):
         """Gives log p(x given z_0) of each element; given latents, around the network's estimate if the decoder takes it."""
         level, estimate, denoise = self.gamma_0, None, self.denoise
         if z_0 is not None and self.model.decoder.takes_estimate:
-            at_0 = level.reshape(len(z_0)) if level[0].numel() == 1 else level
-            level, estimate = last_step(self.model, denoise, z_0, at_0)
+            level, estimate = last_step(self.model, denoise, z_0, level)
         return -reconstruction(self.model, {}, self.x, self.f, eps, level, denoise.cond, estimate, self.mask)
 
     def spacing(self) -> Tensor:

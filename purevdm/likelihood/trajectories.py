@@ -90,8 +90,7 @@ def importance_bound(
     eps, log_w = loop(step, (eps, log_p - log_q), timesteps)
     gamma_0, estimate, decoder = gamma(0.0 * one), None, model.decoder
     if decoder.takes_estimate:
-        at = gamma_0.reshape(-1) if univariate else gamma_0
-        gamma_0, estimate = last_step(model, denoise, process.diffuse(f, gamma_0, eps), at)
+        gamma_0, estimate = last_step(model, denoise, process.diffuse(f, gamma_0, eps), gamma_0)
     log_w = log_w - summed(decoder.reconstruction({}, x, eps, gamma_0, cond, estimate), mask)
     evaluations = ((total.to(torch.int64) + int(decoder.takes_estimate)) * samples).expand(n).clone()
     return combine(log_w.reshape(samples, n), evaluations)

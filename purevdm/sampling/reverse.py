@@ -69,7 +69,7 @@ def sample(
     z_0 = latents[-1] if options.trajectory else latents
     level, x_hat = gamma, None
     if decoder.takes_estimate:
-        level, x_hat = last_step(model, denoise, z_0, gamma.reshape(n) if gamma[0].numel() == 1 else gamma)
+        level, x_hat = last_step(model, denoise, z_0, gamma)
     own, z_0 = params.get("decoder", {}), z_0 / process.alpha(gamma)
     x = mode = decoder.mode(own, z_0, cond, x_hat)
     if decode == "sample":
