@@ -14,7 +14,7 @@ from goldens import random_arrays
 from hypothesis import given
 
 from purevdm import random
-from purevdm.random import _draws, _keys
+from purevdm.random import _draws, _threefry
 
 SHAPES = {"scalar": (), "1": (1,), "7": (7,), "3x5": (3, 5), "2x3x4x5": (2, 3, 4, 5)}
 SEEDS = (0, 42, 2147483647, 4294967295, 1099511627783)
@@ -175,11 +175,11 @@ def test_draws_depend_on_the_dtype_as_jaxs():
 def test_counters_go_beyond_32_bits():
     """The counters of elements beyond 2**31 and 2**32, which arrays that fit in memory here never reach."""
     for start in (2**31 - 2, 2**32 - 2, 2**33 + 5):
-        high, low = _keys._counters(start, 4, torch.device("cpu"))
+        high, low = _threefry._counters(start, 4, torch.device("cpu"))
         assert ((high.long() << 32) + (low.long() & 0xFFFFFFFF)).tolist() == list(range(start, start + 4))
     key = random.key(7)
-    narrow = _keys._threefry2x32(key, *_keys._counters(5, 4, key.device))
-    wide = _keys._threefry2x32(key, torch.zeros(4, dtype=torch.int32), torch.arange(5, 9, dtype=torch.int32))
+    narrow = _threefry.encrypted(key, *_threefry._counters(5, 4, key.device))
+    wide = _threefry.encrypted(key, torch.zeros(4, dtype=torch.int32), torch.arange(5, 9, dtype=torch.int32))
     assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from purevdm import _checks
 from purevdm._compile import fixed
 from purevdm.random import _float32
-from purevdm.random._keys import WORD, split, words
+from purevdm.random._keys import split, words
+from purevdm.random._threefry import WORD
 from purevdm.types import Key, Shape
 
 # How a floating dtype is filled: the width of the words drawn for it, and the bits of its mantissa.

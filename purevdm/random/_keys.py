@@ -1,5 +1,4 @@
-"""Keys, and the bits that they give: threefry2x32 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2,
-3", 2011), used as JAX does."""
+"""Keys, and the bits that they give: threefry2x32 used as JAX does."""
 
 import math
 from collections.abc import Sequence
@@ -8,64 +7,20 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import materialize
+from purevdm.random import _threefry
+from purevdm.random._threefry import WORD
 from purevdm.types import Key, Shape
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
-WORD = 0xFFFFFFFF
 _UNSIGNED = {torch.uint8: 8, torch.uint16: 16, torch.uint32: 32, torch.uint64: 64}
-
-
-def _rotate_left(x: Tensor, by: int) -> Tensor:
-    # int32 has only the arithmetic right shift; the mask takes the copies of the sign away.
-    return (x << by) | ((x >> (32 - by)) & ((1 << by) - 1))
-
-
-def _threefry2x32(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
-    """Encrypts the 64-bit counters (high, low) under a key, all int32: 20 rounds of add, rotate, xor."""
-    if key.is_meta:  # only shapes are asked for
-        return low + high, low + high
-    k0, k1 = key.unbind(0)
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0, x1 = high + k0, low + k1
-    for group in range(5):
-        for by in _ROTATIONS[group % 2]:
-            # Words used three times a round, expressions repeated, would grow the code by three a round, and take half a
-            # minute a draw to compile. In memory, they still fuse into one loop and live in registers.
-            x0 = materialize(x0 + x1)
-            x1 = materialize(_rotate_left(x1, by) ^ x0)
-        x0 = x0 + schedule[(group + 1) % 3]
-        x1 = x1 + (schedule[(group + 2) % 3] + (group + 1))
-    return x0, x1
-
-
-def _counters(start: int, n: int, device: torch.device) -> tuple[Tensor | int, Tensor]:
-    """Gives the 64-bit counters start, ..., start + n - 1 as int32 words (high, low)."""
-    if start + n <= 2**31:
-        return 0, torch.arange(start, start + n, dtype=torch.int32, device=device)
-    wide = torch.arange(start, start + n, dtype=torch.int64, device=device)
-    return (wide >> 32).to(torch.int32), _low_word(wide)
-
-
-def _low_word(x: Tensor) -> Tensor:
-    """Gives the low 32 bits of an int64 tensor, as int32."""
-    return (((x & WORD) ^ 0x80000000) - 0x80000000).to(torch.int32)
-
-
-def _words(key: Key, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Gives both output words at the counters 0, 1, ... of an array of this shape."""
-    high, low = _counters(0, math.prod(shape), key.device)
-    x0, x1 = _threefry2x32(key, high, low)
-    return x0.reshape(shape), x1.reshape(shape)
 
 
 def words(key: Key, shape: Shape, width: int) -> Tensor:
     """Draws random bits: int32 holding 32 of them or the low 16 or 8 (the rest zero); int64 holding 64."""
-    x0, x1 = _words(key, shape)
+    n = math.prod(shape)
     if width == 64:
-        return (x0.to(torch.int64) << 32) | (x1.to(torch.int64) & WORD)
-    word = x0 ^ x1
+        high, low = _threefry.counted(key, n).to(torch.int64).unbind(-1)
+        return ((high << 32) | (low & WORD)).reshape(shape)
+    word = _threefry.mixed(key, n).reshape(shape)
     return word if width == 32 else word & ((1 << width) - 1)
 
 
@@ -88,7 +43,7 @@ def split(key: Key, num: int | Sequence[int] = 2) -> Tensor:
     """Makes fresh, independent keys from one, which is then used up: shape (num, 2), or (*num, 2) for a shape."""
     _checks.key("key", key)
     shape = _checks.shape("num", num) if isinstance(num, (tuple, list)) else (_checks.integer("num", num, 1),)
-    return torch.stack(_words(key, shape), dim=-1)
+    return _threefry.counted(key, math.prod(shape)).reshape(*shape, 2)
 
 
 def fold_in(key: Key, data: int | Tensor) -> Tensor:
@@ -104,7 +59,7 @@ def fold_in(key: Key, data: int | Tensor) -> Tensor:
         raise TypeError(f"data: expected an int32 or int64 tensor, got {_checks.describe(data)}")
     elif data.dtype == torch.int64:
         _checks.within("data", data, 0, WORD)
-    return torch.stack(_threefry2x32(key, 0, _low_word(data) if data.dtype == torch.int64 else data))
+    return _threefry.folded(key, _threefry.low_word(data) if data.dtype == torch.int64 else data)
 
 
 def bits(key: Key, shape: Shape = (), dtype: torch.dtype = torch.uint32) -> Tensor:
