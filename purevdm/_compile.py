@@ -71,7 +71,6 @@ def materialize(x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """Gives x itself, (channels, *space), with the channels of a position next to one another in memory.
 
-    Compiled convolutions and norms run faster so, and keep the layout: one call at a network's input serves all its layers.
-    (In eager mode on a CPU they do not.)
+    Convolutions and norms run faster so, and keep the layout: one call at a network's input serves all its layers.
     """
-    return x.movedim(0, -1).contiguous().movedim(-1, 0) if torch.compiler.is_compiling() else x
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)

@@ -63,6 +63,8 @@ def _reconstruction_bits(vocab_size: int, gamma_0: float, scale: float) -> float
     return (0.5 + whole / (values * math.sqrt(2.0 * math.pi))) / math.log(2.0) + math.log2(vocab_size / values)
 
 
+# exp(-50) is below the last digit of a sum that is 1 or more, even in float64.
+_LOWEST = 50.0
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -115,12 +117,24 @@ class Discrete(Elementwise):
         _, scale = affine(self.loc, self.scale, like)
         return torch.exp(-0.5 * gamma_0) * (2.0 / self.values) / scale  # type: ignore[no-any-return]
 
-    def _relative_logits(self, index: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+    def _relative_logits(self, index: Tensor, noise: Tensor, step: Tensor, values: Tensor | None = None) -> Tensor:
         """Gives the logit of every value minus that of the value at ``index``, from which z is ``noise`` standard deviations
         off: -((d + noise)**2 - noise**2) / 2 = -d (d + 2 noise) / 2, with d the distance to ``index``."""
-        values = torch.arange(self.values, dtype=noise.dtype, device=noise.device)
+        if values is None:
+            values = torch.arange(self.values, dtype=noise.dtype, device=noise.device)
         d = (index[..., None] - values) * step[..., None]
         return -0.5 * d * (d + 2.0 * noise[..., None])
+
+    def _reach(self, step: Tensor) -> int:
+        """Gives how far from the nearest value others count, where that may be read; else all of them.
+
+        Within the range z is at most half a step off the nearest, so the logit of the k-th value beside that one is at least
+        k (k - 1) step**2 / 2 below. Beyond the ends it is lower still.
+        """
+        if step.device.type != "cpu" or not _checks.readable(step) or not step.numel():
+            return self.values
+        least = _checks.plain(step).min().item()
+        return min(self.values, math.floor(0.5 + math.sqrt(0.25 + 2.0 * _LOWEST / least**2))) if least > 1e-9 else self.values
 
     def log_probs(  # type: ignore[override]
         self, params: Params, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None
@@ -141,9 +155,15 @@ class Discrete(Elementwise):
         nearest = (index + noise / step).round().clamp(0, self.values - 1)
         d = (index - nearest) * step
         largest = materialize(-0.5 * d * (d + 2.0 * noise))
-        # exp(-50) is below the last digit of the sum, 1 or more, even in float64, and exponentials are slow where they
-        # underflow. Powers of two, as a compiler would store those of e for the backward pass, for every value.
-        below = (self._relative_logits(index, eps_0, width) - largest[..., None]).clamp(min=-50.0)
+        reach = self._reach(step)
+        if 2 * reach + 1 < self.values:
+            values = nearest[..., None] + torch.arange(-reach, reach + 1, dtype=step.dtype, device=step.device)
+            below = self._relative_logits(index, eps_0, width, values) - largest[..., None]
+            below = torch.where((values >= 0.0) & (values < self.values), below, -math.inf)
+            return largest + torch.exp(below).sum(-1).log()
+        # Exponentials are slow where they underflow. Powers of two, as a compiler would store those of e for the backward
+        # pass, for every value.
+        below = (self._relative_logits(index, eps_0, width) - largest[..., None]).clamp(min=-_LOWEST)
         return largest + torch.exp2(below * math.log2(math.e)).sum(-1).log()
 
     def mode(self, params: Params, z: Tensor, cond: Any = None, estimate: Tensor | None = None) -> Tensor:

@@ -1,7 +1,9 @@
-"""Operations on one example with batching rules of our own for ``torch.func.vmap``.
+"""Operations on one example with batching rules of our own for ``torch.func.vmap``: mapped over a batch, each is PyTorch's own
+operation on that batch, with its derivatives.
 
-PyTorch's own rules for convolutions and concatenations fix the batch's size, so that a compiled graph would serve only one
-size, and insert views that keep a compiler from choosing a layout. Each operation here is PyTorch's, with its derivatives.
+PyTorch's rules for convolutions and concatenations fix the batch's size, so that a compiled graph would serve only one size,
+and insert views that keep a compiler from choosing a layout. Its rule for group norms leaves scale and bias to operations of
+their own.
 """
 
 from collections.abc import Sequence
@@ -54,15 +56,41 @@ def _concatenate_batch(info: Any, in_dims: tuple[Any, ...], xs: list[Tensor], ax
     return _CONCATENATE(whole, axis + 1 if axis >= 0 else axis), 0
 
 
+def _group_norm(x: Tensor, groups: int, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.group_norm(x, groups, scale, bias, eps)
+
+
+def _group_norm_batch(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, groups: int, scale: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, int]:
+    axis, scale_axis, bias_axis = in_dims[0], in_dims[2], in_dims[3]
+    n = info.batch_size
+    x = x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
+    if scale_axis is None and bias_axis is None:
+        return _GROUP_NORM(x.flatten(0, 1), groups, scale, bias, eps).unflatten(0, (n, -1)), 0
+    one = scale.new_ones(x.shape[2])
+    y = _GROUP_NORM(x.flatten(0, 1), groups, one, torch.zeros_like(one), eps).unflatten(0, (n, -1))
+
+    def spread(s: Tensor, axis: int | None) -> Tensor:
+        s = s if axis is None else s.movedim(axis, 0)
+        return s.reshape(-1, 1, x.shape[2], *(1 for _ in x.shape[3:]))
+
+    return y * spread(scale, scale_axis) + spread(bias, bias_axis), 0
+
+
 _library = torch.library.Library("purevdm", "FRAGMENT")
 _library.define("convolve(Tensor x, Tensor kernel, Tensor? bias, int stride, int[] padding) -> Tensor")
 _library.define("concatenate(Tensor[] xs, int axis) -> Tensor")
+_library.define("group_norm(Tensor x, int groups, Tensor scale, Tensor bias, float eps) -> Tensor")
 _library.impl("convolve", _convolve, "CompositeImplicitAutograd")
 _library.impl("concatenate", _concatenate, "CompositeImplicitAutograd")
+_library.impl("group_norm", _group_norm, "CompositeImplicitAutograd")
 torch.library.register_vmap("purevdm::convolve", _convolve_batch, lib=_library)
 torch.library.register_vmap("purevdm::concatenate", _concatenate_batch, lib=_library)
+torch.library.register_vmap("purevdm::group_norm", _group_norm_batch, lib=_library)
 
 _CONVOLVE, _CONCATENATE = torch.ops.purevdm.convolve.default, torch.ops.purevdm.concatenate.default
+_GROUP_NORM = torch.ops.purevdm.group_norm.default
 
 
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int]) -> Tensor:
@@ -73,3 +101,8 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, paddin
 def concatenate(xs: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Joins tensors along an axis, as ``torch.cat``."""
     return _CONCATENATE(list(xs), axis)  # type: ignore[no-any-return]
+
+
+def group_norm(x: Tensor, groups: int, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Applies F.group_norm to one example (channels, *space)."""
+    return _GROUP_NORM(x[None], groups, scale, bias, eps)[0]  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import materialize
+from purevdm.nn import _batching
 from purevdm.nn._batching import concatenate, convolve
 from purevdm.nn._initialisers import Initialiser, lecun_normal
 from purevdm.types import Key, Params, Shape
@@ -33,10 +34,7 @@ def dense(params: Params, x: Tensor) -> Tensor:
 
 def pointwise(params: Params, x: Tensor) -> Tensor:
     """Applies :func:`dense` along the first axis, at each position of a feature map: (n_in, *space) to (n_out, *space)."""
-    if torch.compiler.is_compiling():
-        return dense(params, x.movedim(0, -1)).movedim(-1, 0)  # channels are neighbours in memory
-    y = (params["kernel"].movedim(0, 1) @ x.flatten(1)).unflatten(1, x.shape[1:])
-    return y + over_space(params["bias"], y) if "bias" in params else y
+    return dense(params, x.movedim(0, -1)).movedim(-1, 0)  # channels are neighbours in memory
 
 
 def over_space(per_channel: Tensor, x: Tensor) -> Tensor:
@@ -132,7 +130,7 @@ def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -
         raise ValueError(f"groups: expected a divisor of the {x.shape[0]} channels, got {groups}")
     if torch.compiler.is_compiling():
         return _group_norm_by_channel(params, x, groups, eps)
-    return F.group_norm(x[None], groups, params["scale"], params["bias"], eps)[0]
+    return _batching.group_norm(x, groups, params["scale"], params["bias"], eps)
 
 
 def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float) -> Tensor:

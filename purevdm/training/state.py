@@ -12,7 +12,7 @@ from torch._functorch import config
 
 from purevdm import _apply, _checks, random
 from purevdm._batches import unpacked
-from purevdm._compile import OLD, exact
+from purevdm._compile import OLD, exact, transformed
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
 from purevdm.model import batch_axes, mask_of, seeded
@@ -110,6 +110,9 @@ def gradients(
         if variance and isinstance(model, VDM):
             return model.vlb_and_variance_grads(params, x, key, cond, has_aux=True, **masks)  # type: ignore[arg-type]
 
+        if not (transformed() or torch.compiler.is_compiling()):
+            return outside(params, x, key, cond, **masks)
+
         def loss_and_stats(params: Params) -> tuple[Tensor, dict[str, Any]]:
             return model.loss_and_stats(params, x, key, cond, **masks)
 
@@ -121,6 +124,8 @@ def gradients(
         with exact(loss.device):
             return pull(torch.ones_like(loss))[0], (loss, stats)
 
+    # torch.func.grad keeps its backward pass differentiable, which costs the kernels of norms and of swish.
+    outside = _from_outside(model.loss_and_stats)
     # A backend "eager" does not differentiate regions.
     regions = compile and not variance and options.get("backend") != "eager" and _apply.has_regions(model.network)
     if remat or regions:
@@ -128,7 +133,7 @@ def gradients(
             network = model.network._replace(owned_buffers=True)
             model, options = model._replace(network=network), _apply.without_reuse(options)
         loss = model.loss_and_stats
-        whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss)
+        whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss, remat)
     elif compile:
         whole = torch.compile(whole, fullgraph=True, **options)
     if frozen:
@@ -196,7 +201,7 @@ def _backward_exact(device: torch.device) -> AbstractContextManager[Any]:
     return config.patch(backward_pass_autocast="off")  # type: ignore[no-any-return]
 
 
-def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) -> GradFn:
+def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]], remat: bool = False) -> GradFn:
     """The gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
     def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:
@@ -205,11 +210,15 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]]) 
         # A copy of what was made in inference mode, as it takes no gradient.
         leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
-        with _backward_exact(x.device):
+        with torch.enable_grad(), _backward_exact(x.device):
             loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond, **masks)
         with exact(loss.device):
-            loss.backward()  # reentrant checkpoints do not know torch.autograd.grad
-        grads: Any = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            if remat:  # reentrant checkpoints do not know torch.autograd.grad
+                loss.backward()
+                grads: Any = [leaf.grad for leaf in leaves]
+            else:
+                grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
         return optree.tree_unflatten(spec, grads), (loss.detach(), optree.tree_map(torch.detach, stats))  # type: ignore[arg-type]
 
     return grad_fn
