@@ -105,4 +105,4 @@ def concatenate(xs: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def group_norm(x: Tensor, groups: int, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Applies F.group_norm to one example (channels, *space)."""
-    return _GROUP_NORM(x[None], groups, scale, bias, eps)[0]  # type: ignore[no-any-return]
+    return _GROUP_NORM(x.unsqueeze(0), groups, scale, bias, eps).squeeze(0)  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from purevdm import _checks
 from purevdm._compile import fixed
-from purevdm.random import _float32
+from purevdm.random import _float32, _threefry
 from purevdm.random._keys import split, words
 from purevdm.random._threefry import WORD
 from purevdm.types import Key, Shape
@@ -157,6 +157,8 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> 
     if not isinstance(p, Tensor):
         if not 0.0 <= _checks.real("p", p) <= 1.0:
             raise ValueError(f"p: expected a probability in [0, 1], got {p}")
+        if not torch.compiler.is_compiling():
+            return _less(key, p, () if shape is None else _checks.shape("shape", shape))
         p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
     elif _checks.readable(_checks.floating("p", p)):
         holds = (p >= 0.0) & (p <= 1.0)
@@ -164,6 +166,14 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> 
     shape = p.shape if shape is None else _checks.shape("shape", shape)
     _checks.together("p", _checks.broadcasting("p", p, shape), key.device)
     return uniform(key, shape, p.dtype) < p.to(key.device)
+
+
+def _less(key: Key, p: float, shape: Shape) -> Tensor:
+    """Compares float32 uniforms, k / 2**23, with p by their bits: k < p 2**23."""
+    limit = math.ceil(_rounded(p, torch.float32) * 2.0**23) << 9
+    if limit == 0:
+        return torch.zeros(shape, dtype=torch.bool, device=key.device)
+    return _threefry.below(key, math.prod(shape), limit).reshape(shape)
 
 
 def rademacher(key: Key, shape: Shape = (), dtype: torch.dtype = torch.int32) -> Tensor:

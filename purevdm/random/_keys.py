@@ -18,7 +18,7 @@ def words(key: Key, shape: Shape, width: int) -> Tensor:
     """Draws random bits: int32 holding 32 of them or the low 16 or 8 (the rest zero); int64 holding 64."""
     n = math.prod(shape)
     if width == 64:
-        high, low = _threefry.counted(key, n).to(torch.int64).unbind(-1)
+        high, low = _threefry.pairs(key, n).to(torch.int64).unbind(-1)
         return ((high << 32) | (low & WORD)).reshape(shape)
     word = _threefry.mixed(key, n).reshape(shape)
     return word if width == 32 else word & ((1 << width) - 1)
@@ -43,7 +43,7 @@ def split(key: Key, num: int | Sequence[int] = 2) -> Tensor:
     """Makes fresh, independent keys from one, which is then used up: shape (num, 2), or (*num, 2) for a shape."""
     _checks.key("key", key)
     shape = _checks.shape("num", num) if isinstance(num, (tuple, list)) else (_checks.integer("num", num, 1),)
-    return _threefry.counted(key, math.prod(shape)).reshape(*shape, 2)
+    return _threefry.pairs(key, math.prod(shape)).reshape(*shape, 2)
 
 
 def fold_in(key: Key, data: int | Tensor) -> Tensor:

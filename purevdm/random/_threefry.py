@@ -5,6 +5,7 @@ In eager mode an operator computes it in place, in blocks that stay in a process
 memory. A compiler is given the rounds one by one, and fuses them into one loop.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +15,22 @@ from purevdm._compile import materialize
 from purevdm.types import Key
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+# In tensors, as torch would make one of a number at each use.
+_SHIFTS, _MASKS = (
+    {by: torch.tensor(number(by), dtype=torch.int32, device="cpu") for group in _ROTATIONS for by in group}
+    for number in (lambda by: 32 - by, lambda by: (1 << by) - 1)
+)
+_SIGN = torch.tensor(-(2**31), dtype=torch.int32, device="cpu")
 _PARITY = 0x1BD11BDA
 WORD = 0xFFFFFFFF
 _BLOCK = 2**17  # words: three arrays of half a mebibyte, shared by the threads
 
 
-def counted(key: Key, n: int) -> Tensor:
+def pairs(key: Key, n: int) -> Tensor:
     """Encrypts the 64-bit counters 0, ..., n - 1: two words each, (n, 2)."""
     if torch.compiler.is_compiling():
         return torch.stack(encrypted(key, *_counters(0, n, key.device)), -1)
-    return _COUNTED(key, n, True)  # type: ignore[no-any-return]
+    return _OPS.threefry_pairs(key, n)  # type: ignore[no-any-return]
 
 
 def mixed(key: Key, n: int) -> Tensor:
@@ -31,14 +38,19 @@ def mixed(key: Key, n: int) -> Tensor:
     if torch.compiler.is_compiling():
         x0, x1 = encrypted(key, *_counters(0, n, key.device))
         return x0 ^ x1
-    return _COUNTED(key, n, False)  # type: ignore[no-any-return]
+    return _OPS.threefry_mixed(key, n)  # type: ignore[no-any-return]
+
+
+def below(key: Key, n: int, limit: int) -> Tensor:
+    """Says which numbers of :func:`mixed`, without a sign, are below a limit in [1, 2**32], (n,); in eager mode."""
+    return _OPS.threefry_below(key, n, limit)  # type: ignore[no-any-return]
 
 
 def folded(key: Key, low: Tensor) -> Tensor:
     """Encrypts one counter of 32 bits, of shape (): (2,)."""
     if torch.compiler.is_compiling():
         return torch.stack(encrypted(key, 0, low), -1)
-    return _FOLDED(key, low)  # type: ignore[no-any-return]
+    return _OPS.threefry_folded(key, low)  # type: ignore[no-any-return]
 
 
 def encrypted(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,17 +96,17 @@ def _rounds(x0: Tensor, x1: Tensor, schedule: tuple[Tensor, ...]) -> None:
     for group in range(5):
         for by in _ROTATIONS[group % 2]:
             x0.add_(x1)
-            torch.bitwise_right_shift(x1, 32 - by, out=spare)
-            spare.bitwise_and_((1 << by) - 1).add_(x1, alpha=1 << by)
+            torch.bitwise_right_shift(x1, _SHIFTS[by], out=spare)
+            spare.bitwise_and_(_MASKS[by]).add_(x1, alpha=1 << by)
             torch.bitwise_xor(spare, x0, out=x1)
         x0.add_(schedule[(group + 1) % 3])
         x1.add_(schedule[(group + 2) % 3] + (group + 1))
 
 
-def _counted(key: Tensor, n: int, both: bool) -> Tensor:
-    """Encrypts the counters 0, ..., n - 1 under keys (..., 2): both words, (..., n, 2), or their exclusive or, (..., n)."""
+def _blocks(key: Tensor, n: int, out: Tensor, finish: Callable[[Tensor, Tensor, Tensor], Any]) -> Tensor:
+    """Encrypts the counters 0, ..., n - 1 under keys (..., 2), block by block; ``finish`` writes what comes of two words to
+    the block's part of out, (keys, n, ...)."""
     keys = key.reshape(-1, 2)
-    out = torch.empty((len(keys), n, 2) if both else (len(keys), n), dtype=torch.int32, device=key.device)
     columns = max(1, min(n, _BLOCK))
     rows = _BLOCK // columns
     for i in range(0, 0 if key.is_meta else len(keys), rows):
@@ -104,11 +116,29 @@ def _counted(key: Tensor, n: int, both: bool) -> Tensor:
             x0, x1 = (word + k for word, k in zip(_counters(start, part.shape[1], key.device), schedule, strict=False))
             x0 = x0.expand_as(x1).contiguous()
             _rounds(x0, x1, schedule)
-            if both:
-                torch.stack([x0, x1], -1, out=part)
-            else:
-                torch.bitwise_xor(x0, x1, out=part)
+            finish(x0, x1, part)
     return out.reshape(*key.shape[:-1], *out.shape[1:])
+
+
+def _pairs(key: Tensor, n: int) -> Tensor:
+    out = torch.empty((key.numel() // 2, n, 2), dtype=torch.int32, device=key.device)
+    return _blocks(key, n, out, lambda x0, x1, part: torch.stack([x0, x1], -1, out=part))
+
+
+def _mixed(key: Tensor, n: int) -> Tensor:
+    out = torch.empty((key.numel() // 2, n), dtype=torch.int32, device=key.device)
+    return _blocks(key, n, out, lambda x0, x1, part: torch.bitwise_xor(x0, x1, out=part))
+
+
+def _below(key: Tensor, n: int, limit: int) -> Tensor:
+    out = torch.empty((key.numel() // 2, n), dtype=torch.bool, device=key.device)
+    last = torch.tensor(limit - 1 - 2**31, dtype=torch.int32, device="cpu")
+
+    def compare(x0: Tensor, x1: Tensor, part: Tensor) -> None:
+        # Flipping the sign bit makes the signed order the unsigned one.
+        torch.le(x0.bitwise_xor_(x1).bitwise_xor_(_SIGN), last, out=part)
+
+    return _blocks(key, n, out, compare)
 
 
 def _folded(key: Tensor, low: Tensor) -> Tensor:
@@ -121,20 +151,26 @@ def _folded(key: Tensor, low: Tensor) -> Tensor:
     return torch.stack([x0, x1], -1)
 
 
-def _counted_batch(info: Any, in_dims: tuple[Any, ...], key: Tensor, n: int, both: bool) -> tuple[Tensor, int]:
-    return _COUNTED(key.movedim(in_dims[0], 0), n, both), 0
-
-
 def _folded_batch(info: Any, in_dims: tuple[Any, ...], key: Tensor, low: Tensor) -> tuple[Tensor, int]:
     key, low = (x if axis is None else x.movedim(axis, 0) for x, axis in zip((key, low), in_dims, strict=True))
-    return _FOLDED(key, low), 0
+    return _OPS.threefry_folded(key, low), 0
+
+
+def _with_keys_first(op: str) -> Callable[..., tuple[Tensor, int]]:
+    def batch(info: Any, in_dims: tuple[Any, ...], key: Tensor, *rest: int) -> tuple[Tensor, int]:
+        return getattr(torch.ops.purevdm, op)(key.movedim(in_dims[0], 0), *rest), 0
+
+    return batch
 
 
 _library = torch.library.Library("purevdm", "FRAGMENT")
-_library.define("threefry_counted(Tensor key, int n, bool both) -> Tensor")
-_library.define("threefry_folded(Tensor key, Tensor low) -> Tensor")
-_library.impl("threefry_counted", _counted, "CompositeExplicitAutograd")
-_library.impl("threefry_folded", _folded, "CompositeExplicitAutograd")
-torch.library.register_vmap("purevdm::threefry_counted", _counted_batch, lib=_library)
-torch.library.register_vmap("purevdm::threefry_folded", _folded_batch, lib=_library)
-_COUNTED, _FOLDED = torch.ops.purevdm.threefry_counted.default, torch.ops.purevdm.threefry_folded.default
+for _name, _rest, _run, _batch in (
+    ("threefry_pairs", "int n", _pairs, _with_keys_first("threefry_pairs")),
+    ("threefry_mixed", "int n", _mixed, _with_keys_first("threefry_mixed")),
+    ("threefry_below", "int n, int limit", _below, _with_keys_first("threefry_below")),
+    ("threefry_folded", "Tensor low", _folded, _folded_batch),
+):
+    _library.define(f"{_name}(Tensor key, {_rest}) -> Tensor")
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_vmap(f"purevdm::{_name}", _batch, lib=_library)
+_OPS = torch.ops.purevdm
