@@ -175,21 +175,28 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
     q = q / math.sqrt(q.shape[-1])
 
     # Written out, as F.scaled_dot_product_attention has no batching rule on the CPU: vmap would loop over the examples.
-    # The weights are normalised after they are applied: one pass less over a (tokens, other tokens) matrix.
+    # A CPU takes the queries in parts: matrices of a mebibyte stay in its cache, and are not given back to the system.
+    parts = min(16, q.shape[:-1].numel() * k.shape[-2] // 2**18) if q.device.type == "cpu" else 1
+    pieces = q.chunk(parts, -2) if parts > 1 else (q,)
+    if torch.compiler.is_compiling():
+        out = _attend_compiled(pieces, k, v)
+    else:
+        out = concatenate([torch.softmax(piece @ k.movedim(-2, -1), -1) @ v for piece in pieces], -2)
+    return out.movedim(-3, -2).flatten(-2)
+
+
+def _attend_compiled(pieces: Sequence[Tensor], k: Tensor, v: Tensor) -> Tensor:
+    """Attends for a compiler: weights are normalised after they are applied, one pass less over a (tokens, other tokens)
+    matrix, and all pieces are divided at once, one loop to compile."""
+
     def attend(q: Tensor) -> tuple[Tensor, Tensor]:
         logits = q @ k.movedim(-2, -1)
         weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
         return weights @ v, weights.sum(-1, keepdim=True)
 
-    # A CPU takes the queries in parts: matrices of a mebibyte stay in its cache, and are not given back to the system.
-    # Their sums divide all parts at once: one loop to compile, not one for each part.
-    parts = min(16, q.shape[:-1].numel() * k.shape[-2] // 2**18) if q.device.type == "cpu" else 1
-    if parts < 2:
-        weighted, total = attend(q)
-    else:
-        weighted, total = (concatenate(outs, -2) for outs in zip(*(attend(q) for q in q.chunk(parts, -2)), strict=True))
-    out = weighted / total
-    return out.movedim(-3, -2).flatten(-2)
+    outs = [attend(q) for q in pieces]
+    weighted, total = outs[0] if len(outs) == 1 else (concatenate(parts, -2) for parts in zip(*outs, strict=True))
+    return weighted / total
 
 
 def dropout(keep: Tensor, x: Tensor, rate: float) -> Tensor:
