@@ -1,10 +1,12 @@
-"""How a network is applied to a batch: by regions in a compiled graph, mapped over the examples elsewhere; and what to say
-where torch cannot.
+"""How a network is applied to a batch: whole, where it has a form for that, by regions in a compiled graph, and else mapped
+over the examples; and what to say where torch cannot.
 
-A repeated block is a region: a compiler makes the code of one, and calls it for all others of the same form. The transforms
-of ``torch.func`` do not support regions, so they are used only in a compiled graph outside of these. There, and where a
-block is computed again in the backward pass, a network of blocks is applied to a whole batch, and each block maps over the
-examples inside. Both ways compute the same.
+A network of blocks maps only what it does before the first of them, and its blocks take a batch as they take an example. So
+no call of :func:`torch.func.vmap` stands around a block, which could not be computed again in the backward pass there.
+
+In a compiled graph a repeated block is a region: a compiler makes the code of one, and calls it for all others of the same
+form. The transforms of ``torch.func`` do not support regions, so they are used only outside of these. All ways compute the
+same.
 
 Under gradients, the inductor of PyTorch 2.13 reuses the memory of what a region saves for the backward pass, even if that is
 an input such as a parameter. So regions are used under gradients only if the network's ``owned_buffers`` says that the
@@ -36,29 +38,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 @constant
 def has_regions(network: "Network") -> bool:
     """Says whether this compiler supports regions, and the network has them."""
-    return _is_whole(network) and not OLD
+    return _has(network, "apply_by_regions") and not OLD
 
 
-def _is_whole(network: "Network") -> bool:
-    """Says whether a network can be applied to a batch block by block: not where a subclass overrides only one of ``apply``
-    and ``apply_by_regions``."""
-    forms = ("apply", "apply_by_regions")
-    owners = [next((kind for kind in type(network).__mro__ if form in vars(kind)), None) for form in forms]
+def _has(network: "Network", form: str) -> bool:
+    """Says whether a network has another form of ``apply``: not where a subclass overrides only one of the two."""
+    owners = [next((kind for kind in type(network).__mro__ if name in vars(kind)), None) for name in ("apply", form)]
     return owners[0] is owners[1]
 
 
 def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
-    """Returns a network's ``apply_by_regions`` where it is to be applied to these inputs, or None: in a compiled graph, if
-    regions work; in eager mode, if blocks are computed again in the backward pass, as they cannot be within vmap."""
-    compiled = torch.compiler.is_compiling()
-    if torch.compiler.is_exporting() or transformed():
+    """Returns the form of a network's ``apply`` that takes a batch of these inputs, or None: by regions in a compiled graph,
+    if they work there, and ``apply_to_batch`` elsewhere."""
+    if not _has(network, "apply_to_batch"):
         return None
-    if not (has_regions(network) if compiled else getattr(network, "remat", False) and _is_whole(network)):
-        return None
+    whole = network.apply_to_batch  # type: ignore[attr-defined]
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not has_regions(network):
+        return whole  # type: ignore[no-any-return]
     leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
     differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-    works = not differentiated or network.owned_buffers if compiled else differentiated  # type: ignore[attr-defined]
-    return network.apply_by_regions if works else None  # type: ignore[attr-defined, no-any-return]
+    works = not differentiated or network.owned_buffers  # type: ignore[attr-defined]
+    return network.apply_by_regions if works else whole  # type: ignore[attr-defined, no-any-return]
 
 
 def without_reuse(options: dict[str, Any]) -> dict[str, Any]:

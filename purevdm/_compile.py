@@ -69,8 +69,12 @@ def materialize(x: Tensor) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Gives x itself, (channels, *space), with the channels of a position next to one another in memory.
+    """Gives x itself, (channels, *space), with the channels of a position next to one another in memory; in eager mode for
+    maps of two axes only.
 
-    Convolutions and norms run faster so, and keep the layout: one call at a network's input serves all its layers.
+    Convolutions and norms run faster so, and keep the layout: one call at a network's input serves all its layers. (In eager
+    mode on a CPU those over one axis and over three do not.)
     """
-    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+    if torch.compiler.is_compiling() or x.ndim == 3:
+        return x.movedim(0, -1).contiguous().movedim(-1, 0)
+    return x

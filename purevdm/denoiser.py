@@ -51,8 +51,8 @@ def output(
     """
     axes = batch_axes(cond, z.shape[0])
     params = optree.tree_map(lambda leaf: laid_out(leaf, network.dtype), params)  # type: ignore[arg-type, assignment]
-    by_regions = _apply.for_batch(network, params, z, gamma, cond, x_hat)
-    apply = by_regions or network.apply
+    for_batch = _apply.for_batch(network, params, z, gamma, cond, x_hat)
+    apply = for_batch or network.apply
     mask = mask.expand(len(z), *mask.shape[1:]) if network.masked and mask is not None else None
 
     def one(z: Tensor, gamma: Tensor, cond: Any, *optional: Tensor | None) -> Tensor:
@@ -62,7 +62,7 @@ def output(
 
     def whole() -> Tensor:
         optional = (key, x_hat, mask)
-        if network.batched or by_regions is not None:
+        if network.batched or for_batch is not None:
             return one(z, gamma, cond, *optional)
         in_dims = (0, 0, axes, *(None if value is None else 0 for value in optional))
         return torch.func.vmap(one, in_dims=in_dims)(z, gamma, cond, *optional)

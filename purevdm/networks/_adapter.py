@@ -47,12 +47,18 @@ def rank(pattern: str) -> int:
     return len(axes) - 1
 
 
+def axes_of_space(pattern: str) -> int:
+    """Counts the axes of space of a checked pattern's feature map."""
+    return len(pattern.partition("->")[0].split()) - 1
+
+
 def tokens(pattern: str, x: Tensor) -> Tensor:
-    """Rearranges a feature map (channels, *space) into tokens, (..., tokens, channels)."""
-    return rearrange(x, pattern)
+    """Rearranges a feature map (channels, *space), or a batch of them, into tokens, (..., tokens, channels)."""
+    left, right = pattern.split("->")
+    return rearrange(x, f"... {left} -> ... {right}")
 
 
 def feature_map(pattern: str, tokens: Tensor, space: tuple[int, ...]) -> Tensor:
-    """Rearranges tokens into the feature map (channels, *space) that they came from."""
+    """Rearranges tokens into the feature map (channels, *space), or the batch of them, that they came from."""
     left, right = (side.strip() for side in pattern.split("->"))
-    return rearrange(tokens, f"{right} -> {left}", **dict(zip(left.split()[1:], space, strict=True)))
+    return rearrange(tokens, f"... {right} -> ... {left}", **dict(zip(left.split()[1:], space, strict=True)))

@@ -90,14 +90,16 @@ def resnet(
     rate: float,
     padding: str | Sequence[str] = "zeros",
 ) -> Tensor:
-    """Applies norm, swish and convolution twice, around a shift by the context; ``keep`` is dropout's mask."""
-    h = nn.conv(params["conv1"], nn.swish(nn.group_norm(params["norm1"], x, groups)), padding=padding)
+    """Applies norm, swish and convolution twice, around a shift by the context, to one feature map or a batch of them;
+    ``keep`` is dropout's mask."""
+    rank = params["conv1"]["kernel"].ndim - 2
+    h = nn.conv(params["conv1"], nn.swish(nn.group_norm(params["norm1"], x, groups, rank=rank)), padding=padding)
     h = h + nn.over_space(nn.dense(params["cond_proj"], context), h)
-    h = nn.swish(nn.group_norm(params["norm2"], h, groups))
+    h = nn.swish(nn.group_norm(params["norm2"], h, groups, rank=rank))
     if keep is not None:
         h = nn.dropout(keep, h, rate)
     h = nn.conv(params["conv2"], h, padding=padding)
-    return (nn.pointwise(params["nin_shortcut"], x) if "nin_shortcut" in params else x) + h
+    return (nn.pointwise(params["nin_shortcut"], x, rank) if "nin_shortcut" in params else x) + h
 
 
 def attention_init(key: Key, channels: int, ctrl_dim: int = 0) -> Params:
@@ -112,11 +114,13 @@ def attention_init(key: Key, channels: int, ctrl_dim: int = 0) -> Params:
 
 
 def attend(params: Params, x: Tensor, adapter: str, groups: int, heads: int = 1, ctrl: Tensor | None = None) -> Tensor:
-    tokens = _adapter.tokens(adapter, nn.group_norm(params["norm"], x, groups))
+    """Lets the positions of a feature map, or of each in a batch, attend to one another or to a sequence."""
+    rank = _adapter.axes_of_space(adapter)
+    tokens = _adapter.tokens(adapter, nn.group_norm(params["norm"], x, groups, rank=rank))
     source = tokens if ctrl is None else ctrl.to(tokens.dtype)
     q, k, v = nn.dense(params["q"], tokens), nn.dense(params["k"], source), nn.dense(params["v"], source)
     out = nn.dense(params["proj_out"], nn.attention(q, k, v, heads))
-    return x + _adapter.feature_map(adapter, out, tuple(x.shape[1:]))
+    return x + _adapter.feature_map(adapter, out, tuple(x.shape[-rank:]))
 
 
 def dropout_masks(key: Key | None, rate: float, shapes: Sequence[tuple[int, ...]]) -> list[Tensor] | None:

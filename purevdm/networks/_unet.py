@@ -58,11 +58,18 @@ class UNet(_blocks.Own):
         block = _blocks.rematerialised(partial(_block, _resnet, _attend), self.remat)
         return _forward(self, _one, block, params, z, gamma, cond, key, x_hat)
 
+    def apply_to_batch(
+        self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
+    ) -> Tensor:
+        """Does :meth:`apply` for a batch without mapping blocks over it; see :mod:`purevdm._apply`."""
+        block = _blocks.rematerialised(partial(_block, _resnet, _attend), self.remat)
+        return _forward(self, _apply.over_batch, block, params, z, gamma, cond, key, x_hat)
+
     def apply_by_regions(
         self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
     ) -> Tensor:
-        """:meth:`apply` for a batch, block by block; see :mod:`purevdm._apply`."""
-        block = _blocks.rematerialised(partial(_block, _resnet_of_batch, _attend_of_batch), self.remat)
+        """Does :meth:`apply_to_batch` with blocks as regions of a compiled graph."""
+        block = _blocks.rematerialised(partial(_block, _resnet_region, _attend_region), self.remat)
         return _forward(self, _apply.over_batch, block, params, z, gamma, cond, key, x_hat)
 
     @property
@@ -73,7 +80,7 @@ class UNet(_blocks.Own):
     @property
     def rank(self) -> int:
         """How many axes of space."""
-        return len(self.adapter[0].partition("->")[0].split()) - 1
+        return _adapter.axes_of_space(self.adapter[0])
 
     @property
     def inside(self) -> Inside:
@@ -160,7 +167,7 @@ def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]
 
 
 def _resnet(settings: Inside, params: Params, context: Tensor, mask: Tensor | None, *maps: Tensor) -> Tensor:
-    x = nn.concatenate(maps) if len(maps) > 1 else maps[0]
+    x = nn.concatenate(maps, -settings.rank - 1) if len(maps) > 1 else maps[0]
     padding = settings.padding.split(";")
     return _blocks.resnet(params, x, context, settings.groups, mask, fixed(settings.dropout), padding)
 
@@ -175,16 +182,13 @@ def _attend(settings: Inside, params: Params, x: Tensor, ctrl: Tensor | None) ->
 
 
 @_apply.region(Inside)
-def _resnet_of_batch(settings: Inside, params: Params, *given: Any) -> Tensor:
-    context, mask, *maps = given
+def _resnet_region(settings: Inside, params: Params, context: Tensor, mask: Tensor | None, *maps: Tensor) -> Tensor:
     if len(maps) > 1:  # the derivative of a concatenation is two strided parts of one tensor, which would be another region
-        maps = [materialize(x) for x in maps]
-    return _apply.over_batch(partial(_resnet, settings))(params, context, mask, *maps)
+        maps = tuple(materialize(x) for x in maps)
+    return _resnet(settings, params, context, mask, *maps)
 
 
-@_apply.region(Inside)
-def _attend_of_batch(settings: Inside, params: Params, *given: Any) -> Tensor:
-    return _apply.over_batch(partial(_attend, settings))(params, *given)
+_attend_region = _apply.region(Inside)(_attend)
 
 
 def _block(
@@ -228,13 +232,14 @@ def _down(settings: UNet, params: Params, h: Tensor) -> Tensor:
 
 
 def _up(settings: UNet, params: Params, h: Tensor, skip: Tensor) -> Tensor:
-    return nn.conv(params["sample"], nn.upsample(h, skip.shape[1:]), padding=settings.padding)
+    return nn.conv(params["sample"], nn.upsample(h, skip.shape[-settings.rank :]), padding=settings.padding)
 
 
 def _leave(settings: UNet, params: Params, h: Tensor) -> Tensor:
-    h = nn.swish(nn.group_norm(params["norm_out"], h, settings.groups))
+    channels = -settings.rank - 1
+    h = nn.swish(nn.group_norm(params["norm_out"], h, settings.groups, rank=settings.rank))
     h = nn.conv(params["conv_out"], h, padding=settings.padding)
-    return h if settings.outputs is None else h.unflatten(0, (-1, settings.outputs)).movedim(1, -1)
+    return h if settings.outputs is None else h.unflatten(channels, (-1, settings.outputs)).movedim(channels, -1)
 
 
 def _forward(
@@ -244,11 +249,10 @@ def _forward(
     params: Params,
     *given: Any,
 ) -> Tensor:
-    """Goes down, through the middle and up. ``over`` applies a function of parameters and one example to one example or to a
-    batch, whichever the inputs are."""
+    """Goes down, through the middle and up, for one example or a batch. ``over`` makes of a function of parameters and one
+    example that of whichever the inputs are."""
     start = over(partial(_enter, settings))(params, *given)
-    h, masks = start["h"], iter(start.get("masks", ()))
-    down, up, inside = over(partial(_down, settings)), over(partial(_up, settings)), settings.inside
+    h, masks, inside = start["h"], iter(start.get("masks", ())), settings.inside
 
     def block(params: Params, *maps: Tensor) -> Tensor:
         return apply_block(inside, params, start["context"], next(masks, None), start.get("ctrl"), *maps)
@@ -261,7 +265,7 @@ def _forward(
             h = block(resolution[str(j)], h)
             skips.append(h)
         if i < last:
-            h = down(resolution, h)
+            h = _down(settings, resolution, h)
             skips.append(h)
     h = block(params["mid"]["block1"], h)
     h = block(params["mid"]["block2"], h)
@@ -270,5 +274,5 @@ def _forward(
         for j in range(settings.blocks + 1):
             h = block(resolution[str(j)], h, skips.pop())
         if i > 0:
-            h = up(resolution, h, skips[-1])
-    return over(partial(_leave, settings))(params, h)
+            h = _up(settings, resolution, h, skips[-1])
+    return _leave(settings, params, h)

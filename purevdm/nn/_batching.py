@@ -17,6 +17,9 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: list[int]) -> Tensor:
+    if x.ndim == kernel.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        # Once, and not again in the backward pass. A compiler does it anyway.
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
     return _CONVOLUTIONS[kernel.ndim - 2](x, kernel, bias, stride=stride, padding=padding)  # type: ignore[operator]
 
 
@@ -94,7 +97,7 @@ _GROUP_NORM = torch.ops.purevdm.group_norm.default
 
 
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int]) -> Tensor:
-    """Applies F.conv1d, F.conv2d or F.conv3d, by the kernel's rank, to one example (n_in, *space)."""
+    """Applies F.conv1d, F.conv2d or F.conv3d, by the kernel's rank, to one example (n_in, *space), or to a batch."""
     return _CONVOLVE(x, kernel, bias, stride, list(padding))  # type: ignore[no-any-return]
 
 
@@ -104,5 +107,5 @@ def concatenate(xs: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 
 def group_norm(x: Tensor, groups: int, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Applies F.group_norm to one example (channels, *space)."""
-    return _GROUP_NORM(x.unsqueeze(0), groups, scale, bias, eps).squeeze(0)  # type: ignore[no-any-return]
+    """Applies F.group_norm to a batch (N, channels, *space)."""
+    return _GROUP_NORM(x, groups, scale, bias, eps)  # type: ignore[no-any-return]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._compile import materialize
-from purevdm.nn import _batching
 from purevdm.nn._batching import concatenate, convolve
+from purevdm.nn._batching import group_norm as batched_group_norm
 from purevdm.nn._initialisers import Initialiser, lecun_normal
 from purevdm.types import Key, Params, Shape
 
@@ -32,14 +32,17 @@ def dense(params: Params, x: Tensor) -> Tensor:
     return y + params["bias"] if "bias" in params else y
 
 
-def pointwise(params: Params, x: Tensor) -> Tensor:
-    """Applies :func:`dense` along the first axis, at each position of a feature map: (n_in, *space) to (n_out, *space)."""
-    return dense(params, x.movedim(0, -1)).movedim(-1, 0)  # channels are neighbours in memory
+def pointwise(params: Params, x: Tensor, rank: int | None = None) -> Tensor:
+    """Applies :func:`dense` at each position of a feature map, along its channels: (n_in, *space) to (n_out, *space), or a
+    batch of them, where ``rank`` is how many axes of space there are."""
+    axis = -x.ndim if rank is None else -rank - 1
+    return dense(params, x.movedim(axis, -1)).movedim(-1, axis)  # channels are neighbours in memory
 
 
 def over_space(per_channel: Tensor, x: Tensor) -> Tensor:
-    """Shapes one number a channel, (channels,), to broadcast over the positions of a feature map (channels, *space)."""
-    return per_channel.reshape(-1, *(1 for _ in x.shape[1:]))
+    """Shapes one number a channel, (channels,), to broadcast over the positions of a feature map (channels, *space), or of
+    each in a batch (B, channels) over those of a batch of maps."""
+    return per_channel.reshape(*per_channel.shape, *(1 for _ in range(x.ndim - per_channel.ndim)))
 
 
 def embedding_init(key: Key, n: int, dim: int) -> Params:
@@ -73,13 +76,13 @@ def conv_init(
 
 
 def conv(params: Params, x: Tensor, stride: int = 1, padding: str | Sequence[str] = "zeros") -> Tensor:
-    """Convolves: (n_in, *space) to (n_out, *space), space of rank 1 to 3. A stride of 1 keeps each size n; a stride of s
-    leaves ceil(n / s). An axis of space is padded by "zeros", or, "circular", goes on at its other end."""
+    """Convolves: (n_in, *space) to (n_out, *space), space of rank 1 to 3, or a batch of such maps. A stride of 1 keeps each
+    size n; a stride of s leaves ceil(n / s). An axis of space is padded by "zeros", or, "circular", goes on at its other end."""
     kernel = params["kernel"]
     margins = [size // 2 for size in kernel.shape[2:]]
     for axis, kind in enumerate(paddings(padding, len(margins))):
         if kind == "circular":
-            x, margins[axis] = _wrapped(x, axis + 1, margins[axis]), 0
+            x, margins[axis] = _wrapped(x, axis - len(margins), margins[axis]), 0
     return convolve(x, kernel, params.get("bias"), stride, margins)
 
 
@@ -107,11 +110,12 @@ def _wrapped(x: Tensor, axis: int, margin: int) -> Tensor:
 
 
 def upsample(x: Tensor, space: Shape) -> Tensor:
-    """Repeats each position of a feature map twice along each axis, and cuts to ``space``, the sizes before a convolution of
-    stride 2."""
-    if len(space) != x.ndim - 1 or any((size + 1) // 2 != n for size, n in zip(space, x.shape[1:], strict=True)):
-        raise ValueError(f"space: expected sizes whose halves, rounded up, are {tuple(x.shape[1:])}, got {tuple(space)}")
-    for axis, size in enumerate(space, start=1):
+    """Repeats each position of a feature map, or of a batch of them, twice along each axis, and cuts to ``space``, the sizes
+    before a convolution of stride 2."""
+    halves = x.shape[1:] if len(space) >= x.ndim else x.shape[x.ndim - len(space) :]
+    if len(space) != len(halves) or any((size + 1) // 2 != n for size, n in zip(space, halves, strict=True)):
+        raise ValueError(f"space: expected sizes whose halves, rounded up, are {tuple(halves)}, got {tuple(space)}")
+    for axis, size in enumerate(space, start=-len(space)):
         x = x.repeat_interleave(2, axis).narrow(axis, 0, size)
     return x
 
@@ -124,25 +128,30 @@ def group_norm_init(key: Key, channels: int) -> Params:
     return {"scale": scale, "bias": torch.zeros_like(scale)}
 
 
-def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6) -> Tensor:
-    """Normalises each group of channels of one feature map (channels, *space) over its channels and positions."""
-    if x.shape[0] % groups:
-        raise ValueError(f"groups: expected a divisor of the {x.shape[0]} channels, got {groups}")
+def group_norm(params: Params, x: Tensor, groups: int = 32, eps: float = 1e-6, rank: int | None = None) -> Tensor:
+    """Normalises each group of channels of one feature map (channels, *space) over its channels and positions; of each in a
+    batch, where ``rank`` is how many axes of space there are."""
+    batched = rank is not None and x.ndim == rank + 2
+    channels = x.shape[int(batched)]
+    if channels % groups:
+        raise ValueError(f"groups: expected a divisor of the {channels} channels, got {groups}")
     if torch.compiler.is_compiling():
-        return _group_norm_by_channel(params, x, groups, eps)
-    return _batching.group_norm(x, groups, params["scale"], params["bias"], eps)
+        return _group_norm_by_channel(params, x, groups, eps, x.ndim - 1 - batched)
+    y = batched_group_norm(x if batched else x.unsqueeze(0), groups, params["scale"], params["bias"], eps)
+    return y if batched else y.squeeze(0)
 
 
-def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float) -> Tensor:
+def _group_norm_by_channel(params: Params, x: Tensor, groups: int, eps: float, rank: int) -> Tensor:
     """Does :func:`group_norm` for a compiler: one number a channel wherever possible, so that its loops run along channels
     that are neighbours in memory, and gradients are sums over positions only."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     scale, bias = params["scale"].to(wide.dtype), params["bias"].to(wide.dtype)
-    var, mean = (materialize(s) for s in torch.var_mean(wide, tuple(range(1, x.ndim)), correction=0))
+    var, mean = (materialize(s) for s in torch.var_mean(wide, tuple(range(-rank, 0)), correction=0))
 
     def over_group(s: Tensor) -> Tensor:
         """Computes the mean over each group, for each of its channels."""
-        return s.unflatten(0, (groups, -1)).mean(-1, keepdim=True).expand(groups, s.shape[0] // groups).flatten()
+        means = s.unflatten(-1, (groups, -1)).mean(-1, keepdim=True)
+        return means.expand(*means.shape[:-1], s.shape[-1] // groups).flatten(-2)
 
     centre = over_group(mean)
     slope = materialize(scale * torch.rsqrt(over_group(var + (mean - centre).square()) + eps))

@@ -29,7 +29,8 @@ OPTIONS = dict(groups=2, heads=1, dropout=0.25)
     ],
     ids=["plain", "conditions", "outputs", "remat", "padding"],
 )
-def test_for_a_batch_it_computes_what_it_does_for_each_example(options):
+@pytest.mark.parametrize("way", ["whole", "regions"])
+def test_for_a_batch_it_computes_what_it_does_for_each_example(options, way):
     network = networks.unet(4, (1, 2), 1, **OPTIONS, **options)
     params = perturbed(network.init(random.key(0), (2, 5, 3)), 1, 0.1)
     keys = random.split(random.key(2), 4)
@@ -41,7 +42,7 @@ def test_for_a_batch_it_computes_what_it_does_for_each_example(options):
         cond = Condition(vector, torch.tensor([0, 2, 1, 1]), ctrl, random.normal(random.key(6), (4, 1, 5, 3)))
     if "self_condition" in options:
         estimate = {"x_hat": x_hat}
-    batch = network.apply_by_regions
+    batch = network.apply_to_batch if way == "whole" else network.apply_by_regions
     for key in (None, keys):
 
         def one(z, gamma, cond, key, estimate):

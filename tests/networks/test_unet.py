@@ -115,7 +115,7 @@ def test_axial_attention_keeps_rows_apart():
     params = perturbed(network, (1, 4, 5), 0.3)["mid"]["block1"]["attn"]["0"]
     x = random.normal(random.key(1), (8, 4, 5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn, "group_norm", lambda params, x, groups: x)  # which sees the whole map
+        patch.setattr(nn, "group_norm", lambda params, x, groups, rank: x)  # which sees the whole map
         seen = torch.func.grad(lambda x: _blocks.attend(params, x, AXIAL[0], 1, 2)[:, 2].sum())(x).abs().amax((0, 2)) > 0
     assert seen.tolist() == [False, False, True, False]
 
