@@ -12,6 +12,7 @@ from torch import Tensor
 
 from purevdm import _checks, process, schedules
 from purevdm._compile import exact
+from purevdm._stable import expm1
 from purevdm.denoiser import Denoiser, last_step, of_model
 from purevdm.model import Model, parse, share
 from purevdm.noise import Noise
@@ -73,11 +74,12 @@ def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float |
 
     Args:
         loss: :func:`diffusion_loss`.
-        log_ratio: log r, which broadcasts.
+        log_ratio: log r, which broadcasts; in float64, as r is near 1.
         timesteps: T.
         share: as in :func:`prior_loss`.
     """
-    return torch.exp(-log_ratio) * loss + 0.5 * timesteps * share * (torch.expm1(-log_ratio) + log_ratio)
+    excess = expm1(-log_ratio) + log_ratio  # about log_ratio**2 / 2
+    return (torch.exp(-log_ratio) * loss + 0.5 * timesteps * share * excess).to(loss.dtype)
 
 
 # A batch
@@ -173,7 +175,8 @@ def latent_loss(
     loss, steps = diffusion_loss(eps, eps_hat, weight), model.timesteps
     if steps == 0:  # the two variances meet
         return loss
-    gamma_s = gamma_t - torch.log1p(weight / steps)  # weight = T expm1(gamma_t - gamma_s)
+    gamma_t = gamma_t.double()
+    gamma_s = gamma_t - torch.log1p(weight.double() / steps)  # weight = T expm1(gamma_t - gamma_s)
     log_ratio = model.reverse.log_ratio(gamma_t, gamma_s, v)
     return loss if log_ratio is None else reverse_loss(loss, log_ratio, steps, share)
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from purevdm._stable import expm1
+
 __all__ = [
     "Gaussian",
     "align",
@@ -67,12 +69,12 @@ def transition(z_s: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Gaussian:
     """Gives q(z_t given z_s), from less noise to more (App. A)."""
     ratio = _alpha_ratio(gamma_s, gamma_t)
     # sigma_{t|s}**2 = sigma_t**2 - alpha_{t|s}**2 sigma_s**2 = sigma_t**2 (1 - SNR(t) / SNR(s))
-    return Gaussian(ratio * z_s, sigma(gamma_t) * torch.sqrt(-torch.expm1(gamma_s - gamma_t)))
+    return Gaussian(ratio * z_s, sigma(gamma_t) * torch.sqrt(-expm1(gamma_s - gamma_t)))
 
 
 def posterior(z_t: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gaussian:
     """Gives q(z_s given z_t, x), from more noise to less, with the clean x (or a prediction of it) known (App. A)."""
-    c = -torch.expm1(gamma_s - gamma_t)
+    c = -expm1(gamma_s - gamma_t)
     # (1 - c) / alpha_{t|s} = alpha_{t|s} sigma_s**2 / sigma_t**2, with 1 - c = exp(gamma_s - gamma_t)
     mean = torch.exp(gamma_s - gamma_t) / _alpha_ratio(gamma_s, gamma_t) * z_t + alpha(gamma_s) * c * x
     return Gaussian(mean, sigma(gamma_s) * torch.sqrt(c))
@@ -80,7 +82,7 @@ def posterior(z_t: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gauss
 
 def posterior_from_eps(z_t: Tensor, eps: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Gaussian:
     """Gives :func:`posterior` with the noise in z_t (or a prediction of it) in place of x (App. A, eq. 34)."""
-    c = -torch.expm1(gamma_s - gamma_t)
+    c = -expm1(gamma_s - gamma_t)
     mean = (z_t - c * sigma(gamma_t) * eps) / _alpha_ratio(gamma_s, gamma_t)
     return Gaussian(mean, sigma(gamma_s) * torch.sqrt(c))
 

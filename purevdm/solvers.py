@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import process, random
+from purevdm._stable import expm1
 from purevdm._values import Value
 from purevdm.denoiser import Prediction
 from purevdm.types import Key
@@ -168,4 +169,4 @@ def dpmpp_2m_step(
     ratio = (gamma_last - gamma_t) / (gamma_t - gamma_s)
     x = torch.where(first, x_hat, x_hat + (x_hat - x_last) / (2.0 * ratio))
     scale = process.sigma(gamma_s) / process.sigma(gamma_t)
-    return scale * z_t - process.alpha(gamma_s) * torch.expm1(0.5 * (gamma_s - gamma_t)) * x
+    return scale * z_t - process.alpha(gamma_s) * expm1(0.5 * (gamma_s - gamma_t)) * x

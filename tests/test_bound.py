@@ -13,7 +13,7 @@ from goldens import CASES, case
 from hypothesis import given, settings
 
 import purevdm
-from purevdm import Noise, random, schedules
+from purevdm import Noise, networks, parts, random, schedules
 from purevdm import bound as rooms
 from purevdm.noise import discretise, draw_noise, draw_seeds, draw_times
 from purevdm.testing import sources
@@ -223,6 +223,17 @@ def test_bound_under_a_schedule_for_each_pixel_is_the_entropy(timesteps):
     excess = 0.05 if timesteps else 0.0
     assert -4 * error < gap < excess + 4 * error
     assert error < 0.02
+
+
+def test_another_variance_costs_what_its_series_says_in_many_steps():
+    """Where z_t is nearly data the two variances' log ratio r is gamma's rise, and the cost T (exp(-r) - 1 + r) / 2."""
+    timesteps, gamma_t, r = 100_000, torch.tensor([-20.0]), 18.3 / 100_000
+    schedule, reverse = schedules.fixed_linear(), parts.upper()
+    model = purevdm.vdm(networks.mlp(4), schedule, (1,), timesteps=timesteps, reverse=reverse)
+    eps, weight = torch.ones(1), torch.tensor([timesteps * math.expm1(r)])
+    got = rooms.latent_loss(model, eps, eps, gamma_t, weight)
+    want = torch.tensor([0.5 * timesteps * (r**2 / 2 - r**3 / 6)])
+    torch.testing.assert_close(got, want, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
 
 
 def test_a_pixels_schedule_for_all_pixels_is_the_shared_one():

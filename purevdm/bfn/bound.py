@@ -159,7 +159,9 @@ def terms(
     """Computes the bound's terms of each dimension, (B, *event_shape), behind the door. Without the reconstruction, which
     applies the network to a second batch of latents, at t = 1, ``recon`` is 0."""
     flow, output, n = model.flow, model.output, fixed(model.timesteps)
-    t, end = step_of(noise.t, n)
+    t, _ = step_of(noise.t, n)
+    # in float64, as a step's gain would cancel in the difference of two rounded times
+    weight = flow.slope(t) if n == 0 else flow.gain(*step_of(noise.t.double(), n)).to(t.dtype)
     h = output.encode(x, noise.eps.dtype)
     w, times, key, there = within(latent(h, align(flow.snr(t), h), noise.eps), mask), t, noise.key, mask
     if reconstruction:  # one batch of both latents
@@ -169,13 +171,13 @@ def terms(
         cond, key, there = (_doubled(part) for part in (cond, key, mask))
     out = in_bound(model, net_params, w, times, cond, key, there)
 
-    def loss(out: Out, x: Tensor, h: Tensor, t: Tensor, end: Tensor, sender: Tensor | None) -> Tensor:
+    def loss(out: Out, x: Tensor, h: Tensor, weight: Tensor, sender: Tensor | None) -> Tensor:
         if n == 0:
-            return squared_loss(h, output.mean(out), flow.slope(t)).reshape(*x.shape, -1).sum(-1)
-        return n * output.step_loss(out, x, h, flow.gain(t, end), sender)
+            return squared_loss(h, output.mean(out), weight).reshape(*x.shape, -1).sum(-1)
+        return n * output.step_loss(out, x, h, weight, sender)
 
-    in_dims = (0, 0, 0, 0, 0, None if noise.sender is None else 0)
-    diffusion = vmap(loss, in_dims)(tuple(part[: len(x)] for part in out), x, h, t, end, noise.sender)
+    in_dims = (0, 0, 0, 0, None if noise.sender is None else 0)
+    diffusion = vmap(loss, in_dims)(tuple(part[: len(x)] for part in out), x, h, weight, noise.sender)
     recon = torch.zeros_like(diffusion)
     if reconstruction:
         recon = vmap(output.reconstruction)(tuple(part[len(x) :] for part in out), x)

@@ -53,6 +53,7 @@ from torch import Tensor
 
 from purevdm import _checks, process
 from purevdm._compile import fixed
+from purevdm._stable import expm1
 from purevdm._vdm import VDM, vdm
 from purevdm.bfn.flows import T_MIN
 from purevdm.bfn.model import BFN, fraction
@@ -82,7 +83,7 @@ class Bridge(Schedule):
 
     def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
         u = -2.0 * math.log(fixed(self.sigma_1)) * (1.0 - t).clamp(min=fixed(self.t_min))
-        return -u - torch.log(-torch.expm1(-u))
+        return -u - torch.log(-expm1(-u))
 
 
 def schedule(sigma_1: float, t_min: float = T_MIN) -> Schedule:

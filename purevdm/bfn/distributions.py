@@ -19,6 +19,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._normal import log_ndtr
+from purevdm._stable import expm1
 from purevdm.decoders import Decoder, Discrete
 from purevdm.types import Key, Params
 
@@ -31,7 +32,7 @@ def _log_mass(lower: Tensor, upper: Tensor, first: Tensor, last: Tensor) -> Tens
     flipped = ~first & (last | (lower + upper > 0.0))
     lower, upper = torch.where(flipped, -upper, lower), torch.where(flipped, -lower, upper)
     below = log_ndtr(upper)
-    return below + torch.log(torch.where(first | last, 1.0, -torch.expm1(log_ndtr(lower) - below)))
+    return below + torch.log(torch.where(first | last, 1.0, -expm1(log_ndtr(lower) - below)))
 
 
 def bin_log_prob(index: Tensor, mean: Tensor, std: Tensor, bins: int) -> Tensor:

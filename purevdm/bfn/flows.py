@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from purevdm._compile import fixed
+from purevdm._stable import expm1
 from purevdm.types import Shape
 
 __all__ = ["Categorical", "Flow", "Normal"]
@@ -49,7 +50,7 @@ class Normal(NamedTuple):
 
     def snr(self, t: Tensor) -> Tensor:
         """Computes the signal-to-noise ratio at time t: 0 at t = 0, and growing."""
-        return torch.expm1(self._rate * t)
+        return expm1(self._rate * t)
 
     def slope(self, t: Tensor) -> Tensor:
         """Computes snr'(t), here alpha(t) of eq. 74."""
@@ -57,7 +58,7 @@ class Normal(NamedTuple):
 
     def gain(self, s: Tensor, t: Tensor) -> Tensor:
         """Computes snr(t) - snr(s) without cancellation, here alpha_i of eq. 95 for the times (i - 1) / n and i / n."""
-        return torch.exp(self._rate * s) * torch.expm1(self._rate * (t - s))
+        return torch.exp(self._rate * s) * expm1(self._rate * (t - s))
 
     def latent_shape(self, event_shape: Shape) -> tuple[int, ...]:
         """Gives the shape of w."""
@@ -95,7 +96,7 @@ class Normal(NamedTuple):
             return torch.zeros_like(w), torch.ones_like(w)
         if predicts == "v":
             std = torch.sqrt(torch.exp(-self._rate * t))
-            return torch.sqrt(-torch.expm1(-self._rate * t)) * std * w, -std
+            return torch.sqrt(-expm1(-self._rate * t)) * std * w, -std
         early = t < fixed(T_MIN)
         scale = torch.rsqrt(self.snr(torch.where(early, 1.0, t)))
         return torch.where(early, 0.0, w * scale), torch.where(early, 0.0, -scale)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from purevdm import random
 from purevdm._compile import fixed
+from purevdm._stable import expm1
 from purevdm.bfn import distributions
 from purevdm.bfn.flows import Categorical, Normal
 from purevdm.decoders import Decoder, is_class
@@ -51,8 +52,12 @@ def mixture_loss(log_p: Tensor, offsets: Tensor, sender: Tensor, gain: Tensor) -
     def one(eps: Tensor) -> Tensor:
         along = (offsets * eps[..., None, :]).sum(-1)
         relative = -0.5 * gain * offsets.square().sum(-1) - torch.sqrt(gain) * along
-        return -torch.logsumexp(log_p + relative, -1)
+        # log(1 + rise) where the step is short, as n steps multiply what rounding does to a sum near 1
+        rise = (p * expm1(relative)).sum(-1)
+        near = torch.log1p(rise.clamp(min=-0.5))
+        return -torch.where(rise > -0.5, near, torch.logsumexp(log_p + relative, -1))
 
+    p = log_p.exp()
     return torch.func.vmap(one)(sender).mean(0)
 
 

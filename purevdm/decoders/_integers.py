@@ -13,6 +13,7 @@ from torch import Tensor
 from purevdm import _checks, random
 from purevdm._compile import fixed
 from purevdm._normal import log_ndtr
+from purevdm._stable import expm1
 from purevdm.decoders._decoder import FLOATS, Decoder, finite, is_class, level
 from purevdm.decoders._discrete import integers as whole
 from purevdm.types import Key, Params, Shape
@@ -26,7 +27,7 @@ def _log_bin(distance: Tensor, std: Tensor, floor: float) -> Tensor:
     """The log mass of a normal within 1/2 of a number at this distance from its mean, computed in float64."""
     d, s = distance.double().abs(), std.double()  # by symmetry, and so never a difference of numbers close to 1
     near, far = log_ndtr((0.5 - d) / s), log_ndtr((-0.5 - d) / s)
-    mass = near + torch.log(-torch.expm1(far - near))
+    mass = near + torch.log(-expm1(far - near))
     mass = mass if floor == 0.0 else torch.logaddexp(mass, torch.full_like(mass, math.log(floor)))
     return mass.to(distance.dtype)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm._normal import log_ndtr
+from purevdm._stable import expm1
 from purevdm._values import Value
 from purevdm.decoders._decoder import data, is_class
 from purevdm.decoders._discrete import INTEGERS, integers
@@ -189,7 +190,7 @@ def _log_total(total: Tensor, params: Tensor) -> Tensor:
     # In the tail that is nearer, where differences of the distribution function do not cancel.
     low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
     log_high, log_low = log_ndtr(high), log_ndtr(low.clamp(min=-1e9))
-    return log_high + torch.log1p(-torch.exp(log_low - log_high))
+    return log_high + torch.log(-expm1(log_low - log_high))
 
 
 def _log_gamma(key: Key, shape: Tensor) -> Tensor:

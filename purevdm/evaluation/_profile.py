@@ -130,9 +130,9 @@ def _gamma_and_slope(model: VDM, params: Params, t: Tensor) -> tuple[Tensor, Ten
         gamma, slope = schedules.gamma_and_slope(schedule, own, t)
         return gamma.reshape(t.shape[0], -1).mean(1), slope.reshape(t.shape[0], -1).mean(1)
     end = discretise(t, steps)
-    low, high = (schedules.gamma(schedule, own, at).reshape(t.shape[0], -1).mean(1) for at in (end - 1.0 / steps, end))
+    low, high = (ends.reshape(t.shape[0], -1).mean(1) for ends in schedules.over_step(schedule, own, end, steps))
     slope = (high - low) * steps
-    return low + (t - end + 1.0 / steps) * slope, slope
+    return (low + (t - end + 1.0 / steps) * slope).to(t.dtype), slope.to(t.dtype)
 
 
 def _curve(edges: Tensor, at: Tensor, value: Tensor, weight: Tensor) -> Curve:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm._stable import expm1
 
 __all__ = ["betas"]
 
@@ -76,7 +77,7 @@ def levels_of(given: Tensor | Sequence[float]) -> tuple[float, ...]:
             raise ValueError(f"betas: expected {wanted}, got {beta:g} at {i}")
     # log(abar) by log1p, as 1 - abar of a product of numbers near 1 cancels
     log_bar = torch.log1p(-table).cumsum(0)
-    levels = torch.log(torch.expm1(-log_bar)).tolist()
+    levels = torch.log(expm1(-log_bar)).tolist()
     if not math.isfinite(levels[-1]):
         levels[-1] = max(min(levels[-2] + BEYOND, MOST), levels[-2] + BEYOND / 2)
     return tuple(levels)

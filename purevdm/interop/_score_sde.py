@@ -9,6 +9,7 @@ from torch import Tensor
 
 from purevdm import _checks
 from purevdm._compile import fixed
+from purevdm._stable import expm1
 from purevdm.interop._process import Process, vp_time, wide
 from purevdm.schedules import Schedule, fixed_linear
 from purevdm.types import Key, Params
@@ -52,7 +53,7 @@ class ScoreSDE(Process, Schedule):
         if self.kind == "vp":
             return z, 999.0 * vp_time(F.softplus(gamma, threshold=80), self.low, self.high)
         total = 2.0 * torch.asinh(0.5 * torch.exp(0.5 * gamma))
-        scale = torch.sqrt(torch.exp(-total) + torch.expm1(-total).square())
+        scale = torch.sqrt(torch.exp(-total) + expm1(-total).square())
         return scale * z, 999.0 * vp_time(total, self.low, self.high)
 
     def prediction(self, z: Tensor, gamma: Tensor, out: Tensor) -> Tensor:

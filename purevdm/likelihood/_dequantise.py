@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
+from purevdm._stable import erf
 from purevdm._vdm import VDM
 from purevdm.bound import reconstruction
 from purevdm.decoders import Decoder, Gaussian, Product
@@ -73,7 +74,7 @@ class Dequantisation(NamedTuple):
             z_0 = alpha * f + sigma * eps
             log_q = (log_normal(eps, part) - torch.log(sigma) * part).expand_as(f)
             if self.kind == "truncated":
-                of_data = torch.log(torch.erf(self.reach() / math.sqrt(2.0))).expand_as(f)
+                of_data = torch.log(erf(self.reach() / math.sqrt(2.0))).expand_as(f)
             else:
                 of_data = self._log_p(eps, z_0)
             extra = _difference(of_data, log_q, self.mask, there)

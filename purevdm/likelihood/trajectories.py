@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
+from purevdm._stable import expm1
 from purevdm._vdm import VDM
 from purevdm.denoiser import last_step, of_model
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
@@ -73,7 +74,7 @@ def importance_bound(
         eps_hat, v = denoise.eps_and_range(z_t, at)
         # In units of q(z_s given z_t, x)'s deviation, p(z_s given z_t)'s mean is off by delta, and z_s by e.
         rise = gamma_t - gamma_s
-        delta = torch.sqrt(torch.expm1(rise)) * (eps_hat - eps)
+        delta = torch.sqrt(expm1(rise)) * (eps_hat - eps)
         e = noise(torch.func.vmap(lambda k: random.fold_in(k, i))(k_steps))
         log_ratio = model.reverse.log_ratio(gamma_t, gamma_s, v)
         if log_ratio is None:
@@ -82,7 +83,7 @@ def importance_bound(
             off = torch.exp(-log_ratio) * (e + delta).square() - e.square() + log_ratio
             log_w = log_w - 0.5 * summed(off.expand_as(e))
         # The noise in z_s, as z_s = alpha_s f + sigma_s eps.
-        return torch.exp(-0.5 * rise) * eps + torch.sqrt(-torch.expm1(-rise)) * e, log_w
+        return torch.exp(-0.5 * rise) * eps + torch.sqrt(-expm1(-rise)) * e, log_w
 
     eps = noise(k_start)
     log_q = summed(log_normal(eps) - torch.log(process.sigma(gamma_1)), mask)

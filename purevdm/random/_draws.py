@@ -7,6 +7,7 @@ from torch import Tensor
 
 from purevdm import _checks
 from purevdm._compile import fixed
+from purevdm._stable import erf
 from purevdm.random import _float32, _threefry
 from purevdm.random._keys import split, words
 from purevdm.random._threefry import WORD
@@ -87,7 +88,7 @@ def truncated_normal(
         raise ValueError(f"lower, upper: expected lower < upper, got {lower} and {upper}")
     root = fixed(_SQRT2[dtype])
     if dtype == torch.float64:
-        bounds = [torch.erf(end / root) for end in (low, high)]
+        bounds = [erf(end / root) for end in (low, high)]
     else:  # from 6 on, erf is 1
         ends = (end.double().clamp(-6.0, 6.0) * fixed(_float32.SQRT_HALF) for end in (low, high))
         bounds = [_float32.erf(_float32.rounded(end)).to(dtype) for end in ends]

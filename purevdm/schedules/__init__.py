@@ -34,6 +34,7 @@ from purevdm.schedules._kinds import constrained_monotone, fixed_linear, gamma_m
 from purevdm.schedules._schedule import Levels, Schedule, gamma, gamma_and_slope, levels
 from purevdm.schedules._schedule import increasing as increasing
 from purevdm.schedules._schedule import limit as limit
+from purevdm.schedules._schedule import over_step as over_step
 from purevdm.schedules._schedule import rising as rising
 from purevdm.schedules._schedule import slack as slack
 from purevdm.schedules._tables import karras, tabulated

@@ -59,7 +59,7 @@ def check_schedule(
     before = {name: leaf.clone() for name, leaf in floats(params)[0].items()}
 
     def at(t: Tensor, p: Params = params) -> Tensor:
-        return gamma(schedule, p, t, repeated(context, len(t)))
+        return gamma(schedule, p, t, repeated(context if t.dtype == torch.float32 else wide(context), len(t)))
 
     narrow = trying("gamma must take a time in [0, 1]", SEE, lambda: at(torch.linspace(0, 1, 129)))
     law = "gamma must return a number" + ("" if event_shape is None else f", or {tuple(event_shape)}") + " for one time"
@@ -72,7 +72,7 @@ def check_schedule(
         g = _rising(at, wide(params), torch.linspace(0, 1, times, dtype=torch.float64))
 
     middle = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
-    slope = gamma_and_slope(schedule, wide(params), middle, repeated(context, TIMES))[1].reshape(TIMES, -1)
+    slope = gamma_and_slope(schedule, wide(params), middle, repeated(wide(context), TIMES))[1].reshape(TIMES, -1)
     i = int(slope.amin(1).argmin())
     see = f"schedules.gamma_and_slope(schedule, params, torch.tensor([{middle[i]:g}], dtype=torch.float64))"
     require((slope >= 0).all(), "gamma must increase strictly in t", f"gamma'({middle[i]:g}) = {slope[i].min():g}", see)
@@ -81,7 +81,7 @@ def check_schedule(
     text = f"{integral[worst]:.6g}, where gamma rises by {rise[worst]:.6g}"
     law = "gamma's derivative must integrate to gamma(1) - gamma(0), within a hundredth"
     require(((integral - rise).abs() <= 0.01 * rise).all(), law, text, SEE_SLOPE)
-    _slope_learns(schedule, wide(params), middle[::128], context)
+    _slope_learns(schedule, wide(params), middle[::128], wide(context))
 
     if schedule.endpoints is not None:
         start = at(torch.tensor([0.0, 1.0], dtype=torch.float64), wide(found)).reshape(2, -1)

@@ -9,7 +9,7 @@ import torch
 from parts import changed
 
 from purevdm import bfn, networks, random
-from purevdm.bfn import bound
+from purevdm.bfn import bound, outputs
 from purevdm.testing.sources import entropy, mean_and_error
 
 F64 = torch.float64
@@ -88,6 +88,20 @@ def test_a_network_s_losses_in_many_steps_are_near_the_continuous_one(kind):
     assert abs(a - b) < 4 * math.hypot(a_error, b_error) + 0.01 * a
     # pairs of opposite noises keep the estimate's variance from growing with the number of steps
     assert b_error < 3 * a_error
+
+
+def test_many_short_steps_cost_what_they_do_in_float64():
+    """n times the logarithm of a number near 1: rounding that number to float32 would cost 1 per cent at n = 100,000."""
+    n, x = 100_000, torch.arange(64) % 3
+    log_p = torch.log_softmax(random.normal(random.key(0), (64, 3), F64), -1)
+    offsets, sender = torch.eye(3, dtype=F64)[x, None] - torch.eye(3, dtype=F64), random.normal(random.key(1), (8, 64, 3))
+    sender, gain = torch.cat([sender, -sender]).double(), torch.tensor(3.0 / n, dtype=F64)
+    given = [part.float() for part in (log_p, offsets, sender, gain)]
+    got = n * outputs.mixture_loss(*given)
+    along = (offsets * sender[..., None, :]).sum(-1)
+    of_draws = torch.logsumexp(log_p - 0.5 * gain * offsets.square().sum(-1) - gain.sqrt() * along, -1)
+    atol = 8 * torch.finfo(torch.float32).eps * n * gain.sqrt().item()  # of each draw's first order, which pairs take away
+    torch.testing.assert_close(got.double(), -n * of_draws.mean(0), rtol=0, atol=atol)
 
 
 def test_steps_start_where_the_last_ended():
