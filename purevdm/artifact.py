@@ -48,14 +48,15 @@ class ArtifactError(ValueError):
 def save(path: str | os.PathLike[str], f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     """Compiles ``f(*args, **kwargs)`` by inductor, as one graph for these shapes, and saves it, whole or not at all.
 
-    It takes as long as compiling where nothing is cached, and the seconds in which a second process loads the file, as a
-    test of it. Kernels use as many threads as PyTorch does now, and autocast is as it is now.
+    It takes as long as compiling without a cache, and some seconds more, in which a second process loads the file to test
+    it. Kernels use as many threads as PyTorch does now. Autocast acts as it does now.
 
     Args:
         path: the file.
         f: a function of trees of tensors, numbers and text (dicts, tuples, lists), which returns such a tree of tensors, as
-            ``training.gradients(model)``, ``model.nll_bound`` and ``model.sample`` do. Bind other options with
-            ``functools.partial``. Tensors that f closes over are saved as they are: parameters should be arguments.
+            ``model.sample``, ``model.nll_bound`` and ``training.gradients(model)`` do, the last without ``compile``,
+            ``remat`` and ``frozen``. Bind other options with ``functools.partial``. Tensors that f closes over are saved as
+            they are: parameters should be arguments.
         args, kwargs: examples of its arguments. Tensors stand for any of their shape, dtype and device. Numbers, text, True
             and False are compiled in: give a number of steps in a tensor.
 
@@ -99,8 +100,8 @@ def save(path: str | os.PathLike[str], f: Callable[..., Any], /, *args: Any, **k
 def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
     """Loads what :func:`save` saved: a function of the same arguments, which returns what f returned.
 
-    It passes no derivatives; it may compute some, as that of ``training.gradients`` does. Tensors are read as contiguous,
-    and gradients are. Autocast does not change it. Its kernels are put into inductor's cache directory.
+    It cannot be differentiated; gradients come from a file of ``training.gradients(model)``, and are contiguous. Arguments
+    that are not are copied. Autocast does not change it. Its kernels go into inductor's cache directory.
 
     The file holds a pickle and machine code, which may do anything once they are loaded: load only files that you made.
 
@@ -119,6 +120,7 @@ def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
         with zipfile.ZipFile(path) as archive:
             head = json.loads(archive.read(_HEAD))
             _refuse_others(path, head)
+            device = torch.device("cuda" if "GPU" in head["for"] else "cpu")
             names, wanted = head["names"], {tuple(place): text for place, text in head["arguments"]}
             graph = archive.read(_GRAPH)
             kernels = {name: archive.read(name) for name in set(archive.namelist()) - {_HEAD, _GRAPH}}
@@ -135,14 +137,13 @@ def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
     def loaded(*args: Any, **kwargs: Any) -> Any:
         if transformed():
             raise RuntimeError(
-                f"{path}: expected a call outside of torch.func's transforms, which a loaded graph passes not"
+                f"{path}: expected a call outside of torch.func's transforms, as a loaded graph has no derivatives"
             )
         leaves = _leaves(names, args, kwargs)
         for place in wanted | leaves:
             given, want = _described(place, leaves.get(place)), wanted.get(place, _described(place, None))
             if given != want:
                 raise ValueError(f"{_checks.dotted(*place)}: expected {want}, as in the example, got {given}")
-        device = next((leaf.device for leaf in leaves.values()), torch.device("cpu"))
         with torch.no_grad(), exact(device):
             inputs = [x if isinstance(x, Tensor) else leaves[x].detach().contiguous() for x in saved["inputs"]]
             made = run(*inputs)
