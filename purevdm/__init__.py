@@ -6,6 +6,7 @@ decoder (:mod:`purevdm.decoders`) into a :class:`VDM`.
 """
 
 from purevdm import (
+    artifact,
     bfn,
     bound,
     decoders,
@@ -42,6 +43,7 @@ __all__ = [
     "Noise",
     "Sample",
     "Seeds",
+    "artifact",
     "bfn",
     "bound",
     "decoders",
