@@ -134,7 +134,9 @@ class Discrete(Elementwise):
         if step.device.type != "cpu" or not _checks.readable(step) or not step.numel():
             return self.values
         least = _checks.plain(step).min().item()
-        return min(self.values, math.floor(0.5 + math.sqrt(0.25 + 2.0 * _LOWEST / least**2))) if least > 1e-9 else self.values
+        if not least > 1e-6:
+            return self.values
+        return min(self.values, math.floor(0.5 + math.sqrt(0.25 + 2.0 * _LOWEST / least**2)))
 
     def log_probs(  # type: ignore[override]
         self, params: Params, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None

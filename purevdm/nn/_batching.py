@@ -1,5 +1,5 @@
-"""Operations on one example with batching rules of our own for ``torch.func.vmap``: mapped over a batch, each is PyTorch's own
-operation on that batch, with its derivatives.
+"""Operations with batching rules of our own for ``torch.func.vmap``: mapped over a batch, each is PyTorch's own operation on
+that batch, with its derivatives.
 
 PyTorch's rules for convolutions and concatenations fix the batch's size, so that a compiled graph would serve only one size,
 and insert views that keep a compiler from choosing a layout. Its rule for group norms leaves scale and bias to operations of

@@ -76,8 +76,11 @@ def conv_init(
 
 
 def conv(params: Params, x: Tensor, stride: int = 1, padding: str | Sequence[str] = "zeros") -> Tensor:
-    """Convolves: (n_in, *space) to (n_out, *space), space of rank 1 to 3, or a batch of such maps. A stride of 1 keeps each
-    size n; a stride of s leaves ceil(n / s). An axis of space is padded by "zeros", or, "circular", goes on at its other end."""
+    """Convolves: (n_in, *space) to (n_out, *space), space of rank 1 to 3, or a batch of such maps.
+
+    A stride of 1 keeps each size n; a stride of s leaves ceil(n / s). An axis of space is padded by "zeros", or, "circular",
+    goes on at its other end.
+    """
     kernel = params["kernel"]
     margins = [size // 2 for size in kernel.shape[2:]]
     for axis, kind in enumerate(paddings(padding, len(margins))):
