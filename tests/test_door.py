@@ -262,6 +262,18 @@ def test_parameters_made_in_inference_mode_are_as_any_others():
     assert torch.equal(inside, log_p(params))
 
 
+def test_large_parameters_are_finite():
+    """The sum of their squares is not, in float32."""
+    model = purevdm.vdm(networks.mlp(8), schedules.learned_linear(), (2,), 16)
+    params = model.init(random.key(0))
+    params["network"]["dense1"]["bias"][:2] = torch.tensor([1e30, -3e38])
+    params["network"]["dense1"]["kernel"].zero_()
+    assert model.loss_fn(params, torch.zeros(1, 2, dtype=torch.int64), random.key(1)) > 0
+    params["network"]["dense1"]["bias"][0] = torch.inf
+    with pytest.raises(ValueError, match=r"params\.network\.dense1\.bias: expected finite numbers, got an infinity"):
+        model.loss_fn(params, torch.zeros(1, 2, dtype=torch.int64), random.key(1))
+
+
 def test_batches_hold_at_least_one_example():
     params, none, seeds = VDM.init(KEY), Z[:0], VDM.seeds(KEY, 3)
     for call, name in (

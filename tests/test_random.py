@@ -183,6 +183,25 @@ def test_counters_go_beyond_32_bits():
     assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
 
 
+@pytest.mark.parametrize(("keys", "n"), [(1, 2**17 + 5), (3, 2**16 + 1), (50_000, 3), (2, 0)])
+def test_blocks_of_eager_draws_are_the_cipher(keys, n):
+    """Of one key and of many, whose numbers fill more than a block, against the rounds operation by operation."""
+    key = random.split(random.key(5), keys)
+    low = torch.arange(n, dtype=torch.int32)
+    x0, x1 = torch.func.vmap(lambda k: _threefry.encrypted(k, 0, low))(key)
+    got = torch.func.vmap(lambda k: (_threefry.pairs(k, n), _threefry.mixed(k, n), _threefry.below(k, n, 2**31)))(key)
+    assert torch.equal(got[0], torch.stack([x0, x1], -1))
+    assert torch.equal(got[1], x0 ^ x1)
+    assert torch.equal(got[2], (x0 ^ x1) >= 0)
+
+
+@pytest.mark.parametrize("p", [0.0, 2.0**-24, 2.0**-23, 0.3, 0.5, 1.0 - 2.0**-24, 1.0])
+def test_bernoullis_are_uniforms_below_p(p):
+    key = random.key(3)
+    want = random.uniform(key, (4000,)) < torch.tensor(p, dtype=torch.float32)
+    assert torch.equal(random.bernoulli(key, p, (4000,)), want)
+
+
 ALL = {
     "bits": lambda k: random.bits(k, (5,)),
     "bits8": lambda k: random.bits(k, (5,), torch.uint8),

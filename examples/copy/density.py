@@ -52,16 +52,18 @@ def true_log_density(x, pieces=4096):
     return torch.logsumexp(weight - 0.5 * (distance / 0.25) ** 2, -1) - math.log(2 * math.pi * 0.25**2)
 
 
-def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True):
+def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=None):
     """Trains on the batches that ``draw(key)`` gives; returns the averaged parameters and the losses, bits/dim."""
     params = model.init(k_init)
     ema = optree.tree_map(torch.clone, params)
     leaves, average = optree.tree_leaves(params), optree.tree_leaves(ema)
     optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles faster.
+    # A compiler takes as long as it saves in some 3000 steps, whatever the machine.
+    compile = steps >= 3000 if compile is None else compile
+    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles sooner, and is faster in eager mode.
     gradients = training.gradients(model, compile=compile)
     losses = []
-    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train")):
+    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train (not compiled)")):
         k_batch, k_loss = random.split(random.fold_in(k_train, i))
         grads, (loss, _) = gradients(params, draw(k_batch), k_loss)
         for leaf, grad in zip(leaves, optree.tree_leaves(grads), strict=True):
@@ -112,7 +114,8 @@ def main():
     parser.add_argument("--grid", type=int, default=128, help="the map's cells along each axis (default: %(default)s)")
     parser.add_argument("--noises", type=int, default=256, help="times and noises of each cell (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eager", action="store_true", help="train without compiling")
+    compile = "whether to compile a step, which pays from some 3000 steps on (default: then)"
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile)
     parser.add_argument("--out", type=Path, default=Path("runs/density"), help="where the map goes (default: %(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +126,7 @@ def main():
     network, schedule = purevdm.networks.mlp(256, 3, fourier=()), purevdm.schedules.learned_linear(-12.0, 5.0)
     model = purevdm.vdm(network, schedule, event_shape=(2,), decoder=decoder)
     draw = partial(spiral, n=512)
-    params, _ = train(model, draw, k_init, k_train, args.steps, decay=1e-4, compile=not args.eager)
+    params, _ = train(model, draw, k_init, k_train, args.steps, decay=1e-4, compile=args.compile)
 
     bound = evaluation.evaluate(model, params, [test], k_bound, passes=16).nll
     flow = by_flow(model, params, test, k_bound, 1e-4).summary()

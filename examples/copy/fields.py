@@ -43,16 +43,18 @@ def draw_fields(key, n):
     return x, modes(BEAM * modes(x)) + NOISE * noise
 
 
-def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True):
+def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=None):
     """Trains on the batches that ``draw(key)`` gives; returns the averaged parameters and the losses, bits/dim."""
     params = model.init(k_init)
     ema = optree.tree_map(torch.clone, params)
     leaves, average = optree.tree_leaves(params), optree.tree_leaves(ema)
     optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles faster.
+    # A compiler takes as long as it saves in some 3000 steps, whatever the machine.
+    compile = steps >= 3000 if compile is None else compile
+    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles sooner, and is faster in eager mode.
     gradients = training.gradients(model, compile=compile)
     losses = []
-    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train")):
+    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train (not compiled)")):
         k_batch, k_loss = random.split(random.fold_in(k_train, i))
         grads, (loss, _) = gradients(params, draw(k_batch), k_loss)
         for leaf, grad in zip(leaves, optree.tree_leaves(grads), strict=True):
@@ -94,7 +96,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
     parser.add_argument("--maps", type=int, default=64, help="test maps (default: %(default)s)")
-    parser.add_argument("--eager", action="store_true", help="train without compiling")
+    compile = "whether to compile a step, which pays from some 3000 steps on (default: then)"
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile)
     parser.add_argument("--out", type=Path, default=Path("runs/fields"), help="where the picture goes")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def main():
     k_init, k_train, k_test, k_bound, k_exact, k_sample = random.split(random.key(0), 6)
     network = networks.unet(16, (1, 2), 1, groups=4, padding="circular", map_channels=1, predicts="v")
     model = purevdm.vdm(network, schedules.learned_linear(-8.0, 5.0), SHAPE, decoder=decoders.gaussian())
-    params, _ = train(model, lambda key: draw_fields(key, 32), k_init, k_train, args.steps, compile=not args.eager)
+    params, _ = train(model, lambda key: draw_fields(key, 32), k_init, k_train, args.steps, compile=args.compile)
     x, maps = draw_fields(k_test, args.maps)
     bound = evaluation.evaluate(model, params, [*zip(x.split(64), maps.split(64), strict=True)], k_bound, passes=128)
     print(f"test bound  {bound.nll} nats a field ({args.steps} steps, {args.maps} fields)")

@@ -44,16 +44,18 @@ def data(key):
     return x[order[TEST:]], x[order[:TEST]]
 
 
-def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True):
+def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=None):
     """Trains on the batches that ``draw(key)`` gives; returns the averaged parameters and the losses, bits/dim."""
     params = model.init(k_init)
     ema = optree.tree_map(torch.clone, params)
     leaves, average = optree.tree_leaves(params), optree.tree_leaves(ema)
     optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles faster.
+    # A compiler takes as long as it saves in some 3000 steps, whatever the machine.
+    compile = steps >= 3000 if compile is None else compile
+    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles sooner, and is faster in eager mode.
     gradients = training.gradients(model, compile=compile)
     losses = []
-    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train")):
+    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train (not compiled)")):
         k_batch, k_loss = random.split(random.fold_in(k_train, i))
         grads, (loss, _) = gradients(params, draw(k_batch), k_loss)
         for leaf, grad in zip(leaves, optree.tree_leaves(grads), strict=True):

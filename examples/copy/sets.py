@@ -48,16 +48,18 @@ def true_log_density(x, size):
     return whole + of_size, single + of_size
 
 
-def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=True):
+def train(model, draw, k_init, k_train, steps, lr=2e-3, decay=0.01, compile=None):
     """Trains on the batches that ``draw(key)`` gives; returns the averaged parameters and the losses, bits/dim."""
     params = model.init(k_init)
     ema = optree.tree_map(torch.clone, params)
     leaves, average = optree.tree_leaves(params), optree.tree_leaves(ema)
     optimizer = torch.optim.AdamW(leaves, lr=lr, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles faster.
+    # A compiler takes as long as it saves in some 3000 steps, whatever the machine.
+    compile = steps >= 3000 if compile is None else compile
+    # What torch.func.grad_and_value(model.loss_fn) computes; it compiles sooner, and is faster in eager mode.
     gradients = training.gradients(model, compile=compile)
     losses = []
-    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train")):
+    for i in (bar := tqdm(range(steps), desc="train (the first step compiles)" if compile else "train (not compiled)")):
         k_batch, k_loss = random.split(random.fold_in(k_train, i))
         grads, (loss, _) = gradients(params, draw(k_batch), k_loss)
         for leaf, grad in zip(leaves, optree.tree_leaves(grads), strict=True):
@@ -89,7 +91,8 @@ def main():
     parser.add_argument("--test", type=int, default=1024, help="test sets (default: %(default)s)")
     parser.add_argument("--passes", type=int, default=16, help="passes of times over them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eager", action="store_true", help="train without compiling")
+    compile = "whether to compile a step, which pays from some 3000 steps on (default: then)"
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile)
     parser.add_argument("--out", type=Path, default=Path("runs/sets"), help="where the picture goes (default: %(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def main():
         x, size = draw_sets(key, 128)
         return x, None, sizes.mask(size, SHAPE)
 
-    params, _ = train(model, draw, k_init, k_train, args.steps, compile=not args.eager)
+    params, _ = train(model, draw, k_init, k_train, args.steps, compile=args.compile)
     known = sizes.counts(draw_sets(k_size, 10_000)[1], MOST)
     x, size = draw_sets(k_test, args.test)
     batches = [(part, None, sizes.mask(n, SHAPE)) for part, n in zip(x.split(128), size.split(128), strict=True)]

@@ -16,12 +16,19 @@ _UNSIGNED = {torch.uint8: 8, torch.uint16: 16, torch.uint32: 32, torch.uint64: 6
 
 def words(key: Key, shape: Shape, width: int) -> Tensor:
     """Draws random bits: int32 holding 32 of them or the low 16 or 8 (the rest zero); int64 holding 64."""
-    n = math.prod(shape)
+    n = _size(shape)
     if width == 64:
         high, low = _threefry.pairs(key, n).to(torch.int64).unbind(-1)
         return ((high << 32) | (low & WORD)).reshape(shape)
     word = _threefry.mixed(key, n).reshape(shape)
     return word if width == 32 else word & ((1 << width) - 1)
+
+
+def _size(shape: Shape) -> int:
+    n = math.prod(shape)
+    if n > _checks.LARGEST:
+        raise OverflowError(f"shape: expected at most 2**63 - 1 numbers, got {tuple(shape)}")
+    return n
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -43,7 +50,7 @@ def split(key: Key, num: int | Sequence[int] = 2) -> Tensor:
     """Makes fresh, independent keys from one, which is then used up: shape (num, 2), or (*num, 2) for a shape."""
     _checks.key("key", key)
     shape = _checks.shape("num", num) if isinstance(num, (tuple, list)) else (_checks.integer("num", num, 1),)
-    return _threefry.pairs(key, math.prod(shape)).reshape(*shape, 2)
+    return _threefry.pairs(key, _size(shape)).reshape(*shape, 2)
 
 
 def fold_in(key: Key, data: int | Tensor) -> Tensor:

@@ -144,15 +144,17 @@ def _below(key: Tensor, n: int, limit: int) -> Tensor:
 def _folded(key: Tensor, low: Tensor) -> Tensor:
     """Encrypts a counter of 32 bits, (...), under each of keys, (..., 2)."""
     schedule = _schedule(key)
-    x0, x1 = torch.broadcast_tensors(schedule[0], low + schedule[1])
-    x0, x1 = x0.clone(), x1.clone()
+    x0, x1 = schedule[0].clone(), low + schedule[1]
     if not key.is_meta:
         _rounds(x0, x1, schedule)
     return torch.stack([x0, x1], -1)
 
 
 def _folded_batch(info: Any, in_dims: tuple[Any, ...], key: Tensor, low: Tensor) -> tuple[Tensor, int]:
-    key, low = (x if axis is None else x.movedim(axis, 0) for x, axis in zip((key, low), in_dims, strict=True))
+    n = info.batch_size
+    key, low = (
+        x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0) for x, axis in zip((key, low), in_dims, strict=True)
+    )
     return _OPS.threefry_folded(key, low), 0
 
 

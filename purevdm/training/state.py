@@ -209,7 +209,7 @@ def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]], 
         leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
         # A copy of what was made in inference mode, as it takes no gradient.
         leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
-        x, cond = optree.tree_map(torch.detach, (x, cond))  # type: ignore[arg-type, assignment]
+        x, cond = optree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (x, cond))  # type: ignore[arg-type, assignment]
         with torch.enable_grad(), _backward_exact(x.device):
             loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond, **masks)
         with exact(loss.device):

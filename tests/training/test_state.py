@@ -8,6 +8,7 @@ import tiny
 import torch
 from compare import close, moved_alike
 from optree import tree_leaves, tree_map
+from perturb import perturbed
 
 import purevdm
 from purevdm import networks, random, schedules, training
@@ -49,6 +50,24 @@ def test_metrics_are_of_the_documented_key():
     assert math.isclose(metrics["diffusion"], stats["diffusion"], rel_tol=1e-6)
     assert metrics["lr"] == training.learning_rate(tiny.SETTINGS, 7)
     assert metrics["grad_norm"] > 0
+
+
+def test_gradients_are_those_of_func_and_touch_nothing_else():
+    """In eager mode, with autograd switched off, under a transform; not those of what a network closes over."""
+    outside = torch.ones((), requires_grad=True)
+    network = networks.vdm_unet(8, 1, fourier=(), groups=4, dropout=0.5, gamma_min=-8.0, gamma_max=4.0)
+    own = networks.Network.of(network.init, lambda *args, **kwargs: network.apply(*args, **kwargs) * outside)
+    x, key = random.randint(random.key(1), (3, 1, 4, 4), 0, 16), random.key(2)
+    for net in (network, own):
+        model = purevdm.vdm(net, schedules.learned_linear(-8.0, 4.0), (1, 4, 4), 16, dtype=torch.float64)
+        params = perturbed(model.init(random.key(0)), 1, 0.1)
+        want, loss = torch.func.grad_and_value(model.loss_fn)(params, x, key)
+        with torch.no_grad():
+            grads, (value, _) = training.gradients(model)(params, x, key)
+        close((grads, value), (want, loss), 1e-5)
+        many = torch.func.vmap(training.gradients(model), (None, 0, None))(params, torch.stack([x, x]), key)[0]
+        close(tree_map(lambda leaf: leaf[1], many), want, 1e-5)
+    assert outside.grad is None
 
 
 def test_a_batch_with_its_condition_is_both_arguments():
