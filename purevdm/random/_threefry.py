@@ -152,7 +152,12 @@ def _folded(key: Tensor, low: Tensor) -> Tensor:
 
 
 def _folded_batch(info: Any, in_dims: tuple[Any, ...], key: Tensor, low: Tensor) -> tuple[Tensor, int]:
-    key, low = (x if axis is None else x.movedim(axis, 0) for x, axis in zip((key, low), in_dims, strict=True))
+    ranks = [x.ndim - (axis is not None) for x, axis in zip((key[..., 0], low), in_dims, strict=True)]
+    # Axes of 1 behind the mapped one, as either may have been mapped over before without the other.
+    key, low = (
+        x if axis is None else x.movedim(axis, 0)[(slice(None), *[None] * (max(ranks) - rank))]
+        for x, axis, rank in zip((key, low), in_dims, ranks, strict=True)
+    )
     return _OPS.threefry_folded(key, low), 0
 
 
