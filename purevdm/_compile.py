@@ -14,6 +14,7 @@ OLD = TorchVersion(torch.__version__) < "2.13"
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", int, float)
+Tensors = tuple[Tensor, ...]
 
 
 def constant(f: F) -> F:
@@ -53,6 +54,19 @@ def exact(device: torch.device) -> AbstractContextManager[Any]:
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def while_loop(condition: Callable[..., Tensor], body: Callable[..., Tensors], state: Tensors, what: str) -> Tensors:
+    """Is ``torch.while_loop`` without derivatives: its own are wrong, silently, where a start requires no gradient and where
+    the loop takes no turn (PyTorch 2.13 to 2.14.1).
+
+    Raises:
+        RuntimeError: a start requires a gradient, or a tensor that the body closes over; ``what`` is named.
+    """
+    done = torch.while_loop(condition, body, state)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in done):
+        raise RuntimeError(f"{what}: a compiled loop passes no derivatives; call it under torch.no_grad(), or in eager mode")
+    return done  # type: ignore[no-any-return]
 
 
 def materialize(x: Tensor) -> Tensor:

@@ -21,3 +21,19 @@ def test_channels_last_is_the_same_value_in_another_layout():
     y = torch.compile(torch.func.vmap(_compile.channels_last), fullgraph=True)(x)
     assert torch.equal(y, x)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+@pytest.mark.parametrize("of", ["start", "factor"])
+def test_a_compiled_loop_passes_no_derivatives_rather_than_wrong_ones(turns, of):
+    given = {name: torch.full((2,), 1.5, requires_grad=name == of) for name in ("start", "factor")}
+
+    def power(start, factor, turns):
+        state = (torch.zeros((), dtype=torch.int64), start)
+        return _compile.while_loop(lambda i, x: i < turns, lambda i, x: (i + 1, x * factor), state, "power")[1]
+
+    compiled = torch.compile(power, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="power: a compiled loop passes no derivatives"):
+        compiled(**given, turns=torch.tensor(turns))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**given, turns=torch.tensor(turns)), torch.full((2,), 1.5 ** (turns + 1)))

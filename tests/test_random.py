@@ -230,6 +230,18 @@ def test_vmap_over_keys_is_a_loop(name):
     assert torch.equal(mapped.reshape(4, -1).to(torch.float64), looped)
 
 
+def test_folding_in_is_a_loop_under_two_maps():
+    """As many keys as numbers: mixing up the two maps would fit the shapes."""
+    keys, data = random.split(random.key(3), 3), torch.arange(3)
+    want = torch.stack([torch.stack([random.fold_in(k, n) for n in data]) for k in keys])
+    one = torch.func.vmap(random.fold_in, in_dims=(None, 0))
+    assert torch.equal(torch.func.vmap(one, in_dims=(0, None))(keys, data), want)
+    assert torch.equal(torch.func.vmap(one, in_dims=(0, 0))(keys, data.expand(3, 3)), want)
+    other = torch.func.vmap(random.fold_in, in_dims=(0, None))
+    assert torch.equal(torch.func.vmap(other, in_dims=(None, 0))(keys, data), want.transpose(0, 1))
+    assert torch.equal(torch.func.vmap(other, in_dims=(0, 0))(keys.expand(3, 3, 2), data), want.transpose(0, 1))
+
+
 def test_compiled_draws_are_the_eager_ones():
     """One graph with every draw, bit for bit: also under vmap, and with a tensor to fold in."""
 

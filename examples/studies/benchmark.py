@@ -20,8 +20,6 @@ What to expect on a CPU:
 - One graph serves every key and every number of sampling steps in a tensor. With ``torch._dynamo.mark_dynamic(x, 0)`` it
   serves every batch size (PyTorch 2.13 or newer; the compiler may limit the range, as to 16 to 256). A sampler's first graph
   is for the number of samples that it was called with; another number compiles a second one, for any.
-- MALLOC_TOP_PAD_=1073741824 in the environment keeps glibc from returning memory after every step and asking for it again. A
-  training step in a process that does nothing else took an eighth to a fifth less time.
 
 The part "ways" times a training step and the sampler in float32 and bfloat16, and in the compiler's mode "reduce-overhead":
 CUDA graphs, on a GPU. The peaks are those of bfloat16. With --device cuda it prints images a second, too:
@@ -242,14 +240,16 @@ def main() -> None:
     key = random.key(0, device=args.device)
     params = model.init(key)
     x, count = random.randint(key, (args.batch, *shape), 0, 256), torch.tensor(args.steps)
-    loss_and_grad, by_blocks = torch.func.grad_and_value(model.loss_fn), training.gradients(model, compile=True)
+    loss_and_grad = torch.func.grad_and_value(model.loss_fn)
+    gradients, by_blocks = training.gradients(model), training.gradients(model, compile=True)
     step = torch.compile(loss_and_grad, fullgraph=True)
     sample = torch.compile(functools.partial(model.sample, **PAPER), fullgraph=True)
     parts: dict[str, Calls] = {
         "step": {
             "purevdm, compiled": lambda: step(params, x, key),
-            "purevdm, training.gradients": lambda: by_blocks(params, x, key),
+            "purevdm, gradients, compiled": lambda: by_blocks(params, x, key),
             "purevdm, eager": lambda: loss_and_grad(params, x, key),
+            "purevdm, gradients, eager": lambda: gradients(params, x, key),
         },
         "sample": {
             "purevdm, compiled": lambda: sample(params, key, args.samples, steps=count),

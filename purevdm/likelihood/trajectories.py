@@ -40,6 +40,7 @@ def importance_bound(
         samples: K. All K B trajectories run at once.
 
     Raises:
+        RuntimeError: in a compiled graph, tensors whose gradients are recorded; nothing under ``torch.no_grad()``.
         TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import exact
+from purevdm._compile import exact, while_loop
 from purevdm.ode._integrator import State
 
 
@@ -141,11 +141,7 @@ def put(slopes: State, stage: Tensor, new: State) -> State:
 def loop(condition: Callable[..., Tensor], step: Callable[..., State], state: State) -> State:
     """Steps while the condition holds: Python's loop in eager mode, one ``torch.while_loop`` in a compiled graph."""
     if torch.compiler.is_compiling():
-        if torch.is_grad_enabled() and any(y.requires_grad for y in state):
-            raise RuntimeError(
-                "integrator: a compiled loop passes no derivatives; take them in eager mode, or detach the state"
-            )
-        return torch.while_loop(condition, step, state)
+        return while_loop(condition, step, state, "integrator")
     while True:
         going = condition(*state)
         if _checks.mapped(going):

@@ -8,7 +8,8 @@ first. Results live on the key's device.
 Integers and float32 draws are those of ``jax.random`` bit for bit, as it draws on a CPU with fused multiply-adds, and the
 same on every CPU here, fused or not: they are made only of operations that IEEE 754 defines to the last bit. In float64,
 normals, truncated normals and Gumbels take torch's functions, whose last bits are the machine's. In float16 and bfloat16 a
-compiled graph may round less often than eager mode.
+compiled graph may round less often than eager mode. The draws of JAX 0.12 were compared to those of 0.10 in three dtypes and
+are equal, except ``uniform(key, (2, 3, 4, 5), float32, -2, 3)``, which the compiler of 0.12 rounds differently.
 
 A draw depends on its dtype, as in JAX: float64 draws are not float32 draws with more digits. Element i of an array depends
 on the key and on i only, so a longer draw begins with the shorter one (JAX's default, ``jax_threefry_partitionable=True``).

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm._compile import while_loop
 
 __all__ = ["loop"]
 
@@ -35,6 +36,10 @@ def loop(
             *z.shape). Takes an integer.
         callback: in eager mode, ``callback(i, z)`` after each step, for a progress bar.
         unroll: whether a compiled graph holds every step, so that derivatives and transforms pass. Takes an integer.
+
+    Raises:
+        RuntimeError: a compiled loop that is not unrolled, of tensors that require gradients; nothing under
+            ``torch.no_grad()``.
     """
     steps = step_count(steps, trajectory)
     if torch.compiler.is_compiling():
@@ -66,7 +71,6 @@ def step_count(steps: int | Tensor, trajectory: bool) -> int | Tensor:
 
 
 def _compiled(step: Callable[..., State], state: State, steps: int | Tensor, trajectory: bool) -> State:
-    # The derivative of torch.while_loop (2.13) lacks what comes by a state that starts without one: hence ``unroll``.
     # Two counters: the loop's end is tested on the CPU without waiting for the device, the step counts on z's device.
     end = torch.as_tensor(steps, dtype=torch.int32, device=None if isinstance(steps, Tensor) else "cpu")
     host = torch.zeros((), dtype=torch.int32, device="cpu")
@@ -84,5 +88,5 @@ def _compiled(step: Callable[..., State], state: State, steps: int | Tensor, tra
         index = (here + 1).to(torch.int64)[None]
         return host + 1, here + 1, *(latents.index_copy(0, index, state[0][None]) for latents in kept), *state
 
-    _, _, *done = torch.while_loop(unfinished, body, (host, here, *kept, *state))
+    _, _, *done = while_loop(unfinished, body, (host, here, *kept, *state), "loop")
     return (done[0], *done[2:]) if trajectory else tuple(done)

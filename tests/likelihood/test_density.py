@@ -3,6 +3,7 @@
 import math
 
 import hypothesis.strategies as st
+import optree
 import pytest
 import torch
 from goldens import case, flow_case, nchw
@@ -101,6 +102,19 @@ def test_importance_weighted_trajectories_rise_from_the_bound_to_the_truth():
     error = (found[2].log_weights.var(0) / 64 + bound.var(0) / 64).sum().sqrt() / len(x)
     assert abs(gap.mean()) < 4 * error
     assert found[1].evaluations.tolist() == [80] * len(x)
+
+
+def test_compiled_trajectories_pass_no_derivatives_rather_than_wrong_ones():
+    """The noise that they start from requires no gradient: a loop's derivative would leave out what comes by it."""
+    model, params, x = mixing(0)
+    params = optree.tree_map(lambda leaf: leaf.requires_grad_(), params)
+    bound = torch.compile(likelihood.importance_bound, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="loop: a compiled loop passes no derivatives"):
+        bound(model, params, x, random.key(1), timesteps=3)
+    want = likelihood.importance_bound(model, params, x, random.key(1), timesteps=3).log_prob
+    assert want.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(bound(model, params, x, random.key(1), timesteps=3).log_prob, want.detach())
 
 
 def test_standard_errors_are_honest():

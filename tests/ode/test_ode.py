@@ -259,12 +259,18 @@ def test_derivatives_pass_also_where_the_state_is_zero(make):
         torch.testing.assert_close(torch.func.grad(end)(start), torch.full_like(start, math.exp(-2.0)), rtol=rtol, atol=0)
 
 
-def test_a_compiled_loop_refuses_derivatives():
-    solve = torch.compile(
-        lambda y: ode.rk4(3)(lambda t, s: (-s[0],), (y,), ZERO, TWO).state[0], backend="eager", fullgraph=True
-    )
-    with pytest.raises(Exception, match="a compiled loop passes no derivatives"):
-        solve(torch.ones(4, 1, dtype=torch.float64, requires_grad=True))
+@pytest.mark.parametrize("of", ["state", "rate"])
+def test_a_compiled_loop_refuses_derivatives(of):
+    given = {name: torch.ones(4, 1, dtype=torch.float64, requires_grad=name == of) for name in ("state", "rate")}
+
+    def end(state, rate):
+        return ode.rk4(3)(lambda t, s: (-rate * s[0],), (state,), ZERO, TWO).state[0]
+
+    solve = torch.compile(end, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="integrator: a compiled loop passes no derivatives"):
+        solve(**given)
+    with torch.no_grad():
+        torch.testing.assert_close(solve(**given), end(**given))
 
 
 @pytest.mark.parametrize("make", [lambda: ode.dopri5(), lambda: ode.dopri5(quadrature=3), lambda: ode.rk4(1000)])
