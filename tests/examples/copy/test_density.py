@@ -34,7 +34,7 @@ def test_the_log_density_of_a_point_is_its_bound():
 
 def test_a_run_prints_what_it_promises(tmp_path, monkeypatch):
     small_flow(monkeypatch, density)
-    arguments = ("--steps", 3, "--test", 64, "--grid", 12, "--noises", 256, "--eager", "--out", tmp_path)
+    arguments = ("--steps", 3, "--test", 64, "--grid", 12, "--noises", 256, "--no-compile", "--out", tmp_path)
     lines = figures("density.py", *arguments)
     bound, flow, truth = (float(lines[name].split()[0]) for name in ("test bound", "by the flow", "true density"))
     assert truth < bound < math.inf

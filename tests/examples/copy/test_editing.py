@@ -47,7 +47,7 @@ def test_later_times_change_more(run):
 
 
 def test_the_program_draws_its_picture(tmp_path):
-    small = ("--steps", 1, "--rows", 2, "--sample-steps", 4, "--repeats", 1, "--eager")
+    small = ("--steps", 1, "--rows", 2, "--sample-steps", 4, "--repeats", 1, "--no-compile")
     assert "editing.png" in printed("editing.py", "--out", tmp_path, *small)
     with Image.open(tmp_path / "editing.png") as image:
         assert np.asarray(image).std() > 10

@@ -34,7 +34,7 @@ def test_calibration_tells_right_samples_from_wrong_ones():
 
 
 def test_a_run_prints_what_it_promises(tmp_path):
-    lines = figures("fields.py", "--eager", "--steps", 1, "--maps", 2, "--out", tmp_path)
+    lines = figures("fields.py", "--no-compile", "--steps", 1, "--maps", 2, "--out", tmp_path)
     bound, entropy = (float(lines[name].split()[0]) for name in ("test bound", "entropy"))
     assert entropy < bound
     assert all("nominal 0.9), chi-square" in lines[name] for name in ("model", "exact"))

@@ -33,7 +33,7 @@ def test_draws_have_the_correlations_and_the_entropy_of_their_source(shape):
 
 
 def test_a_table_s_run_begins_near_the_single_gaussian():
-    lines = figures("real.py", "table", "--steps", 4, "--passes", 2, "--eager")
+    lines = figures("real.py", "table", "--steps", 4, "--passes", 2, "--no-compile")
     bound, gaussian, mixture = (float(lines[name].split()[0]) for name in ("test bound", "1 Gaussians", "4 Gaussians"))
     assert abs(bound - gaussian) < 6
     assert abs(mixture - gaussian) < 3
@@ -41,7 +41,7 @@ def test_a_table_s_run_begins_near_the_single_gaussian():
 
 
 def test_a_series_run_prints_what_it_promises():
-    lines = figures("real.py", "series", "--steps", 2, "--passes", 1, "--eager")
+    lines = figures("real.py", "series", "--steps", 2, "--passes", 1, "--no-compile")
     bound, truth, alone = (float(lines[name].split()[0]) for name in ("test bound", "entropy", "independent"))
     assert truth < alone
     assert truth < bound < 2 * alone

@@ -30,7 +30,7 @@ def test_the_true_density_is_that_of_the_source():
 
 
 def test_a_run_prints_what_it_promises(tmp_path):
-    lines = figures("sets.py", "--eager", "--steps", 2, "--test", 64, "--passes", 1, "--out", tmp_path)
+    lines = figures("sets.py", "--no-compile", "--steps", 2, "--test", 64, "--passes", 1, "--out", tmp_path)
     bound, truth, above, single = (
         float(lines[name].split()[0]) for name in ("test bound", "true entropy", "bound less truth", "point by point")
     )
