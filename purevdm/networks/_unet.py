@@ -29,8 +29,7 @@ class UNet(_blocks.Own):
     """The network of :func:`unet`.
 
     Attributes:
-        owned_buffers: whether a compiler was told to keep what is saved for a backward pass, so that regions work under
-            gradients.
+        owned_buffers: whether a compiler was told not to reuse buffers, so that regions work under gradients.
     """
 
     embed: int

@@ -130,11 +130,10 @@ def gradients(
     regions = compile and not variance and options.get("backend") != "eager" and _apply.has_regions(model.network)
     if remat or regions:
         if regions:
-            model = model._replace(network=model.network._replace(owned_buffers=True))
+            network = model.network._replace(owned_buffers=True)
+            model, options = model._replace(network=network), _apply.without_reuse(options)
         loss = model.loss_and_stats
-        if compile:
-            loss = _apply.compiled(loss, **options) if regions else torch.compile(loss, fullgraph=True, **options)
-        whole = _from_outside(loss, remat)
+        whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss, remat)
     elif compile:
         whole = torch.compile(whole, fullgraph=True, **options)
     if frozen:
