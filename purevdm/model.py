@@ -122,7 +122,7 @@ def parse(
     if explicit:
         facts += drawn(model, key, batch.n)
     names = [name for name in ("network", "schedule") if hasattr(model, name)]
-    if not isinstance(params, dict) or not set(names) <= params.keys():
+    if not isinstance(params, dict) or not all(name in params for name in names):
         got = f"the keys {sorted(map(str, params))[:4]}" if isinstance(params, dict) else _checks.describe(params)
         keys = f"the keys {' and '.join(map(repr, names))}" if len(names) > 1 else f"the key {names[0]!r}"
         raise ValueError(f"params: expected a dict with {keys}, as init makes it, got {got}")

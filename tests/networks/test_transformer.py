@@ -9,6 +9,7 @@ from compare import close
 from hypothesis import given
 from hypothesis import strategies as st
 from perturb import perturbed
+from versions import since_2_13
 
 import purevdm
 from purevdm import bfn, decoders, networks, nn, random, schedules, sizes, testing, training
@@ -108,6 +109,7 @@ def test_one_graph_serves_every_batch():
             close(compiled(z, mask), network.apply(params, z, z[:, 0, 0], mask=mask), 1e-5)
 
 
+@since_2_13
 def test_blocks_computed_again_give_the_same():
     pair = (networks.transformer(16, 1, heads=2, remat=remat) for remat in (False, True))
     options = dict(schedule=schedules.learned_linear(-6.0, 4.0), event_shape=(5, 2), decoder=decoders.gaussian())
