@@ -1,8 +1,9 @@
 """Layers as functions of a dict of parameters, one example at a time, and their initialisers.
 
 Each layer is a pair: ``LAYER_init(key, ...)`` makes its parameters (float32), ``LAYER(params, x, ...)`` applies it to one
-example, channels first, without a batch axis; ``torch.func.vmap`` batches it. Defaults are Flax's: LeCun-normal kernels,
-zero biases, group norms with epsilon 1e-6. Both raise TypeError or ValueError for a size that does not fit, and name it.
+example, channels first, without a batch axis; ``torch.func.vmap`` batches it. Those of feature maps take a batch as well,
+``group_norm`` and ``pointwise`` with ``rank``, the number of axes of space. Defaults are Flax's: LeCun-normal kernels, zero
+biases, group norms with epsilon 1e-6. Both raise TypeError or ValueError for a size that does not fit, and name it.
 
 >>> from purevdm import nn, random
 >>> params = nn.dense_init(random.key(0), 3, 5)

@@ -212,3 +212,23 @@ def test_fourier_features_are_channel_major(seed, exponents, channels):
 def test_sizes_that_do_not_fit_are_named(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+@pytest.mark.parametrize("space", [(5,), (3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("n", [1, 3])
+def test_layers_of_feature_maps_take_a_batch(space, n):
+    rank, x = len(space), draw(0, n, 4, *space)
+    kernel, dense = (
+        {"kernel": draw(1, 6, 4, *(3,) * rank), "bias": draw(2, 6)},
+        {"kernel": draw(3, 4, 5), "bias": draw(4, 5)},
+    )
+    norm = {"scale": draw(5, 4), "bias": draw(6, 4)}
+    for layer, of_batch in (
+        (lambda x: nn.conv(kernel, x, 2, "circular"), None),
+        (lambda x: nn.upsample(x, tuple(2 * size - 1 for size in space)), None),
+        (lambda x: nn.group_norm(norm, x, 2), lambda x: nn.group_norm(norm, x, 2, rank=rank)),
+        (lambda x: nn.pointwise(dense, x), lambda x: nn.pointwise(dense, x, rank)),
+    ):
+        want = torch.stack([layer(one) for one in x])
+        torch.testing.assert_close((of_batch or layer)(x), want, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(torch.func.vmap(layer)(x), want, rtol=1e-12, atol=1e-12)
