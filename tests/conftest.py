@@ -16,3 +16,11 @@ torch.set_num_threads(int(os.environ.get("PUREVDM_TEST_THREADS", "1" if "PYTEST_
 def fresh_compiler():
     """Each test counts its own graphs."""
     torch._dynamo.reset()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Lets a process that is done take over the tests of another: those that compile take far longer than most."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None

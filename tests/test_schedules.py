@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from versions import since_2_13
 
 import purevdm
-from purevdm import importance, interop, networks, nn, random, sampling, schedules, testing
+from purevdm import bound, importance, interop, networks, nn, random, sampling, schedules, testing
 from purevdm.bfn import bridge
 from purevdm.schedules import Schedule
 from purevdm.testing import sources
@@ -224,16 +224,23 @@ ONE_GRAPH = MAKERS | {
 
 @since_2_13
 @pytest.mark.parametrize("name", ONE_GRAPH)
-@pytest.mark.parametrize("method", ["loss_fn", pytest.param("vlb_and_variance_grads", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["bound", *(pytest.param(m, marks=pytest.mark.slow) for m in ("loss_fn", "by variance"))])
 def test_one_graph_serves_every_batch(name, method):
+    """By default with explicit noise, which takes a compiler longer to make than a schedule does."""
     model = purevdm.vdm(networks.mlp(4, layers=1, fourier=()), ONE_GRAPH[name](), (3,), 16)
     params, counters["stats"] = model.init(random.key(0)), Counter()
-    eager = model.vlb_and_variance_grads if method != "loss_fn" else torch.func.grad_and_value(model.loss_fn)
+    eager = {
+        "bound": torch.func.grad_and_value(lambda params, x, noise: bound.bound(model, params, x, noise).total.mean()),
+        "loss_fn": torch.func.grad_and_value(model.loss_fn),
+        "by variance": model.vlb_and_variance_grads,
+    }[method]
     compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
     for n in (4, 7, 17):
         x = random.randint(random.key(n), (n, 3), 0, 16)
-        torch._dynamo.mark_dynamic(x, 0)
-        close(compiled(params, x, random.key(1)), eager(params, x, random.key(1)), 1e-4)
+        source = model.draw(random.key(1), n) if method == "bound" else random.key(1)
+        for batch in (x, *(source if method == "bound" else ())):
+            torch._dynamo.mark_dynamic(batch, 0)
+        close(compiled(params, x, source), eager(params, x, source), 1e-4)
     assert counters["stats"]["unique_graphs"] == 1
 
 

@@ -22,7 +22,7 @@ from torch._inductor.utils import run_and_get_code
 from versions import since_2_13
 
 import purevdm
-from purevdm import bound, decoders, importance, networks, random, schedules
+from purevdm import bound, decoders, importance, networks, nn, random, schedules
 
 seeds = st.integers(0, 2**31)
 tree_map = optree.tree_map
@@ -101,8 +101,26 @@ def test_vmap_over_keys_and_batches():
 
 @since_2_13
 def test_the_compiled_step_is_the_eager_one():
-    """The paper's network with dropout and a condition: one graph for every key and, where asked for, every batch."""
-    model = images()
+    """Two convolutions, a norm, dropout and a condition: one graph for every key and, where asked for, every batch. Whole
+    U-Nets are in their files."""
+
+    def init(key, shape):
+        k_into, k_context, k_out = random.split(key, 3)
+        return {
+            "into": nn.conv_init(k_into, 1, 4, (3, 3)),
+            "context": nn.dense_init(k_context, 2, 4),
+            "norm": nn.group_norm_init(key, 4),
+            "out": nn.conv_init(k_out, 4, 1, (3, 3)),
+        }
+
+    def apply(params, z, gamma, cond=None, key=None):
+        h = nn.conv(params["into"], z)
+        h = h + nn.over_space(nn.dense(params["context"], torch.stack([gamma / 10.0, cond])), h)
+        h = nn.swish(nn.group_norm(params["norm"], h, 2))
+        h = h if key is None else nn.dropout(random.bernoulli(key, 0.9, h.shape), h, 0.1)
+        return nn.conv(params["out"], h)
+
+    model = purevdm.vdm(networks.Network.of(init, apply), schedules.learned_linear(), (1, 4, 4), 16)
     params = perturbed(model)
     eager = torch.func.grad_and_value(model.loss_fn)
     counters.clear()
@@ -249,7 +267,7 @@ def test_schedules_that_do_not_increase_are_refused(gamma):
 @every_backend
 def test_dynamic_shapes_compile(backend):
     """With every size and number of the model symbolic."""
-    model = purevdm.vdm(networks.mlp(8, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
+    model = purevdm.vdm(networks.mlp(8, 1, fourier=(0,)), schedules.learned_linear(-8.0, 4.0), (2,), 16)
     params, x = perturbed(model), random.randint(random.key(1), (5, 2), 0, 16)
     step = torch.func.grad_and_value(model.loss_fn)
     got = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)(params, x, random.key(2))

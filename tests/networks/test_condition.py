@@ -102,7 +102,7 @@ def test_a_map_is_concatenated_to_the_input_channels(space):
 
 
 def test_a_map_is_learned_from_compiled_dropped_and_guided():
-    network = networks.unet(4, (1, 2), 1, groups=2, heads=1, map_channels=2, classes=3, cond_drop=0.3)
+    network = networks.unet(4, (1,), 1, groups=2, heads=1, map_channels=2, classes=3, cond_drop=0.3)
     model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
     params, x = perturb.perturbed(model.init(random.key(0)), 1, 0.1), random.randint(random.key(1), (3, 1, 3, 4), 0, 16)
     cond = Condition(label=torch.tensor([0, 2, 1]), map=random.normal(random.key(4), (3, 2, 3, 4)))

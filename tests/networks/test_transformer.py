@@ -88,7 +88,7 @@ def test_it_starts_from_nothing():
 
 
 def test_it_compiles_and_its_sampler():
-    network = make(dropout=0.1)
+    network = networks.transformer(16, 1, heads=2, dropout=0.1)
     model = purevdm.vdm(network, schedules.learned_linear(-6.0, 4.0), (5, 2), decoder=decoders.gaussian())
     params, x = perturbed(model.init(KEY), 1, 0.1), random.normal(random.key(1), (4, 5, 2))
     mask = sizes.mask(torch.tensor([1, 5, 3, 2]), (5, 2))
@@ -111,10 +111,9 @@ def test_one_graph_serves_every_batch():
 
 @since_2_13
 def test_blocks_computed_again_give_the_same():
-    one, other = (
-        purevdm.vdm(make(remat=remat), schedules.learned_linear(-6.0, 4.0), (5, 2), decoder=decoders.gaussian())
-        for remat in (False, True)
-    )
+    pair = (networks.transformer(16, 1, heads=2, remat=remat) for remat in (False, True))
+    options = dict(schedule=schedules.learned_linear(-6.0, 4.0), event_shape=(5, 2), decoder=decoders.gaussian())
+    one, other = (purevdm.vdm(network, **options) for network in pair)
     params, x = perturbed(one.init(KEY), 1, 0.1), random.normal(random.key(1), (4, 5, 2))
     batch = (x, None, sizes.mask(torch.tensor([1, 5, 3, 2]), (5, 2)))
     again = training.gradients(other, remat=True, compile=True, backend="aot_eager")
