@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import OLD, constant, transformed
+from purevdm._compile import OLD, constant, exporting, transformed
 from purevdm.types import Params
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 @constant
 def has_regions(network: "Network") -> bool:
     """Says whether this compiler supports regions, and the network has them."""
-    return _has(network, "apply_by_regions") and not OLD
+    return not OLD and _has(network, "apply_by_regions")
 
 
 def _has(network: "Network", form: str) -> bool:
@@ -55,7 +55,7 @@ def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
     if not _has(network, "apply_to_batch"):
         return None
     whole = network.apply_to_batch  # type: ignore[attr-defined]
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed() or not has_regions(network):
+    if OLD or not torch.compiler.is_compiling() or exporting() or transformed() or not has_regions(network):
         return whole  # type: ignore[no-any-return]
     leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
     differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)

@@ -49,6 +49,11 @@ def transformed() -> bool:
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
+def exporting() -> bool:
+    """Says whether ``torch.export`` is at work. Older compilers take ``torch.compiler.is_exporting()`` for True."""
+    return torch.compiler._is_exporting_flag if OLD else torch.compiler.is_exporting()
+
+
 def exact(device: torch.device) -> AbstractContextManager[Any]:
     """Gives a block without the user's autocast, which is for what a network computes; all else keeps its dtype."""
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):

@@ -52,7 +52,7 @@ def output(
     axes = batch_axes(cond, z.shape[0])
     params = optree.tree_map(lambda leaf: laid_out(leaf, network.dtype), params)  # type: ignore[arg-type, assignment]
     for_batch = _apply.for_batch(network, params, z, gamma, cond, x_hat)
-    apply = for_batch or network.apply
+    apply = network.apply if for_batch is None else for_batch
     mask = mask.expand(len(z), *mask.shape[1:]) if network.masked and mask is not None else None
 
     def one(z: Tensor, gamma: Tensor, cond: Any, *optional: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from purevdm import _checks, random
-from purevdm._compile import untraced
+from purevdm._compile import OLD, untraced
 from purevdm.modules._dropout import Call
 from purevdm.types import Key, Params
 
@@ -168,8 +168,8 @@ class Source:
         What a call writes to attributes is undone after it. In eager mode it may write to no tensor but buffers.
         """
         placed = {place: values[name] for place, name in self._places.items()}
-        template, compiling = self._templates[call.keys is not None], torch.compiler.is_compiling()
-        writing = self._writing
+        template, compiling = self._templates[int(call.keys is not None)], torch.compiler.is_compiling()
+        writing = () if OLD and compiling else self._writing  # older compilers cannot list attributes
         # A compiled loop, as sampling is, does not allow copies; nothing is written there.
         copies = not compiling or call.keys is not None or torch.is_grad_enabled()
 

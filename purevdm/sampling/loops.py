@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import while_loop
+from purevdm._compile import exporting, while_loop
 
 __all__ = ["loop"]
 
@@ -45,11 +45,11 @@ def loop(
     if torch.compiler.is_compiling():
         if callback is not None:
             raise ValueError("callback: a compiled loop calls nothing; leave it out, or sample in eager mode")
-        exporting = torch.compiler.is_exporting()
-        if not unroll and not exporting:
+        exported = exporting()
+        if not unroll and not exported:
             return _compiled(step, state, steps, trajectory)
         if isinstance(steps, Tensor):
-            wanted = "an exported program has its own number of steps" if exporting else "compiled derivatives unroll them"
+            wanted = "an exported program has its own number of steps" if exported else "compiled derivatives unroll them"
             raise TypeError(f"steps: {wanted}; give a Python integer, not a tensor")
 
     latents = [state[0]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random, schedules
-from purevdm._compile import fixed, transformed
+from purevdm._compile import exporting, fixed, transformed
 from purevdm.denoiser import Prediction, of_model
 from purevdm.model import Model, batch_axes, latent_shape
 from purevdm.sampling.loops import State, loop, step_count
@@ -94,7 +94,7 @@ def recording(options: Options, inputs: Any) -> AbstractContextManager[Any]:
     are refused where no derivative passes."""
     _refuse_lost_gradients(options, inputs)
     # An exported program unrolls the loop, and so can be differentiated whole; torch.export (2.13) fails on the block.
-    if torch.compiler.is_exporting():
+    if exporting():
         return nullcontext()
     return torch.set_grad_enabled(options.differentiable and torch.is_grad_enabled())
 

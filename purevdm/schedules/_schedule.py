@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
-from purevdm._compile import exact
+from purevdm._compile import exact, exporting
 from purevdm._layout import laid_out
 from purevdm._stable import expm1
 from purevdm._values import Value
@@ -136,7 +136,7 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
         return values, pull(torch.ones_like(values) if cotangent is None else cotangent)[0]
 
     with exact(t.device):
-        if torch.compiler.is_exporting():
+        if exporting():
             # The parameters get zero tangents made here: those that PyTorch makes itself have no storage.
             still = optree.tree_map(torch.zeros_like, params)  # type: ignore[arg-type]
             values, slope = torch.func.jvp(of, (params, flat), (still, torch.ones_like(flat)))  # type: ignore[misc]

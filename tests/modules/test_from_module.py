@@ -63,6 +63,7 @@ class Repeated(kinds.Base):
         return self.calls * self.tied(self.again(torch.tanh(self.row(self.block(h))))) + self.sum
 
 
+@since_2_13
 def test_no_call_leaves_a_trace():
     """In any way: what a call computes depends only on its arguments, whatever came before. Tied weights are one leaf."""
     model, params, x = made(Repeated)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from torch._dynamo.utils import counters
+from versions import since_2_13
 
 from purevdm import ode, random
 from purevdm.ode import _fixed, _runge_kutta
@@ -171,6 +172,7 @@ def test_it_goes_back_to_where_it_came_from():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # errors grow by exp(6) on the way back
 
 
+@since_2_13
 def test_one_graph_for_every_tolerance_and_number_of_steps():
     def both(state, tolerance, steps):
         pair = ode.dopri5(tolerance, tolerance, quadrature=3)
@@ -224,6 +226,7 @@ def test_a_field_that_is_not_finite_is_an_error_that_names_the_step():
             ode.dopri5(quadrature=nodes).along(lambda t, s: (-s[0],), unrated, START[:1], ZERO, TWO)
 
 
+@since_2_13
 def test_a_compiled_graph_gives_nan_where_an_error_would_be():
     solve = torch.compile(
         lambda state: ode.dopri5(limit=40)(wild, state, ZERO, TWO).state[0], fullgraph=True, backend="eager"
@@ -262,9 +265,10 @@ def test_derivatives_pass_also_where_the_state_is_zero(make):
 @pytest.mark.parametrize("of", ["state", "rate"])
 def test_a_compiled_loop_refuses_derivatives(of):
     given = {name: torch.ones(4, 1, dtype=torch.float64, requires_grad=name == of) for name in ("state", "rate")}
+    integrate = ode.rk4(3)
 
     def end(state, rate):
-        return ode.rk4(3)(lambda t, s: (-rate * s[0],), (state,), ZERO, TWO).state[0]
+        return integrate(lambda t, s: (-rate * s[0],), (state,), ZERO, TWO).state[0]
 
     solve = torch.compile(end, backend="eager", fullgraph=True)
     with pytest.raises(Exception, match="integrator: a compiled loop passes no derivatives"):
