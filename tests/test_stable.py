@@ -67,7 +67,9 @@ def test_compiled_functions_of_small_arguments_in_float64():
 def test_far_arguments_and_their_derivatives(way):
     """No branch that is not taken spoils a derivative."""
     x = torch.tensor([0.0, 1.0, -1.0, 30.0, -30.0, 80.0, -200.0, math.inf, -math.inf, math.nan])
-    value, slope, again = way(lambda x: (_stable.expm1(x), vmap(grad(_stable.expm1))(x), along(vmap(grad(_stable.expm1)), x)))(x)
+    value, slope, again = way(
+        lambda x: (_stable.expm1(x), vmap(grad(_stable.expm1))(x), along(vmap(grad(_stable.expm1)), x))
+    )(x)
     eps = torch.finfo(torch.float32).eps
     torch.testing.assert_close(value, torch.expm1(x), rtol=4 * eps, atol=0, equal_nan=True)
     for derivative in (slope, again):  # torch's own is expm1(x) + 1, which cancels
