@@ -16,6 +16,11 @@ from torch import Tensor
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+def _whole(x: Tensor, axis: int | None, n: int) -> Tensor:
+    """Gives a tensor its mapped axis in front, or n times itself where it has none."""
+    return x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
+
+
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: list[int]) -> Tensor:
     if x.ndim == kernel.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         # Once, and not again in the backward pass. A compiler does it anyway.
@@ -37,12 +42,9 @@ def _convolve_batch(
         return y.unflatten(0, (n, -1)), 0
 
     # A batch of kernels: as many groups of channels.
-    def whole(x: Tensor, axis: int | None) -> Tensor:
-        return x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
-
-    x, kernel = whole(x, axis), whole(kernel, kernel_axis)
+    x, kernel = _whole(x, axis, n), _whole(kernel, kernel_axis, n)
     x = (x.unsqueeze(1) if one else x).movedim(0, 1).flatten(1, 2)
-    bias = None if bias is None else whole(bias, bias_axis).flatten()
+    bias = None if bias is None else _whole(bias, bias_axis, n).flatten()
     convolution = _CONVOLUTIONS[kernel.ndim - 3]
     y = convolution(x, kernel.flatten(0, 1), bias, stride=stride, padding=padding, groups=n)  # type: ignore[operator]
     y = y.unflatten(1, (n, -1)).movedim(0, 1)
@@ -55,7 +57,7 @@ def _concatenate(xs: list[Tensor], axis: int) -> Tensor:
 
 def _concatenate_batch(info: Any, in_dims: tuple[Any, ...], xs: list[Tensor], axis: int) -> tuple[Tensor, int]:
     n = info.batch_size
-    whole = [x.expand(n, *x.shape) if at is None else x.movedim(at, 0) for x, at in zip(xs, in_dims[0], strict=True)]
+    whole = [_whole(x, at, n) for x, at in zip(xs, in_dims[0], strict=True)]
     return _CONCATENATE(whole, axis + 1 if axis >= 0 else axis), 0
 
 
@@ -68,7 +70,7 @@ def _group_norm_batch(
 ) -> tuple[Tensor, int]:
     axis, scale_axis, bias_axis = in_dims[0], in_dims[2], in_dims[3]
     n = info.batch_size
-    x = x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
+    x = _whole(x, axis, n)
     if scale_axis is None and bias_axis is None:
         return _GROUP_NORM(x.flatten(0, 1), groups, scale, bias, eps).unflatten(0, (n, -1)), 0
     one = scale.new_ones(x.shape[2])
