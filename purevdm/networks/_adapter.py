@@ -44,7 +44,7 @@ def rank(pattern: str) -> int:
         tokens(pattern, torch.empty((1,) * len(axes), device="meta"))
     except EinopsError as error:
         raise ValueError(f"{wanted}, got {pattern!r}: {error}") from None
-    return len(axes) - 1
+    return axes_of_space(pattern)
 
 
 def axes_of_space(pattern: str) -> int:

@@ -55,22 +55,21 @@ class UNet(_blocks.Own):
     def apply(
         self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
     ) -> Tensor:
-        block = _blocks.rematerialised(partial(_block, _resnet, _attend), self.remat)
-        return _forward(self, _one, block, params, z, gamma, cond, key, x_hat)
+        return _forward(self, partial(_enter, self), (_resnet, _attend), params, z, gamma, cond, key, x_hat)
 
     def apply_to_batch(
         self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
     ) -> Tensor:
         """Does :meth:`apply` for a batch without mapping blocks over it; see :mod:`purevdm._apply`."""
-        block = _blocks.rematerialised(partial(_block, _resnet, _attend), self.remat)
-        return _forward(self, _apply.over_batch, block, params, z, gamma, cond, key, x_hat)
+        enter = _apply.over_batch(partial(_enter, self))
+        return _forward(self, enter, (_resnet, _attend), params, z, gamma, cond, key, x_hat)
 
     def apply_by_regions(
         self, params: Params, z: Tensor, gamma: Tensor, cond: Any = None, key: Key | None = None, x_hat: Tensor | None = None
     ) -> Tensor:
         """Does :meth:`apply_to_batch` with blocks as regions of a compiled graph."""
-        block = _blocks.rematerialised(partial(_block, _resnet_region, _attend_region), self.remat)
-        return _forward(self, _apply.over_batch, block, params, z, gamma, cond, key, x_hat)
+        enter = _apply.over_batch(partial(_enter, self))
+        return _forward(self, enter, (_resnet_region, _attend_region), params, z, gamma, cond, key, x_hat)
 
     @property
     def widths(self) -> list[int]:
@@ -149,11 +148,6 @@ def _init(settings: UNet, key: Key, event_shape: Shape) -> Params:
 
 
 # Application
-
-
-def _one(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of parameters and one example, for one example."""
-    return f
 
 
 def _mask_shapes(settings: UNet, space: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -244,15 +238,16 @@ def _leave(settings: UNet, params: Params, h: Tensor) -> Tensor:
 
 def _forward(
     settings: UNet,
-    over: Callable[[Callable[..., Any]], Callable[..., Any]],
-    apply_block: Callable[..., Tensor],
+    enter: Callable[..., dict[str, Any]],
+    kinds: tuple[Callable[..., Tensor], Callable[..., Tensor]],
     params: Params,
     *given: Any,
 ) -> Tensor:
-    """Goes down, through the middle and up, for one example or a batch. ``over`` makes of a function of parameters and one
-    example that of whichever the inputs are."""
-    start = over(partial(_enter, settings))(params, *given)
+    """Goes down, through the middle and up, for one example or a batch, whichever ``enter`` takes; ``kinds`` are the two
+    parts of a block."""
+    start = enter(params, *given)
     h, masks, inside = start["h"], iter(start.get("masks", ())), settings.inside
+    apply_block = _blocks.rematerialised(partial(_block, *kinds), settings.remat)
 
     def block(params: Params, *maps: Tensor) -> Tensor:
         return apply_block(inside, params, start["context"], next(masks, None), start.get("ctrl"), *maps)
