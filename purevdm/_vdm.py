@@ -8,12 +8,12 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _fitting, _values, bound, denoiser, process, schedules, variance
+from purevdm import _checks, _fitting, _sharding, _values, bound, denoiser, process, schedules, variance
 from purevdm._compile import constant
 from purevdm.bound import NLLBound
 from purevdm.decoders import Decoder, discrete, fits, spacing
 from purevdm.denoiser import Denoiser
-from purevdm.model import latent_shape, latents, parse, seeded, seeds_of
+from purevdm.model import Batch, latent_shape, latents, parse, seeded, seeds_of
 from purevdm.networks import Network
 from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
 from purevdm.parts import Reverse, Subspace, Weighting, posterior
@@ -113,8 +113,7 @@ class VDM(NamedTuple):
 
         For real data it bounds -log2 of a density, and may be negative.
         """
-        terms = self._terms(params, x, key, cond, mask, train)
-        return self._summary(params["schedule"], *terms)[0]
+        return self._summary(*self._terms(params, x, key, cond, mask, train))[0]
 
     def loss_and_stats(
         self,
@@ -134,8 +133,7 @@ class VDM(NamedTuple):
             their own). Under a schedule of :func:`purevdm.importance.warped` in continuous time, also ``schedule``: the
             branches of ``params["schedule"]`` that this batch moves.
         """
-        terms = self._terms(params, x, key, cond, mask, train)
-        return self._summary(params["schedule"], *terms)
+        return self._summary(*self._terms(params, x, key, cond, mask, train))
 
     def vlb_and_variance_grads(
         self,
@@ -159,13 +157,14 @@ class VDM(NamedTuple):
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
         if self.weighting is not None or self.subspace is not None:
             raise ValueError("weighting, subspace: expected None, as the variance is taken of the bound's loss an example")
-        batch = parse(self, params, x, key, cond, mask=mask)
+        batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
         noise = self._noise(key, batch.n, train)
         per_dim = 1.0 / (batch.dims * math.log(2.0))
-        grads, terms, curve = variance.gradients(self, params, batch, noise, per_dim, cond)
+        grads, terms, curve = variance.gradients(self, batch, noise, per_dim, cond)
         levels = variance.levels(curve)
         _checks.verify(schedules.rising(levels))
-        loss, stats = self._summary(params["schedule"], terms, levels, noise, batch.dims)
+        loss, stats = self._summary(terms, levels, noise, batch)
+        grads = _sharding.like(grads, params, mean=True)
         return grads, (loss, stats) if has_aux else loss
 
     def nll_bound(
@@ -217,12 +216,14 @@ class VDM(NamedTuple):
         noise = self._noise(key, batch.n, True)
         if self.network.update is None:
             return params
-        gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
-        within = denoiser.of_model(self, params, mask=batch.there).within
-        f = within(self.decoder.encode(params.get("decoder", {}), batch.x, cond, self.dtype))
+        own = batch.params
+        gamma_t = schedules.levels(self.schedule, own["schedule"], noise.t, self.timesteps, cond).gamma_t
+        within = denoiser.of_model(self, own, mask=batch.there).within
+        f = within(self.decoder.encode(own.get("decoder", {}), batch.x, cond, self.dtype))
         z_t = process.diffuse(f, process.align(gamma_t, f), within(noise.eps))
         given = (z_t, gamma_t, cond, noise.key, batch.there)
-        return params | {"network": denoiser.update(self.network, params["network"], *given)}
+        after = denoiser.update(self.network, own["network"], *given)
+        return params | {"network": _sharding.restored(after, own["network"], params["network"])}
 
     def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
         """Gives the bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
@@ -245,8 +246,8 @@ class VDM(NamedTuple):
         """Computes the schedule at times of any shape; see :func:`purevdm.schedules.gamma`."""
         if _checks.floating("t", t).numel() == 0:
             raise ValueError(f"t: expected at least one time, got {_checks.describe(t)}")
-        parse(self, params, cond=cond, t=t)
-        return schedules.gamma(self.schedule, params["schedule"], t, cond)
+        batch = parse(self, params, cond=cond, t=t)
+        return schedules.gamma(self.schedule, batch.params["schedule"], t, cond)
 
     def eps_hat(
         self,
@@ -268,7 +269,7 @@ class VDM(NamedTuple):
         if x_hat is not None:
             _checks.alike("x_hat", x_hat, z.shape, z.dtype)
         batch = parse(self, params, cond=cond, n=n, z=z, gamma=gamma, x_hat=x_hat, mask=mask)
-        denoise = denoiser.of_model(self, params, cond, mask=batch.there)
+        denoise = denoiser.of_model(self, batch.params, cond, mask=batch.there)
         return denoise.eps(z, gamma) if x_hat is None else denoise(z, gamma, x_hat).eps
 
     def denoiser(
@@ -307,7 +308,7 @@ class VDM(NamedTuple):
             _checks.alike("key", key, (n, 2), torch.int32)
         given = guidance if isinstance(guidance, Tensor) else None
         batch = parse(self, params, cond=cond, n=n, mask=mask, key=key, guidance=given)
-        denoise = denoiser.of_model(self, params, cond, key, batch.there)
+        denoise = denoiser.of_model(self, batch.params, cond, key, batch.there)
         return denoise._replace(guidance=guidance, clip=_checks.boolean("clip", clip))
 
     def sample(
@@ -379,10 +380,10 @@ class VDM(NamedTuple):
         >>> torch.func.grad(energy)(random.normal(random.key(3), (3, 2))).shape
         torch.Size([3, 2])
         """
-        parse(self, params, key=_checks.key("key", key), cond=cond)
+        batch = parse(self, params, key=_checks.key("key", key), cond=cond)
         solver = dpmpp_2m() if solver is None else solver
         options = Options(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable, mask)
-        return sample(self, params, key, n, options, z=z, start=start, until=until, decode=decode)
+        return sample(self, batch.params, key, n, options, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
 
@@ -405,15 +406,15 @@ class VDM(NamedTuple):
 
     def _terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
-    ) -> tuple[NLLBound, schedules.Levels, Noise, Tensor | float]:
-        """The bound's terms of each element, with the schedule's levels, the noise, and each example's dimensions."""
-        batch = parse(self, params, x, key, cond, mask=mask)
-        noise = self._noise(key, batch.n, train)
-        levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
+    ) -> tuple[NLLBound, schedules.Levels, Noise, Batch]:
+        """The bound's terms of each element, with the schedule's levels, the noise, and the batch."""
+        batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
+        own, noise = batch.params, self._noise(key, batch.n, train)
+        levels = schedules.levels(self.schedule, own["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
-        denoise = denoiser.of_model(self, params, cond, noise.key, batch.there)
-        terms = bound.terms(self, denoise, params.get("decoder", {}), batch.x, noise, levels, batch.mask)
-        return terms, levels, noise, batch.dims
+        denoise = denoiser.of_model(self, own, cond, noise.key, batch.there)
+        terms = bound.terms(self, denoise, own.get("decoder", {}), batch.x, noise, levels, batch.mask)
+        return terms, levels, noise, batch
 
     def _mean(self, term: Tensor, dims: Tensor | float) -> Tensor:
         """The mean over examples of a term, bits/dim."""
@@ -422,10 +423,10 @@ class VDM(NamedTuple):
         return term.mean() * (1.0 / (dims * math.log(2.0)))
 
     def _summary(
-        self, of_schedule: Params, terms: NLLBound, levels: schedules.Levels, noise: Noise, dims: Tensor | float
+        self, terms: NLLBound, levels: schedules.Levels, noise: Noise, batch: Batch
     ) -> tuple[Tensor, dict[str, Any]]:
         """The loss, the mean of the weighted terms, and the parts of the bound, bits/dim."""
-        each = bound.summed(terms)
+        each, dims = bound.summed(terms), batch.dims
         stats: dict[str, Any] = {name: self._mean(term, dims) for name, term in each._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
         if self.weighting is not None:
@@ -434,7 +435,7 @@ class VDM(NamedTuple):
             loss = stats["recon"] + stats["prior"] + self._mean(each.diffusion, dims)
         stats |= {"gamma_0": levels.gamma_0.mean(), "gamma_1": levels.gamma_1.mean()}
         if self.schedule.observe is not None and self.timesteps == 0:
-            stats["schedule"] = self.schedule.observe(of_schedule, noise.t, each.diffusion)
+            stats["schedule"] = self.schedule.observe(batch.params["schedule"], noise.t, each.diffusion)
         return loss, stats
 
 

@@ -206,6 +206,7 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
             than the model's, or that is not finite; times out of range, or that are none of the model's steps.
     """
     batch = parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond, mask=mask)
+    params = batch.params
     levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
     denoise = of_model(model, params, cond, noise.key, batch.there)
     return summed(terms(model, denoise, params.get("decoder", {}), batch.x, noise, levels, batch.mask))

@@ -7,12 +7,10 @@ Only :func:`output` calls ``network.apply``. All functions take a batch of laten
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import optree
 import torch
 from torch import Tensor
 
-from purevdm import _apply, process, random
-from purevdm._layout import laid_out
+from purevdm import _apply, _sharding, process, random
 from purevdm.decoders import Decoder
 from purevdm.model import Model, batch_axes
 from purevdm.networks import Network
@@ -50,8 +48,9 @@ def output(
         RuntimeError: what the network does and torch cannot do under these transforms; it says what to do instead.
     """
     axes = batch_axes(cond, z.shape[0])
-    params = optree.tree_map(lambda leaf: laid_out(leaf, network.dtype), params)  # type: ignore[arg-type, assignment]
     for_batch = _apply.for_batch(network, params, z, gamma, cond, x_hat)
+    # A network of blocks makes sharded parameters whole block by block.
+    params = (_sharding.entered if for_batch is None else _sharding.before_blocks)(params, network.dtype)
     apply = network.apply if for_batch is None else for_batch
     mask = mask.expand(len(z), *mask.shape[1:]) if network.masked and mask is not None else None
 

@@ -8,7 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, random, schedules
+from purevdm import _checks, _sharding, random, schedules
 from purevdm._compile import OLD, untraced
 from purevdm.decoders import Decoder, plain
 from purevdm.networks import Network
@@ -47,6 +47,7 @@ class Batch(NamedTuple):
     Attributes:
         n: the number of examples, or 0 where nothing says it.
         device: where the parameters are.
+        params: the parameters, whole where they were sharded; but the network's stay sharded for a loss.
         x: the data, (n, *event_shape), 0 where nothing exists; None for a function that takes none.
         mask: what exists of the data, bool, of x's shape, or None for all.
         there: what exists of the latents, bool, (n, *latent_shape), or None for all.
@@ -55,6 +56,7 @@ class Batch(NamedTuple):
 
     n: int
     device: torch.device
+    params: Params
     x: Any = None
     mask: Tensor | None = None
     there: Tensor | None = None
@@ -89,7 +91,8 @@ def parse(
     *,
     n: int = 0,
     mask: Any = None,
-    **given: Tensor | None,
+    sharded: bool = False,
+    **given: Any,
 ) -> Batch:
     """Checks what a model's function is given, against the model and one another; values are read in one transfer.
 
@@ -102,6 +105,7 @@ def parse(
         n: the number of examples, where there are no data that say it; 0 for any number.
         mask: bool, which broadcasts to the data, or, where there are none, to the latents: what exists. Data are looked at
             only there.
+        sharded: whether the network's parameters stay sharded, if they are, for the network to make whole part by part.
         given: further tensors by name, whose shapes and dtypes the caller checks; they must be finite.
 
     Raises:
@@ -109,9 +113,9 @@ def parse(
     """
     structure = None if OLD and torch.compiler.is_compiling() else model._structure()  # its trace would hold init
     facts: list[_checks.Fact] = []
-    batch = Batch(n, torch.device("cpu"))
+    batch = Batch(n, torch.device("cpu"), params)
     if x is not ...:
-        batch, facts = _data(model, x, mask)
+        batch, facts = _data(model, params, x, mask)
         given["mask"] = mask
     elif mask is not None:
         given["mask"] = there = mask_of(mask, (n, *latent_shape(model)))
@@ -130,18 +134,25 @@ def parse(
     trees = {"params": _checks.leaves(params)} | {name: _checks.leaves(tree) for name, tree in others.items()}
     if structure is not None:
         _checks.matches("params", trees["params"], structure)
+    mesh = _sharding.mesh_of(trees["params"], "params")
+    if mesh is not None:
+        stay = {"network": params["network"]} if sharded else {}
+        params = _sharding.whole({name: branch for name, branch in params.items() if name not in stay}) | stay
     device = _checks.one_device(trees if x is ... else {**trees, "x": {(): x}}) or batch.device
     dtypes = {"params": None, "cond": model.network.dtype or model.dtype}  # what leaves are cast to
     for name, tree in trees.items():
-        facts += _checks.finite(name, tree, dtypes.get(name, model.dtype))
+        if name == "params" and mesh is not None:
+            facts += _sharding.finite(name, tree, mesh)
+        else:
+            facts += _checks.finite(name, tree, dtypes.get(name, model.dtype))
     if hasattr(model, "schedule") and not torch.compiler.is_compiling():
         like = torch.empty((), dtype=model.dtype, device=device)
         facts += schedules.increasing(model.schedule, params["schedule"], like, cond)
     _checks.verify(facts)
-    return batch._replace(device=device)
+    return batch._replace(device=device, params=params)
 
 
-def _data(model: Any, x: Any, mask: Any) -> tuple[Batch, list[_checks.Fact]]:
+def _data(model: Any, params: Params, x: Any, mask: Any) -> tuple[Batch, list[_checks.Fact]]:
     """Parses a batch of at least one example. That it is in the decoder's support, and that the model's dtype holds real
     numbers and the sum of their squares once encoded, comes back as facts."""
     decoder, shape = model.decoder, model.event_shape
@@ -158,7 +169,7 @@ def _data(model: Any, x: Any, mask: Any) -> tuple[Batch, list[_checks.Fact]]:
         x, there = zeroed(x, mask), decoder.latent_mask(mask)
         holds = holds | ~mask
         facts = something(mask)
-    batch = Batch(n, x.device, x, mask, there, dims(model, n, mask, x.device))
+    batch = Batch(n, x.device, params, x, mask, there, dims(model, n, mask, x.device))
     if not _checks.readable(x):
         return batch, []
     facts.insert(0, _checks.Fact(holds, lambda: _checks.outside(decoder.support, "x", original)))

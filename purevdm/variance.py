@@ -54,7 +54,7 @@ def levels(curve: Curve) -> Levels:
 
 
 def gradients(
-    model: Model, params: Params, batch: Batch, noise: Noise, scale: float | Tensor, cond: Any = None
+    model: Model, batch: Batch, noise: Noise, scale: float | Tensor, cond: Any = None
 ) -> tuple[Params, NLLBound, Curve]:
     """Computes the gradient of the mean bound times ``scale``, () or (B,), but for the schedule's interior that of the mean
     squared diffusion loss (its losses times ``scale``), in one pass.
@@ -62,6 +62,7 @@ def gradients(
     Returns:
         The gradients, the bound's terms (each (B,), nats), and the schedule's curve.
     """
+    params = batch.params
     at = curve(model.schedule, params["schedule"], noise.t, cond)
 
     def mean(others: Params, curve: Curve) -> tuple[Tensor, NLLBound]:

@@ -1,4 +1,5 @@
-"""Several processes compute what one computes with the whole batch, or data set."""
+"""Several processes compute what one computes with the whole batch, or data set, whole or sharded. Two that fail end the
+rest."""
 
 import os
 import subprocess
@@ -6,50 +7,54 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from compare import moved_alike
+import worker
 from optree import tree_leaves
 
 from purevdm import parallel, random, training
+from purevdm.training import checkpoint
 
 HERE = Path(__file__).parent
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_are_one(tmp_path, processes):
-    script, out = [str(HERE / "worker.py"), str(tmp_path / "out.pt")], tmp_path / "out.pt"
+def launched(processes, script, *arguments):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    paths = os.pathsep.join([str(HERE / "training"), str(HERE.parent)])
+    paths = os.pathsep.join(map(str, (HERE / "training", HERE, HERE.parent)))
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([*launcher, *script], env=env, capture_output=True)
-    assert run.returncode == 0, run.stderr.decode()
-    leaves, loss, group = torch.load(out, weights_only=False)
+    return subprocess.run([*launcher, str(script), *map(str, arguments)], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("processes", "shards"), [(1, 1), (2, 1), (4, 2), (4, 4), *(pytest.param(*n, marks=SLOW) for n in ((2, 2), (4, 1), (3, 3)))]
+)
+def test_processes_are_one(tmp_path, processes, shards):
+    run = launched(processes, HERE / "worker.py", tmp_path, shards)
+    assert run.returncode == 0, run.stderr
+    leaves, share, group = torch.load(tmp_path / "out.pt", weights_only=False)
     assert group[:2] == (0, processes)
-    state, grad_fn = tiny.state(), training.gradients(tiny.model())
-    for step in range(3):
-        state, metrics = training.train_step(tiny.SETTINGS, grad_fn, state, tiny.data(seed=step), random.key(3))
-    torch.testing.assert_close(loss, metrics["loss"], rtol=1e-5, atol=0)
-    moved_alike(leaves, tree_leaves(state.params), tree_leaves(tiny.state().params))
+    assert share <= 1.05 / shards  # parameters, averages and moments; what does not divide is held by all
+    folder = checkpoint.latest(tmp_path / "checkpoints")
+    assert checkpoint.notes(folder)["extra"] == {"by": "a group"}
+    assert len(list(folder.glob("*.safetensors"))) == processes
+    loaded = checkpoint.load(folder, training.init(worker.unet(), random.key(7)))  # one process, without a launcher
+    assert all(a == b if isinstance(a, int) else torch.equal(a, b) for a, b in zip(tree_leaves(loaded), leaves, strict=True))
 
 
 def test_alone_nothing_is_sent():
-    tensors = [torch.ones(2), torch.zeros(3)]
-    assert all(a is b for a, b in zip(parallel.average(tensors), tensors, strict=True))
-    assert parallel.join("cpu") == parallel.Group(0, 1, torch.device("cpu"))
-    assert parallel.gather(tensors[0])[0] is tensors[0]
-    parallel.barrier()
+    group, tree = parallel.join("cpu"), {"w": torch.ones(2)}
+    assert group == parallel.Group(0, 1, torch.device("cpu"))
+    assert parallel.mesh(group) is None
+    assert parallel.shard(tree, None) is tree
+    assert parallel.whole(tree) is tree
+    assert parallel.gather(tree)[0] is tree
+    assert parallel.anywhere(True)
+    assert not parallel.anywhere(False)
+    assert parallel.counted(print) is print
+    with parallel.answering(group):
+        parallel.barrier()
     parallel.leave()
-    with pytest.raises(ValueError, match="bucket"):
-        parallel.average(tensors, 0)
-
-
-def test_means_keep_their_strides(monkeypatch):
-    """As if two processes had the same tensors."""
-    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(parallel.dist, "all_reduce", lambda flat: flat.mul_(2))
-    tensors = [torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), torch.randn(3, 2).T, torch.ones(())]
-    for mean, tensor in zip(parallel.average(tensors), tensors, strict=True):
-        assert torch.equal(mean, tensor)
-        assert mean.stride() == tensor.stride()
+    with pytest.raises(ValueError, match="shards: expected a divisor of the group's 1 processes, got 2"):
+        parallel.mesh(group, 2)
+    with pytest.raises(ValueError, match="timeout: expected a number above 0"):
+        parallel.join("cpu", timeout=0.0)

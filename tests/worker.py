@@ -1,4 +1,5 @@
-"""One process of a group: trains three steps on its part of each batch, evaluates, and the first writes what comes out."""
+"""One process of a group, which holds what it computes against what one process computes with the whole batch; the first
+writes what the test reads. In float64: what differs is the order of sums."""
 
 import sys
 from functools import partial
@@ -6,33 +7,57 @@ from pathlib import Path
 
 import tiny
 import torch
-from optree import tree_leaves
+from compare import close
+from optree import tree_leaves, tree_map
 
-from purevdm import evaluation, likelihood, parallel, random, training
+import purevdm
+from purevdm import bfn, codec, evaluation, likelihood, networks, ode, parallel, random, schedules, training
+from purevdm.training import checkpoint
+
+KEY = random.key(3)
+SETTINGS = tiny.SETTINGS._replace(eps=1e-4)  # a gradient near 0 moves a parameter by little, whatever its rounding
+ENDS = dict(gamma_min=-9.0, gamma_max=3.0)
 
 
-def main(path: str) -> None:
+def unet(**options):
+    network = networks.unet(8, (1, 2), 1, groups=4, attention=(1,), dropout=0.1, **options)
+    return purevdm.vdm(network, schedules.monotone_mlp(hidden=8, **ENDS), (1, 4, 4), 16, dtype=torch.float64)
+
+
+def flow():
+    return bfn.discrete(networks.mlp(9), (5,), 4, 2.0)
+
+
+def data(model, seed, n=8):
+    return random.randint(random.key(seed), (n, *model.event_shape), 0, model.decoder.vocab_size)
+
+
+def rows(group, n=8):
+    return slice(group.rank * n // group.size, (group.rank + 1) * n // group.size)
+
+
+def step(model, grad_fn, state, number, mine, **options):
+    seeds = model.seeds(random.fold_in(KEY, number), 8).rows(mine)
+    return training.train_step(SETTINGS, grad_fn, state, data(model, number)[mine], seeds, **options)
+
+
+def main(path: Path, shards: int) -> None:
     torch.set_num_threads(1)
-    group = parallel.join("cpu")
-    model, state = tiny.model(), tiny.state()
-    grad_fn = training.gradients(model)
-    size = 8 // group.size
-    for step in range(3):
-        rows = slice(group.rank * size, (group.rank + 1) * size)
-        seeds = model.seeds(random.fold_in(random.key(3), step), 8)
-        state, metrics = training.train_step(
-            tiny.SETTINGS,
-            grad_fn,
-            state,
-            tiny.data(seed=step)[rows],
-            seeds.rows(rows),
-            average=lambda tensors: parallel.average(tensors, bucket=100),
-        )
-    evaluate(model, state.params, group)
+    group = parallel.join("cpu", timeout=60.0)
+    mesh, mine = parallel.mesh(group, shards), rows(group)
+    state, share = trained(group, mesh, mine)
+    gradients(mesh, mine)
+    statistics(mesh, mine, group)
+    use(mesh)
+    if mesh is not None:
+        refusals(mesh, group)
+    evaluate(tiny.model(), tiny.state().params, group)
+    saved(path, state, mesh)
+    state = parallel.whole(state)
     if group.rank == 0:
-        torch.save([tree_leaves(state.params), metrics["loss"], group], path)
+        torch.save([tree_leaves(state), share, group], path / "out.pt")
     parallel.barrier()
-    if not Path(path).exists():
+    if not (path / "out.pt").exists():
         sys.exit(f"rank {group.rank}: passed the barrier before the first has written")
     parallel.leave()
     left = [thread for thread in threads() if "gloo" in thread]
@@ -40,11 +65,155 @@ def main(path: str) -> None:
         sys.exit(f"rank {group.rank}: threads that outlive the group may abort the exit: {left}")
 
 
+def trained(group, mesh, mine):
+    """Ten steps; the state, and which part of its numbers this process holds."""
+    model = unet()
+    grad_fn = training.gradients(model)
+    start = training.init(model, random.key(0))
+    alone, state = start, training.init(model, random.key(0), mesh)
+    for number in range(10):
+        alone, expected = step(model, grad_fn, alone, number, slice(None))
+        state, metrics = step(model, grad_fn, state, number, mine)
+        for name, value in expected.items():
+            if abs(metrics[name] - value) > 1e-9 * abs(value) + 1e-12:
+                sys.exit(f"rank {group.rank}: step {number}: {name} {metrics[name]}, alone {value}")
+    for name in ("params", "ema_params", "moments"):
+        close(getattr(parallel.whole(state), name), getattr(alone, name), 1e-8)
+    count = sum(leaf.numel() for leaf in tree_leaves(start) if isinstance(leaf, torch.Tensor))
+    held = sum(local(leaf).numel() for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
+    return state, held / count
+
+
+def gradients(mesh, mine):
+    """All ways to gradients, of networks with blocks and without."""
+    again = unet(remat=True)
+    words = purevdm.vdm(networks.transformer(16, 1, heads=2), schedules.learned_linear(**ENDS), (1, 6), 16, dtype=torch.float64)
+    ways = [
+        (unet(), torch.func.grad_and_value(unet().loss_and_stats, has_aux=True)),
+        (unet(), training.gradients(unet(), variance=True)),
+        (unet(), training.gradients(unet(), accumulate=2)),
+        (again, training.gradients(again, remat=True)),
+        (words, training.gradients(words)),
+        (flow(), training.gradients(flow())),
+    ]
+    for model, grad_fn in ways:
+        params = perturbed(model.init(random.key(1)))
+        x, seeds = data(model, 1), model.seeds(KEY, 8)
+        alone, (loss, _) = grad_fn(params, x, seeds)
+        together, (part, _) = grad_fn(parallel.shard(params, mesh), x[mine], seeds.rows(mine))
+        close(parallel.whole(together), alone, 1e-5 if loss.dtype == torch.float32 else 1e-12)
+        losses = parallel.gather(part.item())
+        close([torch.tensor(sum(losses) / len(losses))], [loss], 1e-6)
+
+
+def statistics(mesh, mine, group):
+    """What a batch norm keeps moves by the mean over the processes, and what a network does not keep stays."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
+
+        def forward(self, z, gamma):
+            return self.body(z)
+
+    model = purevdm.vdm(networks.from_module(Net), schedules.learned_linear(**ENDS), (3,), 16)
+    params = model.init(random.key(0))
+    x, seeds = data(model, 2), model.seeds(KEY, 8)
+    moved = model.update(parallel.shard(params, mesh), x[mine], seeds.rows(mine))
+    each = [model.update(params, x[rows(other)], seeds.rows(rows(other))) for other in members(group)]
+    expected = tree_map(lambda *leaves: torch.stack(leaves).double().mean(0), *each)
+    close(parallel.whole(moved), expected, 1e-6)
+
+
+def members(group):
+    return [group._replace(rank=rank) for rank in range(group.size)]
+
+
+def use(mesh):
+    """Samples, likelihoods, bounds and files of sharded parameters are those of whole ones, bit for bit."""
+    model = unet()
+    params, x, seeds = perturbed(model.init(random.key(1))), data(model, 5, 3), model.seeds(KEY, 3)
+    for f in (
+        lambda p: model.sample(p, KEY, 3, steps=3, until=0.0),
+        lambda p: model.nll_bound(p, x, seeds),
+        lambda p: model.denoiser(p, n=3)(seeds.t[:, None, None, None] * torch.ones(3, 1, 4, 4), model.gamma(p, seeds.t)),
+        lambda p: likelihood.log_prob(model, p, x, KEY, integrator=ode.dopri5(1e-2, 1e-2)).log_weights,
+        lambda p: likelihood.importance_bound(model, p, x, KEY, timesteps=2).log_weights,
+        lambda p: torch.frombuffer(bytearray(codec.encode(model, p, x, timesteps=3)), dtype=torch.uint8),
+        lambda p: flow().sample(p, KEY, 3, steps=2) if "schedule" not in p else torch.zeros(()),
+    ):
+        expected, got = f(params), f(parallel.shard(params, mesh))
+        if not all(map(torch.equal, tree_leaves(got), tree_leaves(expected))):
+            sys.exit(f"sharded parameters give {got}, whole ones {expected}")
+
+
+def refusals(mesh, group):
+    """Bad input raises in every process."""
+    model = tiny.model()
+    params, x = model.init(random.key(0)), tiny.data()
+    parts, refused = parallel.shard(params, mesh), 0
+    bad = tree_map(lambda leaf: leaf * torch.nan if leaf.ndim == 1 else leaf, parts)
+    of_each = torch.func.vmap(torch.func.grad(lambda p, x, k: model.loss_fn(p, x[None], model.seeds(k, 1))), (None, 0, 0))
+    for f, error, words in (
+        (lambda: model.loss_fn(parts | {"schedule": params["schedule"]}, x, KEY), ValueError, "all whole or all sharded"),
+        (lambda: model.loss_fn(bad, x, KEY), ValueError, "expected finite numbers"),
+        (lambda: parallel.shard(parts, mesh), ValueError, "tree: expected whole leaves"),
+        (lambda: parallel.shard(params, 2), TypeError, "mesh: expected a DeviceMesh"),
+        (lambda: parallel.mesh(group, 3), ValueError, f"shards: expected a divisor of the group's {group.size}"),
+        (lambda: of_each(parts, x, random.split(KEY, 8)), NotImplementedError, "sharded parameters"),
+        (lambda: training.gradients(model, compile=True, variance=True)(parts, x, KEY), ValueError, "variance: expected whole"),
+        (lambda: training.gradients(model, accumulate=3)(parts, x, KEY), ValueError, "accumulate: expected a divisor"),
+    ):
+        try:
+            f()
+        except error as raised:
+            refused += words in str(raised)
+            if words not in str(raised):
+                sys.exit(f"expected {words!r}, got {raised}")
+        else:
+            sys.exit(f"expected an error about {words!r}, got none")
+
+
+def saved(path, state, mesh):
+    """Saved in the background, and loaded to the bit."""
+    with checkpoint.Saver() as saver:
+        for _ in range(2):
+            saver.save(path / "checkpoints", state, metric=1.0, extra={"by": "a group"})
+        folder = saver.wait()
+    empty = parallel.shard(training.init(unet(), random.key(1)), mesh)
+    loaded = checkpoint.load(folder, empty)
+    averaged = checkpoint.load_params(folder, training.init(unet(), random.key(1)).params)
+    pairs = [(loaded, state), (averaged, parallel.whole(state.ema_params))]
+    for a, b in (pair for trees in pairs for pair in zip(*map(tree_leaves, trees), strict=True)):
+        if a != b if isinstance(a, int) else not torch.equal(local(a), local(b)):
+            sys.exit("loaded another state than was saved")
+
+
+def perturbed(params):
+    return tree_map(lambda leaf: leaf + 0.1 * torch.sin(torch.arange(leaf.numel()).to(leaf)).view(leaf.shape), params)
+
+
+def local(leaf):
+    return leaf.to_local() if hasattr(leaf, "to_local") else leaf
+
+
 def evaluate(model, params, group) -> None:
     """Together, with fewer batches than processes and with more, they find exactly what each finds alone."""
     lengths = [len(part) for part in parallel.gather(torch.arange(group.rank))]
     if lengths != list(range(group.size)):
         sys.exit(f"rank {group.rank}: gathered tensors of lengths {lengths}")
+    done = []
+    add = parallel.counted(lambda *amounts: done.append(amounts))
+    for _ in range(3):
+        add(1, group.rank)
+    parallel.barrier()
+    add(0, 0)
+    parts = [sum(column) for column in zip(*done, strict=True)]
+    if parts and group.rank == 0 and parts != [3 * group.size, 3 * sum(range(group.size))]:
+        sys.exit(f"counted {parts}")
+    if parallel.anywhere(False) or not parallel.anywhere(group.rank == group.size - 1):
+        sys.exit("a flag that is set somewhere is set anywhere")
     x, key, weighted = (
         tiny.data(50, seed=5),
         random.key(6),
@@ -77,4 +246,4 @@ def threads() -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]), int(sys.argv[2]))

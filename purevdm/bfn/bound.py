@@ -144,7 +144,7 @@ def bound(model: "BFN", params: Params, x: Tensor, noise: Noise, cond: Any = Non
     batch = parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.bfn.Noise"), cond, mask=mask)
     if noise.sender is None and model.timesteps and not isinstance(model.output, Point):
         raise ValueError("noise.sender: expected the sender's noise, which a loss in steps takes, got None")
-    return summed(terms(model, params["network"], batch.x, noise, cond, batch.mask))
+    return summed(terms(model, batch.params["network"], batch.x, noise, cond, batch.mask))
 
 
 def terms(

@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _values, denoiser
+from purevdm import _checks, _sharding, _values, denoiser
 from purevdm._compile import constant
 from purevdm.bfn import bound, sampling
 from purevdm.bfn.bound import Noise
@@ -155,7 +155,9 @@ class BFN(NamedTuple):
         h = self.output.encode(batch.x, self.dtype)
         seen = bound.seen(self, bound.within(latent(h, align(self.flow.snr(t), h), noise.eps), batch.mask), t)
         there = None if batch.mask is None else self.flow.shown_mask(batch.mask)
-        return params | {"network": denoiser.update(self.network, params["network"], seen, t, cond, noise.key, there)}
+        own = batch.params["network"]
+        after = denoiser.update(self.network, own, seen, t, cond, noise.key, there)
+        return params | {"network": _sharding.restored(after, own, params["network"])}
 
     # Samples
 
@@ -199,7 +201,7 @@ class BFN(NamedTuple):
             differentiable: as there; derivatives pass to data that are real numbers, to latents and to ``theta``.
             mask: what exists of each sample, bool, which broadcasts to (n, *event_shape); elsewhere samples are 0.
         """
-        parse(self, params, key=_checks.key("key", key), cond=cond)
+        batch = parse(self, params, key=_checks.key("key", key), cond=cond)
         solver = bayesian() if solver is None else solver
         if differentiable is True and trajectory is False and until is None and self.decoder.vocab_size is not None:
             raise ValueError(
@@ -207,7 +209,7 @@ class BFN(NamedTuple):
             )
         options = dict(trajectory=trajectory, callback=callback, differentiable=differentiable, mask=mask)
         how = Options(steps, solver, grid, cond, guidance, **options)  # type: ignore[arg-type]
-        return sampling.sample(self, params["network"], key, n, how, z=z, start=start, until=until, decode=decode)
+        return sampling.sample(self, batch.params["network"], key, n, how, z=z, start=start, until=until, decode=decode)
 
     # What the methods share
 
@@ -237,9 +239,9 @@ class BFN(NamedTuple):
         reconstruction: bool,
     ) -> tuple[NLLBound, Tensor | float]:
         """Gives the bound's terms of each dimension, and how many each example has."""
-        batch = parse(self, params, x, key, cond, mask=mask)
+        batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
         noise = self._noise(key, batch.n, train)
-        return bound.terms(self, params["network"], batch.x, noise, cond, batch.mask, reconstruction), batch.dims
+        return bound.terms(self, batch.params["network"], batch.x, noise, cond, batch.mask, reconstruction), batch.dims
 
 
 @functools.lru_cache(maxsize=256)

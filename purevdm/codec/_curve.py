@@ -91,7 +91,7 @@ def curve(model: VDM, params: Params, batches: Iterable[Any], key: Key, *, times
 def _of_batch(model: VDM, params: Params, x: Tensor, key: Key, cond: Any) -> Tensor:
     """Rates and squared errors of each of n examples, (2, n, T + 2), float64."""
     batch = parse(model, params, x, key, cond)
-    decoder, n, steps = model.decoder, batch.n, model.timesteps
+    params, decoder, n, steps = batch.params, model.decoder, batch.n, model.timesteps
     noise, denoise = model.draw(key, n, train=False), of_model(model, params, cond)
     f, bounds = decoder.encode({}, x, cond, model.dtype), decoder.bounds(torch.zeros((), device=x.device, dtype=model.dtype))
     one = [decoder.encode({}, torch.full_like(x, value), cond, torch.float64) for value in (0, 1)]

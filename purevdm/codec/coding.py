@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files, parts
+from purevdm import _checks, _files, _sharding, parts
 from purevdm._batches import pairs
 from purevdm._vdm import VDM
 from purevdm.codec import _chain, _container
@@ -164,6 +164,7 @@ def read(
     """
     source = path if isinstance(path, bytes) else _checks.path("path", path)
     _check(model, compile, callback)
+    params = _sharding.whole(params)
     lanes = None if lanes is None else _checks.integer("lanes", lanes, 1)
     numbers = None if blocks is None else _checks.integers("blocks", blocks, 0)
     if skip is not None:
@@ -216,6 +217,7 @@ def _pieces(
 ) -> Iterator[bytes]:
     """Yields a file's head, its blocks and its index."""
     _check(model, compile, callback)
+    params = _sharding.whole(params)
     lanes, portable = _checks.integer("lanes", lanes, 1, _container.MOST_LANES), _checks.boolean("portable", portable)
     steps = model.timesteps or STEPS if timesteps is None else timesteps
     steps = _checks.integer("timesteps", steps, 1, _container.MOST_STEPS)

@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, likelihood, parallel, random
+from purevdm import _checks, _sharding, likelihood, parallel, random
 from purevdm._batches import triples
 from purevdm._vdm import VDM
 from purevdm.bfn import BFN
@@ -75,6 +75,7 @@ def per_example(
     >>> gap = evaluation.compare(exact, bound).difference  # how far the flow is below the bound, paired
     """
     model, call = called(model, timesteps, "method", method)
+    params = _sharding.whole(params)  # as processes take turns, no two compute at once
     _checks.choice("failures", failures, ("raise", "nan"))
     unit = _checks.choice("model.decoder.unit", model.decoder.unit, ("bits/dim", "nats"))
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, schedules
+from purevdm import _checks, _sharding, schedules
 from purevdm._vdm import VDM
 from purevdm.bound import NLLBound
 from purevdm.evaluation._examples import called, draws
@@ -99,6 +99,7 @@ def profile(
     _checks.instance("model", model, VDM, "a purevdm VDM, whose schedule gives gamma")
     bins = _checks.integer("bins", bins, 1)
     model, call = called(model, timesteps, "bound", bound)
+    params = _sharding.whole(params)
 
     def losses(x: Tensor, key: Key, cond: Any, **mask: Tensor) -> Tensor:
         even = model._replace(timesteps=0).seeds(key, x.shape[0])

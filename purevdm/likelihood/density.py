@@ -64,7 +64,7 @@ def log_prob(
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
     batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
-    n, x, mask = batch.n, batch.x, batch.mask
+    n, params, x, mask = batch.n, batch.params, batch.x, batch.mask
     samples = _checks.integer("samples", samples, 1)
     kind = fitting(model.decoder, dequantisation)
     if kind == "none" and samples != 1:
@@ -102,7 +102,8 @@ def log_prob_latent(
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
     n = len(latents("z_0", z_0, model))
-    parse(model, params, cond=cond, n=n, mask=mask, z_0=z_0, probe_noise=flow.checked_probes(probe_noise, z_0))
+    probes = flow.checked_probes(probe_noise, z_0)
+    params = parse(model, params, cond=cond, n=n, mask=mask, z_0=z_0, probe_noise=probes).params
     z_0 = inside("z_0", z_0, of_model(model, params, mask=mask).within(z_0))
     _refuse_recording(params, z_0, cond)
     how: Any = dict(mask=mask, integrator=integrator, probe_noise=probe_noise, chunk=chunk)

@@ -220,6 +220,7 @@ def _mapped(
     name: str, model: VDM, params: Params, z: Tensor, cond: Any, mask: Tensor | None, how: Integrator | None, backward: bool
 ) -> Tensor:
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "the probability flow", flow=True)
-    parse(model, params, cond=cond, n=len(latents(name, z, model)), mask=mask, **{name: z})
+    given: Any = {name: z}
+    params = parse(model, params, cond=cond, n=len(latents(name, z, model)), mask=mask, **given).params
     z = inside(name, z, of_model(model, params, mask=mask).within(z))
     return integrate(model, params, z, cond, mask=mask, integrator=how, backward=backward)[0]

@@ -72,7 +72,7 @@ def log_prob_and_grad(
     """
     direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
     batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
-    n, there = batch.n, batch.there
+    n, params, there = batch.n, batch.params, batch.there
     kind = fitting(model.decoder, "none")
     if not torch.compiler.is_compiling() and any(map(_checks.differentiated, _checks.leaves((params, x, cond)).values())):
         wanted = "expected tensors that torch.func takes no derivatives of, as none pass here, got some"

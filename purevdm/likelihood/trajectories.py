@@ -52,7 +52,7 @@ def importance_bound(
         _checks.within("timesteps", timesteps, 1, _checks.most_steps(model.dtype))
     elif _checks.timesteps(timesteps, model.dtype) == 0:
         raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
-    n, x, cond, mask = batch.n, *(repeated(part, samples) for part in (batch.x, cond, batch.mask))
+    params, n, x, cond, mask = batch.params, batch.n, *(repeated(part, samples) for part in (batch.x, cond, batch.mask))
     k_start, k_steps = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
     denoise = of_model(model, params, cond, mask=mask)
     f = denoise.within(model.decoder.encode({}, x, cond, model.dtype))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from purevdm import _apply, _checks, nn, random
+from purevdm import _apply, _checks, _sharding, nn, random
 from purevdm._compile import fixed, materialize
 from purevdm.networks import _adapter, _blocks, _condition
 from purevdm.types import Key, Params, Shape
@@ -188,8 +188,8 @@ _attend_region = _apply.region(Inside)(_attend)
 def _block(
     resnet: Callable[..., Tensor],
     attend: Callable[..., Tensor],
-    settings: Inside,
     params: Params,
+    settings: Inside,
     context: Tensor,
     mask: Tensor | None,
     ctrl: Tensor | None,
@@ -222,11 +222,11 @@ def _enter(
 
 
 def _down(settings: UNet, params: Params, h: Tensor) -> Tensor:
-    return nn.conv(params["sample"], h, 2, settings.padding)
+    return nn.conv(params, h, 2, settings.padding)
 
 
 def _up(settings: UNet, params: Params, h: Tensor, skip: Tensor) -> Tensor:
-    return nn.conv(params["sample"], nn.upsample(h, skip.shape[-settings.rank :]), padding=settings.padding)
+    return nn.conv(params, nn.upsample(h, skip.shape[-settings.rank :]), padding=settings.padding)
 
 
 def _leave(settings: UNet, params: Params, h: Tensor) -> Tensor:
@@ -245,12 +245,15 @@ def _forward(
 ) -> Tensor:
     """Goes down, through the middle and up, for one example or a batch, whichever ``enter`` takes; ``kinds`` are the two
     parts of a block."""
-    start = enter(params, *given)
+    ends = {name: branch for name, branch in params.items() if name not in ("down", "mid", "up")}
+    ends, in_blocks = _sharding.block(ends, settings.dtype), partial(_sharding.in_blocks, dtype=settings.dtype)
+    start = enter(ends, *given)
     h, masks, inside = start["h"], iter(start.get("masks", ())), settings.inside
-    apply_block = _blocks.rematerialised(partial(_block, *kinds), settings.remat)
+    apply_block = _blocks.rematerialised(in_blocks(partial(_block, *kinds), keep=settings.remat), settings.remat)
+    down, up = (in_blocks(partial(f, settings), keep=False) for f in (_down, _up))
 
     def block(params: Params, *maps: Tensor) -> Tensor:
-        return apply_block(inside, params, start["context"], next(masks, None), start.get("ctrl"), *maps)
+        return apply_block(params, inside, start["context"], next(masks, None), start.get("ctrl"), *maps)
 
     last = len(settings.multipliers) - 1
     skips = [h]
@@ -260,7 +263,7 @@ def _forward(
             h = block(resolution[str(j)], h)
             skips.append(h)
         if i < last:
-            h = _down(settings, resolution, h)
+            h = down(resolution["sample"], h)
             skips.append(h)
     h = block(params["mid"]["block1"], h)
     h = block(params["mid"]["block2"], h)
@@ -269,5 +272,5 @@ def _forward(
         for j in range(settings.blocks + 1):
             h = block(resolution[str(j)], h, skips.pop())
         if i > 0:
-            h = _up(settings, resolution, h, skips[-1])
-    return _leave(settings, params, h)
+            h = up(resolution["sample"], h, skips[-1])
+    return _leave(settings, ends, h)

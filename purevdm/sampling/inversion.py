@@ -78,11 +78,12 @@ def invert(
         if not isinstance(start, (int, float)) or start != 0.0:
             raise ValueError(f"start: expected 0, the time of data, got {_checks.describe(start)}; or give latents, as z")
         batch = parse(model, params, x, cond=cond, mask=mask)
+        params = batch.params
         f = model.decoder.encode(params.get("decoder", {}), batch.x, cond, model.dtype)
         at = of_model(model, params, mask=batch.there).within(f)
     else:
         at = latents("z", z, model)
-        parse(model, params, cond=cond, n=len(at), z=at)
+        params = parse(model, params, cond=cond, n=len(at), z=at).params
         there = of_events(model, mask, len(at), at.device)
         at = inside("z", at, of_model(model, params, mask=there).within(at))
     begin, end = trajectories.times("start", start, "until", until, at)

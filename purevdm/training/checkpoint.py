@@ -2,7 +2,11 @@
 
 A checkpoint is a folder named by its step, ``00001000/``, with ``state.safetensors`` (leaves by path, joined by dots) and
 ``state.json`` (the step, a metric, the caller's notes, the tensors' SHA-256, and its own). It is written under another name
-and then renamed, so that what has its name is whole, whenever the process stops. Needs safetensors (extra ``train``).
+and then renamed, so that what has its name is whole, whenever a process stops. Needs safetensors (extra ``train``).
+
+A sharded state (:mod:`purevdm.parallel`) is written by all of its processes together, each its part, by
+``torch.distributed.checkpoint``: ``shard-00001-...safetensors`` and so on. Either kind is read by any number of processes,
+into whole or sharded leaves, as ``like`` has them. :class:`Saver` saves while training goes on.
 """
 
 import hashlib
@@ -11,20 +15,25 @@ import math
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optree
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from purevdm import _checks, _files
+from purevdm import _checks, _files, _sharding
+from purevdm.training import _shards
 from purevdm.training.optimizer import Moments
 from purevdm.training.state import TrainState
 
-__all__ = ["CheckpointError", "best", "latest", "load", "load_params", "notes", "save"]
+__all__ = ["CheckpointError", "Saver", "best", "latest", "load", "load_params", "notes", "save"]
 
-FORMAT = 2  # 1 had no digest of the notes themselves
+WHOLE, SHARDED = 2, 3  # formats; 1 was 2 without a digest of the notes themselves
 TENSORS, NOTES = "state.safetensors", "state.json"
 _NUMBER = "[0-9]{8}|[1-9][0-9]{8,17}"
 
@@ -38,7 +47,8 @@ def save(
 ) -> Path:
     """Writes a checkpoint into a folder of them, in the place of one of the same step, and removes old ones.
 
-    One process at a time may write into a folder. Where a checkpoint's notes are damaged, none is removed.
+    One run at a time may write into a folder. All processes of a sharded state call this together, for a folder that all
+    see; what goes wrong in one is raised in all. Where a checkpoint's notes are damaged, none is removed.
 
     Args:
         folder: made if it is not there.
@@ -54,31 +64,99 @@ def save(
         TypeError, ValueError: arguments that cannot be written; nothing is then.
         OSError: a full disk, or a folder that cannot be written; what was there before stays.
     """
+    return _save(folder, state, metric, extra, keep, None)
+
+
+def _save(folder: Any, state: TrainState, metric: float | None, extra: Any, keep: int, group: Any) -> Path:
+    """:func:`save`, with the processes' messages in a group of their own."""
     folder, keep = _checks.path("folder", folder), _checks.integer("keep", keep, 1)
     _checks.instance("state", state, TrainState, "a TrainState")
     step = _checks.integer("state.step", state.step, 0, 10**18 - 1)
-    written = {"format": FORMAT, "step": step, "metric": _metric(metric), "sha256": "", "extra": extra}
+    written = {"format": WHOLE, "step": step, "metric": _metric(metric), "extra": extra}
     try:
         json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"extra: expected what JSON holds, got {error}") from None
-    leaves = _files.plain(_named(_trees(state)))
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{step:08d}"
-    _files.sweep(folder, _NUMBER)
-    with _files.drafted(final) as draft:
-        _files.save(draft / TENSORS, leaves)
-        written["sha256"] = _digest(draft / TENSORS)
-        written["notes_sha256"] = _notes_digest(written)
-        with _files.naming(draft / NOTES):
-            (draft / NOTES).write_text(json.dumps(written, indent=1, allow_nan=False))
-        _files.sync(draft / NOTES)
-        _files.sync(draft)
-        _discard(final)
-        draft.rename(final)
-    _files.sync(folder)
-    _prune(folder, keep, final)
+    leaves, final = _named(_trees(state)), folder / f"{step:08d}"
+    if not _sharding.sharded(leaves):
+        leaves = _files.plain(leaves)
+        with _draft(final) as draft:
+            _files.save(draft / TENSORS, leaves)
+            _finish(draft, final, written | {"sha256": _shards.digest(draft / TENSORS)})
+        _prune(folder, keep, final)
+        return final
+    first, work = dist.get_rank(group) == 0, ExitStack()
+    with work:
+        draft = next(filter(None, _shards.agreed(lambda: work.enter_context(_draft(final)) if first else None, group)))
+        written |= {"format": SHARDED, "files": _shards.write(draft, leaves, group)}
+        _shards.agreed(lambda: _finish(draft, final, written) if first else None, group)
+    _shards.agreed(lambda: _prune(folder, keep, final) if first else None, group)
     return final
+
+
+@contextmanager
+def _draft(final: Path) -> Iterator[Path]:
+    """A folder to write a checkpoint into; it is removed where it is not finished, and so are those of killed writers."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _files.sweep(final.parent, _NUMBER)
+    with _files.drafted(final) as draft:
+        yield draft
+
+
+def _finish(draft: Path, final: Path, written: dict[str, Any]) -> None:
+    """Writes the notes, and gives a checkpoint its name."""
+    written["notes_sha256"] = _notes_digest(written)
+    with _files.naming(draft / NOTES):
+        (draft / NOTES).write_text(json.dumps(written, indent=1, allow_nan=False))
+    _files.sync(draft / NOTES)
+    _files.sync(draft)
+    _discard(final)
+    draft.rename(final)
+    _files.sync(final.parent)
+
+
+class Saver:
+    """Saves checkpoints in a thread while training goes on, one at a time.
+
+    All processes of a sharded state make one together.
+
+    States are never written to, so that nothing is copied first. Use it as a context manager, which waits for the last.
+
+    >>> from purevdm.training import checkpoint
+    >>> with checkpoint.Saver() as saver:  # doctest: +SKIP
+    ...     for step in range(1000):
+    ...         state, metrics = training.train_step(settings, grad_fn, state, x, k_train)
+    ...         if step % 100 == 0:
+    ...             saver.save(folder, state)
+    """
+
+    def __init__(self) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self._group = dist.new_group(backend="gloo") if together else None
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[Path] | None = None
+
+    def save(
+        self, folder: str | os.PathLike, state: TrainState, *, metric: float | None = None, extra: Any = None, keep: int = 3
+    ) -> None:
+        """Begins what :func:`save` does, once the save before has ended; raises what went wrong in that one."""
+        self.wait()
+        self._last = self._pool.submit(_save, folder, state, metric, extra, keep, self._group)
+
+    def wait(self) -> Path | None:
+        """Waits for the last save: returns its folder, None where there was none, or raises what went wrong."""
+        last, self._last = self._last, None
+        return None if last is None else last.result()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
@@ -99,11 +177,6 @@ def _metric(metric: Any) -> float | None:
     """A metric that can be compared, or None."""
     infinite = isinstance(metric, float) and not math.isfinite(metric)
     return None if metric is None or infinite else _checks.real("metric", metric)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _notes_digest(found: dict[str, Any]) -> str:
@@ -159,12 +232,17 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
     path = _checks.path("path", path)
     try:
         found = json.loads(_files.regular(path / NOTES).read_text())
-        if found["format"] not in (1, FORMAT):
-            raise ValueError(f"expected format {FORMAT} or 1, got {found['format']}")
+        if found["format"] not in (1, WHOLE, SHARDED):
+            raise ValueError(f"expected format {SHARDED}, {WHOLE} or 1, got {found['format']}")
         if found.get("notes_sha256") != (None if found["format"] == 1 else _notes_digest(found)):
             raise ValueError("its SHA-256 is not the one in it")
         step, found["metric"] = _checks.integer("step", found["step"], 0), _metric(found["metric"])
-        _checks.instance("sha256", found["sha256"], str, "text")
+        if "files" in found:
+            named = _checks.instance("files", found["files"], dict, "an object").items()
+            if not all(re.fullmatch("[a-z0-9-]+[.]safetensors", name) and isinstance(text, str) for name, text in named):
+                raise ValueError("files: expected names of safetensors files, and the SHA-256 of each")
+        else:
+            _checks.instance("sha256", found["sha256"], str, "text")
         if re.fullmatch(_NUMBER, path.name) and int(path.name) != step:
             raise ValueError(f"expected the checkpoint of step {int(path.name)}, got that of {step}, renamed")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
@@ -198,18 +276,23 @@ def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
 
 def _read(path: Path, trees: dict[str, Any], only: str = "") -> dict[str, Any]:
     """The trees with the tensors of a checkpoint; those whose names do not start with ``only`` may be there besides."""
-    sha256, file, like = notes(path)["sha256"], path / TENSORS, _named(trees)
+    noted, like = notes(path), _named(trees)
     device = next((leaf.device for leaf in like.values() if not leaf.is_meta), torch.device("cpu"))
+    file = path / TENSORS if "sha256" in noted else path
     try:
-        if _files.regular(file).is_file() and _digest(file) != sha256:
+        if "sha256" in noted and _files.regular(file).is_file() and _shards.digest(file) != noted["sha256"]:
             raise CheckpointError(f"{file}: damaged (its SHA-256 is not the one in {NOTES})")
         # First the names and shapes, as numbers of another model may not fit into memory.
-        shapes = {name: leaf for name, leaf in _files.load(file, "meta")[0].items() if name.startswith(only)}
+        headers = _files.load(file, "meta")[0] if "sha256" in noted else _shards.shapes(path)
+        shapes = {name: leaf for name, leaf in headers.items() if name.startswith(only)}
         try:
             _checks.matches("state", _checks.leaves(shapes), _checks.structure(like))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: of another model: {error}") from None
-        found = _files.load(file, device)[0]
+        if "sha256" in noted:
+            found = _sharding.like({name: leaf for name, leaf in _files.load(file, device)[0].items() if name in like}, like)
+        else:
+            found = _shards.read(path, noted["files"], like, device)
     except (ValueError, FileNotFoundError) as error:
         raise CheckpointError(str(error)) from None
     return optree.tree_map_with_path(lambda path, _: found[_checks.dotted(*path)], trees)  # type: ignore[return-value, arg-type]

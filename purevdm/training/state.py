@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._functorch import config
 
-from purevdm import _apply, _checks, random
+from purevdm import _apply, _checks, _sharding, parallel, random
 from purevdm._batches import unpacked
 from purevdm._compile import OLD, exact, transformed
 from purevdm._vdm import VDM
@@ -44,10 +44,10 @@ class NonFiniteLossError(FloatingPointError):
     """A loss, a gradient or a state that is NaN or infinite; the message holds the step and the loss's parts."""
 
 
-def init(model: VDM | BFN, key: Key) -> TrainState:
-    """Makes the state before the first step."""
+def init(model: VDM | BFN, key: Key, mesh: Any = None) -> TrainState:
+    """Makes the state before the first step; with a mesh of :func:`purevdm.parallel.mesh`, spread over its processes."""
     _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
-    params = model.init(key)
+    params = model.init(key) if mesh is None else parallel.shard(model.init(key), mesh)
     copies = optree.tree_map(lambda leaf: leaf.detach().clone(), params)  # type: ignore[arg-type]
     return TrainState(0, params, copies, optimizer.init(params))  # type: ignore[arg-type]
 
@@ -135,7 +135,7 @@ def gradients(
         loss = model.loss_and_stats
         whole = _from_outside(torch.compile(loss, fullgraph=True, **options) if compile else loss, remat)
     elif compile:
-        whole = torch.compile(whole, fullgraph=True, **options)
+        whole = _of_either(torch.compile(whole, fullgraph=True, **options), model, variance, options)
     if frozen:
         whole = _without(frozen, whole)
     grad_fn = whole if accumulate == 1 else _in_pieces(model, accumulate, whole)
@@ -147,6 +147,21 @@ def gradients(
         return grad_fn(params, x, key, cond, **masks)
 
     return of_batch
+
+
+def _of_either(inside: GradFn, model: VDM | BFN, variance: bool, options: dict[str, Any]) -> GradFn:
+    """Compiled gradients: of whole parameters by ``inside``, of sharded ones by ``torch.autograd``, as those do not pass the
+    transforms of ``torch.func`` in a compiled graph."""
+    of_shards = _from_outside(torch.compile(model.loss_and_stats, fullgraph=True, **options))
+
+    def whole(params: Params, *args: Any, **masks: Any) -> Any:
+        if not _sharding.sharded(params):
+            return inside(params, *args, **masks)
+        if variance:
+            raise ValueError("variance: expected whole parameters where it is compiled, got sharded ones; use compile=False")
+        return of_shards(params, *args, **masks)
+
+    return whole
 
 
 def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
@@ -164,14 +179,13 @@ def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
         _checks.shaped("key.key", seeds.key, (n, 2))
         masks = {name: mask_of(mask, tuple(x.shape)).expand_as(x) for name, mask in masks.items()}
         total: Any = []
-        spec: Any = None
+        form: Any = None
         for start in range(0, n, n // pieces):
             rows = slice(start, start + n // pieces)
             some, given = optree.tree_map(lambda leaf, rows=rows: leaf[rows], (cond, masks))  # type: ignore[arg-type, misc]
-            leaves: Any
-            leaves, spec = optree.tree_flatten(grad_fn(params, x[rows], seeds.rows(rows), some, **given))  # type: ignore[arg-type, dict-item]
+            leaves, form = _sharding.flatten(grad_fn(params, x[rows], seeds.rows(rows), some, **given))
             total = torch._foreach_add(total, leaves) if total else leaves
-        return optree.tree_unflatten(spec, torch._foreach_div(total, pieces))
+        return _sharding.unflatten(form, torch._foreach_div(total, pieces))
 
     return mean
 
@@ -233,7 +247,6 @@ def train_step(
     cond: Any = None,
     *,
     mask: Tensor | None = None,
-    average: Callable[[list[Tensor]], list[Tensor]] | None = None,
     update: Callable[..., Params] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Takes one step of training, a pure function: the state that goes in is left as it was.
@@ -247,7 +260,6 @@ def train_step(
         key: the key of the training: the step draws from ``fold_in(key, state.step)``. For rows of a larger batch, their
             Seeds: ``model.seeds(random.fold_in(key, state.step), size).rows(...)``.
         mask: what exists of the data, bool, which broadcasts to x.
-        average: takes a list of tensors to their means over the processes, as :func:`purevdm.parallel.average`.
         update: ``model.update``, for networks that keep statistics of their batches, such as modules with batch norms: they
             move by this batch, under the parameters that the gradients are taken at. Processes average theirs.
 
@@ -275,13 +287,11 @@ def train_step(
     out = grad_fn(params, x, key, cond, **masks)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], tuple)):
         raise TypeError("grad_fn: expected one that returns (grads, (loss, stats)), as training.gradients(model) does")
-    if average is not None:
-        leaves: Any
-        leaves, spec = optree.tree_flatten(out)  # type: ignore[arg-type]
-        out = optree.tree_unflatten(spec, average(list(leaves)))  # type: ignore[assignment]
     grads: Any
     stats: Any
     grads, (loss, stats) = optree.tree_map(torch.detach, out)  # type: ignore[arg-type, misc]
+    mesh = _sharding.mesh_of(_checks.leaves(params), "state.params")
+    loss, stats = _sharding.mean((loss, stats), mesh)
     if any(leaf.requires_grad for leaf in _checks.leaves(state.params).values()):
         grads = optree.tree_map(lambda leaf, grad: grad if leaf.requires_grad else None, state.params, grads)  # type: ignore[arg-type]
     histogram = stats.pop("schedule", {})
@@ -289,14 +299,18 @@ def train_step(
     if settings.clip_norm is not None:
         grads = {name: optimizer.clip(part, settings.clip_norm) for name, part in grads.items()}
     if update is not None:
-        params = _averaged(average, params, update(params, x, key, cond, **masks))
+        params = update(params, x, key, cond, **masks)
     params, moments = optimizer.apply(settings, state.step, params, grads, state.moments)
     if histogram:
-        params = params | {"schedule": params["schedule"] | histogram}
+        own = params["schedule"]
+        histogram = _sharding.like(histogram, {name: own[name] for name in histogram})
+        params = params | {"schedule": own | histogram}
     ema = optimizer.update_average(settings, state.step, state.ema_params, params)
     # All is read in one transfer.
     left = {name: _largest(tree) for name, tree in (("params", params), ("nu", moments.nu), ("ema_params", ema))}
-    numbers = torch.stack([v.double() for v in (*values.values(), *left.values())]).tolist()
+    largest = torch.stack(list(left.values()))
+    largest = largest if mesh is None else _sharding.total(largest, mesh)
+    numbers = torch.cat([torch.stack([v.double() for v in values.values()]), largest]).tolist()
     metrics = dict(zip(values, numbers, strict=False))
     if bad := [name for name, value in zip((*values, *left), numbers, strict=True) if not math.isfinite(value)]:
         parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
@@ -307,17 +321,9 @@ def train_step(
 
 
 def _largest(tree: Params) -> Tensor:
-    """The largest magnitude in a tree, NaN where it holds one; shape (), 0 for an empty tree."""
-    leaves: Any = optree.tree_leaves(tree)  # type: ignore[arg-type]
-    leaves = [leaf for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
-    return torch.stack([n.double() for n in torch._foreach_norm(leaves, math.inf)]).max() if leaves else torch.zeros(())
-
-
-def _averaged(average: Callable[[list[Tensor]], list[Tensor]] | None, before: Params, after: Params) -> Params:
-    """The parameters after, those that moved by their mean over several processes."""
-    leaves: Any
-    leaves, spec = optree.tree_flatten(after)  # type: ignore[arg-type]
-    moved = [i for i, old in enumerate(optree.tree_leaves(before)) if leaves[i] is not old]  # type: ignore[arg-type, var-annotated]
-    for i, mean in zip(moved, average([leaves[i] for i in moved]) if average and moved else [], strict=False):
-        leaves[i] = mean
-    return optree.tree_unflatten(spec, leaves)  # type: ignore[return-value]
+    """The largest magnitude in a tree, or in this process's part of it, NaN where it holds one; shape (), float64, 0 for an
+    empty tree."""
+    leaves = [leaf for leaf in _sharding.flatten(tree)[0] if leaf.is_floating_point() and leaf.numel()]
+    if not leaves:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack([n.double() for n in torch._foreach_norm(leaves, math.inf)]).max()

@@ -189,7 +189,7 @@ def change(path, **fields):
         ("state.json", cut, "missing or damaged"),
         ("state.json", pipe, ".*regular file"),
         ("state.json", os.unlink, "missing or damaged"),
-        ("state.json", lambda p: p.write_text('{"format": 99}'), ".*expected format 2 or 1, got 99"),
+        ("state.json", lambda p: p.write_text('{"format": 99}'), ".*expected format 3, 2 or 1, got 99"),
         ("state.json", lambda p: p.write_text("[" * 100_000), ".*damaged"),
         ("state.json", lambda p: change(p, step="x", format=1, notes_sha256=None), ".*damaged .*step"),
         ("state.json", lambda p: change(p, step=1), ".*damaged .*its SHA-256 is not the one in it"),
