@@ -89,7 +89,7 @@ class _Gathered(torch.autograd.Function):
     def forward(leaf: Any, mesh: Any, placements: Any) -> Tensor:
         if not isinstance(leaf, kind()):
             raise NotImplementedError(f"sharded parameters: {_WHOLE}")
-        return leaf.full_tensor()  # type: ignore[no-any-return]
+        return _arrived(leaf.full_tensor())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -248,9 +248,12 @@ def local(leaf: Tensor) -> tuple[Tensor, Spread | None]:
     if below(leaf) is None:
         return leaf, None
     own: Any = leaf
-    part = own.to_local()
-    part = part.wait() if hasattr(part, "wait") else part
-    return part, Spread(own.device_mesh, own.placements, own.shape, own.stride())
+    return _arrived(own.to_local()), Spread(own.device_mesh, own.placements, own.shape, own.stride())
+
+
+def _arrived(x: Any) -> Tensor:
+    """A tensor whose message may be under way, once it is there."""
+    return x.wait() if hasattr(x, "wait") else x  # type: ignore[no-any-return]
 
 
 def spread(part: Tensor, how: Spread | None) -> Tensor:

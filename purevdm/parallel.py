@@ -30,6 +30,7 @@ PAPER
 A process that fails ends the others: torchrun names it. One that hangs is named by :func:`answering`.
 """
 
+import gc
 import importlib
 import itertools
 import os
@@ -100,6 +101,7 @@ def leave() -> None:
     _STORE.clear()
     while _MESHES:  # which DTensor's caches hold, and with them the groups
         getattr(_MESHES.pop(), "_pg_registry", {}).clear()
+    gc.collect()  # groups that only cycles hold
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
