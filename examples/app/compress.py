@@ -19,7 +19,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,9 +33,10 @@ from readers import DataError, npy, reading
 from runs import Run, load
 from tqdm import tqdm
 
-from purevdm import Seeds, _files, codec, random
+from purevdm import Seeds, _files, codec, parallel, random
 from purevdm.networks import Wrapped
 from purevdm.noise import discretise
+from purevdm.parallel import Group
 from purevdm.training.data import batch
 
 Positional = tyro.conf.Positional
@@ -109,30 +110,38 @@ class Info:
 def main() -> None:
     commands = {"encode": Encode, "decode": Decode, "info": Info, "test": Test}
     args = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    if not isinstance(args, Info):
+        programs.device(args.device)
+    group = parallel.join(getattr(args, "device", "cpu"))
+    args = args if isinstance(args, Info) else replace(args, device=str(group.device))
     try:
-        {Encode: encode, Decode: decode, Info: info, Test: test}[type(args)](args)
+        {Encode: encode, Decode: decode, Info: info, Test: test}[type(args)](args, group)
     except codec.CodecError as error:
         sys.exit(f"{args.file}: {error}")
+    finally:
+        parallel.leave()
 
 
 def restored(args: Any) -> Run:
     """Loads the run."""
     changes = {} if args.path is None else {"data.path": args.path}
     own = isinstance(args, Encode) and args.data is None  # what else needs the run's own images?
-    return load(args.run, programs.device(args.device), dataless=not own, **changes)
+    return load(args.run, args.device, dataless=not own, **changes)
 
 
 # Encoding
 
 
-def encode(args: Encode) -> None:
+def encode(args: Encode, group: Group) -> None:
     sizes = dict(timesteps=args.timesteps, block=args.block, lanes=args.lanes, passes=args.passes, examples=args.examples)
     programs.least(1, **sizes, sweep=min(args.sweep, default=None))
     programs.file(args.file, "file")
     programs.other(args.file, args.run, args.data, args.labels, name="file")
     run = restored(args)
     x, labels = images(run, args)
-    lines = [measured(run, args, x, labels, timesteps) for timesteps in args.sweep or (args.timesteps,)]
+    lines = [measured(run, args, x, labels, timesteps, group) for timesteps in args.sweep or (args.timesteps,)]
+    if group.rank > 0:
+        return
     print(f"{args.data or run.test.name}: {len(x)} examples of {math.prod(x.shape[1:])} numbers, bits/dim")
     print(f"{'T':>6}{'bound':>19}{'net':>19}{'net - bound':>19}{'whole file':>12}{'examples/s':>12}{'network':>9}")
     print(*lines, sep="\n")
@@ -140,27 +149,30 @@ def encode(args: Encode) -> None:
         print(f"{name:28}{rate:8.4f}")
 
 
-def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int) -> str:
+def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int, group: Group) -> str:
     """Writes the file, and returns a line of the table: what it costs beside the bound, bits/dim, with standard errors over
     examples, or rounds of them."""
     clock = Clock(run.model.network)
     model = run.model if args.compile else run.model._replace(network=clock)
     counts, bits, numbers = [], [], math.prod(x.shape[1:])
     started = time.perf_counter()
-    with tqdm(total=len(x), desc=f"encode, T = {timesteps}") as bar:
+    with tqdm(total=len(x), desc=f"encode, T = {timesteps}", disable=group.rank > 0) as bar:
+        update = parallel.counted(bar.update)
 
         def after_round(n: int, cost: int) -> None:
             counts.append(n)
             bits.append(cost)
-            bar.update(n)
+            update(n)
             bar.set_postfix_str(f"{sum(bits) / (sum(counts) * numbers):.3f} bits/dim")
 
         options = dict(timesteps=timesteps, lanes=args.lanes, portable=not args.fast, compile=args.compile, seed=args.seed)
         batches = pieces(run, x, labels, args.block)
-        file = codec.write(args.file, model, run.params, batches, callback=after_round, **options)
+        file = codec.write(args.file, model, run.params, batches, group=group, callback=after_round, **options)
+        counts, bits = in_order(parallel.gather((counts, bits)), len(x), args.block)
+        update(0)
     took = time.perf_counter() - started
-    with tqdm(total=len(x), desc=f"bound, T = {timesteps}") as bar:
-        bound = bounds(run, x, labels, timesteps, args, bar) / (math.log(2.0) * numbers)
+    with tqdm(total=len(x), desc=f"bound, T = {timesteps}", disable=group.rank > 0) as bar:
+        bound = bounds(run, x, labels, timesteps, args, bar, group) / (math.log(2.0) * numbers)
     rounds = np.add.reduceat(bound, np.cumsum([0, *counts[:-1]]))
     each, net = np.array(counts), np.array(bits) / numbers
     error = bound.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
@@ -171,19 +183,35 @@ def measured(run: Run, args: Encode, x: torch.Tensor, labels: torch.Tensor | Non
 
 
 @torch.no_grad()
-def bounds(run: Run, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int, args: Encode, bar: tqdm) -> np.ndarray:
-    """Bounds each example, nats, its times spread evenly over the passes."""
-    model, each = run.model._replace(timesteps=timesteps), []
-    for j, (part, cond) in enumerate(pieces(run, x, labels, 128)):
+def bounds(
+    run: Run, x: torch.Tensor, labels: torch.Tensor | None, timesteps: int, args: Encode, bar: tqdm, group: Group
+) -> np.ndarray:
+    """Bounds each example, nats, its times spread evenly over the passes; processes take turns at pieces of them."""
+    model, each, update = run.model._replace(timesteps=timesteps), {}, parallel.counted(bar.update)
+    for j, (part, cond) in list(enumerate(pieces(run, x, labels, 128)))[group.rank :: group.size]:
         key = random.fold_in(random.key(args.seed, device=args.device), j)
         start, total = random.uniform(key, (len(part),), model.dtype), 0.0
         for i in range(args.passes):
             t = discretise((start + i) / args.passes, timesteps)
             keys = model.seeds(random.fold_in(key, i), len(part)).key
             total = total + model.nll_bound(run.params, part, Seeds(t, keys), cond).total.double()
-        each.append(total.cpu().numpy() / args.passes)
-        bar.update(len(part))
-    return np.concatenate(each)
+        each[j] = total.cpu().numpy() / args.passes
+        update(len(part))
+    everyone = parallel.gather(each)
+    update(0)
+    return np.concatenate([part for _, part in sorted(item for some in everyone for item in some.items())])
+
+
+def in_order(everyone: list[tuple[list[int], list[int]]], n: int, block: int) -> tuple[list[int], list[int]]:
+    """Puts the rounds of all processes, who took turns at blocks of n examples, into the order of the data."""
+    left = [iter(zip(*rounds, strict=True)) for rounds in everyone]
+    done: list[tuple[int, int]] = []
+    for number, start in enumerate(range(0, n, block)):
+        size = min(block, n - start)
+        while size:
+            done.append(next(left[number % len(left)]))
+            size -= done[-1][0]
+    return [count for count, _ in done], [cost for _, cost in done]
 
 
 def of_rounds(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
@@ -266,7 +294,9 @@ def condition_of(run: Run, labels: torch.Tensor | None, n: int) -> Any:
 # Decoding
 
 
-def blocks(run: Run, args: Test, skip: Callable[[int, codec.CodecError], None] | None) -> Iterator[torch.Tensor]:
+def blocks(
+    run: Run, args: Test, group: Group, skip: Callable[[int, codec.CodecError], None] | None
+) -> Iterator[torch.Tensor]:
     """Gives the images of a file, block after block."""
     file = codec.info(args.file)
     labels = classes(args.labels) if args.labels else None
@@ -274,15 +304,21 @@ def blocks(run: Run, args: Test, skip: Callable[[int, codec.CodecError], None] |
         labels = batch(run.test, np.arange(run.test.size))[1]
     n = file.examples if file.complete or labels is None else max(file.examples, len(labels))  # some may be lost
     options = dict(cond=condition_of(run, fitting(run, labels, n), n), lanes=args.lanes, compile=args.compile, skip=skip)
-    with tqdm(total=file.examples, desc="decode") as bar:
-        yield from codec.read(args.file, run.model, run.params, callback=lambda n, cost: bar.update(n), **options)
+    with tqdm(total=file.examples, desc="decode", disable=group.rank > 0) as bar:
+        update = parallel.counted(bar.update)
+        options |= dict(group=group, callback=lambda n, cost: update(n))
+        yield from codec.read(args.file, run.model, run.params, **options)
+        update(0)
 
 
-def decode(args: Decode) -> None:
+def decode(args: Decode, group: Group) -> None:
     programs.file(args.out)
     programs.other(args.out, args.run, args.file, args.labels)
     lost: list[codec.CodecError] = []
-    parts = list(blocks(restored(args), args, (lambda number, error: lost.append(error)) if args.salvage else None))
+    skip = (lambda number, error: lost.append(error)) if args.salvage else None
+    parts = list(blocks(restored(args), args, group, skip))
+    if group.rank > 0:
+        return
     for error in lost:
         print(f"{args.file}: {error}", file=sys.stderr)
     if not parts:
@@ -292,15 +328,17 @@ def decode(args: Decode) -> None:
     print(f"{sum(map(len, parts))} examples in {args.out}")
 
 
-def test(args: Test) -> None:
+def test(args: Test, group: Group) -> None:
     lost: list[str] = []
-    n = sum(len(x) for x in blocks(restored(args), args, lambda number, error: lost.append(str(error))))
+    n = sum(len(x) for x in blocks(restored(args), args, group, lambda number, error: lost.append(str(error))))
+    if group.rank > 0:
+        return
     print(*lost, f"{args.file}: {n} examples intact", sep="\n")
     if lost:
         sys.exit(1)
 
 
-def info(args: Info) -> None:
+def info(args: Info, group: Group) -> None:
     file = codec.info(args.file)
     print(
         f"{args.file}: {file.examples} examples of shape {file.event_shape}, {file.vocab_size} values, {file.dtype}",

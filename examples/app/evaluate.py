@@ -130,7 +130,10 @@ def evaluate(args: Arguments, group: parallel.Group) -> None:
         of_all = batches(run.config, data, n, args.batch, group.device)
         options |= dict(key=stream("evaluate", args.seed, group.device), group=group)
         with tqdm(total=n, desc=desc, disable=group.rank > 0) as bar:
-            return call(run.model, run.params, batches=of_all, callback=bar.update, **options)
+            update = parallel.counted(bar.update)
+            found = call(run.model, run.params, batches=of_all, callback=update, **options)
+            update(0)
+            return found
 
     if args.method != ("bound",):
         return by_methods(runs[0], data, n, args, over_batches, group.rank == 0)

@@ -130,6 +130,8 @@ class Config(Checked):
     optimizer: AdamW = field(default_factory=AdamW)
     batch: int = 128
     """Examples a step, over all processes."""
+    shards: int = 1
+    """In how many parts the state is spread over the processes of torchrun: 1 for all of it in each."""
     accumulate: int = 1
     """In how many pieces a process computes its part of a batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"

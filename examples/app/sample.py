@@ -2,6 +2,7 @@
 
     python examples/app/sample.py runs/digits_train --n 64 --steps 250
     python examples/app/sample.py runs/mine --label 3 --guidance 2.0
+    torchrun --nproc-per-node 4 examples/app/sample.py runs/mine --n 10000    # the same samples, by turns
 
 Writes samples.png and samples.npy, (n, *event), into --out: uint8 (uint16 and int32 for more values), or float32 where data
 are real, which make a picture if they are images. The same seed gives the same samples.
@@ -21,7 +22,7 @@ from presets import condition, stream
 from runs import load
 from tqdm import tqdm
 
-from purevdm import _files, bfn, random, solvers
+from purevdm import _files, bfn, parallel, random, solvers
 
 
 @dataclass
@@ -59,7 +60,17 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.least(1, n=args.n, batch=args.batch, steps=args.steps)
     changes = {} if args.path is None else {"data.path": args.path}
-    config, train, _, model, params = load(args.checkpoint, programs.device(args.device), dataless=True, **changes)
+    programs.device(args.device)
+    group = parallel.join(args.device)
+    try:
+        sample(args, group, changes)
+    finally:
+        parallel.leave()
+
+
+def sample(args: Arguments, group: parallel.Group, changes: dict[str, str]) -> None:
+    device = str(group.device)
+    config, train, _, model, params = load(args.checkpoint, device, dataless=True, **changes)
     out = args.out or programs.beside(args.checkpoint, "samples")
     written = ["samples.png"] * drawable(train.event_shape, train.vocab_size) + ["samples.npy"]
     programs.fresh(out, args.overwrite, *written)
@@ -76,18 +87,23 @@ def main() -> None:
     options |= {} if args.grid is None else dict(grid=args.grid)
     if args.solver is not None:
         options |= dict(solver=getattr(solvers if diffusion else bfn.solvers, args.solver)())
-    drawn = []
+    drawn = {}
     batches = range(0, args.n, args.batch)
-    with tqdm(total=len(batches) * args.steps, desc="sample") as bar:
-        for j, start in enumerate(batches):
+    with tqdm(total=len(batches) * args.steps, desc="sample", disable=group.rank > 0) as bar:
+        update = parallel.counted(bar.update)
+        for j, start in list(enumerate(batches))[group.rank :: group.size]:
             size = min(args.batch, args.n - start)
-            labels = torch.arange(start, start + size, device=args.device) % max(train.classes, 1)
+            labels = torch.arange(start, start + size, device=device) % max(train.classes, 1)
             labels = labels if args.label is None else torch.full_like(labels, args.label)
-            key = random.fold_in(stream("sample", args.seed, args.device), j)
-            options |= dict(cond=condition(config, torch.zeros(size, device=args.device), labels))
-            options |= dict(guidance=args.guidance, decode=args.decode, callback=lambda i, z: bar.update())
-            drawn.append(model.sample(params, key, size, steps=args.steps, **options).cpu())
-    x = torch.cat(drawn)
+            key = random.fold_in(stream("sample", args.seed, device), j)
+            options |= dict(cond=condition(config, torch.zeros(size, device=device), labels))
+            options |= dict(guidance=args.guidance, decode=args.decode, callback=lambda i, z: update(1))
+            drawn[j] = model.sample(params, key, size, steps=args.steps, **options).cpu()
+        everyone = parallel.gather(drawn)
+        update(0)
+    if group.rank > 0:
+        return
+    x = torch.cat([part for _, part in sorted(item for each in everyone for item in each.items())])
     if train.vocab_size is not None:
         kinds = {torch.uint8: 2**8, torch.uint16: 2**16, torch.int32: 2**31}
         x = x.to(next(dtype for dtype, most in kinds.items() if train.vocab_size <= most))

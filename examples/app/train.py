@@ -4,7 +4,7 @@
     python examples/app/train.py cifar10 --data.path data    # the official CIFAR-10 configuration
     python examples/app/train.py digits --model.network unet --optimizer.steps 2000 --out runs/mine
     python examples/app/train.py digits --model.predicts v --model.importance --out runs/v
-    torchrun --nproc-per-node 4 examples/app/train.py cifar10
+    torchrun --nproc-per-node 4 examples/app/train.py cifar10 --shards 4
     python examples/app/train.py real --data.path x.npy      # real numbers: the bound is on their density, in nats
 
 Writes into --out: config.json, metrics.jsonl, TensorBoard's files, checkpoints/, and at each evaluation a grid of samples
@@ -20,20 +20,22 @@ Data (readers/): scikit-learn's digits; MNIST and its kin in IDX files; CIFAR-10
 "huggingface"). A missing or damaged file is named, with where to get it. Refused are images of more than 8 bits a channel,
 transparent pixels (unless --data.background or --data.channels says what becomes of them), labels that are not integers.
 
-Checkpoints (safetensors and JSON, the last few and the best) appear whole or not at all. The order of the data is a function
-of key and step. N processes compute what one computes with the whole batch, to rounding, and --accumulate pieces do the
-same. --dtype bfloat16 and --model.remat need less memory. A non-finite loss stops the run; the step, the loss's parts and
-the last good checkpoint are named. --help after a preset lists every field.
+Checkpoints (safetensors and JSON, the last few and the best) appear whole or not at all, written while training goes on. The
+order of the data is a function of key and step. N processes compute what one computes with the whole batch, to rounding, and
+--accumulate pieces do the same; with --shards N each holds a part of parameters, averages and moments. A run goes on with
+another number of either. --dtype bfloat16 and --model.remat need less memory. A non-finite loss stops the run; the step, the
+loss's parts and the last good checkpoint are named. --help after a preset lists every field.
 """
 
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import optree
@@ -50,8 +52,9 @@ from purevdm import _files, evaluation, parallel, random, training
 from purevdm.training import checkpoint
 from purevdm.training.data import augment, batch, rows
 
+T = TypeVar("T")
 # What may differ between a run and its continuation.
-FREE = {"out", "resume", "extend", "log_every", "eval_every", "save_every", "keep", "device", "compile"}
+FREE = {"out", "resume", "extend", "shards", "log_every", "eval_every", "save_every", "keep", "device", "compile"}
 FREE |= {"eval_examples", "eval_batch", "eval_passes", "samples", "sample_steps"}
 # The entries of data that a source goes by, besides the path and how images are augmented.
 TAKEN = {
@@ -72,7 +75,7 @@ def parse(arguments: list[str]) -> Config:
 
 def check(config: Config) -> None:
     """Refuses settings that would stop the run after steps were taken."""
-    sizes = "batch accumulate keep sample_steps log_every eval_every save_every eval_examples eval_batch eval_passes"
+    sizes = "batch shards accumulate keep sample_steps log_every eval_every save_every eval_examples eval_batch eval_passes"
     programs.least(1, **{name: getattr(config, name) for name in sizes.split()})
     programs.least(0, samples=config.samples)
     if config.extend and not config.resume:
@@ -189,9 +192,9 @@ def logged(path: Path, step: int) -> list[str]:
 def main() -> int:
     config = parse(sys.argv[1:])
     check(config)
-    group = parallel.join(config.device)
+    group = parallel.join(config.device, timeout=1800.0)
     try:
-        with ExitStack() as stack:
+        with ExitStack() as stack, parallel.answering(group):
             return run(config, group, stack)
     finally:
         parallel.leave()
@@ -199,17 +202,16 @@ def main() -> int:
 
 def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
     first = group.rank == 0
-    if first:
-        stack.enter_context(alone(config.out))
     if config.batch % (group.size * config.accumulate):
         pieces = f"{group.size} processes x accumulate {config.accumulate}"
         sys.exit(f"batch: expected a multiple of {pieces}, got {config.batch}")
+    mesh = parallel.mesh(group, config.shards)
     k = {name: key.to(group.device) for name, key in keys(config.seed).items()}
     train, test = datasets(config.data, k["split"].cpu())
     config = replace(config, data=standardised(config.data, train))
     model = build(config, train.event_shape, train.vocab_size, train.classes)
-    state = training.init(model, k["init"])
-    start = prepare(config) if first else checkpoint.latest(config.out / "checkpoints") if config.resume else None
+    state = training.init(model, k["init"], mesh)
+    start = ending_alike(lambda: begun(config, stack) if first else None)
     if start is not None:
         state = checkpoint.load(start, state)
     count = sum(leaf.numel() for leaf in optree.tree_leaves(state.params))
@@ -228,11 +230,11 @@ def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
     size = config.batch // group.size
     mine = slice(group.rank * size, (group.rank + 1) * size)  # this process's rows of each batch
     metric = None
-    last_good = start
+    last_good, saver = start, checkpoint.Saver()
 
-    def save() -> None:
+    def saved() -> None:
         nonlocal last_good
-        last_good = checkpoint.save(checkpoints, state, metric=metric, extra=as_json(config), keep=config.keep)
+        last_good = saver.wait() or last_good
 
     bar = tqdm(total=config.optimizer.steps, initial=state.step, disable=not first, desc="train")
     try:
@@ -245,7 +247,7 @@ def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
                 x, flags = augment(keys_of_images[mine], x)
             seeds = model.seeds(random.fold_in(k["loss"], state.step), config.batch).rows(mine)
             cond = condition(config, flags, labels)
-            state, metrics = training.train_step(config.optimizer, grad_fn, state, x, seeds, cond, average=parallel.average)
+            state, metrics = training.train_step(config.optimizer, grad_fn, state, x, seeds, cond)
             bar.update()
             bar.set_postfix_str(f"{metrics['loss']:.3f} bits/dim", refresh=False)
             last = state.step == config.optimizer.steps
@@ -254,12 +256,14 @@ def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
             metric = None
             if state.step % config.eval_every == 0 or last:
                 metric = assess(config, model, state, test, k, bound, log, group)
-            stop = torch.tensor(float(bool(stopping)), device=group.device)
-            stop = parallel.average([stop])[0].item() > 0  # all stop where one has to
-            if first and (state.step % config.save_every == 0 or last or stop):
-                save()
+            stop = parallel.anywhere(bool(stopping))  # all stop where one has to
+            if (first or mesh is not None) and (state.step % config.save_every == 0 or last or stop):
+                saved()
+                saver.save(checkpoints, state, metric=metric, extra=as_json(config), keep=config.keep)
+            if last or stop:
+                saved()
             if stop and not last:
-                # torchrun ends the processes left half a minute after one has stopped; the first may still be saving.
+                # torchrun ends the processes left half a minute after one has stopped.
                 parallel.barrier()
                 if first:
                     tqdm.write(f"stopped at step {state.step}, saved in {last_good}; go on with --resume")
@@ -267,10 +271,13 @@ def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
     except (training.NonFiniteLossError, OSError, ValueError) as error:  # a schedule out of its range is a ValueError
         if not programs.expected(error):
             raise
+        with suppress(OSError, ValueError):
+            saved()
         where = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
         tqdm.write(f"{programs.message(error)}; {where}", file=sys.stderr)
         return 1
     finally:
+        saver.close()
         bar.close()
         if log:
             log.close()
@@ -279,14 +286,32 @@ def run(config: Config, group: parallel.Group, stack: ExitStack) -> int:
     return 0
 
 
+def begun(config: Config, stack: ExitStack) -> Path | None:
+    """Holds the output folder for this run, and makes it; see :func:`prepare`."""
+    stack.enter_context(alone(config.out))
+    return prepare(config)
+
+
+def ending_alike(run: Callable[[], T]) -> T:
+    """Returns what the first process makes; where it ends the program, all end it with the same line."""
+    try:
+        outcome = (run(), None)
+    except SystemExit as end:
+        outcome = (None, end.code)
+    value, code = parallel.gather(outcome)[0]
+    if code is not None:
+        sys.exit(code)
+    return value
+
+
 def assess(config, model, state, test, k, bound, log, group) -> float:
     """Bounds the test set, by all processes; by the first, draws samples and the schedule's curve. Returns the bound, in its
     own unit."""
-    step, params, device = state.step, state.ema_params, group.device
+    step, params, device = state.step, parallel.whole(state.ema_params), group.device
     n = min(test.size, config.eval_examples)
     data = batches(config, test, n, config.eval_batch, device)
     with tqdm(total=n, desc="test bound", leave=False, disable=log is None) as bar:
-        options = dict(passes=config.eval_passes, method=bound, group=group, callback=bar.update)
+        options = dict(passes=config.eval_passes, method=bound, group=group, callback=parallel.counted(bar.update))
         figures = evaluation.evaluate(model, params, data, k["eval"], **options)
     if log is None:
         return figures.nll.mean

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files, _sharding, parts
+from purevdm import _checks, _files, _sharding, parallel, parts
 from purevdm._batches import pairs
 from purevdm._vdm import VDM
 from purevdm.codec import _chain, _container
@@ -16,6 +16,7 @@ from purevdm.codec._chain import Callback, Chain
 from purevdm.codec._container import Block, CodecError, Head, Info, info
 from purevdm.codec._network import denoiser_of, machine, require_float64
 from purevdm.model import direct, parse
+from purevdm.parallel import Group
 from purevdm.types import Params
 
 __all__ = ["Block", "CodecError", "Info", "decode", "encode", "info", "read", "write"]
@@ -78,6 +79,7 @@ def write(
     portable: bool = True,
     compile: bool = False,
     seed: int = 0,
+    group: Group | None = None,
     callback: Callback | None = None,
 ) -> Info:
     """Writes a file, whole or not at all: a file or a link of that name is replaced at the end.
@@ -97,7 +99,10 @@ def write(
             model's dtype: sooner, but only for the same machine, versions and settings.
         compile: whether to compile the network.
         seed: makes the initial bits.
-        callback: called as ``callback(examples, bits)`` after each round, with what it cost.
+        group: the processes that share the work, of :func:`purevdm.parallel.join`. Each goes through the same batches, and
+            encodes its turns of them; the first writes the file, that which one process would write.
+        callback: called as ``callback(examples, bits)`` after each round, with what it cost; in a group after this process's
+            own, which :func:`purevdm.parallel.counted` adds up.
 
     Returns:
         What :func:`info` says of the file.
@@ -107,8 +112,14 @@ def write(
         OSError: a path that cannot be written, or a full disk; the file that was there stays.
     """
     path = _checks.path("path", path)
-    with _files.replaced(path) as draft, _files.naming(draft), draft.open("xb") as file:
-        file.writelines(_pieces(model, params, batches, timesteps, lanes, portable, compile, seed, callback))
+    pieces = _pieces(model, params, batches, timesteps, lanes, portable, compile, seed, callback, group)
+    if group is not None and group.rank > 0:
+        for _ in pieces:
+            pass
+    else:
+        with _files.replaced(path) as draft, _files.naming(draft), draft.open("xb") as file:
+            file.writelines(pieces)
+    parallel.barrier()
     return info(path)
 
 
@@ -140,6 +151,7 @@ def read(
     lanes: int | None = None,
     compile: bool = False,
     skip: Callable[[int, CodecError], None] | None = None,
+    group: Group | None = None,
     callback: Callback | None = None,
 ) -> Iterator[Tensor]:
     """Reads the data of a file, block after block: each (n, *event_shape), in the dtype that they had.
@@ -154,7 +166,8 @@ def read(
         compile: whether to compile the network.
         skip: called as ``skip(number, error)`` for a block that is damaged or missing, which is then left out; where there
             is none, the error is raised.
-        callback: called as ``callback(examples, bits)`` after each round.
+        group: the processes that share the work: each decodes its turns of the blocks, and all yield all of them.
+        callback: called as ``callback(examples, bits)`` after each round; in a group after this process's own.
 
     Raises:
         CodecError: a file that is cut short or damaged, of another model or condition or a later format, or made for another
@@ -172,6 +185,8 @@ def read(
     if cond is not None or not model.schedule.contextual:
         parse(model, params, cond=cond, n=_rows(cond))
 
+    rank, size = _turns(group)
+
     def fail(number: int, error: CodecError) -> None:
         if skip is None:
             raise error from None
@@ -186,7 +201,9 @@ def read(
             chain = _chain_for(head, model, params, cond, lanes, compile)
             named = {block.number: block for block in readable}
             end = 1 + max(named, default=-1)
-            for number in range(end) if numbers is None else numbers:
+            wanted = list(range(end) if numbers is None else numbers)
+
+            def block(number: int) -> Tensor | CodecError:
                 try:
                     if number not in named:
                         raise CodecError("missing or damaged")
@@ -195,9 +212,18 @@ def read(
                     part = _part(cond, payload.cond, before, named[number].examples)
                     rows = _chain.decode(chain, number, payload, part, callback)
                 except CodecError as error:
-                    fail(number, CodecError(f"block {number}: {error}"))
-                else:
-                    yield torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
+                    return CodecError(f"block {number}: {error}")
+                return torch.from_numpy(rows).reshape(-1, *head.event_shape).to(head.dtype)
+
+            for start in range(0, len(wanted), size):
+                turn = wanted[start : start + size]
+                mine = block(turn[rank]) if rank < len(turn) else None
+                outcomes = [mine] if group is None else parallel.gather(mine)
+                for number, outcome in zip(turn, outcomes, strict=False):
+                    if isinstance(outcome, Tensor):
+                        yield outcome
+                    elif outcome is not None:
+                        fail(number, outcome)
             if not whole:
                 fail(end, lost)
 
@@ -214,8 +240,10 @@ def _pieces(
     compile: bool,
     seed: int,
     callback: Callback | None,
+    group: Group | None = None,
 ) -> Iterator[bytes]:
     """Yields a file's head, its blocks and its index."""
+    rank, size = _turns(group)
     _check(model, compile, callback)
     params = _sharding.whole(params)
     lanes, portable = _checks.integer("lanes", lanes, 1, _container.MOST_LANES), _checks.boolean("portable", portable)
@@ -223,6 +251,14 @@ def _pieces(
     steps = _checks.integer("timesteps", steps, 1, _container.MOST_STEPS)
     seed = _checks.integer("seed", seed, 0, 2**32 - 1)
     ends: list[int] = []
+    mine = b""
+
+    def turns() -> Iterator[bytes]:
+        for block in [mine] if group is None else parallel.gather(mine):
+            if block:
+                ends.append(ends[-1] + len(block))
+                yield block
+
     for number, (x, cond) in enumerate(pairs(batches)):
         parse(model, params, x, cond=cond)
         if number == 0:
@@ -237,12 +273,20 @@ def _pieces(
             raise TypeError(f"batches[{number}]: expected {head.dtype}, as the first, got {_checks.describe(x)}")
         if (cond is not None) != head.conditioned:
             raise ValueError(f"batches[{number}]: expected a condition with all batches or with none")
-        block = _container.block_bytes(number, _chain.encode(chain, number, x, cond, callback))
-        ends.append(ends[-1] + len(block))
-        yield block
+        if number % size == rank:
+            mine = _container.block_bytes(number, _chain.encode(chain, number, x, cond, callback))
+        if number % size == size - 1:
+            yield from turns()
+            mine = b""
     if not ends:
         raise ValueError("batches: expected at least one, got none")
+    yield from turns()
     yield _container.end_bytes(ends)
+
+
+def _turns(group: Group | None) -> tuple[int, int]:
+    """A process's place among those that take turns, and how many there are."""
+    return (0, 1) if group is None else _checks.instance("group", group, Group, "a purevdm.parallel.Group")[:2]
 
 
 def _head(chain: Chain, model: VDM, params: Params, portable: bool, x: Tensor, cond: Any) -> Head:

@@ -58,7 +58,8 @@ def per_example(
             ``ode.dopri5(failures="nan")``.
         group: the processes that share the work, of :func:`purevdm.parallel.join`. Each goes through the same batches, takes
             its turns (each pass of a batch is one), and returns the figures of all, those that one process would find.
-        callback: called with the number of examples done, for a progress bar.
+        callback: called with the number of examples done, for a progress bar; in a group with this process's own, which
+            :func:`purevdm.parallel.counted` adds up.
 
     Raises:
         TypeError, ValueError: bad input, as the method says it; an item of another form, no batch, passes < 1; a method that
@@ -194,7 +195,7 @@ def draws(
                 if (j * passes + p) % size == rank:
                     mine.append(call(x, k, cond, **({} if mask is None else {"mask": mask})))
         sums.append(x.reshape(len(x), -1).contiguous().view(torch.uint8).sum(1))
-        callback(len(x))
+        callback(len(x) if (j * passes + passes - 1) % size == rank else 0)
     if not sums:
         raise ValueError("batches: expected at least one, got none")
     mine, sums = optree.tree_map(Tensor.cpu, (mine, sums))  # type: ignore[arg-type, assignment]

@@ -148,6 +148,10 @@ class Saver:
         last, self._last = self._last, None
         return None if last is None else last.result()
 
+    def close(self) -> None:
+        """Ends the thread, after the last save."""
+        self._pool.shutdown()
+
     def __enter__(self) -> "Saver":
         return self
 
@@ -156,7 +160,7 @@ class Saver:
             if kind is None:
                 self.wait()
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            self.close()
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
