@@ -83,21 +83,21 @@ _WHOLE = "gradients of each example, second derivatives and directions need whol
 
 
 class _Gathered(torch.autograd.Function):
-    """A whole leaf; its derivative is the mean over the processes."""
+    """A leaf made whole, which is given; its derivative is the mean over the processes."""
 
     @staticmethod
-    def forward(leaf: Any, mesh: Any, placements: Any) -> Tensor:
+    def forward(leaf: Any, whole: Tensor, mesh: Any, placements: Any) -> Tensor:
         if not isinstance(leaf, kind()):
             raise NotImplementedError(f"sharded parameters: {_WHOLE}")
-        return _arrived(leaf.full_tensor())
+        return whole.view_as(whole)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, ctx.mesh, ctx.placements = inputs
+        _, _, ctx.mesh, ctx.placements = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _Scattered.apply(grad, ctx.mesh, ctx.placements), None, None
+        return _Scattered.apply(grad, ctx.mesh, ctx.placements), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Any, *_: Any) -> Tensor:
@@ -152,30 +152,63 @@ def scattered(x: Tensor, mesh: Any, placements: Any) -> Any:
     return parts.redistribute(placements=placements, async_op=True)
 
 
-def whole_leaf(leaf: Tensor) -> Tensor:
-    """A leaf whole on every process; one that is not sharded as it is."""
-    own = below(leaf)
-    if own is None:
-        return leaf
-    if not torch.compiler.is_compiling():
-        return _Gathered.apply(leaf, own.device_mesh, own.placements)  # type: ignore[no-any-return]
-    from torch.distributed.tensor import Partial, Replicate
-
-    n = own.device_mesh.ndim
-    full = leaf.redistribute(placements=[Replicate()] * n).to_local(grad_placements=[Partial()] * n)  # type: ignore[attr-defined]
-    return _Mean.apply(full, own.device_mesh.size())  # type: ignore[no-any-return]
-
-
 def whole(tree: Any) -> Any:
     """A tree with every sharded leaf made whole, the same tree where there is none."""
     if not sharded(tree):
         return tree
-    return optree.tree_map(lambda leaf: whole_leaf(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    leaves: Any
+    leaves, spec = optree.tree_flatten(tree)
+    owns = [below(leaf) for leaf in leaves]
+    if torch.compiler.is_compiling():
+        return optree.tree_unflatten(spec, [leaf if own is None else _in_graph(leaf) for leaf, own in zip(leaves, owns)])  # noqa: B905
+    wholes = iter(fetched([own for own in owns if own is not None]))
+    made = [
+        leaf if own is None else _Gathered.apply(leaf, next(wholes), own.device_mesh, own.placements)
+        for leaf, own in zip(leaves, owns, strict=True)
+    ]
+    return optree.tree_unflatten(spec, made)
+
+
+def _in_graph(leaf: Any) -> Tensor:
+    """A leaf made whole in a compiled graph, with its derivative."""
+    from torch.distributed.tensor import Partial, Replicate
+
+    n = leaf.device_mesh.ndim
+    full = leaf.redistribute(placements=[Replicate()] * n).to_local(grad_placements=[Partial()] * n)
+    return _Mean.apply(full, leaf.device_mesh.size())  # type: ignore[no-any-return]
+
+
+def fetched(leaves: Sequence[Any]) -> list[Tensor]:
+    """Sharded leaves made whole, contiguous, without derivatives. Those whose parts are equal travel in one message for each
+    dtype."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    done: list[Any] = [None] * len(leaves)
+    together: dict[torch.dtype, list[int]] = {}
+    with untraced(), torch.no_grad():
+        for i, leaf in enumerate(leaves):
+            *others, last = leaf.placements
+            even = isinstance(last, Shard) and leaf.shape[last.dim] % leaf.device_mesh.size(-1) == 0
+            if even and all(isinstance(placement, Replicate) for placement in others):
+                together.setdefault(leaf.dtype, []).append(i)
+            else:
+                done[i] = _arrived(leaf.full_tensor()).contiguous()
+        for rows in together.values():
+            parts = [local(leaves[i])[0] for i in rows]
+            mesh = leaves[rows[0]].device_mesh
+            flat = torch.cat([part.reshape(-1) for part in parts])
+            placements = [Replicate()] * (mesh.ndim - 1) + [Shard(0)]
+            all_parts = _arrived(DTensor.from_local(flat, mesh, placements, run_check=False).full_tensor())
+            split = all_parts.view(mesh.size(-1), -1).split([part.numel() for part in parts], 1)
+            for i, part, several in zip(rows, parts, split, strict=True):
+                axis = leaves[i].placements[-1].dim
+                done[i] = several.unflatten(1, part.shape).movedim(0, axis).flatten(axis, axis + 1).contiguous()
+    return done
 
 
 def entered(params: Any, dtype: torch.dtype | None) -> Any:
     """A network's parameters, or a part of them, whole as it computes with them: floats in this dtype."""
-    return optree.tree_map(lambda leaf: laid_out(whole_leaf(leaf), dtype), params)
+    return optree.tree_map(lambda leaf: laid_out(leaf, dtype), whole(params))
 
 
 def before_blocks(params: Any, dtype: torch.dtype | None) -> Any:
@@ -213,7 +246,7 @@ def in_blocks(f: Callable[..., Tensor], dtype: torch.dtype | None, keep: bool) -
             if isinstance(kept, Tensor):
                 return kept
             leaf, dtype, *view = kept
-            return leaf.detach().full_tensor().to(dtype).as_strided(*view)  # type: ignore[no-any-return]
+            return fetched([leaf.detach()])[0].to(dtype).as_strided(*view)
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             return f(full, *inputs)

@@ -28,7 +28,7 @@ def train(path: Path, steps: int, fate: str, group: parallel.Group) -> None:
     state = state if latest is None else checkpoint.load(latest, state)
     grad_fn, size = training.gradients(model), 8 // group.size
     mine = slice(group.rank * size, (group.rank + 1) * size)
-    print(f"process {group.rank} {os.getpid()}", flush=True)
+    say("process", group.rank, os.getpid())
     with checkpoint.Saver() as saver:
         while state.step < steps:
             if fate and group.rank == 1 and state.step == 2:
@@ -37,8 +37,13 @@ def train(path: Path, steps: int, fate: str, group: parallel.Group) -> None:
             state, _ = training.train_step(tiny.SETTINGS, grad_fn, state, x[mine], seeds.rows(mine))
             saved = saver.wait()
             if saved is not None and group.rank == 0:
-                print(f"saved {int(saved.name)}", flush=True)
+                say("saved", int(saved.name))
             saver.save(path, state, keep=2)
+
+
+def say(*words) -> None:
+    """Prints a line at once, and whole: the processes share the output."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 if __name__ == "__main__":

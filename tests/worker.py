@@ -15,6 +15,7 @@ from purevdm import bfn, codec, evaluation, likelihood, networks, ode, parallel,
 from purevdm.training import checkpoint
 
 KEY = random.key(3)
+N = 12  # examples of a batch
 SETTINGS = tiny.SETTINGS._replace(eps=1e-4)  # a gradient near 0 moves a parameter by little, whatever its rounding
 ENDS = dict(gamma_min=-9.0, gamma_max=3.0)
 
@@ -28,16 +29,16 @@ def flow():
     return bfn.discrete(networks.mlp(9), (5,), 4, 2.0)
 
 
-def data(model, seed, n=8):
+def data(model, seed, n=N):
     return random.randint(random.key(seed), (n, *model.event_shape), 0, model.decoder.vocab_size)
 
 
-def rows(group, n=8):
+def rows(group, n=N):
     return slice(group.rank * n // group.size, (group.rank + 1) * n // group.size)
 
 
 def step(model, grad_fn, state, number, mine, **options):
-    seeds = model.seeds(random.fold_in(KEY, number), 8).rows(mine)
+    seeds = model.seeds(random.fold_in(KEY, number), N).rows(mine)
     return training.train_step(SETTINGS, grad_fn, state, data(model, number)[mine], seeds, **options)
 
 
@@ -103,7 +104,7 @@ def gradients(mesh, mine, group):
     ]
     for model, grad_fn in ways:
         params = perturbed(model.init(random.key(1)))
-        x, seeds = data(model, 1), model.seeds(KEY, 8)
+        x, seeds = data(model, 1), model.seeds(KEY, N)
         together, (part, _) = grad_fn(parallel.shard(params, mesh), x[mine], seeds.rows(mine))
         together, losses = parallel.whole(together), parallel.gather(part.item())
         if group.rank == 0:
@@ -125,7 +126,7 @@ def statistics(mesh, mine, group):
 
     model = purevdm.vdm(networks.from_module(Net), schedules.learned_linear(**ENDS), (3,), 16)
     params = model.init(random.key(0))
-    x, seeds = data(model, 2), model.seeds(KEY, 8)
+    x, seeds = data(model, 2), model.seeds(KEY, N)
     moved = model.update(parallel.shard(params, mesh), x[mine], seeds.rows(mine))
     each = [model.update(params, x[rows(other)], seeds.rows(rows(other))) for other in members(group)]
     expected = tree_map(lambda *leaves: torch.stack(leaves).double().mean(0), *each)
@@ -157,7 +158,7 @@ def use(mesh, group):
 def refusals(mesh, group):
     """Bad input raises in every process."""
     model = tiny.model()
-    params, x = model.init(random.key(0)), tiny.data()
+    params, x, state = model.init(random.key(0)), tiny.data(), training.init(model, random.key(0), mesh)
     parts, refused = parallel.shard(params, mesh), 0
     bad = tree_map(lambda leaf: leaf * torch.nan if leaf.ndim == 1 else leaf, parts)
     of_each = torch.func.vmap(torch.func.grad(lambda p, x, k: model.loss_fn(p, x[None], model.seeds(k, 1))), (None, 0, 0))
@@ -174,6 +175,7 @@ def refusals(mesh, group):
             "variance: expected whole",
         ),
         (lambda: training.gradients(model, accumulate=3)(parts, x, KEY), ValueError, "accumulate: expected a divisor"),
+        (lambda: uneven(model, state, x[group.rank % 2 :]), ValueError, "x: expected as many examples in every process"),
     ):
         try:
             f()
@@ -183,6 +185,10 @@ def refusals(mesh, group):
                 sys.exit(f"expected {words!r}, got {raised}")
         else:
             sys.exit(f"expected an error about {words!r}, got none")
+
+
+def uneven(model, state, x):
+    training.train_step(SETTINGS, training.gradients(model), state, x, KEY)
 
 
 def saved(path, state, mesh):

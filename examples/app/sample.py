@@ -2,7 +2,7 @@
 
     python examples/app/sample.py runs/digits_train --n 64 --steps 250
     python examples/app/sample.py runs/mine --label 3 --guidance 2.0
-    torchrun --nproc-per-node 4 examples/app/sample.py runs/mine --n 10000    # the same samples, by turns
+    torchrun --nproc-per-node 4 -- examples/app/sample.py runs/mine --n 10000    # by turns, the same samples
 
 Writes samples.png and samples.npy, (n, *event), into --out: uint8 (uint16 and int32 for more values), or float32 where data
 are real, which make a picture if they are images. The same seed gives the same samples.

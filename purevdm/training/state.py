@@ -291,7 +291,11 @@ def train_step(
     stats: Any
     grads, (loss, stats) = optree.tree_map(torch.detach, out)  # type: ignore[arg-type, misc]
     mesh = _sharding.mesh_of(_checks.leaves(params), "state.params")
-    loss, stats = _sharding.mean((loss, stats), mesh)
+    if mesh is not None:  # whose gradients are the mean over processes
+        n = torch.tensor([len(x), len(x) ** 2], dtype=torch.float64, device=loss.device)
+        loss, stats, (mean, square) = _sharding.mean((loss, stats, n), mesh)
+        if square != mean**2:
+            raise ValueError(f"x: expected as many examples in every process, got {len(x)} here, {mean:g} in the mean")
     if any(leaf.requires_grad for leaf in _checks.leaves(state.params).values()):
         grads = optree.tree_map(lambda leaf, grad: grad if leaf.requires_grad else None, state.params, grads)  # type: ignore[arg-type]
     histogram = stats.pop("schedule", {})

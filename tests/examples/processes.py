@@ -24,7 +24,7 @@ def call(program, *arguments, processes=1):
     """Returns what a program printed; of several processes, as ``torchrun`` starts them."""
     line = command(program, *arguments)
     if processes > 1:
-        line[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        line[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
     done = subprocess.run(line, env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
