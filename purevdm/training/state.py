@@ -295,6 +295,7 @@ def train_step(
         n = torch.tensor([len(x), len(x) ** 2], dtype=torch.float64, device=loss.device)
         loss, stats, (mean, square) = _sharding.mean((loss, stats, n), mesh)
         if square != mean**2:
+            _sharding.flatten(grads)  # no message is left under way
             raise ValueError(f"x: expected as many examples in every process, got {len(x)} here, {mean:g} in the mean")
     if any(leaf.requires_grad for leaf in _checks.leaves(state.params).values()):
         grads = optree.tree_map(lambda leaf, grad: grad if leaf.requires_grad else None, state.params, grads)  # type: ignore[arg-type]
