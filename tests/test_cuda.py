@@ -23,6 +23,7 @@ import purevdm
 from purevdm import bfn, bound, likelihood, networks, ode, random, schedules, solvers, training
 from purevdm.evaluation import evaluate
 from purevdm.likelihood import flow
+from purevdm.training import checkpoint
 
 DEVICE = os.environ.get("PUREVDM_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE.startswith("cuda")
@@ -289,3 +290,20 @@ def test_models_are_trained_evaluated_sampled_and_compressed(tmp_path):
 @pytest.mark.parametrize("program", ["digits.py", "flows.py", "editing.py"])
 def test_programs_that_train_their_own(program, tmp_path):
     assert call(program, "--steps", 2, "--out", tmp_path, "--device", DEVICE)
+
+
+@gpu_alone
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="about several GPUs")
+@pytest.mark.parametrize("shards", [1, 2])
+def test_gpus_that_share_the_state_train_as_one(shards, tmp_path):
+    """By nccl. Another number of processes reads what they save."""
+    options = ("--device", DEVICE, "--steps", 4, "--batch", 16)
+    one = call("sharded.py", *options, "--out", tmp_path / "one").split()[2]
+    both = call("sharded.py", *options, "--out", tmp_path / "both", "--shards", shards, processes=2).split()[2]
+    assert float(both) == pytest.approx(float(one), rel=1e-3)
+    folders = [checkpoint.latest(tmp_path / name) for name in ("one", "both")]
+    network = networks.unet(32, (1, 2), 1, groups=8, fourier=(1, 2, 3))
+    model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), event_shape=(1, 8, 8), vocab_size=17)
+    start = training.init(model, random.key(0))
+    alone, together = (checkpoint.load(folder, start).params for folder in folders)
+    moved_alike(together, alone, start.params)

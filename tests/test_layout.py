@@ -73,7 +73,7 @@ def test_gradients_have_the_strides_of_parameters(way):
 
 def test_under_vmap_jvp_and_twice():
     """Gradients by example, of an ensemble, of gradients, and their directional derivatives stay what they were."""
-    layer = purevdm.denoiser.laid_out
+    layer = purevdm._layout.laid_out
 
     def f(w, x):
         return (layer(w).sum(0) * x).sin().sum()

@@ -167,7 +167,11 @@ def refusals(mesh, group):
         (lambda: model.loss_fn(bad, x, KEY), ValueError, "expected finite numbers"),
         (lambda: parallel.shard(parts, mesh), ValueError, "tree: expected whole leaves"),
         (lambda: parallel.shard(params, 2), TypeError, "mesh: expected a DeviceMesh"),
-        (lambda: parallel.mesh(group, group.size + 1), ValueError, f"shards: expected a divisor of the group's {group.size}"),
+        (
+            lambda: parallel.mesh(group, group.size + 1),
+            ValueError,
+            f"shards: expected a divisor of the group's {group.size}",
+        ),
         (lambda: of_each(parts, x, random.split(KEY, 8)), NotImplementedError, "sharded parameters"),
         (
             lambda: training.gradients(model, compile=True, variance=True)(parts, x, KEY),

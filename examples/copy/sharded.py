@@ -36,11 +36,11 @@ def main():
     if args.batch % group.size:
         parser.error(f"--batch: expected a multiple of {group.size} processes, got {args.batch}")
     with parallel.answering(group):
-        train(args, group)
+        run(args, group)
     parallel.leave()
 
 
-def train(args, group):
+def run(args, group):
     k_data, k_init, k_batch, k_loss, k_test = random.split(random.key(0, device=group.device), 5)
     x = torch.from_numpy(load_digits().images).long()[:, None].to(group.device)
     x = x[random.permutation(k_data, len(x))]

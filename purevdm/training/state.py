@@ -292,7 +292,7 @@ def train_step(
     grads, (loss, stats) = optree.tree_map(torch.detach, out)  # type: ignore[arg-type, misc]
     mesh = _sharding.mesh_of(_checks.leaves(params), "state.params")
     if mesh is not None:  # whose gradients are the mean over processes
-        n = torch.tensor([len(x), len(x) ** 2], dtype=torch.float64, device=loss.device)
+        n = torch.tensor([len(x), len(x) ** 2], dtype=torch.float64, device=x.device)
         loss, stats, (mean, square) = _sharding.mean((loss, stats, n), mesh)
         if square != mean**2:
             _sharding.flatten(grads)  # no message is left under way

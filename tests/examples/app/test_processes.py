@@ -5,7 +5,7 @@ import pytest
 from processes import call, printed, refused
 
 TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --optimizer.steps 8 --optimizer.warmup 1 --batch 16
- --save-every 4 --eval-every 8 --log-every 1 --eval-passes 1 --samples 0 --no-compile""".split()  # noqa: SIM905
+ --optimizer.decay constant --save-every 4 --eval-every 8 --log-every 1 --eval-passes 1 --samples 0 --no-compile""".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
