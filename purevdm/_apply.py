@@ -24,7 +24,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _sharding
+from purevdm import _checks, _spread
 from purevdm._compile import OLD, constant, exporting, transformed
 from purevdm.types import Params
 
@@ -59,7 +59,7 @@ def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
         return whole  # type: ignore[no-any-return]
     leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
     differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-    works = (not differentiated or network.owned_buffers) and not _sharding.sharded(inputs)  # type: ignore[attr-defined]
+    works = (not differentiated or network.owned_buffers) and not _spread.sharded(inputs)  # type: ignore[attr-defined]
     return network.apply_by_regions if works else whole  # type: ignore[attr-defined, no-any-return]
 
 

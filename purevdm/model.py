@@ -8,7 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _sharding, random, schedules
+from purevdm import _checks, _sharding, _spread, random, schedules
 from purevdm._compile import OLD, untraced
 from purevdm.decoders import Decoder, plain
 from purevdm.networks import Network
@@ -134,7 +134,7 @@ def parse(
     trees = {"params": _checks.leaves(params)} | {name: _checks.leaves(tree) for name, tree in others.items()}
     if structure is not None:
         _checks.matches("params", trees["params"], structure)
-    mesh = _sharding.mesh_of(trees["params"], "params")
+    mesh = _spread.mesh_of(trees["params"], "params")
     if mesh is not None:
         stay = {"network": params["network"]} if sharded else {}
         params = _sharding.whole({name: branch for name, branch in params.items() if name not in stay}) | stay
@@ -142,7 +142,7 @@ def parse(
     dtypes = {"params": None, "cond": model.network.dtype or model.dtype}  # what leaves are cast to
     for name, tree in trees.items():
         if name == "params" and mesh is not None:
-            facts += _sharding.finite(name, tree, mesh)
+            facts += _spread.finite(name, tree, mesh)
         else:
             facts += _checks.finite(name, tree, dtypes.get(name, model.dtype))
     if hasattr(model, "schedule") and not torch.compiler.is_compiling():

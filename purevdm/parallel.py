@@ -60,7 +60,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from purevdm import _checks, _sharding
+from purevdm import _checks, _sharding, _spread
 
 __all__ = ["Group", "ProcessError", "answering", "anywhere", "barrier", "counted", "gather", "join", "leave", "mesh"]
 __all__ += ["shard", "whole"]
@@ -180,7 +180,7 @@ def shard(tree: Any, mesh: Any) -> Any:
     if mesh.ndim > 2 or mesh.size() != size:
         got = f"one of {mesh.size()} processes in {mesh.ndim} axes"
         raise ValueError(f"mesh: expected one of all {size} processes, in one axis or two, got {got}")
-    if _sharding.sharded(tree):
+    if _spread.sharded(tree):
         raise ValueError("tree: expected whole leaves, got sharded ones; parallel.whole makes them whole")
     _MESHES.append(mesh)
     last = None if mesh.mesh_dim_names == ("replicas",) else mesh.ndim - 1

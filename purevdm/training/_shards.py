@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from purevdm import _files, _sharding
+from purevdm import _files, _spread
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def read(folder: Path, files: dict[str, str], like: dict[str, Tensor], device: t
     """
     import torch.distributed.checkpoint as dcp
 
-    together = _sharding.sharded(like)
+    together = _spread.sharded(like)
     rank, size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
     def verify() -> None:

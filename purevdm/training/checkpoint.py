@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from purevdm import _checks, _files, _sharding
+from purevdm import _checks, _files, _sharding, _spread
 from purevdm.training import _shards
 from purevdm.training.optimizer import Moments
 from purevdm.training.state import TrainState
@@ -78,7 +78,7 @@ def _save(folder: Any, state: TrainState, metric: float | None, extra: Any, keep
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"extra: expected what JSON holds, got {error}") from None
     leaves, final = _named(_trees(state)), folder / f"{step:08d}"
-    if not _sharding.sharded(leaves):
+    if not _spread.sharded(leaves):
         leaves = _files.plain(leaves)
         with _draft(final) as draft:
             _files.save(draft / TENSORS, leaves)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as _adamw
 
-from purevdm import _checks, _sharding
+from purevdm import _checks, _spread
 from purevdm.types import Params
 
 __all__ = ["AdamW", "Moments", "learning_rate"]
@@ -108,26 +108,26 @@ def init(params: Params) -> Moments:
 
 def global_norm(grads: Params) -> Tensor:
     """The Euclidean norm of all leaves together, shape ()."""
-    return _sharding.norm(optree.tree_leaves(grads))  # type: ignore[arg-type]
+    return _spread.norm(optree.tree_leaves(grads))  # type: ignore[arg-type]
 
 
 def clip(grads: Params, most: float) -> Params:
     """Gradients scaled down to a global norm of at most ``most``."""
-    leaves, form = _sharding.flatten(grads)
+    leaves, form = _spread.flatten(grads)
     if not leaves:
         return grads
-    return _sharding.unflatten(form, torch._foreach_mul(leaves, (most / global_norm(grads)).clamp(max=1.0)))  # type: ignore[no-any-return]
+    return _spread.unflatten(form, torch._foreach_mul(leaves, (most / global_norm(grads)).clamp(max=1.0)))  # type: ignore[no-any-return]
 
 
 def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
     """One step of AdamW; ``step`` counts from 0. A leaf without a gradient (None) stays, and so do its moments."""
-    lr, form = learning_rate(settings, step), _sharding.flatten(params)[1]
+    lr, form = learning_rate(settings, step), _spread.flatten(params)[1]
     listed: Any = optree.tree_leaves(grads, none_is_leaf=True)  # type: ignore[arg-type]
-    grad: Any = [None if leaf is None else _sharding.local(leaf)[0] for leaf in listed]
+    grad: Any = [None if leaf is None else _spread.local(leaf)[0] for leaf in listed]
     of_schedule = [path[0] == "schedule" for path in optree.tree_paths(params)]  # type: ignore[arg-type]
-    kinds = list(zip(of_schedule, _sharding.flatten(decayed(params))[0], strict=True))
+    kinds = list(zip(of_schedule, _spread.flatten(decayed(params))[0], strict=True))
     # torch's kernels change what they are given: they get copies.
-    new, mu, nu = ([leaf.detach().clone() for leaf in _sharding.flatten(tree)[0]] for tree in (params, *moments))
+    new, mu, nu = ([leaf.detach().clone() for leaf in _spread.flatten(tree)[0]] for tree in (params, *moments))
     for kind in itertools.product((False, True), repeat=2):
         rows = [i for i, other in enumerate(kinds) if other == kind and grad[i] is not None]
         own, its, means, squares = ([leaves[i] for i in rows] for leaves in (new, grad, mu, nu))
@@ -147,12 +147,12 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
             eps=settings.eps,
             maximize=False,
         )
-    return _sharding.unflatten(form, new), Moments(_sharding.unflatten(form, mu), _sharding.unflatten(form, nu))
+    return _spread.unflatten(form, new), Moments(_spread.unflatten(form, mu), _spread.unflatten(form, nu))
 
 
 def update_average(settings: AdamW, step: int, average: Params, params: Params) -> Params:
     """The exponential moving average of the parameters after a step: average + (1 - rate) (params - average)."""
     rate = min(settings.ema_rate, (1 + step) / (10 + step)) if settings.ema_warmup else settings.ema_rate
-    (leaves, form), (others, _) = _sharding.flatten(average), _sharding.flatten(params)
+    (leaves, form), (others, _) = _spread.flatten(average), _spread.flatten(params)
     with torch.no_grad():
-        return _sharding.unflatten(form, torch._foreach_lerp(leaves, others, 1.0 - rate))
+        return _spread.unflatten(form, torch._foreach_lerp(leaves, others, 1.0 - rate))

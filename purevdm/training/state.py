@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._functorch import config
 
-from purevdm import _apply, _checks, _sharding, parallel, random
+from purevdm import _apply, _checks, _sharding, _spread, parallel, random
 from purevdm._batches import unpacked
 from purevdm._compile import OLD, exact, transformed
 from purevdm._vdm import VDM
@@ -155,7 +155,7 @@ def _of_either(inside: GradFn, model: VDM | BFN, variance: bool, options: dict[s
     of_shards = _from_outside(torch.compile(model.loss_and_stats, fullgraph=True, **options))
 
     def whole(params: Params, *args: Any, **masks: Any) -> Any:
-        if not _sharding.sharded(params):
+        if not _spread.sharded(params):
             return inside(params, *args, **masks)
         if variance:
             raise ValueError("variance: expected whole parameters where it is compiled, got sharded ones; use compile=False")
@@ -183,9 +183,9 @@ def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
         for start in range(0, n, n // pieces):
             rows = slice(start, start + n // pieces)
             some, given = optree.tree_map(lambda leaf, rows=rows: leaf[rows], (cond, masks))  # type: ignore[arg-type, misc]
-            leaves, form = _sharding.flatten(grad_fn(params, x[rows], seeds.rows(rows), some, **given))
+            leaves, form = _spread.flatten(grad_fn(params, x[rows], seeds.rows(rows), some, **given))
             total = torch._foreach_add(total, leaves) if total else leaves
-        return _sharding.unflatten(form, torch._foreach_div(total, pieces))
+        return _spread.unflatten(form, torch._foreach_div(total, pieces))
 
     return mean
 
@@ -290,12 +290,12 @@ def train_step(
     grads: Any
     stats: Any
     grads, (loss, stats) = optree.tree_map(torch.detach, out)  # type: ignore[arg-type, misc]
-    mesh = _sharding.mesh_of(_checks.leaves(params), "state.params")
+    mesh = _spread.mesh_of(_checks.leaves(params), "state.params")
     if mesh is not None:  # whose gradients are the mean over processes
         n = torch.tensor([len(x), len(x) ** 2], dtype=torch.float64, device=x.device)
-        loss, stats, (mean, square) = _sharding.mean((loss, stats, n), mesh)
+        loss, stats, (mean, square) = _spread.mean((loss, stats, n), mesh)
         if square != mean**2:
-            _sharding.flatten(grads)  # no message is left under way
+            _spread.flatten(grads)  # no message is left under way
             raise ValueError(f"x: expected as many examples in every process, got {len(x)} here, {mean:g} in the mean")
     if any(leaf.requires_grad for leaf in _checks.leaves(state.params).values()):
         grads = optree.tree_map(lambda leaf, grad: grad if leaf.requires_grad else None, state.params, grads)  # type: ignore[arg-type]
@@ -314,7 +314,7 @@ def train_step(
     # All is read in one transfer.
     left = {name: _largest(tree) for name, tree in (("params", params), ("nu", moments.nu), ("ema_params", ema))}
     largest = torch.stack(list(left.values()))
-    largest = largest if mesh is None else _sharding.total(largest, mesh)
+    largest = largest if mesh is None else _spread.total(largest, mesh)
     numbers = torch.cat([torch.stack([v.double() for v in values.values()]), largest]).tolist()
     metrics = dict(zip(values, numbers, strict=False))
     if bad := [name for name, value in zip((*values, *left), numbers, strict=True) if not math.isfinite(value)]:
@@ -328,7 +328,7 @@ def train_step(
 def _largest(tree: Params) -> Tensor:
     """The largest magnitude in a tree, or in this process's part of it, NaN where it holds one; shape (), float64, 0 for an
     empty tree."""
-    leaves = [leaf for leaf in _sharding.flatten(tree)[0] if leaf.is_floating_point() and leaf.numel()]
+    leaves = [leaf for leaf in _spread.flatten(tree)[0] if leaf.is_floating_point() and leaf.numel()]
     if not leaves:
         return torch.zeros((), dtype=torch.float64)
     return torch.stack([n.double() for n in torch._foreach_norm(leaves, math.inf)]).max()
