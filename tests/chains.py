@@ -25,14 +25,15 @@ def posteriors(start: Tensor, transition: Tensor, evidence: Tensor) -> Tensor:
 
 
 def ideal(start: Tensor, transition: Tensor, uniform: bool = False) -> Network:
-    """The ideal predictor of a chain under masks, or under uniform noise, whose level it needs; for ``classes_last``."""
+    """The ideal predictor of a chain under masks, or under uniform noise, whose level it needs; for ``classes_last``. Under
+    masks p(x_i given z), under uniform noise p(x_i given the rest of z)."""
     k = len(start)
 
     def apply(params, seen, gamma, cond=None, key=None):
         e = 0.5 + 0.5 * seen
         if uniform:
             evidence = torch.sigmoid(-gamma) * e + torch.sigmoid(gamma) / k
-            return posteriors(start, transition, evidence).log()
+            return posteriors(start, transition, evidence).log() - evidence.log()
         p = posteriors(start, transition, e[..., :k] + e[..., k:])
         return torch.cat([p.log().clamp(min=-1e4), torch.zeros_like(e[..., k:])], -1)
 

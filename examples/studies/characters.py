@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import purevdm
-from purevdm import bfn, networks, random, schedules
+from purevdm import bfn, decoders, masked, networks, random, schedules
+from purevdm import nn as layers
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 LENGTH, TEST = 64, 256  # of a window, and how many are held out
 STRETCHES, RUN = 40, 24
 BITS = 5  # enough for a character
 BETA_1, GAMMA = 0.75**2, (-4.0, 6.0)  # the paper's for 27 classes; for bits, where the endpoints of gamma start
+EMBEDDING = 16  # numbers of a character
 WIDTH, BLOCKS, STEPS, BATCH, LR = 96, 4, 800, 32, 2e-3
 
 
@@ -181,3 +183,32 @@ def diffusion(width: int, blocks: int) -> purevdm.VDM:
     2208.04202). What it spends on the bits of a character bounds what it spends on the character."""
     network = networks.from_module(partial(Transformer, BITS, width, blocks), call=bits, predicts="x")
     return purevdm.vdm(network, schedules.learned_linear(*GAMMA), (LENGTH, BITS), vocab_size=2)
+
+
+def embeddings(width: int, blocks: int) -> purevdm.VDM:
+    """Makes a diffusion model of windows of characters as learned vectors, with learned maps at both ends (as Plaid,
+    Gulrajani & Hashimoto 2023, arXiv 2305.18619, but without its self-conditioning and posterior means)."""
+    letters = len(ALPHABET)
+    into = decoders.Map(partial(layers.dense_init, n_in=letters, n_out=EMBEDDING), layers.dense)
+    out = decoders.Map(partial(layers.dense_init, n_in=EMBEDDING, n_out=letters), layers.dense)
+    decoder = decoders.learned(decoders.categorical(letters), into, out, latent=(LENGTH, EMBEDDING), event_shape=(LENGTH,))
+    network = networks.from_module(partial(Transformer, EMBEDDING, width, blocks), call=vectors, predicts="v")
+    return purevdm.vdm(network, schedules.learned_linear(*GAMMA), (LENGTH,), decoder=decoder)
+
+
+def vectors(transformer: Callable[..., Tensor], z: Tensor, gamma: Tensor, cond: None) -> Tensor:
+    """Gives v of learned vectors."""
+    low, high = GAMMA
+    return transformer(z, (gamma - low) / (high - low))
+
+
+def tokens(width: int, blocks: int, corruption: str) -> masked.MaskedDiffusion:
+    """Makes a masked diffusion of windows of characters, codes (n, LENGTH), or one with uniform noise."""
+    symbols = len(ALPHABET) + (corruption == "masking")
+    network = networks.from_module(partial(Transformer, symbols, width, blocks), call=unit_vectors)
+    return masked.diffusion(network, None, (LENGTH,), len(ALPHABET), corruption=corruption, classes_last=True)
+
+
+def unit_vectors(transformer: Callable[..., Tensor], seen: Tensor, gamma: Tensor, cond: None) -> Tensor:
+    """Gives logits of symbols, which are shown as 2 e - 1; the time is the probability that a character is noised."""
+    return transformer(2.5 * (seen + 1.0), torch.sigmoid(gamma))

@@ -52,9 +52,15 @@ from pictures import plt
 
 import purevdm
 from purevdm import bfn, evaluation, interop, networks, random, schedules
+from purevdm.model import Bounded
 from purevdm.networks import Wrapped
 
 KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
+OF_TEXT = KINDS | {
+    "embeddings": "diffusion of embeddings",
+    "masked": "masked diffusion",
+    "uniform": "uniform-state diffusion",
+}
 UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
 TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
 SAMPLE_STEPS = 100
@@ -74,7 +80,7 @@ class Probable(Wrapped):
         return torch.sigmoid(self.own.apply(*args, **options)) - 0.5
 
 
-def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
+def model(data: str, kind: str) -> Bounded:
     """Makes a model of a kind for some data. Both networks of black and white give the logit of white."""
     match data, kind:
         case "grey", "vdm":
@@ -85,7 +91,10 @@ def model(data: str, kind: str) -> purevdm.VDM | bfn.BFN:
             return purevdm.vdm(Probable(network(predicts="x")), schedules.learned_linear(*BINARY), SHAPE, vocab_size=2)
         case "binary", "bfn":
             return bfn.discrete(network(predicts="x"), SHAPE, classes=2, beta_1=9.0)
-    return (characters.diffusion if kind == "vdm" else characters.flow)(characters.WIDTH, characters.BLOCKS)
+    make = {"vdm": characters.diffusion, "bfn": characters.flow, "embeddings": characters.embeddings}
+    make |= {"masked": partial(characters.tokens, corruption="masking")}
+    make |= {"uniform": partial(characters.tokens, corruption="uniform")}
+    return make[kind](characters.WIDTH, characters.BLOCKS)
 
 
 def examples(data: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +114,7 @@ def task(data: str, kind: str) -> Task:
     return row._replace(settings=TEXT) if data == "text" else row
 
 
-ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in KINDS}
+ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in (OF_TEXT if data == "text" else KINDS)}
 
 
 def baselines(data: str) -> dict[str, torch.Tensor]:
@@ -192,7 +201,7 @@ def main() -> None:
     figures = common.run(ROWS, args, partial(keep, args.out))
     lines = []
     for data, unit in UNITS.items():
-        for kind, title in KINDS.items():
+        for kind, title in OF_TEXT.items():
             if runs := figures.get((data, kind)):
                 bits, seen = (summary([r[field] for r in runs]) for field in ("bits", "train"))
                 error = np.mean([r["error"] for r in runs])

@@ -139,7 +139,11 @@ class Masking(NamedTuple):
 
 class Uniform(NamedTuple):
     """Classes in place of others, all K equally likely, itself too: the uniform state (Austin et al. 2021, arXiv
-    2107.03006; Sahoo et al. 2025, arXiv 2506.10892). Attributes and methods are those of :class:`Masking`."""
+    2107.03006; Sahoo et al. 2025, arXiv 2506.10892). Attributes and methods are those of :class:`Masking`.
+
+    As in DUO, p(z_s given z_t) is q(z_s given z_t, x) with the network's probabilities p for the unit vector of x. This is
+    exact where p is that of x_i given all of z_t but its own token: the formula itself weighs in what that one says of x_i.
+    """
 
     classes: int
 
