@@ -76,3 +76,20 @@ def gauss(nodes: int) -> tuple[Tensor, Tensor]:
     """Gauss and Legendre's nodes and weights on [0, 1]: exact for polynomials of degree 2 nodes - 1."""
     at, weight = np.polynomial.legendre.leggauss(nodes)
     return torch.tensor(0.5 + 0.5 * at), torch.tensor(0.5 * weight)
+
+
+# A chain of three tokens of three classes, short enough to sum over.
+
+START = torch.tensor([0.6, 0.3, 0.1], dtype=F64)
+TRANSITION = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=F64)
+LENGTH = 3
+EVERY = every(3, LENGTH)
+LOG_P = log_prob(START, TRANSITION, EVERY)
+ENTROPY = -(LOG_P.exp() * LOG_P).sum()
+
+
+def ideal_model(schedule=None, corruption="masking", **options):
+    """A model of the chain of three tokens with the ideal predictor."""
+    network = ideal(START, TRANSITION, corruption == "uniform")
+    options = dict(corruption=corruption, classes_last=True, dtype=F64) | options
+    return masked.diffusion(network, schedule, (LENGTH,), 3, **options)

@@ -15,7 +15,7 @@ from purevdm import _checks, _fitting, _values, bound, denoiser, random, schedul
 from purevdm._classes import Layout
 from purevdm._compile import constant
 from purevdm.bound import NLLBound
-from purevdm.decoders import Decoder, discrete
+from purevdm.decoders import Decoder, Discrete
 from purevdm.masked import bound as own
 from purevdm.masked import sampling
 from purevdm.masked.bound import Noise
@@ -75,7 +75,7 @@ class MaskedDiffusion(NamedTuple):
     @property
     def decoder(self) -> Decoder:
         """The data's support, and the unit of a bound on them."""
-        return discrete(self.corruption.classes)
+        return Discrete(vocab_size=self.corruption.classes, loc=0.0, scale=1.0)
 
     @property
     def layout(self) -> Layout:

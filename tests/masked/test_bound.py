@@ -5,26 +5,14 @@ import math
 import chains
 import pytest
 import torch
-from chains import F64, FLAT
+from chains import ENTROPY, EVERY, F64, FLAT, LENGTH, LOG_P
+from chains import ideal_model as ideal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purevdm import importance, masked, networks, random, schedules, sizes
 from purevdm.masked import corruptions, order
 from purevdm.testing.sources import mean_and_error
-
-START = torch.tensor([0.6, 0.3, 0.1], dtype=F64)
-TRANSITION = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=F64)
-LENGTH = 3
-EVERY = chains.every(3, LENGTH)
-LOG_P = chains.log_prob(START, TRANSITION, EVERY)
-ENTROPY = -(LOG_P.exp() * LOG_P).sum()
-
-
-def ideal(schedule=None, corruption="masking", **options):
-    network = chains.ideal(START, TRANSITION, corruption == "uniform")
-    options = dict(corruption=corruption, classes_last=True, dtype=F64) | options
-    return masked.diffusion(network, schedule, (LENGTH,), 3, **options)
 
 
 def test_the_mean_bound_of_a_chain_is_its_entropy():
