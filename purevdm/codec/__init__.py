@@ -13,7 +13,8 @@ large. Without dithers, noise of 1e-11 would change a number in one of fifty fil
 larger is refused by the checksum of its data, never decoded wrongly.
 """
 
+from purevdm.codec import order
 from purevdm.codec._curve import Curve, curve
 from purevdm.codec.coding import Block, CodecError, Info, decode, encode, info, read, write
 
-__all__ = ["Block", "CodecError", "Curve", "Info", "curve", "decode", "encode", "info", "read", "write"]
+__all__ = ["Block", "CodecError", "Curve", "Info", "curve", "decode", "encode", "info", "order", "read", "write"]
