@@ -30,7 +30,7 @@ from purevdm.codec._network import Float64Only, cast, device_of
 from purevdm.codec._stack import Stack
 from purevdm.masked import MaskedDiffusion, order
 from purevdm.masked.bound import log_probs
-from purevdm.model import parse
+from purevdm.model import batch_axes, parse
 from purevdm.types import Params
 
 __all__ = ["decode", "encode"]
@@ -161,6 +161,7 @@ def decode(model: MaskedDiffusion, params: Params, data: bytes, cond: Any = None
     kind, n, steps, lanes, seed, *digests = _HEAD.unpack(content[len(MAGIC) : size])
     if _digest(model, params) != digests[0]:
         raise CodecError("expected the model and the parameters that the data were encoded with, got others")
+    batch_axes(cond, n)
     if (cond_digest(cond) or bytes(8)) != digests[1]:
         raise CodecError("cond: expected the condition that the data were encoded with, got another")
     coder = _coder(model, params, cond, n, steps, lanes, seed)
