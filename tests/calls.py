@@ -315,8 +315,8 @@ def doors(folder: Path) -> dict[str, Door]:
             mask=MASK,
         ),
         "order.nll_bound": _of(masked.order.nll_bound, model=MASKED, params=MASKED_PARAMS, x=X % 3, key=KEY, cond=COND),
-        "order.encode": _of(
-            codec.order.encode,
+        "codec.encode_tokens": _of(
+            codec.encode_tokens,
             model=MASKED,
             params=MASKED_PARAMS,
             x=X % 3,
@@ -326,11 +326,11 @@ def doors(folder: Path) -> dict[str, Door]:
             seed=0,
             callback=None,
         ),
-        "order.decode": _of(
-            codec.order.decode,
+        "codec.decode_tokens": _of(
+            codec.decode_tokens,
             model=MASKED,
             params=MASKED_PARAMS,
-            data=codec.order.encode(MASKED, MASKED_PARAMS, X % 3, COND),
+            data=codec.encode_tokens(MASKED, MASKED_PARAMS, X % 3, COND),
             cond=COND,
         ),
         "schedules.polynomial": _of(schedules.polynomial, power=2.0, floor=0.01),

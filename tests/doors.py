@@ -118,7 +118,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("random.uniform.minval random.uniform.maxval lower upper gamma_0 gamma_min gamma_max loc metric", REALS),
     ("atol rtol scale beta_1 spacing power", ("3", "1.5", "a NumPy float")),
     ("power", LARGE),
-    ("masked.diffusion.schedule order.encode.steps", ("None",)),
+    ("masked.diffusion.schedule codec.encode_tokens.steps", ("None",)),
     ("atol rtol scale loc spacing metric upper random.uniform.maxval networks.unet.gamma_max", LARGE),
     ("beta_1", ("2**40",)),
     ("atol rtol upper random.uniform.maxval", ("a number's tensor", "an integer's tensor")),

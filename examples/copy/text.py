@@ -6,7 +6,7 @@ The text is Python's language reference, which every Python has, in letters and 
 stretches. Prints the bound on its windows of 64 characters, in bits a character, which is a byte here: of masked diffusion
 in continuous time, and in any order of characters. Then the size of those windows as a file, each character coded given some
 of the others by that model, beside xz and zstd, which read them as one text, by itself or after the training text. Last come
-windows whose right halves are drawn given the left. Writes params.safetensors and text.order, the file.
+windows whose right halves are drawn given the left. Writes params.safetensors and text.pvdo, the file.
 """
 
 import argparse
@@ -23,8 +23,7 @@ import optree
 import torch
 from tqdm import tqdm
 
-from purevdm import evaluation, interop, masked, networks, random, training
-from purevdm.codec import order
+from purevdm import codec, evaluation, interop, masked, networks, random, training
 
 ALPHABET, LENGTH, STRETCHES = " abcdefghijklmnopqrstuvwxyz", 64, 40
 
@@ -96,13 +95,13 @@ def main():
     for name, method in (("masked diffusion", None), ("in any order", any_order)):
         bound = evaluation.evaluate(model, params, batches, k_test, passes=args.passes, method=method)
         print(f"{name:22}{bound.nll} bits/character ({args.steps} steps, {len(test)} windows)")
-    file = order.encode(model, params, test[:, None])
-    (args.out / "text.order").write_bytes(file)
-    assert torch.equal(order.decode(model, params, file)[:, 0], test)
+    file = codec.encode_tokens(model, params, test[:, None])
+    (args.out / "text.pvdo").write_bytes(file)
+    assert torch.equal(codec.decode_tokens(model, params, file)[:, 0], test)
     own, before = (write(codes.reshape(1, -1))[0].encode() for codes in (test, x))
     best = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
     xz = partial(lzma.compress, format=lzma.FORMAT_RAW, filters=best)  # without a head
-    sizes = {"text.order, a file": len(file)}
+    sizes = {"text.pvdo, a file": len(file)}
     for name, compress in (("xz", xz), ("zstd", partial(imagecodecs.zstd_encode, level=22))):
         sizes |= {name: len(compress(own)), f"{name}, after training": len(compress(before + own)) - len(compress(before))}
     for name, size in sizes.items():

@@ -1,4 +1,4 @@
-"""Files of tokens by a masked diffusion as an any-order autoregressive model (:mod:`purevdm.masked.order`).
+"""Tokens to bytes and back by a masked diffusion as an any-order autoregressive model (:mod:`purevdm.masked.order`).
 
 The tokens of an example are coded one after another, in an order that a seed draws, each under the network's probabilities
 given those before it. So the bytes take what these cost, -log2 p in that order, and some 66 more. There are no latents, and
@@ -33,7 +33,7 @@ from purevdm.masked.bound import log_probs
 from purevdm.model import batch_axes, parse
 from purevdm.types import Params
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode_tokens", "encode_tokens"]
 
 MAGIC = b"\x93PVDO\r\n\x1a\x01"
 _HEAD = struct.Struct("<BIIII16s8s8s")
@@ -81,7 +81,7 @@ class Coder(NamedTuple):
         return log_p.reshape(n, tokens, -1)[now].cpu().numpy(), now
 
 
-def encode(
+def encode_tokens(
     model: MaskedDiffusion,
     params: Params,
     x: Tensor,
@@ -92,7 +92,10 @@ def encode(
     seed: int = 0,
     callback: Callable[[int, int], None] | None = None,
 ) -> bytes:
-    """Encodes tokens as bytes, which :func:`decode` turns back into the same tokens.
+    """Encodes tokens as bytes by an any-order model (:mod:`purevdm.masked.order`), which :func:`decode_tokens` turns back.
+
+    They take -log2 p of the tokens, each given those before it in an order that the seed draws for each example, and some 66
+    bytes more. There are no latents, and no initial bits. Like files, they decode on every machine.
 
     Args:
         model, params: a masked diffusion, not one with uniform noise.
@@ -109,12 +112,11 @@ def encode(
             or whose output is not finite.
         ImportError: constriction is not installed.
 
-    >>> from purevdm import masked, networks, random
-    >>> from purevdm.codec import order
+    >>> from purevdm import codec, masked, networks, random
     >>> model = masked.diffusion(networks.transformer(16, 1, positions=True), None, (8,), 4, classes_last=True)
     >>> params, x = model.init(random.key(0)), random.randint(random.key(1), (200, 8), 0, 4)
-    >>> data = order.encode(model, params, x)
-    >>> bool((order.decode(model, params, data) == x).all()), len(data) < 480  # 400 without a model
+    >>> data = codec.encode_tokens(model, params, x)
+    >>> bool((codec.decode_tokens(model, params, data) == x).all()), len(data) < 480  # 400 without a model
     (True, True)
     """
     parse(order.masking(model), params, x, cond=cond)
@@ -140,12 +142,12 @@ def encode(
     return _container.sealed(head + stack.words().astype("<u4").tobytes())
 
 
-def decode(model: MaskedDiffusion, params: Params, data: bytes, cond: Any = None) -> Tensor:
+def decode_tokens(model: MaskedDiffusion, params: Params, data: bytes, cond: Any = None) -> Tensor:
     """Decodes the tokens that were encoded, in their dtype: (n, *event_shape).
 
     Args:
         model, params, cond: those that encoded them.
-        data: what :func:`encode` returned.
+        data: what :func:`encode_tokens` returned.
 
     Raises:
         CodecError, ImportError: no such bytes, damaged ones, another model or condition; no wrong data are returned.
@@ -155,7 +157,7 @@ def decode(model: MaskedDiffusion, params: Params, data: bytes, cond: Any = None
     parse(order.masking(model), params, cond=cond)
     content, size = bytes(data), len(MAGIC) + _HEAD.size
     if content[: len(MAGIC)] != MAGIC:
-        raise CodecError(f"expected what codec.order.encode returned, got bytes that start with {content[:9]!r}")
+        raise CodecError(f"expected what codec.encode_tokens returned, got bytes that start with {content[:9]!r}")
     if len(content) < size + 4 or _container.sealed(content[:-4]) != content or (len(content) - size) % 4:
         raise CodecError("damaged or cut short")
     kind, n, steps, lanes, seed, *digests = _HEAD.unpack(content[len(MAGIC) : size])
