@@ -94,11 +94,14 @@ def log_probs(
         free = denoiser.output(model.network, net_params, seen, level, None, key, None, there)
         raw = denoiser.guide(raw, free, guidance)
     with exact(raw.device):
-        return torch.log_softmax(vmap(model.layout.logits)(raw)[..., : fixed(model.corruption.classes)], -1)
+        logits = vmap(model.layout.logits)(raw) if model.network.outputs is None else raw
+        return torch.log_softmax(logits[..., : fixed(model.corruption.classes)], -1)
 
 
 def shown(model: "MaskedDiffusion", z: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Gives symbols, (B, *event_shape), and what exists of them, as the network takes them; 0 where nothing does."""
+    if model.network.outputs is not None:
+        return within(z.to(dtype), mask), mask
     layout, there = model.layout, None if mask is None else model.layout.mask(mask)
     seen = vmap(lambda z: layout.shown(is_class(z, layout.classes).to(dtype)))(z)
     return (seen if there is None else torch.where(there, seen, 0.0)), there

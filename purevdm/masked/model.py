@@ -50,7 +50,7 @@ class MaskedDiffusion(NamedTuple):
     with ``fullgraph=True``.
 
     Attributes:
-        network: takes the symbols as numbers, and the level gamma; returns logits in the same shape.
+        network: takes the symbols as unit vectors or numbers, and the level gamma; returns logits.
         schedule: gamma(t), of which alpha = sigmoid(-gamma) is the probability that a token is still itself.
         corruption: what noise does, of :mod:`purevdm.masked.corruptions`.
         event_shape: the shape of one example.
@@ -87,7 +87,8 @@ class MaskedDiffusion(NamedTuple):
     def init(self, key: Key) -> Params:
         """Draws fresh parameters: ``{"network": ..., "schedule": ...}``."""
         self._structure()
-        params = _init(self.network, self.schedule, self.layout.shape(self.event_shape), _checks.key("key", key))
+        shape = self.event_shape if self.network.outputs else self.layout.shape(self.event_shape)
+        params = _init(self.network, self.schedule, shape, _checks.key("key", key))
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
@@ -205,8 +206,8 @@ class MaskedDiffusion(NamedTuple):
         Args:
             params, key, n: the parameters, a key, how many.
             steps: how many steps. In an integer tensor of shape (), one compiled graph serves every number.
-            grid: "time" for even steps, or "cosine" for t = sin(pi / 2 i / steps), few tokens at first (MD4's advice for
-                a schedule that is a line).
+            grid: "time" for even steps, or "cosine" for the times cos(pi / 2 i / steps), short steps at first (MD4's advice
+                for a schedule that is a line).
             cond: a batch of n conditions.
             guidance: above 1, strengthens the condition, as for :meth:`purevdm.VDM.sample`, on logits.
             known: what is known of the samples, bool, which broadcasts to (n, *event_shape): those tokens of ``x`` show from
@@ -283,16 +284,16 @@ def _structure(
     kinds = "a Masking or Uniform of purevdm.masked.corruptions"
     noise: Any = _checks.instance("corruption", corruption.value, (Masking, Uniform), kinds)
     _checks.integer("classes", noise.classes, 2, 2**22)
-    if network.value.outputs is not None:
-        wanted = "one whose output, logits, has its input's shape"
-        raise ValueError(f"network: expected {wanted} (outputs=None), got outputs={network.value.outputs}")
+    if (outputs := network.value.outputs) not in (None, noise.classes):
+        wanted = f"one of logits in its input's shape (outputs=None), or of tokens (outputs={noise.classes}, the classes)"
+        raise ValueError(f"network: expected {wanted}, got outputs={outputs}")
     if network.value.self_condition:
         raise ValueError("network: expected one with self_condition=False, as tokens are not estimated by numbers")
     if 0 in event_shape or not event_shape:
         raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
     if _fitting.between(network.value, _fitting.ends(schedule.value, dtype)) != network.value:
         raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.masked")
-    shape = Layout(noise.symbols, classes_last).shape(event_shape)
+    shape = tuple(event_shape) if outputs else Layout(noise.symbols, classes_last).shape(event_shape)
     return structure_of(lambda key: _init(network.value, schedule.value, shape, key), dtype)
 
 
@@ -314,9 +315,12 @@ def diffusion(
         network: takes 2 e - 1, for e the unit vectors of the symbols, which are the classes and, with masks, one more, the
             last; and gamma. It returns logits of the same shape, of which that of a mask is left out. For an event (C, ...)
             that shape is (C S, ...), S symbols; for two symbols it is the event's, with the logit of class 1. What it
-            ``predicts`` does not matter. One that embeds tokens itself finds them by ``argmax`` over symbols.
+            ``predicts`` does not matter. One with ``outputs=classes`` takes the symbols as numbers instead, in the event's
+            shape, K for a mask, and returns K logits for each: for large vocabularies and modules that embed tokens.
         schedule: gamma(t), of which sigmoid(-gamma) is the probability alpha that a token is still itself. None for MD4's
-            line, ``schedules.polynomial()``. A schedule whose ends cost more than 0.02 bits a token is warned of.
+            line, ``schedules.polynomial()``. A schedule whose ends cost more than 0.02 bits a token is warned of. One that
+            learns gets unbiased but noisy gradients (:mod:`purevdm.masked.bound`), and is of use in steps only: in
+            continuous time the bound does not depend on its interior.
         event_shape: the shape of one example: (length,) for text, (C, height, width) for images.
         classes: K, at least 2.
         corruption: "masking" or "uniform".

@@ -88,6 +88,30 @@ def test_layouts_of_symbols_are_one_model(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_numbers_and_of_unit_vectors_are_one_model(kind):
+    s = 6 if kind is make else 5
+    table = random.normal(random.key(5), (s, 5))
+
+    def of_vectors(params, seen, gamma, cond=None, key=None):
+        return torch.nn.functional.pad((0.5 + 0.5 * seen) @ table + gamma, (0, s - 5))
+
+    def of_numbers(params, z, gamma, cond=None, key=None):
+        return table[z.long()] + gamma
+
+    networks_of = (
+        networks.Network.of(lambda key, shape: {}, f, outputs=n) for f, n in ((of_vectors, None), (of_numbers, 5))
+    )
+    params, name = {"network": {}, "schedule": {}}, "masking" if kind is make else "uniform"
+    one, other = (
+        masked.diffusion(network, None, (4,), 5, corruption=name, classes_last=True, timesteps=3) for network in networks_of
+    )
+    x, mask = data(6, (4,)), torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 4])[:, None]
+    close(one.nll_bound(params, x, random.key(1), mask=mask), other.nll_bound(params, x, random.key(1), mask=mask), 1e-6)
+    drawn = (model.sample(params, random.key(2), 6, steps=3) for model in (one, other))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_example_s_bound_is_its_own(kind):
     model = kind(timesteps=3)
     params, x = started(model), data(5)
@@ -109,19 +133,19 @@ def test_dropout_is_only_for_training():
 
 
 class Norm(torch.nn.Module):
-    """Tokens found again by argmax, embedded, and normalised over the batch."""
+    """Tokens embedded, and normalised over the batch."""
 
     def __init__(self):
         super().__init__()
-        self.embed, self.norm, self.out = torch.nn.Embedding(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 6)
+        self.embed, self.norm, self.out = torch.nn.Embedding(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 5)
 
     def forward(self, seen, gamma):
-        h = self.embed(seen.argmax(-1))
+        h = self.embed(seen.long())
         return self.out(torch.relu(self.norm((h + h.mean(1, keepdim=True)).mT).mT))
 
 
 def test_a_module_that_embeds_tokens_and_keeps_statistics():
-    model = masked.diffusion(networks.from_module(Norm), None, (4,), 5, classes_last=True)
+    model = masked.diffusion(networks.from_module(Norm, outputs=5), None, (4,), 5)
     params, x = model.init(random.key(0)), data(16, (4,))
     moved = model.update(params, x, random.key(1))
     name = "norm"
@@ -223,7 +247,7 @@ def sample(n=4, **options):
 
 
 BAD = [
-    (lambda: diffusion(networks.mlp(4, outputs=2)), ValueError, "network: expected one whose output, logits, has"),
+    (lambda: diffusion(networks.mlp(4, outputs=2)), ValueError, "network: expected one of logits in its input"),
     (lambda: diffusion(networks.mlp(4, self_condition=True)), ValueError, "network: expected one with self_condition=False"),
     (lambda: diffusion(networks.mlp(4, gamma_min=-1.0, gamma_max=1.0)), ValueError, "network: it normalises gamma between"),
     (lambda: diffusion(classes=1), ValueError, "classes: expected an integer at least 2"),
