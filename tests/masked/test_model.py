@@ -4,6 +4,7 @@ import math
 import pickle
 from functools import partial
 
+import chains
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -16,6 +17,7 @@ from versions import since_2_13
 
 import purevdm
 from purevdm import evaluation, masked, networks, random, schedules, training
+from purevdm.testing import check_model
 
 F64 = torch.float64
 
@@ -220,6 +222,18 @@ def test_every_loss_compiles_also_with_dynamic_numbers(kind, timesteps):
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
     for n in (4, 6):
         close(compiled(params, data(n), random.key(n)), step(params, data(n), random.key(n)), 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_keep_the_laws_of_a_bound(kind):
+    model = kind(network=dict(classes=3))
+    check_model(model, started(model), data(8), torch.arange(8) % 3)
+
+
+def test_an_ideal_model_s_bound_is_above_the_entropy():
+    model = chains.ideal_model(schedules.polynomial(floor=1e-9))
+    x = chains.EVERY[random.categorical(random.key(0), chains.LOG_P, (500,))]
+    check_model(model, chains.FLAT, x, entropy=chains.ENTROPY.item())
 
 
 @pytest.mark.parametrize("kind", KINDS)
