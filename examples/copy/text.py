@@ -7,6 +7,10 @@ stretches. Prints the bound on its windows of 64 characters, in bits a character
 in continuous time, and in any order of characters. Then the size of those windows as a file, each character coded given some
 of the others by that model, beside xz and zstd, which read them as one text, by itself or after the training text. Last come
 windows whose right halves are drawn given the left. Writes params.safetensors and text.pvdo, the file.
+
+After 1200 steps, two and a half minutes on one core, the bound is 2.66 +- 0.03 bits, in any order 2.65 +- 0.03; the file
+takes 2.71, of which 0.03 are its head. xz takes 2.38 and zstd 2.32, and 1.64 after the training text: the text uses phrases
+again, which they find, while the model sees 64 characters. (Python 3.11.)
 """
 
 import argparse

@@ -17,9 +17,11 @@ def test_the_parts_are_the_text():
 
 
 def test_a_run_prints_what_it_promises(tmp_path, monkeypatch):
-    lines = figures("text.py", "--steps", 2, "--windows", 8, "--passes", 64, "--out", tmp_path)
+    monkeypatch.setattr(text, "LENGTH", 16)
+    lines = figures("text.py", "--steps", 2, "--windows", 32, "--passes", 16, "--out", tmp_path)
     bits = {name: float(line.split()[0]) for name, line in lines.items() if "bits/character" in line}
     size = (tmp_path / "text.pvdo").stat().st_size
     assert abs(8 * size / 512 - bits["text.pvdo, a file"]) < 1e-4
-    assert abs(bits["text.pvdo, a file"] - bits["in any order"]) < 1.5  # 66 bytes are one bit a character of these few
+    rest = (8 * 66 + 16 * 6) / 512  # a head, and a dither for each step
+    assert abs(bits["text.pvdo, a file"] - rest - bits["in any order"]) < 0.3
     assert bits["xz, after training"] < bits["xz"]
