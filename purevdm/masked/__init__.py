@@ -25,8 +25,8 @@ into windows, each window's first tokens have no past. ``evaluation.evaluate`` g
 such as the bytes that the tokens stand for. :mod:`purevdm.masked.bound` says which terms there are, and which of them
 others leave out.
 
-:mod:`~purevdm.masked.order` has the bound of the same network as an autoregressive model in any order, by
-which ``codec.encode_tokens`` makes files.
+:mod:`~purevdm.masked.order` has the bound of the same network as an autoregressive model in any order, by which
+``codec.encode_tokens`` makes files.
 """
 
 from purevdm.masked import bound, corruptions, order

@@ -11,13 +11,12 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _fitting, _values, bound, denoiser, random, schedules
+from purevdm import _checks, _fitting, _values, denoiser, random, schedules
 from purevdm._classes import Layout
 from purevdm._compile import constant
-from purevdm.bound import NLLBound
+from purevdm.bound import NLLBound, summed
 from purevdm.decoders import Decoder, Discrete
-from purevdm.masked import bound as own
-from purevdm.masked import sampling
+from purevdm.masked import bound, sampling
 from purevdm.masked.bound import Noise
 from purevdm.masked.corruptions import Corruption, Masking, Uniform
 from purevdm.model import parse, seeded, seeds_of, structure_of
@@ -97,7 +96,7 @@ class MaskedDiffusion(NamedTuple):
 
     def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
         """Draws the noise that the losses draw for a batch of n, each field (n, ...)."""
-        return own.draw_noise(self, seeds_of(self, key, n), _checks.boolean("train", train))
+        return bound.draw_noise(self, seeds_of(self, key, n), _checks.boolean("train", train))
 
     # The bound
 
@@ -128,7 +127,7 @@ class MaskedDiffusion(NamedTuple):
         a token, which sum to the loss. Under a schedule of :func:`purevdm.importance.warped` in continuous time, also
         ``schedule``: the branches of ``params["schedule"]`` that this batch moves."""
         terms, t, dims = self._terms(params, x, key, cond, mask, train)
-        each = bound.summed(terms)
+        each = summed(terms)
         stats: dict[str, Any] = {name: (term / dims).mean() / math.log(2.0) for name, term in each._asdict().items()}
         loss = stats["recon"] + stats["prior"] + stats["diffusion"]
         if self.schedule.observe is not None and self.timesteps == 0:
@@ -139,7 +138,7 @@ class MaskedDiffusion(NamedTuple):
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
     ) -> NLLBound:
         """Estimates an upper bound on -log p(x), by its terms for each example: each (B,), nats."""
-        return bound.summed(self.terms(params, x, key, cond, mask=mask))
+        return summed(self.terms(params, x, key, cond, mask=mask))
 
     def terms(
         self,
@@ -162,7 +161,7 @@ class MaskedDiffusion(NamedTuple):
             return params
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
         z = self.corruption.noised(batch.x.to(torch.int64), align(gamma_t, batch.x), noise.u, noise.others)
-        shown, there = own.shown(self, z, batch.mask, self.dtype)
+        shown, there = bound.shown(self, z, batch.mask, self.dtype)
         level = gamma_t.reshape(batch.n, -1).mean(1)
         return params | {"network": denoiser.update(self.network, params["network"], shown, level, cond, noise.key, there)}
 
@@ -181,7 +180,7 @@ class MaskedDiffusion(NamedTuple):
         _checks.shaped("gamma", _checks.floating("gamma", gamma), (n,))
         batch = parse(self, params, cond=cond, n=n, z=z, gamma=gamma, mask=mask)
         there = None if batch.there is None else batch.there.expand(shape)
-        return own.log_probs(self, params["network"], z, gamma.to(self.dtype), cond, mask=there)
+        return bound.log_probs(self, params["network"], z, gamma.to(self.dtype), cond, mask=there)
 
     def sample(
         self,
@@ -247,7 +246,7 @@ class MaskedDiffusion(NamedTuple):
 
     def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
         """Draws the noise of a batch of n, behind the door."""
-        return own.draw_noise(self, seeded(self, key, n), _checks.boolean("train", train))
+        return bound.draw_noise(self, seeded(self, key, n), _checks.boolean("train", train))
 
     def _terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
@@ -257,7 +256,7 @@ class MaskedDiffusion(NamedTuple):
         noise = self._noise(key, batch.n, train)
         levels = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
-        return own.terms(self, params["network"], batch.x, noise, levels, cond, batch.mask), noise.t, batch.dims
+        return bound.terms(self, params["network"], batch.x, noise, levels, cond, batch.mask), noise.t, batch.dims
 
 
 def _init(network: Network, schedule: Schedule, shape: tuple[int, ...], key: Key) -> Params:
