@@ -3,7 +3,6 @@
 import chains
 import pytest
 import torch
-from backends import every_backend
 from chains import EVERY, F64, FLAT, LENGTH, LOG_P, START, TRANSITION
 from chains import ideal_model as ideal
 from perturb import perturbed
@@ -102,7 +101,7 @@ def test_guidance_goes_from_none_through_the_condition_and_past_it():
     assert (rows[:, 2::3] == weighed[3.0][:, 2::3]).float().mean() > 0.999
 
 
-@every_backend
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("corruption", ["masking", pytest.param("uniform", marks=pytest.mark.slow)])
 def test_one_graph_of_samples_for_every_number_of_steps(corruption, backend):
     model = masked.diffusion(networks.mlp(8, fourier=()), None, (3,), 5, corruption=corruption, dtype=F64)
