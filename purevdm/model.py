@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import optree
 import torch
@@ -17,7 +17,7 @@ from purevdm.parts import Reverse, Subspace
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
-__all__ = ["Model"]
+__all__ = ["Bounded", "Model"]
 
 
 class Model(Protocol):
@@ -39,6 +39,38 @@ class Model(Protocol):
     def subspace(self) -> Subspace | None: ...
     @property
     def reverse(self) -> Reverse: ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """What training and evaluation need of a model: a loss, and a bound on -log p(x). :class:`purevdm.VDM`,
+    :class:`purevdm.bfn.BFN` and :class:`purevdm.masked.MaskedDiffusion` have it."""
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+    @property
+    def timesteps(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def _replace(self) -> Callable[..., Self]: ...
+    def init(self, key: Key) -> Params: ...
+    def seeds(self, key: Key, n: int) -> Seeds: ...
+    def loss_and_stats(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]: ...
+    def nll_bound(
+        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
+    ) -> Any: ...
+
+
+def bounded(model: Any) -> Any:
+    """Refuses what is not :class:`Bounded`."""
+    return _checks.instance("model", model, Bounded, "a purevdm VDM, BFN or MaskedDiffusion")  # type: ignore[type-abstract]
 
 
 class Batch(NamedTuple):
@@ -97,7 +129,7 @@ def parse(
     """Checks what a model's function is given, against the model and one another; values are read in one transfer.
 
     Args:
-        model: a VDM or a BFN.
+        model: a VDM, a BFN or a MaskedDiffusion.
         params: parameters of the model's structure.
         x: data, (B, *event_shape); left out by a function that takes none.
         key: a key, or the seeds or the noise of these examples.
@@ -287,10 +319,10 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
     name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
     latent = latent_shape(model)
     for field, value in noise._asdict().items():
-        if value is not None or field not in ("timesteps" if name == "key" else "key", "sender"):
+        if value is not None or field not in ("timesteps" if name == "key" else "key", "sender", "others"):
             count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()
             shape = {"t": (n,), "key": (n, 2), "timesteps": (n,)}.get(field, (n, *count, *latent))
-            dtype = torch.int32 if field in ("key", "timesteps") else model.dtype
+            dtype = {"key": torch.int32, "timesteps": torch.int32, "others": torch.int64}.get(field, model.dtype)
             _checks.alike(f"{name}.{field}", value, shape, dtype)
     if not _checks.readable(t):
         return []

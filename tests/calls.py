@@ -20,6 +20,7 @@ from purevdm import (
     importance,
     interop,
     likelihood,
+    masked,
     networks,
     ode,
     parts,
@@ -61,6 +62,8 @@ EULER = ode.heun(2)
 SEEDS = MODEL.seeds(KEY, 3)
 FLOW = bfn.discrete(networks.mlp(4, 1, fourier=(), cond_dim=1), (2,), 3, 1.0)
 FLOW_PARAMS = FLOW.init(KEY)
+MASKED = masked.diffusion(networks.mlp(4, 1, fourier=(), cond_dim=1), None, (2,), 3)
+MASKED_PARAMS = MASKED.init(KEY)
 DISCRETE, GAUSSIAN = decoders.discrete(8), decoders.gaussian()
 
 
@@ -268,6 +271,70 @@ def doors(folder: Path) -> dict[str, Door]:
             callback=None,
             differentiable=False,
         ),
+        "masked.diffusion": _of(
+            masked.diffusion,
+            network=NETWORK,
+            schedule=None,
+            event_shape=(2,),
+            classes=3,
+            corruption="masking",
+            classes_last=False,
+            timesteps=2,
+            antithetic=True,
+        ),
+        "masked.init": _of(MASKED.init, key=KEY),
+        "masked.seeds": _of(MASKED.seeds, key=KEY, n=3),
+        "masked.draw": _of(MASKED.draw, key=KEY, n=3, train=True),
+        "masked.loss_fn": _of(MASKED.loss_fn, params=MASKED_PARAMS, x=X % 3, key=KEY, cond=COND, mask=MASK),
+        "masked.loss_and_stats": _of(MASKED.loss_and_stats, params=MASKED_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "masked.nll_bound": _of(MASKED.nll_bound, params=MASKED_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "masked.terms": _of(MASKED.terms, params=MASKED_PARAMS, x=X % 3, key=KEY, cond=COND, train=False),
+        "masked.update": _of(MASKED.update, params=MASKED_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "masked.log_probs": _of(MASKED.log_probs, params=MASKED_PARAMS, z=X.long() % 4, gamma=GAMMA, cond=COND, mask=MASK),
+        "masked.sample": _of(
+            MASKED.sample,
+            params=MASKED_PARAMS,
+            key=KEY,
+            n=3,
+            steps=2,
+            grid="time",
+            cond=COND,
+            guidance=1.0,
+            known=torch.tensor([[True, False]] * 3),
+            x=X % 3,
+            trajectory=False,
+            callback=None,
+            mask=MASK,
+        ),
+        "masked.bound": _of(
+            partial(masked.bound.bound, MASKED),
+            params=MASKED_PARAMS,
+            x=X % 3,
+            noise=MASKED.draw(KEY, 3),
+            cond=COND,
+            mask=MASK,
+        ),
+        "order.nll_bound": _of(masked.order.nll_bound, model=MASKED, params=MASKED_PARAMS, x=X % 3, key=KEY, cond=COND),
+        "codec.encode_tokens": _of(
+            codec.encode_tokens,
+            model=MASKED,
+            params=MASKED_PARAMS,
+            x=X % 3,
+            cond=COND,
+            steps=2,
+            lanes=2,
+            seed=0,
+            callback=None,
+        ),
+        "codec.decode_tokens": _of(
+            codec.decode_tokens,
+            model=MASKED,
+            params=MASKED_PARAMS,
+            data=codec.encode_tokens(MASKED, MASKED_PARAMS, X % 3, COND),
+            cond=COND,
+        ),
+        "schedules.polynomial": _of(schedules.polynomial, power=2.0, floor=0.01),
+        "schedules.cosine": _of(schedules.cosine, floor=0.01),
         "codec.encode": _of(
             codec.encode,
             model=MODEL,
@@ -355,6 +422,7 @@ def _more(folder: Path, saved: Path) -> dict[str, Door]:
     flax.write_bytes(msgpack.packb({"step": 1, "params": packed, "ema_params": packed}))
     noise = MODEL.draw(KEY, 3)
     each = evaluation.per_example(REAL, REAL_PARAMS, [Z], KEY)
+    of_tokens = evaluation.per_example(MASKED, MASKED_PARAMS, [(X % 3, COND)], KEY)
     examples = data.Dataset("x", 20, (2,), 8, lambda i: np.zeros((len(i), 2), np.uint8), np.zeros(20, np.int64), 1)
     module = Module(MODEL.loss_fn, PARAMS)
     of_flow = dict(params=FLOW_PARAMS, x=X % 3, key=KEY, cond=COND)
@@ -404,6 +472,7 @@ def _more(folder: Path, saved: Path) -> dict[str, Door]:
             callback=None,
         ),
         "evaluation.compare": _of(evaluation.compare, a=each, b=each),
+        "evaluation.bits_per": _of(evaluation.bits_per, each=of_tokens, count=torch.ones(3)),
         "interop.from_flax": _of(interop.from_flax, tree=official),
         "interop.to_flax": _of(interop.to_flax, params=REAL_PARAMS),
         "interop.load_flax": _of(interop.load_flax, path=flax),

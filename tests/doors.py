@@ -116,7 +116,9 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("axis random.key.seed random.uniform.minval random.randint.minval lower", ("-1",)),
     ("random.randint.minval", (*INTEGERS, "0")),
     ("random.uniform.minval random.uniform.maxval lower upper gamma_0 gamma_min gamma_max loc metric", REALS),
-    ("atol rtol scale beta_1 spacing", ("3", "1.5", "a NumPy float")),
+    ("atol rtol scale beta_1 spacing power", ("3", "1.5", "a NumPy float")),
+    ("power", LARGE),
+    ("masked.diffusion.schedule codec.encode_tokens.steps", ("None",)),
     ("atol rtol scale loc spacing metric upper random.uniform.maxval networks.unet.gamma_max", LARGE),
     ("beta_1", ("2**40",)),
     ("atol rtol upper random.uniform.maxval", ("a number's tensor", "an integer's tensor")),
@@ -174,7 +176,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("nll_bound_of_one.cond", ("a number's tensor", "an integer's tensor")),
 ]
 VALID = {(name, value) for names, values in TABLE for name in names.split() for value in values}
-ANYTHING = {"gamma.cond", "update.cond", "bfn.update.cond"}
+ANYTHING = {"gamma.cond", "update.cond", "bfn.update.cond", "masked.update.cond"}
 """Where the model has no use for a condition."""
 
 

@@ -11,7 +11,7 @@ from compare import close
 from optree import tree_leaves, tree_map
 
 import purevdm
-from purevdm import bfn, codec, evaluation, likelihood, networks, ode, parallel, random, schedules, training
+from purevdm import bfn, codec, evaluation, likelihood, masked, networks, ode, parallel, random, schedules, training
 from purevdm.training import checkpoint
 
 KEY = random.key(3)
@@ -27,6 +27,11 @@ def unet(**options):
 
 def flow():
     return bfn.discrete(networks.mlp(9), (5,), 4, 2.0)
+
+
+def tokens():
+    network = networks.transformer(16, 1, heads=2, positions=True)
+    return masked.diffusion(network, None, (5,), 4, classes_last=True, dtype=torch.float64)
 
 
 def data(model, seed, n=N):
@@ -101,6 +106,7 @@ def gradients(mesh, mine, group):
         (again, training.gradients(again, remat=True)),
         (words, training.gradients(words)),
         (flow(), training.gradients(flow())),
+        (tokens(), training.gradients(tokens())),
     ]
     for model, grad_fn in ways:
         params = perturbed(model.init(random.key(1)))

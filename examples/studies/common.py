@@ -21,8 +21,9 @@ import torch
 from tqdm import tqdm
 
 import purevdm
-from purevdm import bfn, process, random, training
+from purevdm import process, random, training
 from purevdm.likelihood import flow
+from purevdm.model import Bounded
 from purevdm.training.data import batch
 
 sys.path[1:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("app", "copy")]
@@ -81,7 +82,7 @@ class Task(NamedTuple):
         settings: steps, batch and rate of the training, and passes of the evaluation, where the command line does not say.
     """
 
-    model: purevdm.VDM | bfn.BFN
+    model: Bounded
     x: torch.Tensor
     assess: Callable[[Any, torch.Tensor, int], dict[str, float]]
     variance: bool = False

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from purevdm._classes import Layout
 from purevdm._compile import fixed
 from purevdm._stable import expm1
 from purevdm.types import Shape
@@ -127,6 +128,10 @@ class Categorical(NamedTuple):
     def _k(self) -> int:
         return fixed(self.classes)
 
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self._k, self.classes_last)
+
     def snr(self, t: Tensor) -> Tensor:
         return self._k * (fixed(self.beta_1) * t.square())
 
@@ -140,25 +145,16 @@ class Categorical(NamedTuple):
         return (*event_shape, self._k)
 
     def network_shape(self, event_shape: Shape) -> tuple[int, ...]:
-        if self._k == 2:
-            return tuple(event_shape)
-        if self.classes_last:
-            return (*event_shape, self._k)
-        return (event_shape[0] * self._k, *event_shape[1:])
+        return self._layout.shape(event_shape)
 
     def parameters(self, w: Tensor, t: Tensor) -> Tensor:
         return torch.softmax(torch.sqrt(self.snr(t)) * w, -1)
 
     def shown(self, parameters: Tensor) -> Tensor:
-        seen = 2.0 * parameters - 1.0
-        if self._k == 2:
-            return seen[..., 0]
-        return seen if self.classes_last else seen.movedim(-1, 1).flatten(0, 1)
+        return self._layout.shown(parameters)
 
     def shown_mask(self, mask: Tensor) -> Tensor:
-        if self._k == 2:
-            return mask
-        return mask[..., None] if self.classes_last else mask.repeat_interleave(self._k, 1)
+        return self._layout.mask(mask)
 
     def estimate(self, h_hat: Tensor) -> Tensor:
         return self.shown(h_hat + 1.0 / self._k)
@@ -166,9 +162,7 @@ class Categorical(NamedTuple):
     def logits(self, raw: Tensor) -> Tensor:
         """Gives a network's output, of its input's shape, as logits of the classes on the last axis; for two classes it
         is the logit of class 1."""
-        if self._k == 2:
-            return torch.stack([torch.zeros_like(raw), raw], -1)
-        return raw if self.classes_last else raw.unflatten(0, (-1, self._k)).movedim(1, -1)
+        return self._layout.logits(raw)
 
     def clock(self, t: Tensor) -> Tensor:
         return t.clone()

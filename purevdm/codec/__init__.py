@@ -1,8 +1,9 @@
 """Lossless compression by bits-back coding with a model (Kingma et al. 2021, sec. 6.3): files about as small as the bound.
 
 :func:`encode` and :func:`decode` go from data to bytes and back, :func:`write` and :func:`read` to files block by block, and
-:func:`info` says what a file holds. :func:`curve` reads the bound step by step, as rate and distortion. Imported by name,
-``from purevdm import codec``: it needs NumPy and constriction (extra ``codec``).
+:func:`info` says what a file holds. :func:`curve` reads the bound step by step, as rate and distortion.
+:func:`encode_tokens` and :func:`decode_tokens` code text and other tokens by a masked diffusion, without latents. Imported
+by name, ``from purevdm import codec``: it needs NumPy and constriction (extra ``codec``).
 
 **Files decode on every machine.** The network runs in float64, and all around it is integers and exactly rounded operations.
 The means that it gives are rounded, to a 128th of a standard deviation, with one of 64 dithers, which is chosen so that no
@@ -14,6 +15,20 @@ larger is refused by the checksum of its data, never decoded wrongly.
 """
 
 from purevdm.codec._curve import Curve, curve
+from purevdm.codec._tokens import decode_tokens, encode_tokens
 from purevdm.codec.coding import Block, CodecError, Info, decode, encode, info, read, write
 
-__all__ = ["Block", "CodecError", "Curve", "Info", "curve", "decode", "encode", "info", "read", "write"]
+__all__ = [
+    "Block",
+    "CodecError",
+    "Curve",
+    "Info",
+    "curve",
+    "decode",
+    "decode_tokens",
+    "encode",
+    "encode_tokens",
+    "info",
+    "read",
+    "write",
+]

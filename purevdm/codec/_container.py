@@ -163,21 +163,21 @@ def head_bytes(head: Head) -> bytes:
     fixed = (VERSION, flags, DTYPES.index(head.dtype), head.dither, head.timesteps, head.vocab_size, head.seed, head.model)
     text = head.machine.encode()
     shape = struct.pack(f"<{len(head.event_shape)}I", *head.event_shape)
-    return _sealed(MAGIC + _HEAD.pack(*fixed, len(head.event_shape)) + shape + struct.pack("<H", len(text)) + text)
+    return sealed(MAGIC + _HEAD.pack(*fixed, len(head.event_shape)) + shape + struct.pack("<H", len(text)) + text)
 
 
 def block_bytes(number: int, payload: Payload) -> bytes:
     numbers = _varints([payload.initial, len(payload.rounds), *payload.rounds])
     body = payload.data + payload.cond + numbers + payload.words.astype("<u4").tobytes()
-    return _sealed(_BLOCK.pack(_B, number, sum(payload.rounds), len(body), zlib.crc32(body))) + body
+    return sealed(_BLOCK.pack(_B, number, sum(payload.rounds), len(body), zlib.crc32(body))) + body
 
 
 def end_bytes(ends: list[int]) -> bytes:
     """The index and the tail, from where the head and each block end."""
-    return _sealed(_I + struct.pack(f"<I{len(ends) - 1}Q", len(ends) - 1, *ends[:-1])) + struct.pack("<Q", ends[-1]) + _E
+    return sealed(_I + struct.pack(f"<I{len(ends) - 1}Q", len(ends) - 1, *ends[:-1])) + struct.pack("<Q", ends[-1]) + _E
 
 
-def _sealed(content: bytes) -> bytes:
+def sealed(content: bytes) -> bytes:
     """Content and its checksum."""
     return content + _CRC.pack(zlib.crc32(content))
 
@@ -218,7 +218,7 @@ def _read_head(file: BinaryIO) -> Head:
         *shape, length = struct.unpack_from(f"<{axes}IH", start, 8 + _HEAD.size)
         text = 8 + _HEAD.size + 4 * axes + 2
         end = text + length
-        if start[: end + 4] == _sealed(start[:end]) and 1 <= steps <= MOST_STEPS:
+        if start[: end + 4] == sealed(start[:end]) and 1 <= steps <= MOST_STEPS:
             form = (
                 DTYPES[dtype],
                 dither,
@@ -237,7 +237,7 @@ def _read_head(file: BinaryIO) -> Head:
 
 def _block(file: BinaryIO, offset: int, end: int) -> Block | None:
     head = _at(file, offset, _BLOCK.size + 4) if offset + _BLOCK.size + 4 <= end else b""
-    if head[:4] != _B or head != _sealed(head[:-4]):
+    if head[:4] != _B or head != sealed(head[:-4]):
         return None
     _, number, examples, size, _ = _BLOCK.unpack(head[:-4])
     return Block(number, examples, offset, len(head) + size) if offset + len(head) + size <= end else None

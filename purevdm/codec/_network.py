@@ -107,7 +107,7 @@ def machine(denoise: Denoiser) -> str:
     )
 
 
-class _Float64(TorchFunctionMode):
+class Float64Only(TorchFunctionMode):
     """Refuses the first operation that gives floating-point numbers shorter than float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -125,5 +125,5 @@ class _Float64(TorchFunctionMode):
 def require_float64(denoise: Denoiser, gamma: Floats, cond: Any) -> None:
     """Refuses a network that computes anything in a shorter dtype, whose files would not decode elsewhere."""
     eager = denoiser_of(denoise.model, denoise.params, True, 1, False)
-    with _Float64():
+    with Float64Only():
         eager.outputs(np.full((1, np.prod(denoise.model.event_shape, dtype=int)), 0.5), gamma[:1], cond)

@@ -35,7 +35,7 @@ torch.Size([8])
 """
 
 from purevdm.evaluation._examples import evaluate, per_example
-from purevdm.evaluation._figures import Comparison, Evaluation, Figure, PerExample, compare
+from purevdm.evaluation._figures import Comparison, Evaluation, Figure, PerExample, bits_per, compare
 from purevdm.evaluation._profile import Curve, Profile, profile
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Figure",
     "PerExample",
     "Profile",
+    "bits_per",
     "compare",
     "evaluate",
     "per_example",

@@ -11,24 +11,22 @@ from torch import Tensor
 
 from purevdm import _checks, _sharding, likelihood, parallel, random
 from purevdm._batches import triples
-from purevdm._vdm import VDM
-from purevdm.bfn import BFN
 from purevdm.bound import NLLBound
 from purevdm.evaluation._figures import Evaluation, PerExample
 from purevdm.likelihood import Estimate
-from purevdm.model import dims, mask_of
+from purevdm.model import Bounded, bounded, dims, mask_of
 from purevdm.parallel import Group
 from purevdm.types import Key, Params
 
 __all__ = ["evaluate", "per_example"]
 
 T = TypeVar("T")
-M = TypeVar("M", bound=VDM | BFN)
+M = TypeVar("M", bound=Bounded)
 
 
 @torch.no_grad()
 def per_example(
-    model: VDM | BFN,
+    model: Bounded,
     params: Params,
     batches: Iterable[Any],
     key: Key,
@@ -43,7 +41,7 @@ def per_example(
     """Computes -log p(x) of each example of a data set by one method, or the bound on it.
 
     Args:
-        model, params, key: a VDM or a BFN, its parameters, a key.
+        model, params, key: a VDM, a BFN or a MaskedDiffusion, its parameters, a key.
         batches: an iterable of x, (x,), (x, cond) or (x, cond, mask); see :mod:`purevdm.evaluation`.
         method: ``method(params, x, key, cond)``, with ``mask=`` for batches that have one, compiled or not, which returns an
             :class:`~purevdm.NLLBound` or a :class:`~purevdm.likelihood.Estimate`: for instance
@@ -100,7 +98,7 @@ def per_example(
 
 
 def evaluate(
-    model: VDM | BFN,
+    model: Bounded,
     params: Params,
     batches: Iterable[Any],
     key: Key,
@@ -132,13 +130,13 @@ def evaluate(
 
 def called(model: M, timesteps: int | None, name: str, method: Callable[..., Any] | None) -> tuple[M, Callable[..., Any]]:
     """Returns the model in another number of steps, and the method or its bound."""
-    _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
+    bounded(model)
     if timesteps is not None:
         if method is not None:
             raise ValueError(
                 f"{name}: expected None with timesteps={timesteps}; take model._replace(timesteps=...).nll_bound"
             )
-        model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))  # type: ignore[assignment]
+        model = model._replace(timesteps=_checks.timesteps(timesteps, model.dtype))
     return model, model.nll_bound if method is None else _checks.function(name, method)
 
 
@@ -163,7 +161,7 @@ def within(where: str) -> Iterator[None]:
 
 
 def draws(
-    model: VDM | BFN,
+    model: Bounded,
     call: Callable[..., T],
     batches: Iterable[Any],
     key: Key,

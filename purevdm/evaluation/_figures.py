@@ -10,7 +10,7 @@ from purevdm import _checks
 from purevdm.bound import NLLBound
 from purevdm.likelihood import Estimate
 
-__all__ = ["Comparison", "Evaluation", "Figure", "PerExample", "compare"]
+__all__ = ["Comparison", "Evaluation", "Figure", "PerExample", "bits_per", "compare"]
 
 
 class Figure(NamedTuple):
@@ -160,6 +160,30 @@ def compare(a: PerExample, b: PerExample) -> Comparison:
     of_a, of_b = a.rows(done), b.rows(done)
     first, second = (each.summary()._replace(left_out=len(done) - len(of_a.nll)) for each in (of_a, of_b))
     return Comparison(first, second, figure((of_a.nll - of_b.nll) / per_unit(of_a.dims, a.unit)))
+
+
+def bits_per(each: PerExample, count: Tensor) -> Figure:
+    """Computes total bits over a total count, with the standard error over examples: bits a byte, for the bytes that an
+    example's tokens stand for, ``lengths[x].sum(1)``, or with padding ``(lengths[x] * mask).sum(1)``.
+
+    Bits a token depend on the vocabulary, bits a byte do not: models of one text under two tokenizers compare by these. A
+    marker of a text's beginning or end has no bytes, but costs bits.
+
+    Args:
+        each: of :func:`per_example`, of discrete data. Examples that failed are left out.
+        count: of each example, (N,), in the order of the data, numbers of at least 0.
+
+    Raises:
+        TypeError, ValueError: something else, real data, another number of examples, or counts that add up to 0.
+    """
+    _checks.instance("each", each, PerExample, "what evaluation.per_example returns")
+    if each.unit == "nats":
+        raise ValueError("each: expected examples of discrete data, got a density's, whose nats are no bits of a code")
+    done = ~each.nll.isnan()
+    count = _checks.shaped("count", count, tuple(each.nll.shape)).to("cpu", torch.float64)
+    if not (count.isfinite() & (count >= 0.0)).all() or not count[done].sum() > 0:
+        raise _checks.outside("finite numbers of at least 0, not all 0", "count", count)
+    return figure(each.nll[done], count[done] * math.log(2.0))
 
 
 def per_unit(dims: Tensor, unit: str) -> Tensor:

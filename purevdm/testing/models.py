@@ -8,6 +8,7 @@ from torch import Tensor
 
 from purevdm import _checks, likelihood, ode, process, random
 from purevdm._vdm import VDM
+from purevdm.model import bounded
 from purevdm.ode import Integrator
 from purevdm.testing._law import compiled, floats, off, repeated, require, rows, trying
 from purevdm.types import Key, Params
@@ -16,7 +17,7 @@ __all__ = ["check_density", "check_model"]
 
 
 def check_model(
-    model: VDM,
+    model: Any,
     params: Params,
     x: Tensor,
     cond: Any = None,
@@ -34,7 +35,7 @@ def check_model(
     data.
 
     Args:
-        model: the model.
+        model: a VDM, a BFN or a MaskedDiffusion.
         params: its parameters.
         x: data, (B, *event_shape), at least 2; for ``entropy``, draws of the source.
         cond: their conditions.
@@ -46,7 +47,7 @@ def check_model(
     Raises:
         LawError: a law does not hold; the message says which, by how much, and how to see it.
     """
-    _checks.instance("model", model, VDM, "a model of purevdm.vdm")
+    bounded(model)
     passes = _checks.integer("passes", passes, 2)
     k_noise, k_times, k_sample = random.split(random.key(0) if key is None else key, 3).unbind(0)
     see = "model.nll_bound(params, x, key, cond)"
@@ -87,7 +88,7 @@ def check_model(
         compiled("bound", lambda: model.nll_bound(params, x, k_noise, cond).total, terms.total, see)
 
 
-def _independent(model: VDM, params: Params, x: Tensor, cond: Any, key: Key) -> None:
+def _independent(model: Any, params: Params, x: Tensor, cond: Any, key: Key) -> None:
     """A permuted batch with its seeds, and a part of it."""
     seeds = model.seeds(key, len(x))
 

@@ -14,8 +14,7 @@ from purevdm import _apply, _checks, _sharding, _spread, parallel, random
 from purevdm._batches import unpacked
 from purevdm._compile import OLD, exact, transformed
 from purevdm._vdm import VDM
-from purevdm.bfn import BFN
-from purevdm.model import batch_axes, mask_of, seeded
+from purevdm.model import Bounded, batch_axes, bounded, mask_of, seeded
 from purevdm.noise import Seeds
 from purevdm.training import optimizer
 from purevdm.training.optimizer import AdamW, Moments
@@ -44,9 +43,9 @@ class NonFiniteLossError(FloatingPointError):
     """A loss, a gradient or a state that is NaN or infinite; the message holds the step and the loss's parts."""
 
 
-def init(model: VDM | BFN, key: Key, mesh: Any = None) -> TrainState:
+def init(model: Bounded, key: Key, mesh: Any = None) -> TrainState:
     """Makes the state before the first step; with a mesh of :func:`purevdm.parallel.mesh`, spread over its processes."""
-    _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
+    bounded(model)
     params = model.init(key) if mesh is None else parallel.shard(model.init(key), mesh)
     copies = optree.tree_map(lambda leaf: leaf.detach().clone(), params)  # type: ignore[arg-type]
     return TrainState(0, params, copies, optimizer.init(params))  # type: ignore[arg-type]
@@ -58,7 +57,7 @@ batch's Seeds; frozen leaves have the gradient None."""
 
 
 def gradients(
-    model: VDM | BFN,
+    model: Bounded,
     *,
     variance: bool = False,
     compile: bool = False,
@@ -72,7 +71,7 @@ def gradients(
     mask).
 
     Args:
-        model: the model, a VDM or a BFN.
+        model: the model, a VDM, a BFN or a MaskedDiffusion.
         variance: whether the interior follows the variance (App. I.2), by ``model.vlb_and_variance_grads``.
         compile: whether to compile it.
         remat: whether the loss is differentiated from outside, by ``torch.autograd``, which knows checkpoints as
@@ -90,15 +89,15 @@ def gradients(
         ValueError: settings that exclude one another; a schedule of :mod:`purevdm.importance` in T steps; from the function,
             a batch that does not divide into the pieces, and frozen paths that the parameters do not have.
     """
-    _checks.instance("model", model, (VDM, BFN), "a purevdm VDM or BFN")
+    bounded(model)
     for name, value in (("variance", variance), ("compile", compile), ("remat", remat)):
         _checks.boolean(name, value)
-    if isinstance(model, VDM) and model.schedule.observe is not None and model.timesteps:
+    if getattr(getattr(model, "schedule", None), "observe", None) is not None and model.timesteps:
         raise ValueError(f"timesteps: expected 0 with a warped schedule, as in {model.timesteps} steps it is another model")
     if remat and variance:
         raise ValueError("remat: expected variance=False with it")
-    if variance and isinstance(model, BFN):
-        raise ValueError("variance: expected False for a BFN, which learns no schedule, got True")
+    if variance and not isinstance(model, VDM):
+        raise ValueError(f"variance: expected False for a {type(model).__name__}, got True; it is for a VDM's schedule")
     if remat and compile and OLD:  # inductor forgets a buffer in the backward pass
         raise RuntimeError(f"remat: expected PyTorch 2.13 or newer, got {torch.__version__}")
     accumulate = _checks.integer("accumulate", accumulate, 1)
@@ -149,7 +148,7 @@ def gradients(
     return of_batch
 
 
-def _of_either(inside: GradFn, model: VDM | BFN, variance: bool, options: dict[str, Any]) -> GradFn:
+def _of_either(inside: GradFn, model: Bounded, variance: bool, options: dict[str, Any]) -> GradFn:
     """Compiled gradients: of whole parameters by ``inside``, of sharded ones by ``torch.autograd``, as those do not pass the
     transforms of ``torch.func`` in a compiled graph."""
     of_shards = _from_outside(torch.compile(model.loss_and_stats, fullgraph=True, **options))
@@ -164,7 +163,7 @@ def _of_either(inside: GradFn, model: VDM | BFN, variance: bool, options: dict[s
     return whole
 
 
-def _in_pieces(model: VDM | BFN, pieces: int, grad_fn: GradFn) -> GradFn:
+def _in_pieces(model: Bounded, pieces: int, grad_fn: GradFn) -> GradFn:
     """The mean over pieces of each batch."""
 
     def mean(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:

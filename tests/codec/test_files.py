@@ -256,7 +256,7 @@ def test_lies_with_right_checksums_are_found_out(made, kind):
 def test_huge_sizes_allocate_nothing(made, written, salvaged):
     with _container.opened(written[0]) as (_, head, _, _):
         body = _container.head_bytes(head)
-    record = _container._sealed(_container._BLOCK.pack(b"PVDB", 0, 2**32 - 1, 2**32 - 1, 0)) + bytes(100)
+    record = _container.sealed(_container._BLOCK.pack(b"PVDB", 0, 2**32 - 1, 2**32 - 1, 0)) + bytes(100)
     index = b"PVDI" + (2**32 - 1).to_bytes(4, "little") + bytes(20)
     tracemalloc.start()
     try:

@@ -104,3 +104,11 @@ def point_cloud_case(name: str) -> dict[str, torch.Tensor]:
     arrays = np.load(HERE / "point_cloud.npz")
     found = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
     return {key: torch.tensor(array) for key, array in found.items() if array.dtype.kind != "U"}
+
+
+@cache
+def masked_case(name: str, case: str | None = None) -> dict[str, torch.Tensor]:
+    """Discrete diffusion (MD4, MDLM, DUO) and the chain, float64; the names without the case. Texts stay texts."""
+    arrays, prefix = np.load(HERE / f"{name}.npz"), "" if case is None else f"{case}/"
+    found = {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+    return {key: str(array) if array.dtype.kind == "U" else torch.tensor(array) for key, array in found.items()}
