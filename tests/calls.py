@@ -333,7 +333,7 @@ def doors(folder: Path) -> dict[str, Door]:
             data=codec.encode_tokens(MASKED, MASKED_PARAMS, X % 3, COND),
             cond=COND,
         ),
-        "schedules.polynomial": _of(schedules.polynomial, power=2.0, floor=0.01),
+        "schedules.power": _of(schedules.power, exponent=2.0, floor=0.01),
         "schedules.cosine": _of(schedules.cosine, floor=0.01),
         "codec.encode": _of(
             codec.encode,

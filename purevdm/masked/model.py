@@ -319,7 +319,7 @@ def diffusion(
             ``predicts`` does not matter. One with ``outputs=classes`` takes the symbols as numbers instead, in the event's
             shape, K for a mask, and returns K logits for each: for large vocabularies and modules that embed tokens.
         schedule: gamma(t), of which sigmoid(-gamma) is the probability alpha that a token is still itself. None for MD4's
-            line, ``schedules.polynomial()``. A schedule whose ends cost more than 0.02 bits a token is warned of. One that
+            line, ``schedules.power()``. A schedule whose ends cost more than 0.02 bits a token is warned of. One that
             learns gets unbiased but noisy gradients (:mod:`purevdm.masked.bound`), and is of use in steps only: in
             continuous time the bound does not depend on its interior.
         event_shape: the shape of one example: (length,) for text, (C, height, width) for images.
@@ -341,7 +341,7 @@ def diffusion(
     >>> model.loss_fn(params, x, random.key(2)).shape  # bits a token
     torch.Size([])
     """
-    schedule = schedules.polynomial() if schedule is None else schedule
+    schedule = schedules.power() if schedule is None else schedule
     _checks.instance("network", network, Network, "a purevdm Network")
     _checks.instance("schedule", schedule, Schedule, "a purevdm Schedule")
     classes = _checks.integer("classes", classes, 2, 2**22)
@@ -369,5 +369,5 @@ def _warn_of_ends(noise: Corruption, endpoints: tuple[float, float]) -> None:
     low, high = (torch.tensor(end, dtype=torch.float64, device="cpu") for end in endpoints)
     bits = (noise.reconstruction(low) + noise.prior(high)).item() / math.log(2.0)
     if bits > ENDS:
-        message = f"its ends alone cost {bits:.3g} bits a token; take wider ones, as schedules.polynomial() has"
+        message = f"its ends alone cost {bits:.3g} bits a token; take wider ones, as schedules.power() has"
         warnings.warn(f"schedule: at gamma_0 = {endpoints[0]:.4g}, gamma_1 = {endpoints[1]:.4g} {message}", stacklevel=3)

@@ -37,7 +37,7 @@ from purevdm.schedules._schedule import limit as limit
 from purevdm.schedules._schedule import over_step as over_step
 from purevdm.schedules._schedule import rising as rising
 from purevdm.schedules._schedule import slack as slack
-from purevdm.schedules._survival import cosine, polynomial
+from purevdm.schedules._survival import cosine, power
 from purevdm.schedules._tables import karras, tabulated
 
 __all__ = [
@@ -53,6 +53,6 @@ __all__ = [
     "learned_linear",
     "levels",
     "monotone_mlp",
-    "polynomial",
+    "power",
     "tabulated",
 ]

@@ -13,7 +13,7 @@ from purevdm._compile import constant, fixed
 from purevdm.schedules._schedule import LIMITS, Schedule
 from purevdm.types import Key, Params
 
-__all__ = ["cosine", "polynomial"]
+__all__ = ["cosine", "power"]
 
 
 @dataclass(frozen=True)
@@ -53,32 +53,32 @@ def _floor(floor: float) -> float:
 
 
 @dataclass(frozen=True)
-class Polynomial(Survival):
-    """The schedule of :func:`polynomial`."""
+class Power(Survival):
+    """The schedule of :func:`power`."""
 
-    power: float
+    exponent: float
 
     def curves(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        lost = t ** fixed(self.power)
+        lost = t ** fixed(self.exponent)
         return 1.0 - lost, lost
 
 
-def polynomial(power: float = 1.0, floor: float = 1e-6) -> Schedule:
-    """Makes the schedule alpha(t)**2 = floor + (1 - 2 floor) (1 - t**power), with nothing to learn. Power 1 is the line of
-    masked diffusion (Shi et al. 2024, arXiv 2406.04329, which takes a floor of 1e-4).
+def power(exponent: float = 1.0, floor: float = 1e-6) -> Schedule:
+    """Makes the schedule alpha(t)**2 = floor + (1 - 2 floor) (1 - t**exponent), with nothing to learn. Exponent 1 is the
+    line of masked diffusion (Shi et al. 2024, arXiv 2406.04329, which takes a floor of 1e-4).
 
     Raises:
-        TypeError, ValueError: a power below 1, whose slope has no limit at t = 0; a floor outside of (0, 0.5), or below
+        TypeError, ValueError: an exponent below 1, whose slope has no limit at t = 0; a floor outside of (0, 0.5), or below
             5e-131, from where gamma leaves float64's range. (In float32 models a floor below 4e-18 is refused.)
 
     >>> import torch
     >>> from purevdm import schedules
-    >>> torch.sigmoid(-schedules.gamma(schedules.polynomial(2.0), {}, torch.tensor([0.0, 0.5, 1.0])))
+    >>> torch.sigmoid(-schedules.gamma(schedules.power(2.0), {}, torch.tensor([0.0, 0.5, 1.0])))
     tensor([1.0000e+00, 7.5000e-01, 1.0000e-06])
     """
-    if _checks.real("power", power) < 1.0:
-        raise ValueError(f"power: expected a number of at least 1, got {power}")
-    return Polynomial(_floor(floor), float(power))
+    if _checks.real("exponent", exponent) < 1.0:
+        raise ValueError(f"exponent: expected a number of at least 1, got {exponent}")
+    return Power(_floor(floor), float(exponent))
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,6 @@ def cosine(floor: float = 1e-6) -> Schedule:
     2024), with nothing to learn. Its alpha falls fast at first, and is flat at t = 1.
 
     Raises:
-        TypeError, ValueError: a floor as for :func:`polynomial`.
+        TypeError, ValueError: a floor as for :func:`power`.
     """
     return Cosine(_floor(floor))

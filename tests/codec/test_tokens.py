@@ -57,7 +57,7 @@ def test_conditions_are_taken_again():
 @pytest.mark.parametrize("steps", [None, 1])
 def test_an_ideal_predictor_takes_the_bits_of_the_chain(steps):
     """Whatever the order, one token at a time; all at once, those of the marginals."""
-    model = chains.ideal_model(schedules.polynomial(floor=1e-9))
+    model = chains.ideal_model(schedules.power(floor=1e-9))
     x = EVERY[random.categorical(random.key(0), LOG_P, (3000,))]
     bits = []
     data = encode_tokens(model, FLAT, x, steps=steps, callback=lambda tokens, cost: bits.append(cost))

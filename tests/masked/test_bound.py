@@ -16,7 +16,7 @@ from purevdm.testing.sources import mean_and_error
 
 
 def test_the_mean_bound_of_a_chain_is_its_entropy():
-    model = ideal(schedules.polynomial(floor=1e-60))
+    model = ideal(schedules.power(floor=1e-60))
     bound = chains.expected_bound(model, EVERY, *chains.gauss(2)).total
     torch.testing.assert_close((LOG_P.exp() * bound).sum(), ENTROPY, rtol=0, atol=1e-12)
 
@@ -30,7 +30,7 @@ def test_no_schedule_changes_the_continuous_bound(schedule):
 def test_all_terms_of_wide_ends_are_counted():
     """Ends at which a tenth is left over cost what a model costs that guesses it: the bound stays above."""
     with pytest.warns(UserWarning, match="its ends alone cost"):
-        model = ideal(schedules.polynomial(floor=0.1))
+        model = ideal(schedules.power(floor=0.1))
     terms = chains.expected_bound(model, EVERY, *chains.gauss(2))
     for term in (terms.recon, terms.prior):
         torch.testing.assert_close(term, torch.full_like(term, 0.1 * LENGTH * math.log(3)))
@@ -57,7 +57,7 @@ def test_the_continuous_bound_under_uniform_noise_is_the_log_probability():
 
 
 def test_the_bound_under_uniform_noise_falls_with_steps():
-    line, found = schedules.polynomial(floor=1e-12), []
+    line, found = schedules.power(floor=1e-12), []
     for steps in (1, 4, 16, 64):
         model = ideal(line, "uniform", timesteps=steps)
         t = torch.arange(1, steps + 1, dtype=F64) / steps
@@ -186,7 +186,7 @@ def started(model):
 
 def test_any_order_and_masks_have_one_bound():
     """In expectation; and exactly that of a chain for the ideal predictor."""
-    model = ideal(schedules.polynomial(floor=1e-12))
+    model = ideal(schedules.power(floor=1e-12))
     x = random.categorical(random.key(3), LOG_P, (4000,))
     each = order.nll_bound(model, FLAT, EVERY[x], random.key(4)).total + LOG_P[x]
     mean, error = mean_and_error(each)
@@ -206,7 +206,7 @@ def test_any_order_and_masks_have_one_bound():
 
 
 def test_times_by_importance_leave_the_bound():
-    warped = importance.warped(schedules.polynomial(), bins=8)
+    warped = importance.warped(schedules.power(), bins=8)
     model = masked.diffusion(NETWORK, warped, (6,), 5, classes_last=True)
     params, x = started(model), random.randint(random.key(1), (256, 6), 0, 5)
     for i in range(20):

@@ -14,10 +14,10 @@ from purevdm.masked import corruptions
 from purevdm.networks import Network
 
 MD4 = {
-    "linear_cont": schedules.polynomial(floor=1e-4),
+    "linear_cont": schedules.power(floor=1e-4),
     "cosine_cont": schedules.cosine(floor=1e-4),
-    "poly2_t10": schedules.polynomial(2.0, floor=1e-4),
-    "linear_t1000": schedules.polynomial(floor=1e-4),
+    "poly2_t10": schedules.power(2.0, floor=1e-4),
+    "linear_t1000": schedules.power(floor=1e-4),
 }
 
 
@@ -172,7 +172,7 @@ def test_the_ideal_predictor_of_a_chain():
 def test_the_continuous_bound_of_a_chain_is_its_log_probability(eps):
     """Of each sequence; and from alpha = 1 - eps to eps, as MD4 computes it. The integrand is a polynomial of degree 7."""
     a, network = chain()
-    line = model(network, schedules.polynomial(floor=1e-60 if eps is None else eps))
+    line = model(network, schedules.power(floor=1e-60 if eps is None else eps))
     terms = chains.expected_bound(line, a["x"][:8], *chains.gauss(4))
     if eps is None:
         same(terms.total, -a["log_p"][:8])
@@ -185,7 +185,7 @@ def test_the_continuous_bound_of_a_chain_is_its_log_probability(eps):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_bound_of_a_chain_in_steps(name, steps):
     a, network = chain()
-    schedule = schedules.polynomial(floor=1e-60) if name == "linear" else schedules.cosine(floor=1e-60)
+    schedule = schedules.power(floor=1e-60) if name == "linear" else schedules.cosine(floor=1e-60)
     t = torch.arange(1, steps + 1, dtype=F64) / steps
     x, weight = a["x"][:4], torch.full((steps,), 1 / steps, dtype=F64)
     terms = chains.expected_bound(model(network, schedule, timesteps=steps), x, t, weight)

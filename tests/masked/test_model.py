@@ -231,7 +231,7 @@ def test_models_keep_the_laws_of_a_bound(kind):
 
 
 def test_an_ideal_model_s_bound_is_above_the_entropy():
-    model = chains.ideal_model(schedules.polynomial(floor=1e-9))
+    model = chains.ideal_model(schedules.power(floor=1e-9))
     x = chains.EVERY[random.categorical(random.key(0), chains.LOG_P, (500,))]
     check_model(model, chains.FLAT, x, entropy=chains.ENTROPY.item())
 
@@ -268,7 +268,7 @@ BAD = [
     (lambda: diffusion(corruption="mask"), ValueError, "corruption: expected one of 'masking', 'uniform'"),
     (lambda: diffusion(event_shape=()), ValueError, "event_shape: expected one axis or more"),
     (lambda: diffusion(schedule=0), TypeError, "schedule: expected a purevdm Schedule"),
-    (lambda: diffusion(schedule=schedules.polynomial(floor=1e-30)), ValueError, "schedule: expected gamma in"),
+    (lambda: diffusion(schedule=schedules.power(floor=1e-30)), ValueError, "schedule: expected gamma in"),
     (lambda: diffusion(timesteps=-1), ValueError, "timesteps"),
     (lambda: MODEL._replace(corruption=None).loss_fn(PARAMS, X, random.key(0)), TypeError, "corruption: expected a Masking"),
     (lambda: MODEL._replace(timesteps=10**9).sample(PARAMS, random.key(0), 2), ValueError, "timesteps"),
@@ -307,7 +307,7 @@ BAD = [
     (lambda: sample(guidance=2.0), ValueError, "cond"),
     (lambda: evaluation.profile(MODEL, PARAMS, [X], random.key(0)), TypeError, "model: expected a purevdm VDM"),
     (lambda: training.init(3, random.key(0)), TypeError, "model: expected a purevdm VDM, BFN or MaskedDiffusion"),
-    (lambda: schedules.polynomial(0.5), ValueError, "power: expected a number of at least 1"),
+    (lambda: schedules.power(0.5), ValueError, "exponent: expected a number of at least 1"),
     (lambda: schedules.cosine(0.5), ValueError, "floor: expected a number in"),
 ]
 

@@ -24,7 +24,7 @@ def departs(drawn, p):
 
 @pytest.mark.parametrize("corruption", ["masking", "uniform"])
 def test_many_steps_draw_from_the_chain(corruption):
-    model = ideal(schedules.polynomial(floor=1e-9), corruption)
+    model = ideal(schedules.power(floor=1e-9), corruption)
     drawn = model.sample(FLAT, random.key(0), N, steps=100)
     assert departs(drawn, LOG_P.exp()) < 5
     few = model.sample(FLAT, random.key(0), N, steps=1)  # tokens by themselves
@@ -33,7 +33,7 @@ def test_many_steps_draw_from_the_chain(corruption):
 
 def test_one_step_draws_tokens_by_themselves():
     """By their marginals, exactly: the law of the bound in one step."""
-    model = ideal(schedules.polynomial(floor=1e-9))
+    model = ideal(schedules.power(floor=1e-9))
     p = torch.stack([START, START @ TRANSITION, START @ TRANSITION @ TRANSITION])
     drawn = model.sample(FLAT, random.key(1), N, steps=1)
     assert abs(departs(drawn, p[torch.arange(3), EVERY].prod(-1))) < 5
@@ -41,7 +41,7 @@ def test_one_step_draws_tokens_by_themselves():
 
 def test_two_steps_draw_from_the_law_of_two_steps():
     """Summed over what shows in the middle, where half of the tokens do."""
-    model, law = ideal(schedules.polynomial(floor=1e-9), timesteps=2), torch.zeros(27, dtype=F64)
+    model, law = ideal(schedules.power(floor=1e-9), timesteps=2), torch.zeros(27, dtype=F64)
     for shows in chains.masks(LENGTH):
         for first in chains.every(3, LENGTH):
             if (first[~shows] != 0).any():
@@ -58,7 +58,7 @@ def test_two_steps_draw_from_the_law_of_two_steps():
 
 
 def test_what_is_known_stays_and_the_rest_follows_its_law():
-    model = ideal(schedules.polynomial(floor=1e-9))
+    model = ideal(schedules.power(floor=1e-9))
     known, x = torch.tensor([[True, False, True]]), torch.tensor([[2, 99, 1]]).expand(N, 3)
     drawn = model.sample(FLAT, random.key(3), N, steps=50, known=known, x=x)
     p = LOG_P.exp() * ((EVERY[:, 0] == 2) & (EVERY[:, 2] == 1))
@@ -81,7 +81,7 @@ def test_trajectories_show_more_and_more(grid):
 def test_wide_ends_start_and_finish_as_the_bound_says():
     """At ends of 0.2 a token shows at once, or is guessed at last, with that probability."""
     with pytest.warns(UserWarning, match="ends alone"):
-        model = ideal(schedules.polynomial(floor=0.2))
+        model = ideal(schedules.power(floor=0.2))
     found = model.sample(FLAT, random.key(5), N, steps=1, trajectory=True)
     for share, of in ((0.2, found.z[0] < 3), (0.2, found.z[1] == 3)):
         assert abs(of.double().mean() - share) < 5 * (0.2 * 0.8 / (3 * N)) ** 0.5
