@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm.codes import Code
 from purevdm.types import Key, Shape
 
 __all__ = ["Noise", "Seeds", "discretise", "draw_noise", "draw_seeds", "draw_times"]
@@ -37,12 +38,14 @@ class Noise(NamedTuple):
         t: the time, shape (), as in :class:`Seeds`.
         eps_0, eps: the noise in z_0 and in z_t, shape ``event_shape``, standard normal.
         key: a key for the network's own randomness (dropout), or None for none.
+        code: of a model with a code, its noise, shape (m,) (:meth:`purevdm.codes.Code.noise`).
     """
 
     t: Tensor
     eps_0: Tensor
     eps: Tensor
     key: Tensor | None = None
+    code: Tensor | None = None
 
 
 def discretise(t: Tensor, timesteps: int) -> Tensor:
@@ -85,8 +88,9 @@ def draw_seeds(
     return Seeds(t, keys[1:], torch.full((n,), timesteps, dtype=torch.int32, device=key.device))
 
 
-def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:
-    """Draws the noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys."""
+def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True, code: Code | None = None) -> Noise:
+    """Draws the noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys, and a code has
+    noise of its own."""
     dtype = seeds.t.dtype
 
     def one(key: Key) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,4 +99,7 @@ def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:
         return eps_0, eps, k_network
 
     eps_0, eps, keys = torch.func.vmap(one)(seeds.key)
-    return Noise(seeds.t, eps_0, eps, keys if train else None)
+    of_code = None
+    if code is not None:
+        of_code = torch.func.vmap(lambda k: code.noise(random.fold_in(k, 2), dtype))(seeds.key)
+    return Noise(seeds.t, eps_0, eps, keys if train else None, of_code)

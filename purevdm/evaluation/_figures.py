@@ -83,7 +83,7 @@ class PerExample(NamedTuple):
     @property
     def nll(self) -> Tensor:
         """-log p(x) or the bound on it, (N,), nats; NaN where an example failed."""
-        return self.result.total if isinstance(self.result, NLLBound) else -self.result.log_prob
+        return -self.result.log_prob if isinstance(self.result, Estimate) else self.result.total
 
     def rows(self, index: Tensor) -> "PerExample":
         """Returns those of some examples: indices, or a mask (N,)."""
@@ -101,7 +101,7 @@ class PerExample(NamedTuple):
             raise ValueError(f"nll: expected that of at least one example, got NaN for all {len(done)}")
         of, unit = self.rows(done), per_unit(self.dims, self.unit)[done]
         result, n = of.result, len(of.nll)
-        if isinstance(result, NLLBound):
+        if not isinstance(result, Estimate):
             terms = {name: figure(term / unit) for name, term in result._asdict().items()}
             sampling, samples, evaluations = math.nan, 1, float(self.passes)
         else:

@@ -1,0 +1,277 @@
+"""Codes: MuLAN's official numbers, what they cost, what their distributions are."""
+
+import functools
+import math
+
+import numpy as np
+import optree
+import pytest
+import torch
+from compare import close
+from goldens import HERE, nchw, tree
+from perturb import perturbed
+
+import purevdm
+from purevdm import Noise, bound, codec, codes, decoders, evaluation, interop, networks, random, sampling, schedules, testing
+
+F32, F64 = torch.float32, torch.float64
+SIZE, K = 10, 4
+
+
+@functools.cache
+def arrays(name):
+    return dict(np.load(HERE / f"mulan_{name}.npz"))
+
+
+@functools.cache
+def golden(name, dtype=F32):
+    """The official run's model, parameters, gradients, data and noise."""
+    a, gaussian = arrays(name), name == "v_gaussian"
+    encoder = networks.unet_encoder((3, 8, 8), (2 if gaussian else 1) * SIZE, 32, 1, dropout=0.0)
+    code = codes.gaussian(encoder, SIZE) if gaussian else codes.k_hot(encoder, SIZE, K, penalty="softmax")
+    options = dict(predicts="v" if gaussian else "eps", add_z=gaussian)
+    network = networks.vdm_unet(32, 1, cond_dim=SIZE, dropout=0.0, **options)
+    model = purevdm.vdm(network, schedules.polynomial((3, 8, 8), SIZE), (3, 8, 8), code=code, dtype=dtype)
+    params, grads = (
+        optree.tree_map(lambda leaf: leaf.to(dtype), interop.from_flax(tree(a, prefix))) for prefix in ("params", "grad")
+    )
+    own = torch.tensor(a[next(key for key in a if key.startswith("draw/1"))])
+    if not gaussian:
+        own = 10 / K * ((own * torch.arange(1, 11)[:, None, None] / K).sum(0) - math.log(10))
+    t = (torch.tensor(a["draw/0_uniform"]) + torch.arange(4) / 4) % 1.0
+    noise = Noise(t, nchw(a["draw/2_normal"]), nchw(a["draw/3_normal"]), None, own)
+    noise = Noise(*(None if field is None else field.to(dtype) for field in noise))
+    return model, params, grads, nchw(a["images"]), noise
+
+
+def loss(name, dtype, params):
+    model, _, _, x, noise = golden(name, dtype)
+    return bound.bound(model, params, x, noise).total.mean() / (192 * math.log(2))
+
+
+NAMES = ["eps_topk", "v_gaussian"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_terms_are_the_official_ones(name):
+    (model, params, _, x, noise), a = golden(name), arrays(name)
+    terms = bound.bound(model, params, x, noise)
+    close(terms.prior + terms.code, torch.tensor(a["out/loss_klz"]), 1e-5)
+    close(terms.diffusion, torch.tensor(a["out/loss_diff"]), 2e-5)
+    close(terms.total.mean() / (192 * math.log(2)), torch.tensor(a["out/bpd"]), 1e-5)
+    exact = bound.bound(*golden(name, F64)[:2], x, golden(name, F64)[4]).recon.numpy()
+    assert abs(terms.recon / exact - 1).max() < max(3e-5, abs(a["out/loss_recon"] / exact - 1).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_the_official_ones(name):
+    """As in tests/test_bound.py: to 1e-4, or a few times the official error where that is larger."""
+    _, params, official_grads, _, _ = golden(name)
+    grads = torch.func.grad(functools.partial(loss, name, F32))(params)
+    exact = torch.func.grad(functools.partial(loss, name, F64))(golden(name, F64)[1])
+    assert optree.tree_structure(grads) == optree.tree_structure(official_grads)
+    leaves = (optree.tree_leaves(tree) for tree in (grads, official_grads, exact))
+    for label, got, official, true in zip(optree.tree_paths(grads), *leaves, strict=True):
+        official = official.double()
+        if true.norm() < 1e-9:  # no gradient but rounding
+            assert got.norm() < max(2e-6, 3 * official.norm()), label
+            continue
+        tolerance = max(1e-4 * official.norm().item(), 3 * (official - true).norm().item())
+        assert (got.double() - official).norm() <= tolerance, label
+        assert (got.double() - true).norm() <= tolerance, label
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_encoder_and_schedule_are_the_official_ones(name):
+    (model, params, _, x, _), a = golden(name), arrays(name)
+    out = model.code.encode(params["code"], model.decoder.encode({}, x))
+    if name == "v_gaussian":
+        out = torch.cat(model.code._moments(out), 1)
+    close(out, torch.tensor(a["encoder/out"]), 1e-5)
+    t, context = torch.tensor(a["gamma/t"]), torch.tensor(a["gamma/context"])
+    found = schedules.gamma_and_slope(model.schedule, params["schedule"], t, context)
+    for value, of in zip(found, ("g", "dg"), strict=True):
+        close(value, nchw(a[f"gamma/{of}"].reshape(4, 8, 8, 3)), 1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_official_parameters_come_back_as_they_were(name):
+    wanted = tree(arrays(name), "params")
+    back = interop.to_flax(interop.from_flax(wanted))
+    assert optree.tree_structure(back) == optree.tree_structure(wanted)
+    assert all(map(np.array_equal, optree.tree_leaves(back), optree.tree_leaves(wanted)))
+    own = golden(name)[0].init(random.key(0))
+    assert optree.tree_map(lambda leaf: leaf.shape, own) == optree.tree_map(lambda leaf: leaf.shape, golden(name)[1])
+
+
+# Any code
+
+
+def code_of(kind, n=6, size=3):
+    outs = 2 * size if kind == "gaussian" else size
+    encoder = decoders.perceptron((n,), (8,), (outs,))
+    more = {"one_hot": (size,), "gaussian": (size,)}.get(kind, (size, 2))
+    return getattr(codes, kind)(encoder, *more)
+
+
+KINDS = ["gaussian", "one_hot", "k_hot"]
+
+
+def small(kind, **options):
+    """A small model with a code, and data."""
+    cond_dim = 3 + options.pop("cond_dim", 0)
+    network = networks.mlp(16, fourier=(), cond_dim=cond_dim)
+    model = purevdm.vdm(network, schedules.polynomial((6,), 3, hidden=5), (6,), 16, code=code_of(kind), **options)
+    return model, perturbed(model.init(random.key(0)), 1, 0.2), random.randint(random.key(1), (5, 6), 0, 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_with_a_code_keeps_the_laws(kind):
+    model, params, x = small(kind)
+    testing.check_model(model, params, x, passes=3)
+    for timesteps in (0, 20):
+        varied = model._replace(timesteps=timesteps)
+        grads = torch.func.grad(varied.loss_fn)(params, x, random.key(2))
+        assert all(leaf.isfinite().all() for leaf in optree.tree_leaves(grads))
+        assert all(leaf.any() for leaf in optree.tree_leaves(grads["code"]))
+    total, stats = model.loss_and_stats(params, x, random.key(2))
+    torch.testing.assert_close(total, sum(stats[name] for name in ("recon", "prior", "diffusion", "code")))
+    found = evaluation.evaluate(model, params, [x], random.key(3), passes=2)
+    assert list(found.terms) == ["recon", "prior", "diffusion", "code"]
+    assert found.nll.mean == pytest.approx(sum(term.mean for term in found.terms.values()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_batch_s_seeds_and_explicit_noise_give_the_same_codes(kind):
+    model, params, x = small(kind)
+    seeds, whole = model.seeds(random.key(2), 5), model.nll_bound(params, x, random.key(2)).total
+    part = model.nll_bound(params, x[1:3], seeds.rows(slice(1, 3))).total
+    torch.testing.assert_close(part, whole[1:3], rtol=1e-5, atol=1e-5)
+    noise = model.draw(random.key(2), 5, train=False)
+    torch.testing.assert_close(bound.bound(model, params, x, noise).total, whole, rtol=1e-5, atol=1e-5)
+    one = model.nll_bound_of_one(params, x[0], Noise(*(None if field is None else field[0] for field in noise)))
+    torch.testing.assert_close(one.total, whole[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises((TypeError, ValueError), match=r"noise\.code: expected"):
+        bound.bound(model, params, x, noise._replace(code=None))
+    plain = purevdm.vdm(networks.mlp(4), schedules.fixed_linear(), (6,), 16)
+    with pytest.raises(ValueError, match=r"noise\.code: expected None"):
+        bound.bound(plain, plain.init(random.key(0)), x, noise)
+
+
+def test_a_condition_of_numbers_stands_before_the_code_and_others_are_refused():
+    model, params, x = small("gaussian", cond_dim=2)
+    cond = random.normal(random.key(3), (5, 2))
+    a, b = (model.nll_bound(params, x, random.key(2), c).total for c in (cond, cond + 1.0))
+    assert (a != b).all()
+    assert model.sample(params, random.key(4), 5, steps=3, cond=cond).shape == (5, 6)
+    for bad in (torch.arange(5), torch.ones(5), torch.ones(4, 2), networks.Condition(vector=cond)):
+        with pytest.raises((TypeError, ValueError), match="cond"):
+            model.nll_bound(params, x, random.key(2), bad)
+
+
+def test_one_hot_codes_have_the_distribution_of_their_logits():
+    code, n = codes.one_hot(decoders.perceptron((2,), (), (3,)), 3, 0.7), 20000
+    logits = torch.tensor([0.5, -1.0, 1.2]).expand(n, 3)
+    noise = torch.func.vmap(lambda k: code.noise(k, F32))(random.split(random.key(0), n))
+    drawn = code.draw(logits, noise)
+    p = torch.softmax(logits[0], 0)
+    assert ((drawn.mean(0) - p).abs() < 4.5 * (p * (1 - p) / n).sqrt()).all()
+    # E log q / p is the KL, and the weights' mean is 1
+    ratio = code.log_ratio(logits, drawn)
+    kl = code.kl(logits[:1]).sum()
+    assert abs(-ratio.mean() - kl) < 4.5 * ratio.std() / math.sqrt(n)
+    assert abs(ratio.exp().mean() - 1) < 4.5 * ratio.exp().std() / math.sqrt(n)
+
+
+def test_gaussian_codes_have_the_distribution_of_their_moments():
+    code, n = codes.gaussian(decoders.perceptron((2,), (), (4,)), 2), 20000
+    out = torch.tensor([0.3, -0.8, 0.2, -1.0], dtype=F64).expand(n, 4)
+    noise = torch.func.vmap(lambda k: code.noise(k, F64))(random.split(random.key(0), n))
+    drawn, variance = code.draw(out, noise), torch.nn.functional.softplus(out[0, 2:])
+    q = torch.distributions.Normal(out[0, :2], variance.sqrt())
+    p = torch.distributions.Normal(torch.zeros(2, dtype=F64), torch.ones(2, dtype=F64))
+    torch.testing.assert_close(code.kl(out[:1])[0], torch.distributions.kl_divergence(q, p))
+    torch.testing.assert_close(code.log_ratio(out, drawn), (p.log_prob(drawn) - q.log_prob(drawn)).sum(1))
+    assert ((drawn.mean(0) - out[0, :2]).abs() < 4.5 * (variance / n).sqrt()).all()
+
+
+@pytest.mark.parametrize("perturbation", ["gamma", "gumbel"])
+def test_k_hot_codes_hold_k_ones_of_the_largest(perturbation):
+    code = codes.k_hot(decoders.perceptron((2,), (), (5,)), 5, 2, perturbation=perturbation)
+    noise = torch.func.vmap(lambda k: code.noise(k, F32))(random.split(random.key(0), 4000))
+    logits = torch.tensor([0.0, 60.0, 20.0, -40.0, 10.0]).expand(4000, 5) / (30.0 if perturbation == "gumbel" else 1.0)
+    drawn = code.draw(logits, noise)
+    assert ((drawn == 0) | ((drawn - 1).abs() < 1e-6)).all()
+    torch.testing.assert_close(drawn.sum(1), torch.full((4000,), 2.0))
+    assert drawn.mean(0).argsort(descending=True).tolist() == [1, 2, 4, 0, 3]
+    far = code.draw(100 * logits, noise)
+    assert far.mean(0).round().tolist() == [0, 1, 1, 0, 0]
+    torch.testing.assert_close(code.kl(logits[:1]).sum(), torch.tensor(math.log(10)))
+    own = torch.func.vmap(lambda k: code.prior(k, F32))(random.split(random.key(1), 4000))
+    assert (own.sum(1) == 2).all()
+    assert ((own.mean(0) - 0.4).abs() < 4.5 * math.sqrt(0.24 / 4000)).all()
+
+
+@pytest.mark.parametrize("k", [1, 4, 15])
+def test_the_noise_of_sums_of_gammas_has_their_moments(k):
+    code, n = codes.k_hot(decoders.perceptron((2,), (), (15,)), 15, k), 2000
+    noise = torch.func.vmap(lambda key: code.noise(key, F64))(random.split(random.key(0), n)).reshape(-1)
+    weights = torch.arange(1, 11, dtype=F64) / k
+    mean, std = 10 / k * (weights.sum() / k - math.log(10)), 10 / k * (weights.square().sum() / k).sqrt()
+    spread = std / math.sqrt(len(noise))
+    assert abs(noise.mean() - mean) < 4.5 * spread
+    # a sum of gammas: the fourth cumulant says how well its variance is known
+    fourth = 6 / k * (10 / k * weights).pow(4).sum()
+    assert abs(noise.var() - std**2) < 4.5 * ((2 * std**4 + fourth) / len(noise)).sqrt()
+
+
+def test_codes_are_drawn_for_samples_and_change_them():
+    model, params, _ = small("one_hot")
+    z = torch.zeros(8, 6)
+    drawn = model.sample(params, random.key(0), 8, steps=4, z=z)
+    assert len(drawn.unique(dim=0)) > 1  # the same latents, so what differs are codes
+    assert torch.equal(drawn, model.sample(params, random.key(0), 8, steps=4, z=z))
+
+
+def test_what_has_no_formula_for_codes_is_refused():
+    model, params, x = small("gaussian")
+    with pytest.raises(ValueError, match="code"):
+        model.vlb_and_variance_grads(params, x, random.key(0))
+    with pytest.raises(ValueError, match="without a code"):
+        codec.encode(model, params, x)
+    with pytest.raises(ValueError, match="cond"):
+        sampling.invert(model, params, x)
+    with pytest.raises(TypeError, match="code: expected a purevdm"):
+        model._replace(code=networks.mlp(8)).init(random.key(0))
+    narrow = model._replace(code=codes.gaussian(decoders.perceptron((6,), (8,), (5,)), 3))
+    own = narrow.init(random.key(0))
+    with pytest.raises(ValueError, match=r"code\.encoder: expected shape"):
+        narrow.nll_bound(own, x, random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "word"),
+    [
+        (lambda e: codes.gaussian(None, 3), TypeError, "encoder"),
+        (lambda e: codes.gaussian(e, 0), ValueError, "size"),
+        (lambda e: codes.one_hot(e, 3, 0.0), ValueError, "temperature"),
+        (lambda e: codes.k_hot(e, 3, 4), ValueError, "k:"),
+        (lambda e: codes.k_hot(e, 3, 2, penalty="kl"), ValueError, "penalty"),
+        (lambda e: codes.k_hot(e, 3, 2, perturbation="none"), ValueError, "perturbation"),
+        (lambda e: networks.unet_encoder((3, 8), 4), ValueError, "event_shape"),
+        (lambda e: networks.unet_encoder((3, 8, 8), 4, 33), ValueError, "groups"),
+    ],
+)
+def test_bad_arguments_are_refused(make, error, word):
+    with pytest.raises(error, match=word):
+        make(decoders.perceptron((6,), (), (3,)))
+
+
+def test_dropout_in_the_encoder_goes_by_key():
+    encoder = networks.unet_encoder((1, 4, 4), 3, 8, 1, groups=4, dropout=0.5)
+    params = perturbed(encoder.init(random.key(0)), 1, 0.3)
+    f, keys = random.normal(random.key(2), (2, 1, 4, 4)), random.split(random.key(3), 2)
+    still = encoder.apply(params, f)
+    assert torch.equal(still, encoder.apply(params, f))
+    assert (encoder.apply(params, f, keys) != still).any(1).all()
+    torch.testing.assert_close(encoder.apply(params, f[1:], keys[1:]), encoder.apply(params, f, keys)[1:])
