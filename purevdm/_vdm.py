@@ -17,7 +17,7 @@ from purevdm.decoders import Decoder, discrete, fits, spacing
 from purevdm.denoiser import Denoiser
 from purevdm.model import latent_shape, latents, parse, seeded, seeds_of
 from purevdm.networks import Network
-from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
+from purevdm.noise import CodedNoise, Noise, Seeds, draw_noise, draw_seeds, kind_of
 from purevdm.parts import Encoder, Reverse, Subspace, Weighting, posterior
 from purevdm.sampling import Options, Sample, sample
 from purevdm.schedules import Schedule
@@ -102,8 +102,9 @@ class VDM(NamedTuple):
         part."""
         return draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
 
-    def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
-        """Draws the noise of the losses for a batch of n, each field (n, ...)."""
+    def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Any:
+        """Draws the noise of the losses for a batch of n, each field (n, ...): a :class:`Noise`, or a
+        :class:`~purevdm.noise.CodedNoise` of a model with a code."""
         return draw_noise(seeds_of(self, key, n), latent_shape(self), _checks.boolean("train", train), self.code)
 
     # The bound
@@ -233,9 +234,9 @@ class VDM(NamedTuple):
         given = (z_t, gamma_t, cond, noise.key, batch.there)
         return params | {"network": denoiser.update(self.network, params["network"], *given)}
 
-    def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> Terms:
+    def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise | CodedNoise, cond: Any = None) -> Terms:
         """Gives the bound's terms for one example x, (event_shape), with explicit noise: each (), nats."""
-        _checks.instance("noise", noise, Noise, "a purevdm.Noise")
+        _checks.instance("noise", noise, *kind_of(self.code))
         _checks.shaped("x", x, self.event_shape)
         _checks.shaped("noise.t", noise.t, ())
         _checks.shaped("noise.eps_0", noise.eps_0, latent_shape(self))
@@ -245,7 +246,7 @@ class VDM(NamedTuple):
             return None if leaf is None else _checks.tensor("cond", leaf)[None]
 
         cond = None if cond is None else optree.tree_map(batch, cond, none_is_leaf=True)
-        terms = bound.bound(self, params, x[None], Noise(*map(batch, noise)), cond)  # type: ignore[arg-type]
+        terms = bound.bound(self, params, x[None], type(noise)(*map(batch, noise)), cond)  # type: ignore[arg-type]
         return type(terms)(*(term[0] for term in terms))
 
     # Prediction and samples
@@ -411,7 +412,7 @@ class VDM(NamedTuple):
         parts = (self.network, self.schedule, self.decoder, self.subspace, self.reverse, self.code, self.encoder)
         return _fitting.structure(*map(_values.Same, parts), shape, self.dtype)
 
-    def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
+    def _noise(self, key: Key | Seeds, n: int, train: bool) -> Any:
         """The noise of a batch of n, behind the door."""
         return draw_noise(seeded(self, key, n), latent_shape(self), _checks.boolean("train", train), self.code)
 

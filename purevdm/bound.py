@@ -15,7 +15,7 @@ from purevdm._compile import exact
 from purevdm._stable import expm1
 from purevdm.denoiser import Denoiser, last_step, of_model
 from purevdm.model import Model, parse, share
-from purevdm.noise import Noise
+from purevdm.noise import CodedNoise, Noise, kind_of
 from purevdm.schedules import Levels
 from purevdm.types import Params
 
@@ -110,7 +110,7 @@ def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float |
 
 
 def terms(
-    model: Model, denoise: Denoiser, params: Params, x: Tensor, noise: Noise, levels: Levels, mask: Tensor | None = None
+    model: Model, denoise: Denoiser, params: Params, x: Tensor, noise: Any, levels: Levels, mask: Tensor | None = None
 ) -> NLLBound:
     """Computes the bound's terms of each element, a deterministic function of the noise; behind the door.
 
@@ -223,7 +223,9 @@ def with_code(terms: NLLBound, code: Tensor | None) -> Terms:
     return terms if code is None else CodedNLLBound(*terms, code)
 
 
-def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, mask: Tensor | None = None) -> Terms:
+def bound(
+    model: Model, params: Params, x: Tensor, noise: Noise | CodedNoise, cond: Any = None, mask: Tensor | None = None
+) -> Terms:
     """Computes the bound's terms for a batch, a deterministic function of its noise.
 
     Args:
@@ -242,7 +244,7 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
         TypeError, ValueError: bad arguments, as for :meth:`purevdm.VDM.nll_bound`; noise of another shape, dtype or device
             than the model's, or that is not finite; times out of range, or that are none of the model's steps.
     """
-    batch = parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond, mask=mask)
+    batch = parse(model, params, x, _checks.instance("noise", noise, *kind_of(model.code)), cond, mask=mask)
     cond, code = coded.of_data(model, params, batch.x, noise, cond)
     levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
     denoise = of_model(model, params, cond, noise.key, batch.there)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from purevdm import _checks, random
 from purevdm.model import Model, batch_axes
-from purevdm.noise import Noise
 from purevdm.types import Key, Params
 
 __all__ = ["joined"]
@@ -39,7 +38,7 @@ def joined(code: Tensor, cond: Tensor | None) -> Tensor:
     return torch.cat([cond.to(code.dtype), code], 1)
 
 
-def of_data(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any) -> Coded:
+def of_data(model: Model, params: Params, x: Tensor, noise: Any, cond: Any) -> Coded:
     """Draws the codes of a batch with its noise, behind the door; without a code, the condition is what it was."""
     code = model.code
     if code is None:
@@ -47,7 +46,7 @@ def of_data(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any) ->
     f = model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype)
     keys = None if noise.key is None else torch.func.vmap(lambda k: random.fold_in(k, 2))(noise.key)
     out = code.encode(params["code"], f, keys)
-    return Coded(joined(code.draw(out, noise.code), cond), code.kl(out))  # type: ignore[arg-type]
+    return Coded(joined(code.draw(out, noise.code), cond), code.kl(out))
 
 
 def of_prior(model: Model, key: Key, n: int, cond: Any) -> Any:

@@ -287,11 +287,8 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
     fact."""
     name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
     latent, code = latent_shape(model), getattr(model, "code", None)
-    optional = ("timesteps" if name == "key" else "key", "sender", *(() if code is not None else ("code",)))
-    if code is None and getattr(noise, "code", None) is not None:
-        raise ValueError(f"{name}.code: expected None for a model without a code, got {_checks.describe(noise.code)}")
     for field, value in noise._asdict().items():
-        if value is not None or field not in optional:
+        if value is not None or field not in ("timesteps" if name == "key" else "key", "sender"):
             count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()
             shapes = {"t": (n,), "key": (n, 2), "timesteps": (n,), "code": (n, code.size if code is not None else 0)}
             shape = shapes.get(field, (n, *count, *latent))

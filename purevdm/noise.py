@@ -1,6 +1,6 @@
 """The noise of a batch: its times, and a key for each example, from which all else is drawn."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from purevdm import _checks, random
 from purevdm.codes import Code
 from purevdm.types import Key, Shape
 
-__all__ = ["Noise", "Seeds", "discretise", "draw_noise", "draw_seeds", "draw_times"]
+__all__ = ["CodedNoise", "Noise", "Seeds", "discretise", "draw_noise", "draw_seeds", "draw_times"]
 
 
 class Seeds(NamedTuple):
@@ -38,14 +38,34 @@ class Noise(NamedTuple):
         t: the time, shape (), as in :class:`Seeds`.
         eps_0, eps: the noise in z_0 and in z_t, shape ``event_shape``, standard normal.
         key: a key for the network's own randomness (dropout), or None for none.
-        code: of a model with a code, its noise, shape (m,) (:meth:`purevdm.codes.Code.noise`).
     """
 
     t: Tensor
     eps_0: Tensor
     eps: Tensor
     key: Tensor | None = None
-    code: Tensor | None = None
+
+
+class CodedNoise(NamedTuple):
+    """All that is random in one example's bound under a model with a code. A batch of them has a leading axis on each field.
+
+    Attributes:
+        t, eps_0, eps, key: as in :class:`Noise`.
+        code: what the code is drawn with, shape (m,) (:meth:`purevdm.codes.Code.noise`).
+    """
+
+    t: Tensor
+    eps_0: Tensor
+    eps: Tensor
+    key: Tensor | None
+    code: Tensor
+
+
+def kind_of(code: Code | None) -> tuple[type, str]:
+    """Gives the class of a model's noise, and what messages call it."""
+    return (
+        (Noise, "a purevdm.Noise") if code is None else (CodedNoise, "a purevdm.noise.CodedNoise, as the model has a code")
+    )
 
 
 def discretise(t: Tensor, timesteps: int) -> Tensor:
@@ -88,7 +108,7 @@ def draw_seeds(
     return Seeds(t, keys[1:], torch.full((n,), timesteps, dtype=torch.int32, device=key.device))
 
 
-def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True, code: Code | None = None) -> Noise:
+def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True, code: Code | None = None) -> Any:
     """Draws the noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys, and a code has
     noise of its own."""
     dtype = seeds.t.dtype
@@ -99,7 +119,7 @@ def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True, code: Code 
         return eps_0, eps, k_network
 
     eps_0, eps, keys = torch.func.vmap(one)(seeds.key)
-    of_code = None
-    if code is not None:
-        of_code = torch.func.vmap(lambda k: code.noise(random.fold_in(k, 2), dtype))(seeds.key)
-    return Noise(seeds.t, eps_0, eps, keys if train else None, of_code)
+    noise = Noise(seeds.t, eps_0, eps, keys if train else None)
+    if code is None:
+        return noise
+    return CodedNoise(*noise, torch.func.vmap(lambda k: code.noise(random.fold_in(k, 2), dtype))(seeds.key))

@@ -13,6 +13,7 @@ from perturb import perturbed
 
 import purevdm
 from purevdm import Noise, bound, codec, codes, decoders, evaluation, interop, networks, random, sampling, schedules, testing
+from purevdm.noise import CodedNoise
 
 F32, F64 = torch.float32, torch.float64
 SIZE, K = 10, 4
@@ -39,8 +40,8 @@ def golden(name, dtype=F32):
     if not gaussian:
         own = 10 / K * ((own * torch.arange(1, 11)[:, None, None] / K).sum(0) - math.log(10))
     t = (torch.tensor(a["draw/0_uniform"]) + torch.arange(4) / 4) % 1.0
-    noise = Noise(t, nchw(a["draw/2_normal"]), nchw(a["draw/3_normal"]), None, own)
-    noise = Noise(*(None if field is None else field.to(dtype) for field in noise))
+    noise = CodedNoise(t, nchw(a["draw/2_normal"]), nchw(a["draw/3_normal"]), None, own)
+    noise = CodedNoise(*(None if field is None else field.to(dtype) for field in noise))
     return model, params, grads, nchw(a["images"]), noise
 
 
@@ -149,12 +150,14 @@ def test_rows_of_a_batch_s_seeds_and_explicit_noise_give_the_same_codes(kind):
     torch.testing.assert_close(part, whole[1:3], rtol=1e-5, atol=1e-5)
     noise = model.draw(random.key(2), 5, train=False)
     torch.testing.assert_close(bound.bound(model, params, x, noise).total, whole, rtol=1e-5, atol=1e-5)
-    one = model.nll_bound_of_one(params, x[0], Noise(*(None if field is None else field[0] for field in noise)))
+    one = model.nll_bound_of_one(params, x[0], CodedNoise(*(None if field is None else field[0] for field in noise)))
     torch.testing.assert_close(one.total, whole[0], rtol=1e-5, atol=1e-5)
-    with pytest.raises((TypeError, ValueError), match=r"noise\.code: expected"):
-        bound.bound(model, params, x, noise._replace(code=None))
+    with pytest.raises(TypeError, match=r"noise: expected a purevdm\.noise\.CodedNoise"):
+        bound.bound(model, params, x, Noise(*noise[:4]))
+    with pytest.raises(ValueError, match=r"noise\.code: expected shape"):
+        bound.bound(model, params, x, noise._replace(code=noise.code[:, 1:]))
     plain = purevdm.vdm(networks.mlp(4), schedules.fixed_linear(), (6,), 16)
-    with pytest.raises(ValueError, match=r"noise\.code: expected None"):
+    with pytest.raises(TypeError, match=r"noise: expected a purevdm\.Noise"):
         bound.bound(plain, plain.init(random.key(0)), x, noise)
 
 
