@@ -12,7 +12,26 @@ from goldens import HERE, nchw, tree
 from perturb import perturbed
 
 import purevdm
-from purevdm import Noise, bound, codec, codes, decoders, evaluation, interop, networks, random, sampling, schedules, testing
+from purevdm import (
+    Noise,
+    bound,
+    codec,
+    coded,
+    codes,
+    decoders,
+    evaluation,
+    interop,
+    likelihood,
+    networks,
+    ode,
+    random,
+    sampling,
+    schedules,
+    testing,
+)
+from purevdm.codec import _chain, _codes
+from purevdm.codec._network import denoiser_of
+from purevdm.codec._stack import Stack
 from purevdm.noise import CodedNoise
 
 F32, F64 = torch.float32, torch.float64
@@ -87,7 +106,7 @@ def test_encoder_and_schedule_are_the_official_ones(name):
     (model, params, _, x, _), a = golden(name), arrays(name)
     out = model.code.encode(params["code"], model.decoder.encode({}, x))
     if name == "v_gaussian":
-        out = torch.cat(model.code._moments(out), 1)
+        out = torch.cat(model.code.moments(out), 1)
     close(out, torch.tensor(a["encoder/out"]), 1e-5)
     t, context = torch.tensor(a["gamma/t"]), torch.tensor(a["gamma/context"])
     found = schedules.gamma_and_slope(model.schedule, params["schedule"], t, context)
@@ -278,3 +297,120 @@ def test_dropout_in_the_encoder_goes_by_key():
     assert torch.equal(still, encoder.apply(params, f))
     assert (encoder.apply(params, f, keys) != still).any(1).all()
     torch.testing.assert_close(encoder.apply(params, f[1:], keys[1:]), encoder.apply(params, f, keys)[1:])
+
+
+# A mixture of two normals, whose component is the code, and its ideal network
+
+STD, CENTRE = 0.5, 0.3
+
+
+def given_component(params, z, gamma, cond=None, key=None):
+    """E[x given z, c] for x ~ N(CENTRE c_0 - CENTRE c_1, STD**2)."""
+    mean, alpha, sigma2 = CENTRE * (cond[0] - cond[1]), torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma)
+    return mean + alpha * STD**2 * (z - alpha * mean) / (alpha.square() * STD**2 + sigma2)
+
+
+def mixture():
+    """The model, parameters whose encoder is near to the posterior but not at it, data, and log p of these."""
+    code = codes.one_hot(decoders.perceptron((2,), (), (2,)), 2)
+    network = networks.Network.of(lambda key, shape: {}, given_component, predicts="x")
+    schedule, decoder = schedules.polynomial((2,), 2, hidden=4, gamma_min=-14.0, gamma_max=20.0), decoders.gaussian()
+    model = purevdm.vdm(network, schedule, (2,), decoder=decoder, code=code, dtype=F64)
+    params = perturbed(model.init(random.key(0)), 1, 0.3)
+    kernel = torch.tensor([[0.9, -0.9], [0.8, -0.8]], dtype=F64)
+    params["code"] = {"dense1": {"kernel": kernel, "bias": torch.tensor([0.4, 0.0], dtype=F64)}}
+    sign = torch.where(random.bernoulli(random.key(2), 0.5, (300, 1)), 1.0, -1.0).double()
+    x = CENTRE * sign + STD * random.normal(random.key(3), (300, 2), F64)
+    normal = torch.distributions.Normal(torch.tensor([[[CENTRE]], [[-CENTRE]]], dtype=F64), STD)
+    return model, params, x, normal.log_prob(x).sum(-1).logsumexp(0) - math.log(2)
+
+
+def test_the_likelihood_of_a_mixture_by_codes_is_its_own():
+    model, params, x, log_p = mixture()
+    how = dict(samples=4, probes="exact", integrator=ode.dopri5(1e-6, 1e-6))
+    flow = likelihood.log_prob(model, params, x, random.key(4), **how)
+    ratio = torch.exp(flow.log_prob - log_p)  # the mean of weights has the mean p(x)
+    assert ratio.std() > 0.05
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / math.sqrt(len(x))
+    few = likelihood.importance_bound(model, params, x, random.key(5), timesteps=60)
+    gap = few.log_prob - log_p
+    assert gap.mean() < 0
+    more = likelihood.importance_bound(model, params, x, random.key(5), timesteps=60, samples=16)
+    assert gap.mean() < (more.log_prob - log_p).mean() < 0.02
+    # the bound lies above the truth by what the codes' distribution misses of the posterior
+    bounds = torch.stack([model.nll_bound(params, x, k).total for k in random.split(random.key(6), 64)])
+    logits = model.code.encode(params["code"], x)
+    odds = (2 * CENTRE / STD**2 * x.sum(1))[:, None] * torch.tensor([[1.0, 0.0]], dtype=F64)
+    q, p = torch.log_softmax(logits, 1), torch.log_softmax(odds, 1)
+    missed = (bounds.mean(1) + log_p.mean()).double()
+    wanted = (q.exp() * (q - p)).sum(1).mean()
+    assert abs(missed.mean() - wanted) < 4.5 * missed.std() / 8
+
+
+def test_samples_of_a_mixture_by_codes_have_its_moments():
+    model, params, _, _ = mixture()
+    x = model.sample(params, random.key(7), 4000, steps=60)
+    assert abs(x.mean()) < 4.5 * math.hypot(CENTRE, STD) / math.sqrt(4000)
+    assert abs((x[:, 0] * x[:, 1]).mean() - CENTRE**2) < 4.5 * (CENTRE**2 + STD**2) / math.sqrt(4000)
+    assert abs(x.square().mean() - CENTRE**2 - STD**2) < 0.02
+
+
+def test_the_model_given_codes_is_an_ordinary_one():
+    model, params, x, _ = mixture()
+    c = coded.posterior(model, params, x[:3], random.key(1))
+    given, its = coded.conditional(model, params)
+    assert set(its) == {"network", "schedule"}
+    z_1 = sampling.invert(given, its, x[:3], c, steps=200)
+    back = given.sample(its, random.key(2), 3, z=z_1, cond=c, steps=200)
+    assert (back - x[:3]).abs().max() < 0.02
+    torch.testing.assert_close(
+        sampling.invert(model, params, x[:3], c, steps=5), sampling.invert(given, its, x[:3], c, steps=5)
+    )
+    with pytest.raises(ValueError, match="model: expected one with a code"):
+        coded.conditional(given, its)
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_hold_codes(kind):
+    for options in ({}, dict(cond_dim=2)):
+        model, params, x = small(kind, **options)
+        x = random.randint(random.key(9), (40, 6), 0, 16)
+        cond = random.normal(random.key(3), (40, 2)) if options else None
+        data = codec.encode(model, params, x, cond, timesteps=6, lanes=7)
+        assert torch.equal(codec.decode(model, params, data, cond, lanes=7), x)
+        other = optree.tree_map(lambda leaf: leaf + 0.01, params["code"])
+        with pytest.raises(codec.CodecError, match="another digest"):
+            codec.decode(model, params | {"code": other}, data, cond)
+        damaged = bytearray(data)
+        for at in range(len(data) - 40, len(data) - 24):
+            damaged[at] ^= 85
+        with pytest.raises(codec.CodecError):
+            codec.decode(model, params, bytes(damaged), cond)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_cost_their_divergence_in_a_file(kind):
+    """What the stack holds more after codes were popped under q and pushed under p. Giving them back leaves it as it was."""
+    model, params, _ = small(kind, dtype=F64)
+    params = params | {"code": perturbed(params["code"], 2, 0.4)}
+    x = random.randint(random.key(9), (3000, 6), 0, 16)
+    rows, denoise = x.numpy().astype(np.int64), denoiser_of(model, params, True, 500, False)
+    words = _chain.initial_words(0, 0, 3000)
+    stack = Stack(words)
+    before = stack.bits
+    taken = _codes.take(stack, denoise, rows, None)
+    _codes.put(stack, denoise, taken)
+    cost = (stack.bits - before) * math.log(2) / len(x)
+    out = model.code.encode(params["code"], model.decoder.encode({}, x, dtype=F64))
+    kl = model.code.kl(out).sum(1).mean()
+    noise = torch.func.vmap(lambda k: model.code.noise(k, F64))(random.split(random.key(1), len(x)))
+    error = model.code.log_ratio(out, model.code.draw(out, noise)).std() / math.sqrt(len(x))
+    assert abs(cost - kl) < 4.5 * error + 0.005 * kl < 0.4 * kl, (cost, kl, error)
+    codes, dithers = _codes.get(stack, denoise, len(x))
+    order = (lambda a: np.sort(a, 1)) if kind == "k_hot" else np.asarray
+    assert np.array_equal(order(codes), order(taken.codes))
+    _codes.give_back(stack, denoise, rows, None, codes, dithers)
+    assert np.array_equal(stack.words(), words)

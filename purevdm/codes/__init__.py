@@ -22,7 +22,10 @@ be the same for all examples. ``tests/test_multivariate.py`` has these cases in 
 """
 
 from purevdm.codes._code import Code
+from purevdm.codes._discrete import KHot as KHot  # for the other rooms
+from purevdm.codes._discrete import OneHot as OneHot
 from purevdm.codes._discrete import k_hot, one_hot
+from purevdm.codes._gaussian import Gaussian as Gaussian
 from purevdm.codes._gaussian import gaussian
 
 __all__ = ["Code", "gaussian", "k_hot", "one_hot"]

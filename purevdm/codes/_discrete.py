@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm._compile import constant
 from purevdm.codes._code import Code, mapped
 from purevdm.types import Key
 
@@ -117,6 +118,7 @@ class KHot(Code):
     def prior(self, key: Key, dtype: torch.dtype) -> Tensor:
         return (random.permutation(key, self.size) < self.k).to(dtype)
 
+    @constant
     def _log_count(self) -> float:
         """log of how many codes there are."""
         return math.log(math.comb(self.size, self.k))

@@ -29,21 +29,22 @@ class Gaussian(Code):
         return random.normal(key, (self.size,), dtype)
 
     def draw(self, out: Tensor, noise: Tensor) -> Tensor:
-        mean, variance = self._moments(out)
+        mean, variance = self.moments(out)
         return mean + torch.sqrt(variance) * noise
 
     def kl(self, out: Tensor) -> Tensor:
-        mean, variance = self._moments(out)
+        mean, variance = self.moments(out)
         return 0.5 * (mean.square() + variance - torch.log(variance) - 1.0)
 
     def log_ratio(self, out: Tensor, code: Tensor) -> Tensor:
-        mean, variance = self._moments(out)
+        mean, variance = self.moments(out)
         return 0.5 * ((code - mean).square() / variance + torch.log(variance) - code.square()).sum(1)
 
     def prior(self, key: Key, dtype: torch.dtype) -> Tensor:
         return random.normal(key, (self.size,), dtype)
 
-    def _moments(self, out: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the means and the variances, each (B, m)."""
         mean, raw = out.chunk(2, 1)
         return mean, F.softplus(raw).clamp(min=torch.finfo(out.dtype).tiny)
 
