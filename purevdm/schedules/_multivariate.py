@@ -77,8 +77,8 @@ class Polynomial(Multivariate):
             """The integral of the square from 0 to t, a sum of terms of at least 0."""
             return t * sum(w * (a * (t * x).square() + b * (t * x) + c).square() for x, w in _NODES)
 
-        risen = area(t) / area(torch.ones_like(t))
-        return (low + (high - low) * pinned(risen, t)).reshape(self.event_shape)
+        risen = pinned(area(t) / area(torch.ones_like(t)), t)
+        return (low * (1.0 - risen) + high * risen).reshape(self.event_shape)
 
 
 def polynomial(
