@@ -230,6 +230,8 @@ class VDM(NamedTuple):
         gamma_t = schedules.levels(self.schedule, params["schedule"], noise.t, self.timesteps, cond).gamma_t
         within = denoiser.of_model(self, params, mask=batch.there).within
         f = within(self.decoder.encode(params.get("decoder", {}), batch.x, cond, self.dtype))
+        if self.encoder is not None:
+            f = f + within(self.encoder.shift(params.get("encoder", {}), f, gamma_t, cond))
         z_t = process.diffuse(f, process.align(gamma_t, f), within(noise.eps))
         given = (z_t, gamma_t, cond, noise.key, batch.there)
         return params | {"network": denoiser.update(self.network, params["network"], *given)}

@@ -141,15 +141,15 @@ def terms(
         eps_hat, v = denoise.eps_and_range(process.diffuse(f, gamma_t, eps), levels.gamma_t)
     else:
         moved = encoders.of_batch(model, params.get("encoder", {}), f, levels, denoise)
-        f_0, f_1, eps_0_moved = f + moved.shift_0, f + moved.shift_1, eps_0 + torch.exp(-0.5 * gamma_0) * moved.shift_0
+        f_0, f_1 = f + moved.shift_0, f + moved.shift_1
         prediction, v = denoise.prediction_and_range(process.diffuse(f + moved.shift_t, gamma_t, eps), levels.gamma_t)
         eps_hat = prediction.eps - moved.missed(prediction.x)
     level_0, estimate = gamma_0, None
     if decoder.takes_estimate:
         at_0 = levels.gamma_0.expand_as(levels.gamma_t)
         level_0, estimate = last_step(model, denoise, process.diffuse(f_0, gamma_0, eps_0), at_0)
-    if model.encoder is not None:
-        eps_0 = eps_0_moved
+    if model.encoder is not None:  # the decoder counts the noise from f
+        eps_0 = eps_0 + torch.exp(-0.5 * gamma_0) * moved.shift_0
     with exact(f.device):
         recon = reconstruction(model, own, x, f, eps_0, level_0, cond, estimate, mask)
         prior = prior_loss(f_1, gamma_1, shares)

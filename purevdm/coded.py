@@ -73,11 +73,20 @@ def conditional(model: M, params: Params) -> tuple[M, Params]:
     >>> given, its = coded.conditional(model, params)
     >>> given.sample(its, random.key(3), 3, cond=c, steps=5).shape, sampling.invert(given, its, x, c, steps=5).shape
     (torch.Size([3, 2]), torch.Size([3, 2]))
+
+    Raises:
+        TypeError, ValueError: a model without a code, parameters of another structure.
     """
     _having(model)
-    return model._replace(code=None), {  # type: ignore[attr-defined]
-        name: branch for name, branch in params.items() if name != "code"
-    }
+    parse(model, params)
+    return given_codes(model, params)
+
+
+def given_codes(model: Any, params: Params) -> Any:
+    """Does :func:`conditional` behind the door; a model without a code stays as it is."""
+    if model.code is None:
+        return model, params
+    return model._replace(code=None), {name: branch for name, branch in params.items() if name != "code"}
 
 
 def posterior(model: Any, params: Params, x: Tensor, key: Key, cond: Any = None) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import optree
 import pytest
 import torch
+from backends import every_backend
 from compare import close
 from goldens import HERE, nchw, tree
 from perturb import perturbed
@@ -414,3 +415,27 @@ def test_codes_cost_their_divergence_in_a_file(kind):
     assert np.array_equal(order(codes), order(taken.codes))
     _codes.give_back(stack, denoise, rows, None, codes, dithers)
     assert np.array_equal(stack.words(), words)
+
+
+@every_backend
+def test_a_compiled_bound_is_the_eager_one(backend):
+    model, params, x = small("k_hot")
+    noise = model.draw(random.key(2), 5, train=False)
+
+    def loss(params, x, noise):
+        return bound.bound(model, params, x, noise).total.mean()
+
+    eager = torch.func.grad_and_value(loss)
+    compiled = torch.compile(eager, fullgraph=True, backend=backend)
+    close(compiled(params, x, noise), eager(params, x, noise), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_losses_and_samples_are_the_eager_ones(kind):
+    model, params, x = small(kind)
+    loss = torch.compile(model.loss_fn, fullgraph=True)
+    close(loss(params, x, random.key(2)), model.loss_fn(params, x, random.key(2)), 1e-4)
+    sample = torch.compile(lambda params, key: model.sample(params, key, 4, steps=5, until=0.2), fullgraph=True)
+    with torch.no_grad():
+        close(sample(params, random.key(3)), model.sample(params, random.key(3), 4, steps=5, until=0.2), 1e-4)

@@ -7,6 +7,8 @@ import numpy as np
 import optree
 import pytest
 import torch
+from backends import every_backend
+from compare import close
 from goldens import HERE
 from perturb import perturbed
 
@@ -205,3 +207,19 @@ def test_what_has_no_formula_for_moving_means_is_refused():
     with pytest.raises(TypeError, match="encoder: expected a purevdm"):
         model._replace(encoder=networks.mlp(8)).init(random.key(0))
     assert evaluation.evaluate(model, params, [x], random.key(0)).nll.mean > 0
+
+
+@every_backend
+@pytest.mark.parametrize("timesteps", [0, pytest.param(7, marks=pytest.mark.slow)])
+def test_a_compiled_bound_is_the_eager_one(backend, timesteps):
+    network, encoder = networks.mlp(8, fourier=(), predicts="v"), encoders.learned(networks.mlp(4, fourier=()))
+    model = purevdm.vdm(network, schedules.learned_linear(), (3,), 16, encoder=encoder, timesteps=timesteps)
+    params, x = perturbed(model.init(random.key(0)), 1, 0.1), random.randint(random.key(1), (6, 3), 0, 16)
+    noise = model.draw(random.key(2), 6, train=False)
+
+    def loss(params, x, noise):
+        return bound.bound(model, params, x, noise).total.mean()
+
+    eager = torch.func.grad_and_value(loss)
+    compiled = torch.compile(eager, fullgraph=True, backend=backend)
+    close(compiled(params, x, noise), eager(params, x, noise), 1e-4)

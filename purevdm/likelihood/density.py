@@ -75,7 +75,7 @@ def log_prob(
     keys = sample_keys(key, n, samples)
     k_noise, k_probe = torch.func.vmap(random.split)(keys).unbind(1)
     cond, of_code = coded.weighted(model, params, x, keys, cond)
-    model, params = (model, params) if model.code is None else coded.conditional(model, params)
+    model, params = coded.given_codes(model, params)
     q = dequantised(kind, model, params, x, cond, mask)
     z_0, extra = q.latents(q.draw(k_noise))
     probe_noise = flow.probes_of(k_probe, probes, model)
