@@ -105,6 +105,27 @@ def test_the_loss_in_v_is_the_loss_in_eps(name):
     torch.testing.assert_close(got, wanted.sum((1, 2, 3)), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_in_steps_is_the_divergence_of_the_two_normals(name):
+    """q(z_s given z_t, x), of the moved means, and p(z_s given z_t), of which a step of the sampler is a draw."""
+    _, model, params, x, noise = golden(name)
+    steps = 7
+    model, t = model._replace(timesteps=steps), torch.tensor([1, 2, 3, 4, 5, 6, 7, 7], dtype=F64) / steps
+    got = bound.bound(model, params, x, noise._replace(t=t)).diffusion / steps
+    s, t = (schedules.gamma(model.schedule, params["schedule"], at) for at in (t - 1 / steps, t))
+    f = model.decoder.encode({}, x, dtype=F64)
+    f_s, f_t = (f + model.encoder.shift({}, f, gamma) for gamma in (s, t))
+    s, t = (process.align(gamma, f) for gamma in (s, t))
+    z_t = process.diffuse(f_t, t, noise.eps)
+    x_hat = model.denoiser(params, n=8)(z_t, t.reshape(-1)).x
+    ratio, h = process.alpha(s) / process.alpha(t), s - t
+    q = process.alpha(s) * f_s + torch.exp(h) * ratio * (z_t - process.alpha(t) * f_t)
+    p = torch.exp(h) * ratio * z_t - process.alpha(s) * torch.expm1(h) * x_hat
+    p = p + process.alpha(s) * h * model.encoder.guess(x_hat, t)
+    wanted = (q - p).square() / (-2.0 * process.sigma(s) ** 2 * torch.expm1(h))
+    torch.testing.assert_close(got, wanted.sum((1, 2, 3)), rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize("timesteps", [0, 20])
 def test_with_the_identity_it_is_the_model_without_an_encoder_bit_for_bit(timesteps):
     network = networks.mlp(8, fourier=(1,), predicts="v", cond_dim=1)

@@ -39,7 +39,8 @@ class Evaluation(NamedTuple):
         nll: the mean over examples.
         pooled: total nats over total dimensions, in bits/dim or, where the unit is nats, nats/dim: large examples count for
             more.
-        terms: the bound's recon, prior and diffusion, whose sum ``nll`` is; empty for another method.
+        terms: the bound's recon, prior and diffusion, and code where a model has one, whose sum ``nll`` is; empty for
+            another method.
         sampling: the part of the error that comes from the weights: what another key would change on the same examples. NaN
             for a bound and for one sample, and too small where a few weights dominate (see
             :class:`~purevdm.likelihood.Estimate`).
