@@ -2,6 +2,8 @@
 
 import functools
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import optree
@@ -256,12 +258,22 @@ def test_codes_are_drawn_for_samples_and_change_them():
     assert torch.equal(drawn, model.sample(params, random.key(0), 8, steps=4, z=z))
 
 
+@dataclass(frozen=True)
+class Own(codes.Code):
+    """A code that files do not know."""
+
+    encoder: Any
+    size: int
+
+
 def test_what_has_no_formula_for_codes_is_refused():
     model, params, x = small("gaussian")
     with pytest.raises(ValueError, match="code"):
         model.vlb_and_variance_grads(params, x, random.key(0))
     with pytest.raises(ValueError, match="without a code"):
-        codec.encode(model, params, x)
+        likelihood.flow.to_noise(model, params, torch.zeros(5, 6), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="expected a code of purevdm"):
+        codec.encode(model._replace(code=Own(model.code.encoder, 3)), params, x)
     with pytest.raises(ValueError, match="cond"):
         sampling.invert(model, params, x)
     with pytest.raises(TypeError, match="code: expected a purevdm"):
