@@ -7,18 +7,28 @@ import warnings
 import torch
 
 from purevdm import _checks, _values, random, schedules
+from purevdm.codes import Code
 from purevdm.decoders import Decoder, Gaussian, Product, fits, reconstruction_bits
 from purevdm.model import structure_of
 from purevdm.networks import Network
+from purevdm.parts import Encoder
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
+Parts = tuple[Network, Schedule, Decoder, Code | None, Encoder | None]
 
-def init(network: Network, schedule: Schedule, decoder: Decoder, event_shape: tuple[int, ...], key: Key) -> Params:
+
+def init(parts: Parts, event_shape: tuple[int, ...], key: Key) -> Params:
+    network, schedule, decoder, code, encoder = parts
     k_network, k_schedule = random.split(key).unbind(0)
-    params = {"network": network.init(k_network, decoder.latent_shape(event_shape)), "schedule": schedule.init(k_schedule)}
-    own = decoder.init(random.fold_in(key, 2))
-    return params | ({"decoder": own} if own else {})
+    latent = decoder.latent_shape(event_shape)
+    params = {"network": network.init(k_network, latent), "schedule": schedule.init(k_schedule)}
+    others = {"decoder": decoder.init(random.fold_in(key, 2))}
+    if code is not None:
+        others["code"] = code.init(random.fold_in(key, 3))
+    if encoder is not None:
+        others["encoder"] = encoder.init(random.fold_in(key, 4), latent)
+    return params | {name: own for name, own in others.items() if own or name == "code"}
 
 
 @functools.lru_cache(maxsize=256)
@@ -28,6 +38,8 @@ def structure(
     decoder: _values.Same,
     subspace: _values.Same,
     reverse: _values.Same,
+    code: _values.Same,
+    encoder: _values.Same,
     event_shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> _checks.Structure:
@@ -55,8 +67,11 @@ def structure(
     if network.value.outputs != (outputs := 2 if reverse.value.takes_range else None):
         wanted = f"outputs={outputs}, as the reverse process is {reverse.value!r}"
         raise ValueError(f"network: expected {wanted}, got outputs={network.value.outputs}")
-    parts = (network.value, schedule.value, decoder.value)
-    return structure_of(lambda key: init(*parts, event_shape, key), dtype)
+    latent, own = decoder.value.latent_shape(event_shape), getattr(schedule.value, "event_shape", None)
+    if own not in (None, latent):
+        raise ValueError(f"schedule: expected one for latents of shape {latent}, got one for {own}")
+    parts = (network.value, schedule.value, decoder.value, code.value, encoder.value)
+    return structure_of(lambda key: init(parts, event_shape, key), dtype)
 
 
 RECONSTRUCTION = 0.02

@@ -8,15 +8,17 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _fitting, _sharding, _values, bound, denoiser, process, schedules, variance
+from purevdm import _checks, _fitting, _sharding, _values, bound, coded, denoiser, process, schedules, variance
 from purevdm._compile import constant
-from purevdm.bound import NLLBound
+from purevdm._summary import summary
+from purevdm.bound import Terms
+from purevdm.codes import Code
 from purevdm.decoders import Decoder, discrete, fits, spacing
 from purevdm.denoiser import Denoiser
 from purevdm.model import Batch, latent_shape, latents, parse, seeded, seeds_of
 from purevdm.networks import Network
-from purevdm.noise import Noise, Seeds, draw_noise, draw_seeds
-from purevdm.parts import Reverse, Subspace, Weighting, posterior
+from purevdm.noise import CodedNoise, Noise, Seeds, draw_noise, draw_seeds, kind_of
+from purevdm.parts import Encoder, Reverse, Subspace, Weighting, posterior
 from purevdm.sampling import Options, Sample, sample
 from purevdm.schedules import Schedule
 from purevdm.solvers import Solver, dpmpp_2m
@@ -57,6 +59,10 @@ class VDM(NamedTuple):
             :mod:`purevdm.parts`. Solvers that draw noise have their own.
         weighting: of the diffusion loss in ``loss_fn``, or None for the bound; ``nll_bound`` and ``terms`` never have one.
         subspace: the one that data and latents lie in, or None.
+        code: of :mod:`purevdm.codes`, or None. With one, ``cond`` is numbers (B, d) or None, and network and schedule are
+            given (B, d + m), the code behind them; ``gamma``, ``eps_hat``, ``denoiser`` and ``sampling.invert`` take that as
+            their ``cond``.
+        encoder: of :mod:`purevdm.encoders`, whose means move with time, or None.
         dtype: of parameters, latents and losses. Times and noise are drawn in it, and a key gives other numbers in another
             dtype; ``init`` gives the same parameters. To compare dtypes, give both one noise (:func:`purevdm.bound.bound`).
 
@@ -78,13 +84,17 @@ class VDM(NamedTuple):
     reverse: Reverse = POSTERIOR
     weighting: Weighting | None = None
     subspace: Subspace | None = None
+    code: Code | None = None
+    encoder: Encoder | None = None
 
     # Parameters and noise
 
     def init(self, key: Key) -> Params:
-        """Draws fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"`` for one that has any."""
+        """Draws fresh parameters: ``{"network": ..., "schedule": ...}``, and ``"decoder"``, ``"code"`` and ``"encoder"`` for
+        those that have any."""
         self._structure()
-        params = _fitting.init(self.network, self.schedule, self.decoder, self.event_shape, _checks.key("key", key))
+        parts = (self.network, self.schedule, self.decoder, self.code, self.encoder)
+        params = _fitting.init(parts, self.event_shape, _checks.key("key", key))
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
@@ -92,9 +102,10 @@ class VDM(NamedTuple):
         part."""
         return draw_seeds(key, n, antithetic=self.antithetic, timesteps=self.timesteps, dtype=self.dtype)
 
-    def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Noise:
-        """Draws the noise of the losses for a batch of n, each field (n, ...)."""
-        return draw_noise(seeds_of(self, key, n), latent_shape(self), _checks.boolean("train", train))
+    def draw(self, key: Key | Seeds, n: int, *, train: bool = True) -> Any:
+        """Draws the noise of the losses for a batch of n, each field (n, ...): a :class:`Noise`, or a
+        :class:`~purevdm.noise.CodedNoise` of a model with a code."""
+        return draw_noise(seeds_of(self, key, n), latent_shape(self), _checks.boolean("train", train), self.code)
 
     # The bound
 
@@ -113,7 +124,7 @@ class VDM(NamedTuple):
 
         For real data it bounds -log2 of a density, and may be negative.
         """
-        return self._summary(*self._terms(params, x, key, cond, mask, train))[0]
+        return summary(self, *self._terms(params, x, key, cond, mask, train))[0]
 
     def loss_and_stats(
         self,
@@ -128,12 +139,12 @@ class VDM(NamedTuple):
         """Gives :meth:`loss_fn` and its parts, for ``has_aux=True``.
 
         Returns:
-            The loss, and a dict of the bound's parts ``recon``, ``prior`` and ``diffusion`` (bits/dim; without a weighting
-            they sum to the loss) and of the endpoints ``gamma_0`` and ``gamma_1`` (means, where dimensions or examples have
-            their own). Under a schedule of :func:`purevdm.importance.warped` in continuous time, also ``schedule``: the
-            branches of ``params["schedule"]`` that this batch moves.
+            The loss, and a dict of the bound's parts ``recon``, ``prior``, ``diffusion`` and, of a model with a code,
+            ``code`` (bits/dim; without a weighting they sum to the loss), and of the endpoints ``gamma_0`` and ``gamma_1``
+            (means, where dimensions or examples have their own). Under a schedule of :func:`purevdm.importance.warped` in
+            continuous time, also ``schedule``: the branches of ``params["schedule"]`` that this batch moves.
         """
-        return self._summary(*self._terms(params, x, key, cond, mask, train))
+        return summary(self, *self._terms(params, x, key, cond, mask, train))
 
     def vlb_and_variance_grads(
         self,
@@ -155,23 +166,21 @@ class VDM(NamedTuple):
         """
         if self.timesteps:
             raise ValueError(f"timesteps: expected 0, as in {self.timesteps} steps the bound depends on the interior")
-        if self.weighting is not None or self.subspace is not None:
-            raise ValueError("weighting, subspace: expected None, as the variance is taken of the bound's loss an example")
+        if any(part is not None for part in (self.weighting, self.subspace, self.code)):
+            raise ValueError("weighting, subspace, code: expected None, as the variance is of the bound's loss an example")
         batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
         noise = self._noise(key, batch.n, train)
         per_dim = 1.0 / (batch.dims * math.log(2.0))
         grads, terms, curve = variance.gradients(self, batch, noise, per_dim, cond)
         levels = variance.levels(curve)
         _checks.verify(schedules.rising(levels))
-        loss, stats = self._summary(terms, levels, noise, batch)
+        loss, stats = summary(self, terms, levels, noise, batch)
         grads = _sharding.like(grads, params, mean=True)
         return grads, (loss, stats) if has_aux else loss
 
-    def nll_bound(
-        self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None
-    ) -> NLLBound:
-        """Estimates an upper bound on -log p(x), by its three terms for each example: each (B,), nats (of a density, where
-        data are real).
+    def nll_bound(self, params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, *, mask: Tensor | None = None) -> Any:
+        """Estimates an upper bound on -log p(x), by its terms for each example: each (B,), nats (of a density, where data
+        are real), an :class:`NLLBound`, or a :class:`~purevdm.bound.CodedNLLBound` of a model with a code.
 
         To compare an example's bounds, as under each class in a classifier, give all the same key; see
         :mod:`purevdm.evaluation`.
@@ -187,7 +196,7 @@ class VDM(NamedTuple):
         *,
         mask: Tensor | None = None,
         train: bool = False,
-    ) -> NLLBound:
+    ) -> Any:
         """Gives the terms of :meth:`nll_bound`, unsummed: of each element, nats, for a loss of one's own.
 
         Here beta weighs the diffusion against the rest, and the first of three channels counts twice:
@@ -217,17 +226,20 @@ class VDM(NamedTuple):
         if self.network.update is None:
             return params
         own = batch.params
+        cond, _ = coded.of_data(self, own, batch.x, noise, cond)
         gamma_t = schedules.levels(self.schedule, own["schedule"], noise.t, self.timesteps, cond).gamma_t
         within = denoiser.of_model(self, own, mask=batch.there).within
         f = within(self.decoder.encode(own.get("decoder", {}), batch.x, cond, self.dtype))
+        if self.encoder is not None:
+            f = f + within(self.encoder.shift(own.get("encoder", {}), f, gamma_t, cond))
         z_t = process.diffuse(f, process.align(gamma_t, f), within(noise.eps))
         given = (z_t, gamma_t, cond, noise.key, batch.there)
         after = denoiser.update(self.network, own["network"], *given)
         return params | {"network": _sharding.restored(after, own["network"], params["network"])}
 
-    def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise, cond: Any = None) -> NLLBound:
-        """Gives the bound's three terms for one example x, (event_shape), with explicit noise: each (), nats."""
-        _checks.instance("noise", noise, Noise, "a purevdm.Noise")
+    def nll_bound_of_one(self, params: Params, x: Tensor, noise: Noise | CodedNoise, cond: Any = None) -> Terms:
+        """Gives the bound's terms for one example x, (event_shape), with explicit noise: each (), nats."""
+        _checks.instance("noise", noise, *kind_of(self.code))
         _checks.shaped("x", x, self.event_shape)
         _checks.shaped("noise.t", noise.t, ())
         _checks.shaped("noise.eps_0", noise.eps_0, latent_shape(self))
@@ -237,8 +249,8 @@ class VDM(NamedTuple):
             return None if leaf is None else _checks.tensor("cond", leaf)[None]
 
         cond = None if cond is None else optree.tree_map(batch, cond, none_is_leaf=True)
-        terms = bound.bound(self, params, x[None], Noise(*map(batch, noise)), cond)  # type: ignore[arg-type]
-        return NLLBound(*(term[0] for term in terms))
+        terms = bound.bound(self, params, x[None], type(noise)(*map(batch, noise)), cond)  # type: ignore[arg-type]
+        return type(terms)(*(term[0] for term in terms))
 
     # Prediction and samples
 
@@ -382,6 +394,7 @@ class VDM(NamedTuple):
         """
         batch = parse(self, params, key=_checks.key("key", key), cond=cond)
         solver = dpmpp_2m() if solver is None else solver
+        cond = coded.of_prior(self, key, n, cond)
         options = Options(steps, solver, grid, cond, guidance, clip, project, trajectory, callback, differentiable, mask)
         return sample(self, batch.params, key, n, options, z=z, start=start, until=until, decode=decode)
 
@@ -394,49 +407,30 @@ class VDM(NamedTuple):
         _checks.dtype("dtype", self.dtype, (torch.float32, torch.float64))
         _checks.timesteps(self.timesteps, self.dtype)
         _checks.boolean("antithetic", self.antithetic)
-        for name, kind in (("reverse", Reverse), ("weighting", Weighting), ("subspace", Subspace)):
+        kinds = dict(reverse=Reverse, weighting=Weighting, subspace=Subspace, code=Code, encoder=Encoder)
+        for name, kind in kinds.items():
             if getattr(self, name) is not None or name == "reverse":
-                _checks.instance(name, getattr(self, name), kind, f"a purevdm.parts.{kind.__name__}")
-        parts = (self.network, self.schedule, self.decoder, self.subspace, self.reverse)
+                room = "codes" if kind is Code else "parts"
+                _checks.instance(name, getattr(self, name), kind, f"a purevdm.{room}.{kind.__name__}")
+        parts = (self.network, self.schedule, self.decoder, self.subspace, self.reverse, self.code, self.encoder)
         return _fitting.structure(*map(_values.Same, parts), shape, self.dtype)
 
-    def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
+    def _noise(self, key: Key | Seeds, n: int, train: bool) -> Any:
         """The noise of a batch of n, behind the door."""
-        return draw_noise(seeded(self, key, n), latent_shape(self), _checks.boolean("train", train))
+        return draw_noise(seeded(self, key, n), latent_shape(self), _checks.boolean("train", train), self.code)
 
     def _terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
-    ) -> tuple[NLLBound, schedules.Levels, Noise, Batch]:
+    ) -> tuple[Terms, schedules.Levels, Noise, Batch]:
         """The bound's terms of each element, with the schedule's levels, the noise, and the batch."""
         batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
         own, noise = batch.params, self._noise(key, batch.n, train)
+        cond, code = coded.of_data(self, own, batch.x, noise, cond)
         levels = schedules.levels(self.schedule, own["schedule"], noise.t, self.timesteps, cond)
         _checks.verify(schedules.rising(levels, self.timesteps))
         denoise = denoiser.of_model(self, own, cond, noise.key, batch.there)
-        terms = bound.terms(self, denoise, own.get("decoder", {}), batch.x, noise, levels, batch.mask)
+        terms = bound.with_code(bound.terms(self, denoise, own, batch.x, noise, levels, batch.mask), code)
         return terms, levels, noise, batch
-
-    def _mean(self, term: Tensor, dims: Tensor | float) -> Tensor:
-        """The mean over examples of a term, bits/dim."""
-        if isinstance(dims, Tensor):
-            return (term / dims).mean() / math.log(2.0)
-        return term.mean() * (1.0 / (dims * math.log(2.0)))
-
-    def _summary(
-        self, terms: NLLBound, levels: schedules.Levels, noise: Noise, batch: Batch
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """The loss, the mean of the weighted terms, and the parts of the bound, bits/dim."""
-        each, dims = bound.summed(terms), batch.dims
-        stats: dict[str, Any] = {name: self._mean(term, dims) for name, term in each._asdict().items()}
-        loss = stats["recon"] + stats["prior"] + stats["diffusion"]
-        if self.weighting is not None:
-            weight = self.weighting.weight(process.align(levels.gamma_t, terms.diffusion))
-            each = bound.summed(terms._replace(diffusion=weight * terms.diffusion))
-            loss = stats["recon"] + stats["prior"] + self._mean(each.diffusion, dims)
-        stats |= {"gamma_0": levels.gamma_0.mean(), "gamma_1": levels.gamma_1.mean()}
-        if self.schedule.observe is not None and self.timesteps == 0:
-            stats["schedule"] = self.schedule.observe(batch.params["schedule"], noise.t, each.diffusion)
-        return loss, stats
 
 
 def vdm(
@@ -452,6 +446,8 @@ def vdm(
     reverse: Reverse = POSTERIOR,
     weighting: Weighting | None = None,
     subspace: Subspace | None = None,
+    code: Code | None = None,
+    encoder: Encoder | None = None,
 ) -> VDM:
     """Makes a variational diffusion model of a network, a schedule and a decoder.
 
@@ -472,7 +468,8 @@ def vdm(
             most 100,663 in float32, which does not resolve more.
         antithetic: whether a batch's times are spread evenly (App. I) or independent.
         dtype: of parameters, latents and losses: float32, or float64 for proofs.
-        reverse, weighting, subspace: of :mod:`purevdm.parts`; see :class:`VDM`.
+        reverse, weighting, subspace, code, encoder: of :mod:`purevdm.parts`, :mod:`purevdm.codes` and
+            :mod:`purevdm.encoders`; see :class:`VDM`.
 
     Returns:
         A :class:`VDM`.
@@ -508,6 +505,7 @@ def vdm(
         _fitting.warn_of_reconstruction(decoder.vocab_size, step, endpoints[0])
     timesteps = 0 if timesteps is None else timesteps
     network = _fitting.between(network, endpoints)
-    model = VDM(network, schedule, decoder, event_shape, timesteps, antithetic, dtype, reverse, weighting, subspace)
+    rest = (timesteps, antithetic, dtype, reverse, weighting, subspace, code, encoder)
+    model = VDM(network, schedule, decoder, event_shape, *rest)
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model

@@ -4,22 +4,24 @@ The mathematics is elementwise, and takes all that is random, and the predicted 
 together for a batch, unsummed; :func:`summed` adds its elements up.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purevdm import _checks, process, schedules
+from purevdm import _checks, coded, encoders, process, schedules
 from purevdm._compile import exact
 from purevdm._stable import expm1
 from purevdm.denoiser import Denoiser, last_step, of_model
 from purevdm.model import Model, parse, share
-from purevdm.noise import Noise
+from purevdm.noise import CodedNoise, Noise, kind_of
 from purevdm.schedules import Levels
 from purevdm.types import Params
 
-__all__ = ["NLLBound", "bound", "diffusion_loss", "prior_loss", "reverse_loss", "summed", "terms"]
+T = TypeVar("T", bound=tuple[Tensor, ...])
+
+__all__ = ["CodedNLLBound", "NLLBound", "bound", "diffusion_loss", "prior_loss", "reverse_loss", "summed", "terms"]
 
 
 class NLLBound(NamedTuple):
@@ -39,6 +41,28 @@ class NLLBound(NamedTuple):
     def total(self) -> Tensor:
         """The bound on -log p(x) of each example, in nats."""
         return self.recon + self.prior + self.diffusion
+
+
+class CodedNLLBound(NamedTuple):
+    """The four terms of the bound on -log p(x) of a model with a code (:mod:`purevdm.codes`), in nats.
+
+    Attributes:
+        recon, prior, diffusion: as in :class:`NLLBound`, given the code.
+        code: KL(q(c given x) || p(c)), (B,); unsummed, its terms, (B, ...).
+    """
+
+    recon: Tensor
+    prior: Tensor
+    diffusion: Tensor
+    code: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The bound on -log p(x) of each example, in nats."""
+        return self.recon + self.prior + self.diffusion + self.code
+
+
+Terms = NLLBound | CodedNLLBound
 
 
 # The mathematics, elementwise
@@ -86,14 +110,14 @@ def reverse_loss(loss: Tensor, log_ratio: Tensor, timesteps: int, share: float |
 
 
 def terms(
-    model: Model, denoise: Denoiser, params: Params, x: Tensor, noise: Noise, levels: Levels, mask: Tensor | None = None
+    model: Model, denoise: Denoiser, params: Params, x: Tensor, noise: Any, levels: Levels, mask: Tensor | None = None
 ) -> NLLBound:
     """Computes the bound's terms of each element, a deterministic function of the noise; behind the door.
 
     Args:
         model: the model.
         denoise: of the network, with the batch's condition, the noise's keys and the mask of the latents.
-        params: the decoder's parameters, {} where it has none.
+        params: the model's, of which the decoder's and the encoder's are read.
         x: data, (B, *event_shape).
         noise: the batch's noise.
         levels: the schedule's at its times.
@@ -102,9 +126,9 @@ def terms(
     Returns:
         Terms that add up over elements to those of the examples, nats.
     """
-    decoder, subspace = model.decoder, model.subspace
+    decoder, subspace, own = model.decoder, model.subspace, params.get("decoder", {})
     eps_0, eps, cond, there = noise.eps_0, noise.eps, denoise.cond, denoise.mask
-    f = decoder.encode(params, x, cond, eps.dtype)
+    f = decoder.encode(own, x, cond, eps.dtype)
     shares = share(model, f, there, f.dtype)
     if there is not None:
         f, eps_0, eps = (torch.where(there, part, 0.0) for part in (f, eps_0, eps))
@@ -112,15 +136,23 @@ def terms(
         f, eps_0, eps = (subspace.project(part, there) for part in (f, eps_0, eps))
     # (B,) or (B, *latent_shape) each, the ends without the leading axis where no context tells examples apart
     gamma_0, gamma_1, gamma_t, weight = (process.align(level.expand_as(levels.gamma_t), f) for level in levels)
-    z_t = process.diffuse(f, gamma_t, eps)
-    eps_hat, v = denoise.eps_and_range(z_t, levels.gamma_t)
+    if model.encoder is None:
+        f_0 = f_1 = f
+        eps_hat, v = denoise.eps_and_range(process.diffuse(f, gamma_t, eps), levels.gamma_t)
+    else:
+        moved = encoders.of_batch(model, params.get("encoder", {}), f, levels, denoise)
+        f_0, f_1 = f + moved.shift_0, f + moved.shift_1
+        prediction, v = denoise.prediction_and_range(process.diffuse(f + moved.shift_t, gamma_t, eps), levels.gamma_t)
+        eps_hat = prediction.eps - moved.missed(prediction.x)
     level_0, estimate = gamma_0, None
     if decoder.takes_estimate:
         at_0 = levels.gamma_0.expand_as(levels.gamma_t)
-        level_0, estimate = last_step(model, denoise, process.diffuse(f, gamma_0, eps_0), at_0)
-    with exact(z_t.device):
-        recon = reconstruction(model, params, x, f, eps_0, level_0, cond, estimate, mask)
-        prior = prior_loss(f, gamma_1, shares)
+        level_0, estimate = last_step(model, denoise, process.diffuse(f_0, gamma_0, eps_0), at_0)
+    if model.encoder is not None:  # the decoder counts the noise from f
+        eps_0 = eps_0 + torch.exp(-0.5 * gamma_0) * moved.shift_0
+    with exact(f.device):
+        recon = reconstruction(model, own, x, f, eps_0, level_0, cond, estimate, mask)
+        prior = prior_loss(f_1, gamma_1, shares)
         diffusion = latent_loss(model, eps, eps_hat, gamma_t, weight, v, shares)
     if mask is not None and there is not None:
         recon, prior, diffusion = (
@@ -181,13 +213,20 @@ def latent_loss(
     return loss if log_ratio is None else reverse_loss(loss, log_ratio, steps, share)
 
 
-def summed(terms: NLLBound) -> NLLBound:
+def summed(terms: T) -> T:
     """Sums the terms of each example, (B,), over its elements."""
-    return NLLBound(*(term.reshape(term.shape[0], -1).sum(1) for term in terms))
+    return type(terms)(*(term.reshape(term.shape[0], -1).sum(1) for term in terms))
 
 
-def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = None, mask: Tensor | None = None) -> NLLBound:
-    """Computes the bound's three terms for a batch, a deterministic function of its noise.
+def with_code(terms: NLLBound, code: Tensor | None) -> Terms:
+    """Gives the terms with those of a code, where there is one."""
+    return terms if code is None else CodedNLLBound(*terms, code)
+
+
+def bound(
+    model: Model, params: Params, x: Tensor, noise: Noise | CodedNoise, cond: Any = None, mask: Tensor | None = None
+) -> Terms:
+    """Computes the bound's terms for a batch, a deterministic function of its noise.
 
     Args:
         model: the model.
@@ -205,8 +244,9 @@ def bound(model: Model, params: Params, x: Tensor, noise: Noise, cond: Any = Non
         TypeError, ValueError: bad arguments, as for :meth:`purevdm.VDM.nll_bound`; noise of another shape, dtype or device
             than the model's, or that is not finite; times out of range, or that are none of the model's steps.
     """
-    batch = parse(model, params, x, _checks.instance("noise", noise, Noise, "a purevdm.Noise"), cond, mask=mask)
+    batch = parse(model, params, x, _checks.instance("noise", noise, *kind_of(model.code)), cond, mask=mask)
     params = batch.params
+    cond, code = coded.of_data(model, params, batch.x, noise, cond)
     levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
     denoise = of_model(model, params, cond, noise.key, batch.there)
-    return summed(terms(model, denoise, params.get("decoder", {}), batch.x, noise, levels, batch.mask))
+    return summed(with_code(terms(model, denoise, params, batch.x, noise, levels, batch.mask), code))

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from purevdm import _checks, _sharding, _spread, random, schedules
 from purevdm._compile import OLD, untraced
+from purevdm.codes import Code
 from purevdm.decoders import Decoder, plain
 from purevdm.networks import Network
 from purevdm.noise import Seeds
-from purevdm.parts import Reverse, Subspace
+from purevdm.parts import Encoder, Reverse, Subspace
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
 
@@ -39,6 +40,10 @@ class Model(Protocol):
     def subspace(self) -> Subspace | None: ...
     @property
     def reverse(self) -> Reverse: ...
+    @property
+    def code(self) -> Code | None: ...
+    @property
+    def encoder(self) -> Encoder | None: ...
 
 
 @runtime_checkable
@@ -154,6 +159,7 @@ def parse(
         batch, facts = batch._replace(there=there), something(there)
     if batch.n:
         batch_axes(cond, batch.n)
+    coded = getattr(model, "code", None) is not None
     explicit = isinstance(key, tuple) and hasattr(key, "t")  # seeds or noise
     if explicit:
         facts += drawn(model, key, batch.n)
@@ -177,7 +183,8 @@ def parse(
             facts += _spread.finite(name, tree, mesh)
         else:
             facts += _checks.finite(name, tree, dtypes.get(name, model.dtype))
-    if hasattr(model, "schedule") and not torch.compiler.is_compiling():
+    # Under a code the context comes later, and the levels are held to it.
+    if hasattr(model, "schedule") and not torch.compiler.is_compiling() and not (coded and model.schedule.contextual):
         like = torch.empty((), dtype=model.dtype, device=device)
         facts += schedules.increasing(model.schedule, params["schedule"], like, cond)
     _checks.verify(facts)
@@ -291,15 +298,20 @@ def latent_shape(model: Any) -> tuple[int, ...]:
     return (model.flow if hasattr(model, "flow") else model.decoder).latent_shape(model.event_shape)  # type: ignore[no-any-return]
 
 
-def direct(model: Any, use: str, *, flow: bool = False) -> None:
+def direct(model: Any, use: str, *, flow: bool = False, coded: bool = False) -> None:
     """Refuses a model whose latents are not its data encoded by a fixed map, for what has no formula for others.
 
     Args:
         model: a VDM.
         use: for what, as messages say it.
         flow: whether latents may lie in a subspace, and have another shape than the data.
+        coded: whether the model may have a code.
     """
     decoder = _checks.instance("decoder", model.decoder, Decoder, "a purevdm Decoder")
+    if model.code is not None and not coded:
+        raise ValueError(f"model: expected one without a code for {use}; purevdm.coded.conditional gives it, given codes")
+    if model.encoder is not None:
+        raise ValueError(f"model: expected one whose means stay, without an encoder, for {use}, got {model.encoder!r}")
     if model.subspace is not None and not flow:
         raise ValueError(f"model: expected one without a subspace for {use}, got {model.subspace!r}")
     if decoder.learned or not (flow or plain(decoder, model.event_shape)):
@@ -317,11 +329,12 @@ def drawn(model: Any, noise: Any, n: int) -> list[_checks.Fact]:
     """Checks that seeds or noise are those of n examples of a model; that their times are the model's comes back as a
     fact."""
     name, t, steps = "key" if isinstance(noise, Seeds) else "noise", noise.t, model.timesteps
-    latent = latent_shape(model)
+    latent, code = latent_shape(model), getattr(model, "code", None)
     for field, value in noise._asdict().items():
         if value is not None or field not in ("timesteps" if name == "key" else "key", "sender", "others"):
             count = _checks.tensor(f"{name}.{field}", value).shape[1:2] if field == "sender" else ()
-            shape = {"t": (n,), "key": (n, 2), "timesteps": (n,)}.get(field, (n, *count, *latent))
+            shapes = {"t": (n,), "key": (n, 2), "timesteps": (n,), "code": (n, code.size if code is not None else 0)}
+            shape = shapes.get(field, (n, *count, *latent))
             dtype = {"key": torch.int32, "timesteps": torch.int32, "others": torch.int64}.get(field, model.dtype)
             _checks.alike(f"{name}.{field}", value, shape, dtype)
     if not _checks.readable(t):

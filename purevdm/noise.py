@@ -1,14 +1,15 @@
 """The noise of a batch: its times, and a key for each example, from which all else is drawn."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm.codes import Code
 from purevdm.types import Key, Shape
 
-__all__ = ["Noise", "Seeds", "discretise", "draw_noise", "draw_seeds", "draw_times"]
+__all__ = ["CodedNoise", "Noise", "Seeds", "discretise", "draw_noise", "draw_seeds", "draw_times"]
 
 
 class Seeds(NamedTuple):
@@ -43,6 +44,28 @@ class Noise(NamedTuple):
     eps_0: Tensor
     eps: Tensor
     key: Tensor | None = None
+
+
+class CodedNoise(NamedTuple):
+    """All that is random in one example's bound under a model with a code. A batch of them has a leading axis on each field.
+
+    Attributes:
+        t, eps_0, eps, key: as in :class:`Noise`.
+        code: what the code is drawn with, shape (m,) (:meth:`purevdm.codes.Code.noise`).
+    """
+
+    t: Tensor
+    eps_0: Tensor
+    eps: Tensor
+    key: Tensor | None
+    code: Tensor
+
+
+def kind_of(code: Code | None) -> tuple[type, str]:
+    """Gives the class of a model's noise, and what messages call it."""
+    return (
+        (Noise, "a purevdm.Noise") if code is None else (CodedNoise, "a purevdm.noise.CodedNoise, as the model has a code")
+    )
 
 
 def discretise(t: Tensor, timesteps: int) -> Tensor:
@@ -85,8 +108,9 @@ def draw_seeds(
     return Seeds(t, keys[1:], torch.full((n,), timesteps, dtype=torch.int32, device=key.device))
 
 
-def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:
-    """Draws the noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys."""
+def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True, code: Code | None = None) -> Any:
+    """Draws the noise of a batch from its seeds, in the dtype of its times; ``train`` gives the network keys, and a code has
+    noise of its own."""
     dtype = seeds.t.dtype
 
     def one(key: Key) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,4 +119,7 @@ def draw_noise(seeds: Seeds, event_shape: Shape, train: bool = True) -> Noise:
         return eps_0, eps, k_network
 
     eps_0, eps, keys = torch.func.vmap(one)(seeds.key)
-    return Noise(seeds.t, eps_0, eps, keys if train else None)
+    noise = Noise(seeds.t, eps_0, eps, keys if train else None)
+    if code is None:
+        return noise
+    return CodedNoise(*noise, torch.func.vmap(lambda k: code.noise(random.fold_in(k, 2), dtype))(seeds.key))

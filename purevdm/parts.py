@@ -1,5 +1,5 @@
 """What a model may be given besides a network, a schedule and a decoder: a subspace that its latents lie in, the variance of
-its reverse process, a weighting of its training loss.
+its reverse process, a weighting of its training loss, an encoder whose means move with time.
 
 Each is a value with one or two methods. To make one of your own, derive from its class.
 """
@@ -7,6 +7,7 @@ Each is a value with one or two methods. To make one of your own, derive from it
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from torch import Tensor
 from purevdm import _checks
 from purevdm._compile import fixed
 from purevdm._values import Value
+from purevdm.types import Key, Params, Shape
 
 __all__ = [
+    "Encoder",
     "Reverse",
     "Subspace",
     "Weighting",
@@ -192,6 +195,28 @@ def learned_range(log_last: tuple[float, float] | None = None) -> Reverse:
     if not isinstance(log_last, (tuple, list)) or len(log_last) != 2:
         raise TypeError(f"log_last: expected two numbers, got {_checks.describe(log_last)}")
     return LearnedRange((_checks.real("log_last[0]", log_last[0]), _checks.real("log_last[1]", log_last[1])))
+
+
+# Means that move
+
+
+class Encoder(Value):
+    """A mean that moves with the noise level (DiffEnc, Nielsen et al. 2024, arXiv 2310.19789): q(z_t given x) is normal
+    about alpha_t f_t, where f_t = f + shift(f, gamma_t). :mod:`purevdm.encoders` has the library's. Derive from it and
+    write :meth:`shift`."""
+
+    def init(self, key: Key, latent_shape: Shape) -> Params:
+        """Draws parameters: {}, for which a model has no branch, unless an encoder says otherwise."""
+        return {}
+
+    def shift(self, params: Params, f: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:
+        """Gives f_t - f, of f's shape, (B, *latent_shape), at noise levels (B,). Where gamma is small it must be, too."""
+        raise NotImplementedError
+
+    def guess(self, x_hat: Tensor, gamma: Tensor) -> Tensor:
+        """Gives what the reverse process takes for the motion df_t / dgamma, where it knows only the network's estimate of
+        f_t: elementwise, gamma broadcasts. None is a guess of 0."""
+        return torch.zeros_like(x_hat)
 
 
 # Weightings of the training loss

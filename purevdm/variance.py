@@ -67,7 +67,7 @@ def gradients(
 
     def mean(others: Params, curve: Curve) -> tuple[Tensor, NLLBound]:
         denoise = of_model(model, others, cond, noise.key, batch.there)
-        terms = bound.terms(model, denoise, others.get("decoder", {}), batch.x, noise, levels(curve), batch.mask)
+        terms = bound.terms(model, denoise, others, batch.x, noise, levels(curve), batch.mask)
         terms = bound.summed(terms)
         return (terms.total * scale).mean(), terms
 

@@ -15,7 +15,10 @@ import purevdm
 from purevdm import (
     bfn,
     codec,
+    coded,
+    codes,
     decoders,
+    encoders,
     evaluation,
     importance,
     interop,
@@ -56,6 +59,14 @@ Z = random.normal(random.key(2), (3, 2))
 GAMMA = torch.zeros(3)
 N, MASK = torch.tensor([1, 3, 2]), torch.ones(3, 2, dtype=torch.bool)
 MODULE = networks.from_module(Net)
+CODED = purevdm.vdm(
+    networks.mlp(4, 1, fourier=(), cond_dim=4),
+    schedules.polynomial((2,), 3, hidden=4),
+    (2,),
+    8,
+    code=codes.one_hot(decoders.perceptron((2,), (), (3,)), 3),
+)
+CODED_PARAMS = CODED.init(KEY)
 STATE = training.init(MODEL, KEY)
 GRADIENTS = training.gradients(MODEL)
 EULER = ode.heun(2)
@@ -107,6 +118,21 @@ def doors(folder: Path) -> dict[str, Door]:
         "schedules.constrained_monotone": _of(
             schedules.constrained_monotone, gamma_min=-5.0, gamma_max=5.0, hidden=(4,), activation="elu", weights=(7, 7, 2)
         ),
+        "schedules.polynomial": _of(
+            schedules.polynomial, event_shape=(2,), context=3, hidden=4, gamma_min=-5.0, gamma_max=5.0
+        ),
+        "schedules.multivariate_mlp": _of(schedules.multivariate_mlp, event_shape=(2,), context=3, hidden=4),
+        "codes.gaussian": _of(codes.gaussian, encoder=CODED.code.encoder, size=3),
+        "codes.one_hot": _of(codes.one_hot, encoder=CODED.code.encoder, size=3, temperature=1.0),
+        "codes.k_hot": _of(codes.k_hot, encoder=CODED.code.encoder, size=3, k=2, penalty="bound", perturbation="gamma"),
+        "encoders.learned": _of(encoders.learned, network=NETWORK),
+        "networks.unet_encoder": _of(
+            *(networks.unet_encoder,), event_shape=(1, 4, 4), out=3, embed=4, blocks=1, fourier=(), dropout=0.1, groups=2
+        ),
+        "coded.elbo": _of(CODED.nll_bound, params=CODED_PARAMS, x=X, key=KEY, cond=COND),
+        "coded.sample": _of(CODED.sample, params=CODED_PARAMS, key=KEY, n=3, steps=2, cond=COND),
+        "coded.posterior": _of(coded.posterior, model=CODED, params=CODED_PARAMS, x=X, key=KEY, cond=COND),
+        "coded.conditional": _of(coded.conditional, model=CODED, params=CODED_PARAMS),
         "networks.mlp": _of(
             networks.mlp,
             hidden=4,

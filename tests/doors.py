@@ -173,6 +173,12 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("gaussian.encode.x", ("a NaN", "an infinity")),  # numbers as they are
     ("gaussian.log_prob.x real.loss_fn.x real.nll_bound.x real.log_prob.x real.evaluate.x", ("a float64 tensor",)),
     ("real.log_prob_and_grad.x", ("a float64 tensor",)),
+    ("context size schedules.polynomial.hidden schedules.multivariate_mlp.hidden out", (*INTEGERS, "2**40")),
+    ("context", ("0",)),
+    ("k temperature", (*INTEGERS, "1.5", "a NumPy float", *LARGE)),
+    ("schedules.polynomial.hidden schedules.multivariate_mlp.hidden", ("None",)),
+    ("schedules.polynomial.event_shape schedules.multivariate_mlp.event_shape", ("()", "[]")),
+    ("coded.posterior.cond", (*FLOATS, "None")),
     ("nll_bound_of_one.cond", ("a number's tensor", "an integer's tensor")),
 ]
 VALID = {(name, value) for names, values in TABLE for name in names.split() for value in values}

@@ -8,7 +8,7 @@ import numpy as np
 import optree
 import torch
 
-from purevdm import VDM, _files, schedules
+from purevdm import VDM, _files, random, schedules
 from purevdm.evaluation import Profile
 
 matplotlib.use("Agg")
@@ -48,10 +48,14 @@ def grid(x: torch.Tensor, vocab_size: int | None, path: Path) -> None:
 
 
 def curve(model: VDM, params, path: Path) -> None:
-    """Draws the schedule: gamma, and its slope, against time."""
+    """Draws the schedule: gamma, and its slope, against time; of at most 100 dimensions, for one code from its prior."""
     device = optree.tree_leaves(params)[0].device
     t = torch.linspace(0, 1, 257, device=device, dtype=model.dtype)
-    gamma, slope = (v.detach().cpu() for v in schedules.gamma_and_slope(model.schedule, params["schedule"], t))
+    code = None
+    if model.schedule.contextual:
+        code = model.code.prior(random.key(0, device=device), model.dtype).expand(len(t), -1)
+    found = schedules.gamma_and_slope(model.schedule, params["schedule"], t, code)
+    gamma, slope = (v.detach().cpu().reshape(len(t), -1)[:, :: max(1, v[0].numel() // 100)] for v in found)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for ax, values, name in zip(axes, (gamma, slope), ("gamma(t)", "gamma'(t)"), strict=True):
         ax.plot(t.cpu(), values)

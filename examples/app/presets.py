@@ -12,7 +12,7 @@ import readers
 import torch
 
 import purevdm
-from purevdm import bfn, decoders, importance, networks, random, schedules
+from purevdm import bfn, codes, decoders, importance, networks, random, schedules
 from purevdm.training import AdamW
 from purevdm.training.data import Dataset, batch, split
 
@@ -101,9 +101,16 @@ class Model(Checked):
     """What the network predicts: the noise, the data, or v."""
     remat: bool = False
     """Whether blocks are computed again in the backward pass, for less memory."""
-    schedule: Literal["fixed_linear", "learned_linear", "monotone_mlp", "monotone_mlp_pinned", "constrained_monotone"] = (
-        "learned_linear"
-    )
+    schedule: Literal[
+        "fixed_linear",
+        "learned_linear",
+        "monotone_mlp",
+        "monotone_mlp_pinned",
+        "constrained_monotone",
+        "polynomial",
+        "multivariate_mlp",
+    ] = "learned_linear"
+    """The last two have a gamma for each dimension, which takes the code where there is one."""
     gamma_min: float | None = None
     """Left out, the one that suits the number of levels of the data (-13.3 for 256, and for real data)."""
     gamma_max: float = 5.0
@@ -113,6 +120,14 @@ class Model(Checked):
     """Whether times are drawn by importance, by a histogram of the loss (purevdm.importance); in continuous time."""
     timesteps: int = 0
     """T, or 0 for continuous time."""
+    code: Literal["none", "gaussian", "one_hot", "k_hot"] = "none"
+    """The code of each image that schedule and network take (MuLAN)."""
+    code_size: int = 50
+    """How many numbers it has."""
+    code_k: int = 15
+    """How many of a k_hot's are ones."""
+    code_layers: int = 4
+    """The depth of its encoder, as wide as the network."""
     kind: Literal["vdm", "bfn_continuous", "bfn_discretised", "bfn_discrete"] = "vdm"
     """A diffusion model, or a Bayesian Flow Network, which has no schedule to learn."""
     sigma_1: float = 0.03
@@ -167,6 +182,7 @@ SCHEDULES = {
     "monotone_mlp_pinned": partial(schedules.monotone_mlp, pin_endpoints=True),
     "constrained_monotone": schedules.constrained_monotone,
 }
+MULTIVARIATE = {"polynomial": schedules.polynomial, "multivariate_mlp": schedules.multivariate_mlp}
 
 # Those of the official configurations; what else they hold are the defaults above.
 _cifar10 = Config(
@@ -208,6 +224,28 @@ _real = Config(
     **dict(batch=256, eval_passes=16),
 )
 
+# MuLAN's, of s-sahoo/MuLAN: the one of CIFAR-10 predicts v, the other the noise.
+_mulan = Model(embed=128, layers=32, flag=False, schedule="polynomial", code="k_hot")
+_mulan_cifar10 = replace(
+    _cifar10,
+    model=replace(_mulan, predicts="v"),
+    optimizer=AdamW(lr=2e-4, steps=10_000_000),
+    out=Path("runs/mulan_cifar10"),
+)
+_mulan_imagenet32 = replace(
+    _cifar10,
+    data=Data(source="imagenet32", path="data"),
+    model=replace(_mulan, embed=256),
+    optimizer=AdamW(lr=2e-4, steps=2_000_000),
+    out=Path("runs/mulan_imagenet32"),
+    **dict(batch=512, eval_batch=512),
+)
+_mulan_digits = replace(
+    _digits,
+    model=replace(_digits.model, schedule="polynomial", code="k_hot", code_size=10, code_k=3, code_layers=1),
+    out=Path("runs/mulan_digits"),
+)
+
 PRESETS: dict[str, tuple[str, Config]] = {
     "digits": ("scikit-learn's digits, for two CPU cores: a few minutes", _digits),
     "fashion_mnist": ("Fashion-MNIST (or MNIST) in IDX files, for two CPU cores: two to three hours", _fashion),
@@ -216,6 +254,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
         replace(_digits, model=replace(_digits.model, kind="bfn_discretised"), out=Path("runs/digits_bfn")),
     ),
     "real": ("an array of real numbers, .npy: rows of a table, for one CPU core", _real),
+    "mulan_digits": ("digits with a schedule for each pixel and image (MuLAN), for two CPU cores", _mulan_digits),
+    "mulan_cifar10": ("CIFAR-10 by MuLAN, the official code's (2.55 bits/dim by the flow)", _mulan_cifar10),
+    "mulan_imagenet32": ("ImageNet 32x32 by MuLAN, the official code's", _mulan_imagenet32),
     "cifar10_small": (
         "CIFAR-10, for one GPU of 8 GB",
         replace(
@@ -311,12 +352,16 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     if m.labels and not classes:
         raise ValueError("model.labels: the data have no classes")
     options = dict(fourier=m.fourier, cond_drop=m.cond_drop, self_condition=m.self_condition, predicts=m.predicts)
-    options |= dict(cond_dim=int(m.flag), classes=classes if m.labels else 0)
+    code = code_of(m, event_shape)
+    if code is not None and m.labels:
+        raise ValueError("model.labels: expected False beside a code, which takes numbers besides")
+    options |= dict(cond_dim=int(m.flag) + (m.code_size if code else 0), classes=classes if m.labels else 0)
     options |= dict(outputs=2 if m.kind == "bfn_discretised" else None)
     if m.network == "mlp":
         network = networks.mlp(m.embed, m.layers, **options)
     else:
         options |= dict(dropout=m.dropout, groups=m.groups, remat=m.remat, time_scale=m.time_scale)
+        options |= dict(add_z=code is not None)  # as MuLAN's official network has it, whatever it predicts
         if m.network == "vdm_unet":
             network = networks.vdm_unet(m.embed, m.layers, attention=bool(m.attention), **options)
         else:
@@ -327,9 +372,15 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     shape = dict(event_shape=event_shape, timesteps=m.timesteps)
     if m.kind == "vdm":
         # Without gamma_min, purevdm.vdm takes one for the data.
-        schedule = SCHEDULES[m.schedule](gamma_min=m.gamma_min, gamma_max=m.gamma_max)
+        ends = dict(gamma_min=m.gamma_min, gamma_max=m.gamma_max)
+        if m.schedule in MULTIVARIATE:
+            schedule = MULTIVARIATE[m.schedule](event_shape, m.code_size if code else 0, **ends)
+        else:
+            schedule = SCHEDULES[m.schedule](**ends)
         schedule = importance.warped(schedule) if m.importance else schedule
-        return purevdm.vdm(network, schedule, decoder=decoder(config.data, event_shape, vocab_size), **shape)
+        return purevdm.vdm(network, schedule, decoder=decoder(config.data, event_shape, vocab_size), code=code, **shape)
+    if code is not None:
+        raise ValueError(f"model.code: expected none for {m.kind}, which has no schedule that takes one")
     shape |= dict(reconstruction=False)  # as in the official code, training leaves it out
     if m.kind == "bfn_continuous":
         values = bfn.binned(vocab_size) if vocab_size else decoder(config.data, event_shape, None)
@@ -341,11 +392,25 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
     return bfn.discrete(network, classes=vocab_size, beta_1=m.beta_1, **shape)
 
 
+def code_of(m: Model, event_shape: tuple[int, ...]) -> codes.Code | None:
+    """Makes the code of a configuration, or None."""
+    if m.code == "none":
+        return None
+    outputs = m.code_size * (2 if m.code == "gaussian" else 1)
+    options = dict(fourier=m.fourier, dropout=m.dropout, groups=m.groups)
+    encoder = networks.unet_encoder(event_shape, outputs, m.embed, m.code_layers, **options)
+    if m.code == "k_hot":
+        return codes.k_hot(encoder, m.code_size, m.code_k, penalty="softmax")
+    return {"gaussian": codes.gaussian, "one_hot": codes.one_hot}[m.code](encoder, m.code_size)
+
+
 def condition(config: Config, flags: torch.Tensor, labels: torch.Tensor | None):
     """Makes what the network takes besides a batch: the flag of augmentation, the class, or nothing."""
     m = config.model
     if not (m.flag or m.labels):
         return None
+    if m.code != "none":  # beside which numbers stand
+        return flags[:, None]
     return networks.Condition(vector=flags[:, None] if m.flag else None, label=labels if m.labels else None)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from purevdm import random
-from purevdm.codec import _swap
+from purevdm.codec import _codes, _swap
 from purevdm.codec._arithmetic import DITHERS, Integers
 from purevdm.codec._container import CodecError, Payload
 from purevdm.codec._lattice import Levels, levels
@@ -60,7 +60,8 @@ def encode(chain: Chain, number: int, x: Tensor, cond: Any, callback: Callback |
     """A block of examples x, (n, *event_shape)."""
     rows = x.reshape(x.shape[0], -1).to(torch.int64).cpu().numpy()
     digest, cond = cond_digest(cond), chain.cast(cond)
-    need = _swap.needed(chain.swap(part_of(cond, 0, 1), 1).levels, rows.shape[1]) * _SPARE + _FEW
+    one = chain.swap(_codes.stand_in(chain.denoise, part_of(cond, 0, 1), 1), 1)
+    need = (_swap.needed(one.levels, rows.shape[1]) + _codes.needed(chain.denoise.model.code)) * _SPARE + _FEW
     initial = int(need / 32) + 2
     while (rounds := push_rounds(chain, number, rows, cond, initial, need, callback)) is None:
         initial *= 2
@@ -75,9 +76,13 @@ def push_rounds(
     while at < len(rows):
         before, kept = stack.bits, stack.words()
         size = max(1, min(chain.denoise.lanes, len(rows) - at, int(before / need)))
-        swap = chain.swap(part_of(cond, at, size), size)
+        some, part, taken = rows[at : at + size], part_of(cond, at, size), None
         try:
-            _swap.push(stack, swap, rows[at : at + size])
+            if chain.denoise.model.code is not None:
+                taken = _codes.take(stack, chain.denoise, some, part)
+                part = _codes.joined(chain.denoise, taken.codes, part)
+            swap = chain.swap(part, size)
+            _swap.push(stack, swap, some)
         except UnderflowError:
             if size == 1:
                 return None
@@ -85,6 +90,8 @@ def push_rounds(
             continue
         if chain.fixed is None:
             stack.push_bits(np.array([swap.levels.dither]), _DITHER_BITS)
+        if taken is not None:
+            _codes.put(stack, chain.denoise, taken)
         rounds.append(size)
         at += size
         if callback is not None:
@@ -97,13 +104,19 @@ def decode(chain: Chain, number: int, payload: Payload, cond: Any, callback: Cal
     cond = chain.cast(cond)
     if not len(payload.words) or payload.words[-1] == 0:
         raise CodecError("damaged")
-    stack, parts, at = Stack(payload.words), [], sum(payload.rounds)
+    stack, parts, at, denoise = Stack(payload.words), [], sum(payload.rounds), chain.denoise
     for size in reversed(payload.rounds):
-        before = stack.bits
+        before, given = stack.bits, None
         at -= size
-        dither = int(stack.pop_bits(_DITHER_BITS)[0]) if chain.fixed is None else None
         try:
-            parts.append(_swap.pop(stack, chain.swap(part_of(cond, at, size), size, dither), size))
+            own = part = part_of(cond, at, size)
+            if denoise.model.code is not None:
+                given = _codes.get(stack, denoise, size)
+                part = _codes.joined(denoise, given[0], own)
+            dither = int(stack.pop_bits(_DITHER_BITS)[0]) if chain.fixed is None else None
+            parts.append(_swap.pop(stack, chain.swap(part, size, dither), size))
+            if given is not None:
+                _codes.give_back(stack, denoise, parts[-1], own, *given)
         except CodingError as error:
             raise CodecError(f"damaged, or of another network or arithmetic ({error})") from None
         if callback is not None:

@@ -124,6 +124,8 @@ class Float64Only(TorchFunctionMode):
 
 def require_float64(denoise: Denoiser, gamma: Floats, cond: Any) -> None:
     """Refuses a network that computes anything in a shorter dtype, whose files would not decode elsewhere."""
-    eager = denoiser_of(denoise.model, denoise.params, True, 1, False)
+    eager, code = denoiser_of(denoise.model, denoise.params, True, 1, False), denoise.model.code
     with Float64Only():
+        if code is not None:
+            code.encode(denoise.params["code"], torch.zeros(1, *denoise.model.event_shape, dtype=torch.float64))
         eager.outputs(np.full((1, np.prod(denoise.model.event_shape, dtype=int)), 0.5), gamma[:1], cond)

@@ -34,13 +34,13 @@ from purevdm.codec._stack import CodingError, Stack
 _BLOCK = 2**18  # numbers that share a dither
 _HUGE, _FAR = 2.0**42, 2.0**60  # lattice steps, and parts of them
 # Logarithms of probabilities are rounded to a 256th of a nat. They are many and exact, and so kept less far from boundaries.
-_NATS, _FLOOR, _NEAR = 256.0, 20.0, 2.0**-24
+NATS, FLOOR, _NEAR = 256.0, 20.0, 2.0**-24
 _VALUES = 2**21  # probabilities at once
 # Logarithms of variances are rounded to a 512th, so those of deviations to WIDTHS' 1024th, of which every fourth is used. Of
 # p(x given z_0), to a 128th; beyond e**40 and below e**-40 they are as good as infinite and 0.
-_RATIOS, _COARSE, _LEVELS, _MOST = 512.0, 4, 128.0, 40.0
-_POWERS = np.floor(exp(-np.arange(_FLOOR * _NATS + 1) / _NATS) * 2.0**40).astype(np.int64)
-_RESERVE = 64
+_RATIOS, COARSE, _LEVELS, _MOST = 512.0, 4, 128.0, 40.0
+_POWERS = np.floor(exp(-np.arange(FLOOR * NATS + 1) / NATS) * 2.0**40).astype(np.int64)
+RESERVE = 64
 
 
 class UnderflowError(Exception):
@@ -69,7 +69,7 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
     for i in range(1, len(levels.gamma)):
         stack.scramble(i, x.size)
         above = _drawn(stack, _forward(levels, i, k), levels, i)
-        fix = _Fixing()
+        fix = Fixing()
         stack.push_points(k, *_backward(swap, i, above, fix), True)
         fix.push(stack)
         k = above
@@ -79,7 +79,7 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
 def _drawn(stack: Stack, mean: Integers, levels: Levels, i: int) -> Integers:
     """z_i, popped under q."""
     k = stack.pop_points(mean, levels.width_q[i], False)
-    if stack.bits < _RESERVE:
+    if stack.bits < RESERVE:
         raise UnderflowError
     return k
 
@@ -89,13 +89,13 @@ def pop(stack: Stack, swap: Swap, n: int) -> Integers:
     levels = swap.levels
     k = stack.pop_points(np.zeros((n, math.prod(swap.denoise.model.event_shape)), np.int64), levels.width_p[-1], True)
     for i in reversed(range(1, len(levels.gamma))):
-        below = stack.pop_points(*_backward(swap, i, k, _fixed_by(stack)), True)
+        below = stack.pop_points(*_backward(swap, i, k, fixed_by(stack)), True)
         stack.push_points(k, _forward(levels, i, below), levels.width_q[i], False)
         stack.scramble(i, k.size)
         k = below
-    dithers = _pop_dithers(stack, k.size)
+    dithers = pop_dithers(stack, k.size)
     x = _pop_data(stack, swap, k)
-    stack.push_points(k, _redone(_encoded(swap, x), dithers), levels.width_q[0], False)
+    stack.push_points(k, redone(_encoded(swap, x), dithers), levels.width_q[0], False)
     return x
 
 
@@ -128,7 +128,7 @@ def _backward(swap: Swap, i: int, k: Integers, fix: Fix) -> tuple[Integers, Inte
     log_ratio = reverse.log_ratio(*(_events(swap, a) for a in (levels.gamma[i], levels.gamma[i - 1], *v)))
     if log_ratio is not None:
         width = width + fix(_numbers(swap, log_ratio) * _RATIOS)
-        width = np.clip((width + _COARSE // 2) // _COARSE * _COARSE, 0, len(WIDTHS) - 1)
+        width = np.clip((width + COARSE // 2) // COARSE * COARSE, 0, len(WIDTHS) - 1)
     return fix((levels.back_k[i] * k - levels.back_eps[i] * eps) * PHASES[width]), width
 
 
@@ -180,14 +180,14 @@ def _rounded(values: Floats, guard: float = GUARD) -> tuple[Integers, list[int]]
     return np.concatenate([part for part, _ in parts]).reshape(values.shape), [dither for _, dither in parts]
 
 
-def _redone(values: Floats, dithers: list[int], guard: float = GUARD) -> Integers:
+def redone(values: Floats, dithers: list[int], guard: float = GUARD) -> Integers:
     parts = [rounded(block, dither) for block, dither in zip(_blocks(values), dithers, strict=True)]
     if min(margin for _, margin in parts) < 0.5 * guard:
         raise CodingError("the network computes other numbers here than where the file was written")
     return np.concatenate([part for part, _ in parts]).reshape(values.shape)
 
 
-class _Fixing:
+class Fixing:
     """Rounds numbers, and keeps their dithers until they are pushed."""
 
     def __init__(self) -> None:
@@ -203,16 +203,16 @@ class _Fixing:
             _push_dithers(stack, dithers, n)
 
 
-def _fixed_by(stack: Stack) -> Fix:
+def fixed_by(stack: Stack) -> Fix:
     """Rounds numbers with the dithers on the stack."""
-    return lambda values: _redone(values, _pop_dithers(stack, values.size))
+    return lambda values: redone(values, pop_dithers(stack, values.size))
 
 
 def _push_dithers(stack: Stack, dithers: list[int], n: int, guard: float = GUARD) -> None:
     stack.push(np.array(dithers), _dither_rows(n, guard))
 
 
-def _pop_dithers(stack: Stack, n: int, guard: float = GUARD) -> list[int]:
+def pop_dithers(stack: Stack, n: int, guard: float = GUARD) -> list[int]:
     rows = _dither_rows(n, guard)
     return stack.pop(len(rows), rows).tolist()
 
@@ -227,22 +227,22 @@ def _dither_rows(n: int, guard: float) -> NDArray[np.float32]:
 
 
 def _push_data(stack: Stack, swap: Swap, x: Integers, k: Integers) -> None:
-    fix = _Fixing()
+    fix = Fixing()
     given = _given(swap, k, fix)
     for part in reversed(_examples(swap, len(k))):
         values = _log_probs(swap, k, given, part)
         logs, dithers = _rounded(values, _NEAR)
-        stack.push(x[part].reshape(-1), _data_rows(logs))
+        stack.push(x[part].reshape(-1), data_rows(logs))
         _push_dithers(stack, dithers, values.size, _NEAR)
     fix.push(stack)
 
 
 def _pop_data(stack: Stack, swap: Swap, k: Integers) -> Integers:
-    parts, given = [], _given(swap, k, _fixed_by(stack))
+    parts, given = [], _given(swap, k, fixed_by(stack))
     for part in _examples(swap, len(k)):
         values = _log_probs(swap, k, given, part)
-        logs = _redone(values, _pop_dithers(stack, values.size, _NEAR), _NEAR)
-        parts.append(stack.pop(len(logs), _data_rows(logs)))
+        logs = redone(values, pop_dithers(stack, values.size, _NEAR), _NEAR)
+        parts.append(stack.pop(len(logs), data_rows(logs)))
     return np.concatenate(parts).reshape(k.shape)
 
 
@@ -260,8 +260,8 @@ def _log_probs(swap: Swap, k: Integers, given: tuple[Floats, ...], part: slice) 
     values = model.decoder.log_probs({}, z, level, None, *estimate).reshape(z.numel(), -1).numpy()  # type: ignore[misc]
     if np.isnan(values).any():
         raise CodingError("decoder: expected log-probabilities that are numbers, got NaN")
-    return np.maximum(values, -_FLOOR) * _NATS
+    return np.maximum(values, -FLOOR) * NATS
 
 
-def _data_rows(logs: Integers) -> NDArray[np.float32]:
+def data_rows(logs: Integers) -> NDArray[np.float32]:
     return frequencies(_POWERS[np.clip(-logs, 0, len(_POWERS) - 1)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from purevdm import _checks, _files, _sharding, parallel, parts
 from purevdm._batches import pairs
 from purevdm._vdm import VDM
-from purevdm.codec import _chain, _container
+from purevdm.codec import _chain, _codes, _container
 from purevdm.codec._chain import Callback, Chain
 from purevdm.codec._container import Block, CodecError, Head, Info, info
 from purevdm.codec._network import denoiser_of, machine, require_float64
@@ -42,7 +42,8 @@ def encode(
 
     Args:
         model, params: the model, with a decoder of finitely many values, without parameters, whose latents have the data's
-            shape (``decoders.discrete``, ``discretised_gaussian``), no subspace, and any reverse process.
+            shape (``decoders.discrete``, ``discretised_gaussian``), no subspace, and any reverse process. With a code of
+            :mod:`purevdm.codes` the file holds the codes, too.
         x: data, (n, *event_shape), integers.
         cond: their condition, as the network takes it. It is not part of the bytes: decoding takes it again.
         timesteps, lanes, portable, compile, seed, callback: as :func:`write` takes them.
@@ -264,7 +265,7 @@ def _pieces(
         if number == 0:
             chain = _chain.chain_of(denoiser_of(model, params, portable, lanes, compile), steps, seed)
             if portable:
-                one = chain.swap(_chain.part_of(chain.cast(cond), 0, 1), 1)
+                one = chain.swap(_codes.stand_in(chain.denoise, _chain.part_of(chain.cast(cond), 0, 1), 1), 1)
                 require_float64(chain.denoise, one.levels.gamma[-1], one.cond)
             head = _head(chain, model, params, portable, x, cond)
             yield _container.head_bytes(head)
@@ -341,7 +342,8 @@ def _chain_for(head: Head, model: VDM, params: Params, cond: Any, lanes: int | N
 
 def _check(model: VDM, compile: bool, callback: Callback | None) -> None:
     """Checks what all of these functions take."""
-    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files")
+    direct(_checks.instance("model", model, VDM, "a purevdm VDM"), "files", coded=True)
+    _codes.codable(model.code)
     if model.decoder.log_probs is None or model.decoder.vocab_size is None:
         raise ValueError(
             f"model.decoder: expected finitely many values (decoders.discrete), got {model.decoder.support}, which would "
@@ -358,4 +360,6 @@ def _digest(model: VDM, params: Params) -> bytes:
     text = f"{network.predicts} {network.self_condition} {network.residual}"
     if reverse != parts.posterior() or decoder.takes_estimate:  # the first files had no others
         text += re.sub(" at 0x[0-9a-f]+", "", f" {network.outputs} {reverse!r} {decoder!r}")
+    if model.code is not None:
+        text += re.sub(" at 0x[0-9a-f]+", "", f" {model.code!r}")
     return _chain.tree_digest(params, 16, text)

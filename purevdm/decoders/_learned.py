@@ -49,7 +49,7 @@ class Perceptron(Value):
         pairs = pairwise(sizes)
         return {f"dense{i}": nn.dense_init(k, *pair) for i, (k, pair) in enumerate(zip(keys, pairs, strict=True), 1)}
 
-    def apply(self, params: Params, x: Tensor) -> Tensor:
+    def apply(self, params: Params, x: Tensor, keys: Tensor | None = None) -> Tensor:
         h = x.flatten(1)
         for i in range(1, len(self.hidden) + 1):
             h = nn.swish(nn.dense(params[f"dense{i}"], h))

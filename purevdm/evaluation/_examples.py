@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purevdm import _checks, _sharding, likelihood, parallel, random
 from purevdm._batches import triples
-from purevdm.bound import NLLBound
+from purevdm.bound import CodedNLLBound, NLLBound
 from purevdm.evaluation._figures import Evaluation, PerExample
 from purevdm.likelihood import Estimate
 from purevdm.model import Bounded, bounded, dims, mask_of
@@ -84,8 +84,8 @@ def per_example(
     done, checksum, dims = draws(model, result, batches, key, passes, group, callback)
     kind = type(done[0][0])
     of_passes: Any = [kind(*(torch.cat(parts, -1) for parts in zip(*of_pass, strict=True))) for of_pass in done]
-    if kind is NLLBound:
-        combined: Any = NLLBound(*(sum(terms) / len(terms) for terms in zip(*of_passes, strict=True)))
+    if kind is not Estimate:
+        combined: Any = kind(*(sum(terms) / len(terms) for terms in zip(*of_passes, strict=True)))
     else:
         evaluations = torch.stack([each.evaluations for each in of_passes]).sum(0)
         combined = likelihood.combine(torch.cat([each.log_weights for each in of_passes]), evaluations)
@@ -142,9 +142,10 @@ def called(model: M, timesteps: int | None, name: str, method: Callable[..., Any
 
 def _checked(result: Any, n: int) -> NLLBound | Estimate:
     """Returns what a method says of n examples, in float64."""
-    _checks.instance("method's result", result, (NLLBound, Estimate), "a purevdm.NLLBound or a likelihood.Estimate")
-    if isinstance(result, NLLBound):
-        return NLLBound(*(_checks.shaped(f"method's {name}", x, (n,)).double() for name, x in result._asdict().items()))
+    kinds = (NLLBound, CodedNLLBound, Estimate)
+    _checks.instance("method's result", result, kinds, "a purevdm.NLLBound or a likelihood.Estimate")
+    if not isinstance(result, Estimate):
+        return type(result)(*(_checks.shaped(f"method's {name}", x, (n,)).double() for name, x in result._asdict().items()))
     weights = _checks.shaped("method's log_weights", result.log_weights, (*result.log_weights.shape[:1], n))
     return likelihood.combine(weights.double(), result.evaluations.long())
 

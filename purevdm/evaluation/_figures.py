@@ -39,7 +39,8 @@ class Evaluation(NamedTuple):
         nll: the mean over examples.
         pooled: total nats over total dimensions, in bits/dim or, where the unit is nats, nats/dim: large examples count for
             more.
-        terms: the bound's recon, prior and diffusion, whose sum ``nll`` is; empty for another method.
+        terms: the bound's recon, prior and diffusion, and code where a model has one, whose sum ``nll`` is; empty for
+            another method.
         sampling: the part of the error that comes from the weights: what another key would change on the same examples. NaN
             for a bound and for one sample, and too small where a few weights dominate (see
             :class:`~purevdm.likelihood.Estimate`).
@@ -83,7 +84,7 @@ class PerExample(NamedTuple):
     @property
     def nll(self) -> Tensor:
         """-log p(x) or the bound on it, (N,), nats; NaN where an example failed."""
-        return self.result.total if isinstance(self.result, NLLBound) else -self.result.log_prob
+        return -self.result.log_prob if isinstance(self.result, Estimate) else self.result.total
 
     def rows(self, index: Tensor) -> "PerExample":
         """Returns those of some examples: indices, or a mask (N,)."""
@@ -101,7 +102,7 @@ class PerExample(NamedTuple):
             raise ValueError(f"nll: expected that of at least one example, got NaN for all {len(done)}")
         of, unit = self.rows(done), per_unit(self.dims, self.unit)[done]
         result, n = of.result, len(of.nll)
-        if isinstance(result, NLLBound):
+        if not isinstance(result, Estimate):
             terms = {name: figure(term / unit) for name, term in result._asdict().items()}
             sampling, samples, evaluations = math.nan, 1, float(self.passes)
         else:

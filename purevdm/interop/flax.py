@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _files
+from purevdm.interop import _mulan
 from purevdm.types import Params
 
 __all__ = ["Checkpoint", "from_flax", "load_flax", "to_flax"]
@@ -53,6 +54,16 @@ for _half, _ours in (("down", "down/0/#"), ("mid", "mid/block#"), ("up", "up/0/#
 _POINTS = _layers("score_net", "network", "dense#")
 for _rules, _name in ((_IMAGE, "gamma"), (_POINTS, "noise_schedule")):
     _rules += [(f"{_name}/{leaf}", f"schedule/{leaf}") for leaf in "wb"] + _layers(_name, "schedule", "l1 l2 l3")
+_MULAN = _layers(
+    *("encoder_model", "code", "dense0 dense1 conv_in conv_out"),
+    **dict(GroupNorm_0="norm_out", dense_layer_final="out", dense_layer_final_mu="mean", dense_layer_final_sigma="variance"),
+)
+for _half, _ours in (("down", "down/#"), ("mid", "mid/block#")):
+    _theirs, _norms = f"encoder_model/{_half}", dict(GroupNorm_0="norm1", GroupNorm_1="norm2")
+    _MULAN += _layers(f"{_theirs}.block_#", f"code/{_ours}/resnet", "conv1 conv2 cond_proj", **_norms)
+    _MULAN += _layers(f"{_theirs}.attn_#", f"code/{_ours}/attn/0", "q k v proj_out", GroupNorm_0="norm")
+_OUTS = dict(dense_1="dense1", dense_2="dense2", dense_out_a="a", dense_out_b="b", dense_out_c="c")
+_IMAGE += _MULAN + _layers("gamma", "schedule", "", **_OUTS)
 _SCALARS = ("schedule/w", "schedule/b")
 
 
@@ -103,14 +114,14 @@ def _tensor(name: str, leaf: Any) -> Tensor:
 
 
 def from_flax(tree: Mapping[str, Any]) -> Params:
-    """Converts the parameters of the official model (or of its 2D example) to ours.
+    """Converts the parameters of the official model (or of its 2D example), or of MuLAN's official model, to ours.
 
     Args:
         tree: nested dicts of arrays (NumPy, JAX or torch) with the official names, ``{"params": ...}`` around it or not.
 
     Returns:
         Parameters for a model of ``networks.vdm_unet`` (of ``networks.mlp``, for the 2D example) with the matching
-        schedule. Copies, dtypes kept.
+        schedule; for MuLAN's, ``schedules.polynomial`` and a code of ``networks.unet_encoder``. Copies, dtypes kept.
 
     Raises:
         TypeError, ValueError: a leaf that is not an array, or whose path is not one of the official model's.
@@ -134,20 +145,21 @@ def from_flax(tree: Mapping[str, Any]) -> Params:
         raise ValueError("tree: expected the score_model of images or the score_net of points, got both")
     if not params["network"]:
         raise ValueError(f"tree: expected the official VDM's score_model or score_net, got {sorted(map(str, tree))}")
-    return params
+    return _mulan.to_ours(params) if "code" in params else params
 
 
 def to_flax(params: Params) -> dict[str, Any]:
     """Converts our parameters to the official model's, nested dicts of NumPy arrays. The inverse of :func:`from_flax`.
 
     Args:
-        params: of a model of ``networks.vdm_unet`` or ``networks.mlp``.
+        params: of a model of ``networks.vdm_unet`` or ``networks.mlp``, or of MuLAN's.
 
     Raises:
         TypeError, ValueError: a leaf that is not a tensor, or parameters that the official model does not have.
         ImportError: bfloat16, without the package ml_dtypes.
     """
-    leaves = dict(_leaves(_checks.instance("params", params, dict, "nested dicts of tensors")))
+    _checks.instance("params", params, dict, "nested dicts of tensors")
+    leaves = dict(_leaves(_mulan.to_theirs(params) if "code" in params else params))
     for name, leaf in leaves.items():
         _checks.tensor(_checks.dotted("params", *name.split("/")), leaf)
     _checks.verify(_checks.finite("params", {tuple(name.split("/")): leaf for name, leaf in leaves.items()}))

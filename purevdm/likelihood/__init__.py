@@ -14,6 +14,9 @@ In the first, the model is that of the bound: a latent and the decoder. In the n
 value. E log w bounds log p(x) from below. The logarithm of the mean of K weights is a tighter bound, which rises with K and
 tends to log p(x) (Burda et al. 2016, arXiv 1509.00519).
 
+A model with a code (:mod:`purevdm.codes`) draws one for each weight, whose logarithm then has log p(c) - log q(c given x),
+too. How likely a k-hot code is under its encoder is not known, and is taken to be 1, which bounds the weight from below.
+
 In a model's subspace, densities and the divergence are those within it. Data of several kinds side by side
 (:func:`purevdm.decoders.product`), and others whose latents have another shape, take "variational".
 """

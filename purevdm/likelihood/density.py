@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, random
+from purevdm import _checks, coded, random
 from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
 from purevdm.likelihood import flow
@@ -48,7 +48,8 @@ def log_prob(
             integrator's tolerances.
         dequantisation: how data become latents, as the table in :mod:`purevdm.likelihood` says; where left out
             "variational" for discrete data and "none" for real-valued.
-        samples: K, how many latents for each example. All K B are integrated at once.
+        samples: K, how many latents for each example, each with a code of its own where the model has one, whose p(c) /
+            q(c given x) is in its weight. All K B are integrated at once.
         integrator: of :mod:`purevdm.ode`; ``ode.dopri5(1e-5, 1e-5)`` where left out. A tolerance is that of one step: log p
             may be off by far more. The flow is as rough in time as its network, and the paper's networks take sinusoids of
             up to 159 periods from time 0 to 1. Check what is left against a smaller tolerance, and a fixed grid against
@@ -62,22 +63,25 @@ def log_prob(
         TypeError, ValueError: bad input, as for ``model.nll_bound``; a dequantisation that does not fit the data; samples,
             probes or chunk below 1; an integration that did not reach its end (see :mod:`purevdm.ode`).
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True)
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "likelihoods by the flow", flow=True, coded=True)
     batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
     n, params, x, mask = batch.n, batch.params, batch.x, batch.mask
     samples = _checks.integer("samples", samples, 1)
     kind = fitting(model.decoder, dequantisation)
-    if kind == "none" and samples != 1:
+    if kind == "none" and samples != 1 and model.code is None:
         raise ValueError(f"samples: expected 1 without dequantisation, as all would be the same, got {samples}")
     _refuse_recording(params, x, cond)
     x, cond, mask = (repeated(part, samples) for part in (x, cond, mask))
-    k_noise, k_probe = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
+    keys = sample_keys(key, n, samples)
+    k_noise, k_probe = torch.func.vmap(random.split)(keys).unbind(1)
+    cond, of_code = coded.weighted(model, params, x, keys, cond)
+    model, params = coded.given_codes(model, params)
     q = dequantised(kind, model, params, x, cond, mask)
     z_0, extra = q.latents(q.draw(k_noise))
     probe_noise = flow.probes_of(k_probe, probes, model)
     how: Any = dict(mask=q.denoise.mask, integrator=integrator, probe_noise=probe_noise, chunk=chunk)
     log_p, evaluations, _ = log_density(model, params, z_0, cond, **how)
-    return combine((extra + log_p).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
+    return combine((extra + log_p + of_code).reshape(samples, n), evaluations.reshape(samples, n).sum(0))
 
 
 def log_prob_latent(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, random
+from purevdm import _checks, coded, process, random
 from purevdm._stable import expm1
 from purevdm._vdm import VDM
 from purevdm.denoiser import last_step, of_model
@@ -43,7 +43,7 @@ def importance_bound(
         RuntimeError: in a compiled graph, tensors whose gradients are recorded; nothing under ``torch.no_grad()``.
         TypeError, ValueError: bad input, as ``model.nll_bound`` says it; no number of steps; samples below 1.
     """
-    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories")
+    direct(_checks.instance("model", model, VDM, "a model of purevdm.vdm"), "bounds by trajectories", coded=True)
     batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
     samples = _checks.integer("samples", samples, 1)
     timesteps = model.timesteps if timesteps is None else timesteps
@@ -53,7 +53,9 @@ def importance_bound(
     elif _checks.timesteps(timesteps, model.dtype) == 0:
         raise ValueError("timesteps: expected at least 1, as trajectories have steps, got 0, continuous time")
     params, n, x, cond, mask = batch.params, batch.n, *(repeated(part, samples) for part in (batch.x, cond, batch.mask))
-    k_start, k_steps = torch.func.vmap(random.split)(sample_keys(key, n, samples)).unbind(1)
+    keys = sample_keys(key, n, samples)
+    k_start, k_steps = torch.func.vmap(random.split)(keys).unbind(1)
+    cond, of_code = coded.weighted(model, params, x, keys, cond)
     denoise = of_model(model, params, cond, mask=mask)
     f = denoise.within(model.decoder.encode({}, x, cond, model.dtype))
 
@@ -89,7 +91,7 @@ def importance_bound(
     eps = noise(k_start)
     log_q = summed(log_normal(eps) - torch.log(process.sigma(gamma_1)), mask)
     log_p = summed(log_normal(process.diffuse(f, gamma_1, eps)), mask)
-    eps, log_w = loop(step, (eps, log_p - log_q), timesteps)
+    eps, log_w = loop(step, (eps, log_p - log_q + of_code), timesteps)
     gamma_0, estimate, decoder = gamma(0.0 * one), None, model.decoder
     if decoder.takes_estimate:
         gamma_0, estimate = last_step(model, denoise, process.diffuse(f, gamma_0, eps), gamma_0)

@@ -33,6 +33,7 @@ The library's own networks:
 - :func:`mlp` takes events of any shape, flattened. It is made for points.
 - :func:`egnn` takes points with features, such as atoms, and is equivariant under turns, reflections and permutations.
 - :func:`transformer` takes sets and sequences, (n, d), padded ones by their mask.
+- :func:`unet_encoder` takes images to a few numbers, for a code (:mod:`purevdm.codes`).
 - :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
 
 **Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. A pattern that cannot be
@@ -49,6 +50,7 @@ step.
 
 from purevdm.networks._condition import Condition
 from purevdm.networks._egnn import egnn
+from purevdm.networks._encoder import unet_encoder
 from purevdm.networks._mlp import mlp
 from purevdm.networks._network import Network, Wrapped, mixed
 from purevdm.networks._transformer import transformer
@@ -68,5 +70,6 @@ __all__ = [
     "module_params",
     "transformer",
     "unet",
+    "unet_encoder",
     "vdm_unet",
 ]

@@ -43,11 +43,12 @@ class UNet(_blocks.Own):
     remat: bool
     time_scale: float
     padding: tuple[str, ...]
+    add_z: bool = False
     owned_buffers: bool = False
 
     @property
     def residual(self) -> bool:  # type: ignore[override]
-        return self.predicts == "eps" and self.outputs is None
+        return self.outputs is None and (self.add_z or self.predicts == "eps")
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return _init(self, key, event_shape)

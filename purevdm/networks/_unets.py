@@ -35,6 +35,7 @@ def unet(
     gamma_min: float | None = None,
     gamma_max: float | None = None,
     time_scale: float = 1000.0,
+    add_z: bool = False,
 ) -> Network:
     """Makes a U-Net over signals, images or volumes: ``blocks`` ResNet blocks at each resolution on the way down, two in the
     middle around an attention, ``blocks + 1`` at each on the way up with skips from down, and z added to a noise output.
@@ -74,6 +75,7 @@ def unet(
         time_scale: what the normalised gamma is multiplied by before its sinusoids, whose fastest goes through
             ``time_scale / (2 pi)`` periods. The paper's is 1000. A smaller one, such as 20, makes the probability flow
             smoother in gamma, and log p by it cheaper and more accurate.
+        add_z: whether z is added to an output of the data or of v, too, as MuLAN's official network does.
 
     Returns:
         A :class:`~purevdm.networks.Network` for events (channels, *space) of any size, which takes a
@@ -117,6 +119,7 @@ def unet(
         remat=_checks.boolean("remat", remat),
         padding=nn.paddings(padding, _adapter.rank(listed[0])),
         time_scale=_checks.positive("time_scale", time_scale),
+        add_z=_checks.boolean("add_z", add_z),
         **_blocks.shared(fourier, condition, self_condition, predicts, outputs, gamma_min, gamma_max),
     )
 

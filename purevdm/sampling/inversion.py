@@ -67,11 +67,13 @@ def invert(
         trajectory: whether to return a :class:`~purevdm.Sample` with all latents, and no data.
 
     Raises:
-        TypeError, ValueError: bad arguments; both or neither of x and z; data at another start than 0; a solver that draws
-            noise.
+        TypeError, ValueError: bad arguments; a model with an encoder; both or neither of x and z; data at another start
+            than 0; a solver that draws noise.
     """
     if not hasattr(model, "schedule"):
         raise TypeError(f"model: expected a model of purevdm.vdm, got {_checks.describe(model)}")
+    if model.encoder is not None:
+        raise ValueError(f"model: expected one without an encoder, got {model.encoder!r}")
     if (x is None) == (z is None):
         raise ValueError(f"x, z: expected either data or latents, got {'neither' if x is None else 'both'}")
     if x is not None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, random, schedules
+from purevdm import _checks, process, random, schedules
 from purevdm._compile import exporting, fixed, transformed
 from purevdm.denoiser import Prediction, of_model
 from purevdm.model import Model, batch_axes, latent_shape
@@ -179,6 +179,8 @@ def solve(
                 falls[0] = torch.maximum(falls[0], (sense * (gamma_s - gamma_t)).detach().amax())
             key = None if k_steps is None else random.fold_in(k_steps, i)
             z, x_hat, carry = stepped(options.solver.step(denoise, z, gamma_t, gamma_s, key, carry), z)
+            if model.encoder is not None:  # the mean moves as guessed
+                z = z + process.alpha(gamma_s) * (gamma_s - gamma_t) * model.encoder.guess(x_hat, gamma_t)
             z = denoiser.within(z)
             z = _projected(options, i, z, gamma_s, None if k_project is None else random.fold_in(k_project, i))
             # A copy, as a loop may not hand on one tensor twice, and a solver may carry its estimate, too.

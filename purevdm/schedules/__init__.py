@@ -31,6 +31,7 @@ tensor([-4., -3., -2.])
 # Those with an alias are for the other rooms.
 from purevdm.schedules._kinds import GAMMA_MIN as GAMMA_MIN
 from purevdm.schedules._kinds import constrained_monotone, fixed_linear, gamma_min_for, learned_linear, monotone_mlp
+from purevdm.schedules._multivariate import multivariate_mlp, polynomial
 from purevdm.schedules._schedule import Levels, Schedule, gamma, gamma_and_slope, levels
 from purevdm.schedules._schedule import increasing as increasing
 from purevdm.schedules._schedule import limit as limit
@@ -53,6 +54,8 @@ __all__ = [
     "learned_linear",
     "levels",
     "monotone_mlp",
+    "multivariate_mlp",
+    "polynomial",
     "power",
     "tabulated",
 ]

@@ -54,7 +54,7 @@ class Linear(Schedule):
         return self._replace(gamma_min=gamma_min) if self.gamma_min is None else self
 
 
-def _line(gamma_min: float | None, gamma_max: float) -> tuple[float | None, float]:
+def line(gamma_min: float | None, gamma_max: float) -> tuple[float | None, float]:
     low, high = _checks.increasing("gamma_min", GAMMA_MIN if gamma_min is None else gamma_min, "gamma_max", gamma_max)
     most = max(LIMITS.values())
     if low < -most or high > most:
@@ -80,7 +80,7 @@ def fixed_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Sche
     Raises:
         TypeError, ValueError: endpoints that are not finite numbers, or gamma_min >= gamma_max.
     """
-    return FixedLinear(*_line(gamma_min, gamma_max))
+    return FixedLinear(*line(gamma_min, gamma_max))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class LearnedLinear(Linear):
 def learned_linear(gamma_min: float | None = None, gamma_max: float = 5.0) -> Schedule:
     """Makes the schedule b + |w| t, learned, from b = gamma_min and b + w = gamma_max. Parameters ``{"w": (), "b": ()}``.
     Errors are those of :func:`fixed_linear`."""
-    return LearnedLinear(*_line(gamma_min, gamma_max))
+    return LearnedLinear(*line(gamma_min, gamma_max))
 
 
 # Monotone networks
@@ -126,7 +126,7 @@ class MonotoneMLP(Linear):
         if not self.pin_endpoints:
             return b + w * t + bump
         start, end = self._bump(params, _ends(t))
-        return b + w * _pinned((w * t + (bump - start)) / (w + (end - start)), t)
+        return b + w * pinned((w * t + (bump - start)) / (w + (end - start)), t)
 
     def _bump(self, params: Params, t: Tensor) -> Tensor:
         k2, b2, k3 = params["l2"]["kernel"][0].abs(), params["l2"]["bias"], params["l3"]["kernel"][:, 0].abs()
@@ -154,15 +154,15 @@ def monotone_mlp(
     Raises:
         TypeError, ValueError: endpoints as for :func:`fixed_linear`, or hidden < 1.
     """
-    line = _line(gamma_min, gamma_max)
-    return MonotoneMLP(*line, _checks.integer("hidden", hidden, 1), _checks.boolean("pin_endpoints", pin_endpoints))
+    ends = line(gamma_min, gamma_max)
+    return MonotoneMLP(*ends, _checks.integer("hidden", hidden, 1), _checks.boolean("pin_endpoints", pin_endpoints))
 
 
 def _ends(t: Tensor) -> Tensor:
     return torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device)
 
 
-def _pinned(risen: Tensor, t: Tensor) -> Tensor:
+def pinned(risen: Tensor, t: Tensor) -> Tensor:
     """Gives a curve from 0 to 1 with these values set at t = 0 and t = 1, where sums of another shape may round otherwise;
     its derivative stays."""
     at = risen.detach()
@@ -187,7 +187,7 @@ class ConstrainedMonotone(Linear):
     def gamma(self, params: Params, t: Tensor, *context: Any) -> Tensor:
         start, end = self._bend(params, _ends(t))
         risen = (t + (self._bend(params, t) - start)) / (1.0 + (end - start))
-        return params["b"] + params["w"].abs() * _pinned(risen, t)
+        return params["b"] + params["w"].abs() * pinned(risen, t)
 
     def _bend(self, params: Params, t: Tensor) -> Tensor:
         h, last = (2.0 * t - 1.0)[..., None], len(self.hidden)
@@ -222,7 +222,7 @@ def constrained_monotone(
         TypeError, ValueError: endpoints as for :func:`fixed_linear`, no hidden layer, an activation that is not increasing
             and convex, or weights that are not three.
     """
-    line = _line(gamma_min, gamma_max)
+    ends = line(gamma_min, gamma_max)
     widths = _checks.integers("hidden", hidden, 1)
     if not widths:
         raise ValueError("hidden: expected at least one layer, got none")
@@ -233,4 +233,4 @@ def constrained_monotone(
         nn.monotone_activation(torch.zeros(1), activation, parts)  # refuses bad ones here
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("base:", "activation:", 1)) from None
-    return ConstrainedMonotone(*line, widths, activation, parts)
+    return ConstrainedMonotone(*ends, widths, activation, parts)

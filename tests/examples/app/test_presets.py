@@ -23,6 +23,9 @@ OFFICIAL = {
     "cifar10_aug_paper": ((3, 32, 32), 139_279_877),
     "imagenet32": ((3, 32, 32), 122_137_605),
     "imagenet64": ((3, 64, 64), 237_603_845),
+    # Of the shapes of the official modules, at 128 and 256 wide.
+    "mulan_cifar10": ((3, 32, 32), 30_603_267 + 2_632_883 + 37_917_696),
+    "mulan_imagenet32": ((3, 32, 32), 122_187_779 + 10_326_323 + 37_917_696),
 }
 
 
@@ -42,6 +45,9 @@ def test_presets_have_the_official_settings():
     shared = (0.9, 0.99, 0.01, 100, "constant", None, 0.9999)
     assert settings("cifar10") == settings("imagenet32") == settings("imagenet64") == (128, 2e-4, *shared, 0.1)
     assert settings("cifar10_aug") == (768, 1e-4, *shared, 0.05)
+    assert settings("mulan_cifar10") == (128, 2e-4, *shared, 0.1)
+    assert settings("mulan_imagenet32") == (512, 2e-4, *shared, 0.1)
+    assert [PRESETS[f"mulan_{name}"][1].model.predicts for name in ("cifar10", "imagenet32")] == ["v", "eps"]
     assert settings("cifar10_aug_paper") == (1024, 2e-4, *shared, 0.05)
 
 
