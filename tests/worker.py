@@ -15,7 +15,7 @@ from purevdm import bfn, codec, evaluation, likelihood, masked, networks, ode, p
 from purevdm.training import checkpoint
 
 KEY = random.key(3)
-N = 12  # examples of a batch
+N = 24  # examples of a batch
 SETTINGS = tiny.SETTINGS._replace(eps=1e-4)  # a gradient near 0 moves a parameter by little, whatever its rounding
 ENDS = dict(gamma_min=-9.0, gamma_max=3.0)
 
