@@ -2,6 +2,7 @@
 writes what the test reads. In float64: what differs is the order of sums."""
 
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,21 @@ from compare import close
 from optree import tree_leaves, tree_map
 
 import purevdm
-from purevdm import bfn, codec, evaluation, likelihood, masked, networks, ode, parallel, random, schedules, training
+from purevdm import (
+    _sharding,
+    bfn,
+    codec,
+    evaluation,
+    interop,
+    likelihood,
+    masked,
+    networks,
+    ode,
+    parallel,
+    random,
+    schedules,
+    training,
+)
 from purevdm.training import checkpoint
 
 KEY = random.key(3)
@@ -56,7 +71,8 @@ def main(path: Path, shards: int) -> None:
     statistics(mesh, mine, group)
     use(mesh, group)
     if mesh is not None:
-        refusals(mesh, group)
+        refusals(mesh, group, path)
+        freed(mesh)
     evaluate(tiny.model(), tiny.state().params, group)
     saved(path, state, mesh)
     state = parallel.whole(state)
@@ -161,7 +177,7 @@ def use(mesh, group):
             sys.exit(f"sharded parameters give {got}, whole ones {expected}")
 
 
-def refusals(mesh, group):
+def refusals(mesh, group, path):
     """Bad input raises in every process."""
     model = tiny.model()
     params, x, state = model.init(random.key(0)), tiny.data(), training.init(model, random.key(0), mesh)
@@ -185,6 +201,8 @@ def refusals(mesh, group):
             "variance: expected whole",
         ),
         (lambda: training.gradients(model, accumulate=3)(parts, x, KEY), ValueError, "accumulate: expected a divisor"),
+        (lambda: interop.save_params(path / "params.safetensors", parts), ValueError, "params: expected whole leaves"),
+        (lambda: checkpoint.save(path, state._replace(params=params)), ValueError, "state: expected leaves that are all"),
         (lambda: uneven(model, state, x[group.rank % 2 :]), ValueError, "x: expected as many examples in every process"),
     ):
         try:
@@ -195,6 +213,27 @@ def refusals(mesh, group):
                 sys.exit(f"expected {words!r}, got {raised}")
         else:
             sys.exit(f"expected an error about {words!r}, got none")
+
+
+def freed(mesh):
+    """Blocks are whole one by one, in the backward pass, too."""
+    model, whole, most = unet(), [], 0
+
+    def fetched(leaves):
+        nonlocal most
+        made = own(leaves)
+        whole.extend((weakref.ref(leaf), leaf.numel()) for leaf in made)
+        most = max(most, sum(n for leaf, n in whole if leaf() is not None))
+        return made
+
+    params = parallel.shard(model.init(random.key(0)), mesh)
+    own, _sharding.fetched = _sharding.fetched, fetched
+    grads, _ = training.gradients(model)(params, data(model, 1), KEY)
+    _sharding.fetched, again = own, len(whole) - len(tree_leaves(params))
+    parallel.whole(grads)
+    count = sum(leaf.numel() for leaf in tree_leaves(params))
+    if not (0 < most < 0.5 * count and again > 0):
+        sys.exit(f"{most} of {count} parameters were whole at once")
 
 
 def uneven(model, state, x):

@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files
+from purevdm import _checks, _files, _spread
 from purevdm.interop.flax import DTYPES
 from purevdm.types import Params
 
@@ -32,7 +32,7 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
 
     Raises:
         TypeError, ValueError: a node that is neither a dict nor a dense tensor of a plain dtype, or a key that is not text,
-            is empty, or holds a dot; it is named, and nothing is written.
+            is empty, or holds a dot; it is named, and nothing is written. Sharded leaves.
         IsADirectoryError: the path is a folder.
         ImportError: safetensors is not installed.
 
@@ -45,6 +45,8 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
     """
     path, named, empty = _checks.path("path", path), dict[str, Tensor](), list[str]()
     _flatten(_checks.instance("params", params, dict, "nested dicts of tensors"), (), named, empty)
+    if _spread.sharded(named):
+        raise ValueError("params: expected whole leaves, got sharded ones; purevdm.parallel.whole makes them whole")
     leaves = _files.plain(named)
     metadata = {"format": "pt", "purevdm": FORMAT, "empty": json.dumps(empty), "sha256": _digest(leaves, empty)}
     path.parent.mkdir(parents=True, exist_ok=True)

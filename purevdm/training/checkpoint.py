@@ -78,7 +78,7 @@ def _save(folder: Any, state: TrainState, metric: float | None, extra: Any, keep
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"extra: expected what JSON holds, got {error}") from None
     leaves, final = _named(_trees(state)), folder / f"{step:08d}"
-    if not _spread.sharded(leaves):
+    if _spread.mesh_of(_checks.leaves(leaves), "state") is None:
         leaves = _files.plain(leaves)
         with _draft(final) as draft:
             _files.save(draft / TENSORS, leaves)
