@@ -58,19 +58,22 @@ from common import ENDPOINTS, FOURIER, LEVELS, SHAPE, SPLIT, Task, summary
 from pictures import plt
 
 import purevdm
-from purevdm import bfn, evaluation, interop, networks, random, schedules
+from purevdm import bfn, codes, encoders, evaluation, interop, networks, random, schedules
 from purevdm.model import Bounded
 from purevdm.networks import Wrapped
 
 KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
+OF_GREY = KINDS | {"v": "diffusion, v", "diffenc": "DiffEnc, v", "mulan": "MuLAN"}
 OF_TEXT = KINDS | {
     "embeddings": "embeddings",
     "masked": "masked diffusion",
     "uniform": "uniform noise",
 }
+OF = {"grey": OF_GREY, "text": OF_TEXT}
 UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
 TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
 SAMPLE_STEPS = 100
+CODE = 8  # numbers of MuLAN's code
 BINARY = (-5.0, 5.0)  # endpoints for two values: at -5 they are six deviations apart from where they meet
 TEXT = dict(steps=characters.STEPS, batch=characters.BATCH, lr=characters.LR, passes=8)
 
@@ -92,6 +95,16 @@ def model(data: str, kind: str) -> Bounded:
     match data, kind:
         case "grey", "vdm":
             return purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
+        case "grey", "v":
+            return purevdm.vdm(network(predicts="v"), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
+        case "grey", "diffenc":
+            encoder = encoders.learned(networks.vdm_unet(16, 1, fourier=FOURIER, dropout=0.0, groups=8))
+            schedule = schedules.learned_linear(*ENDPOINTS)
+            return purevdm.vdm(network(predicts="v"), schedule, SHAPE, vocab_size=LEVELS, encoder=encoder)
+        case "grey", "mulan":
+            code = codes.gaussian(networks.unet_encoder(SHAPE, 2 * CODE, 32, 1, groups=8, dropout=0.0), CODE)
+            schedule = schedules.polynomial(SHAPE, CODE, gamma_min=ENDPOINTS[0], gamma_max=ENDPOINTS[1])
+            return purevdm.vdm(network(cond_dim=CODE), schedule, SHAPE, vocab_size=LEVELS, code=code)
         case "grey", "bfn":
             return bfn.discretised(network(outputs=2), SHAPE, bins=LEVELS, sigma_1=0.03)
         case "binary", "vdm":
@@ -121,7 +134,7 @@ def task(data: str, kind: str) -> Task:
     return row._replace(settings=TEXT) if data == "text" else row
 
 
-ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in (OF_TEXT if data == "text" else KINDS)}
+ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in OF.get(data, KINDS)}
 
 
 def baselines(data: str) -> dict[str, torch.Tensor]:
@@ -208,7 +221,7 @@ def main() -> None:
     figures = common.run(ROWS, args, partial(keep, args.out))
     lines = []
     for data, unit in UNITS.items():
-        for kind, title in OF_TEXT.items():
+        for kind, title in OF.get(data, KINDS).items():
             if runs := figures.get((data, kind)):
                 bits, seen = (summary([r[field] for r in runs]) for field in ("bits", "train"))
                 error = np.mean([r["error"] for r in runs])
