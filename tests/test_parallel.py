@@ -16,7 +16,7 @@ from purevdm import parallel, random, training
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_processes_are_one(tmp_path, processes):
     script, out = [str(HERE / "worker.py"), str(tmp_path / "out.pt")], tmp_path / "out.pt"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

@@ -1,8 +1,9 @@
 """The cipher threefry2x32 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011): 20 rounds of
 add, rotate, xor on two 32-bit words, under a key of two words; all int32.
 
-In eager mode an operator computes it in place, in blocks that stay in a processor's cache: each round is five passes over
-memory. A compiler is given the rounds one by one, and fuses them into one loop.
+Operators compute it in place, in blocks that stay in a processor's cache: each round is five passes over memory. Inductor,
+which makes code, is given an operator's rounds one by one, and fuses them into one loop. A graph before that holds the
+operator alone: to trace 180 operations for each draw is half of what a small loss takes to compile.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm._compile import materialize
+from purevdm._compile import OLD, constant, exporting
 from purevdm.types import Key
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -28,17 +29,12 @@ _BLOCK = 2**17  # words: three arrays of half a mebibyte, shared by the threads
 
 def pairs(key: Key, n: int) -> Tensor:
     """Encrypts the 64-bit counters 0, ..., n - 1: two words each, (n, 2)."""
-    if torch.compiler.is_compiling():
-        return torch.stack(encrypted(key, *_counters(0, n, key.device)), -1)
-    return _OPS.threefry_pairs(key, n)  # type: ignore[no-any-return]
+    return (_pairs_by_rounds if _by_rounds() else _OPS.threefry_pairs)(key, n)  # type: ignore[no-any-return]
 
 
 def mixed(key: Key, n: int) -> Tensor:
     """Encrypts the counters 0, ..., n - 1, and gives the exclusive or of each one's two words, (n,)."""
-    if torch.compiler.is_compiling():
-        x0, x1 = encrypted(key, *_counters(0, n, key.device))
-        return x0 ^ x1
-    return _OPS.threefry_mixed(key, n)  # type: ignore[no-any-return]
+    return (_mixed_by_rounds if _by_rounds() else _OPS.threefry_mixed)(key, n)  # type: ignore[no-any-return]
 
 
 def below(key: Key, n: int, limit: int) -> Tensor:
@@ -48,9 +44,42 @@ def below(key: Key, n: int, limit: int) -> Tensor:
 
 def folded(key: Key, low: Tensor) -> Tensor:
     """Encrypts one counter of 32 bits, of shape (): (2,)."""
-    if torch.compiler.is_compiling():
-        return torch.stack(encrypted(key, 0, low), -1)
-    return _OPS.threefry_folded(key, low)  # type: ignore[no-any-return]
+    return (_folded_by_rounds if _by_rounds() else _OPS.threefry_folded)(key, low)  # type: ignore[no-any-return]
+
+
+# Operation by operation
+
+
+def _by_rounds() -> bool:
+    """Says whether the rounds are traced: into programs that ``torch.export`` makes, which then need no operators of this
+    library, and by older compilers."""
+    if not torch.compiler.is_compiling():
+        return False
+    return OLD or exporting() or not _known_to_inductor()
+
+
+@constant
+def _known_to_inductor() -> bool:
+    """Tells inductor the rounds of each operator."""
+    from torch._inductor import decomposition
+
+    rounds = {"pairs": _pairs_by_rounds, "mixed": _mixed_by_rounds, "folded": _folded_by_rounds}
+    decomposition.decompositions.update({getattr(_OPS, f"threefry_{name}").default: f for name, f in rounds.items()})
+    decomposition.fast_random_decomps.cache_clear()  # the same table with more in it
+    return True
+
+
+def _pairs_by_rounds(key: Tensor, n: int) -> Tensor:
+    return torch.stack(encrypted(key.unsqueeze(-2), *_counters(0, n, key.device)), -1)
+
+
+def _mixed_by_rounds(key: Tensor, n: int) -> Tensor:
+    x0, x1 = encrypted(key.unsqueeze(-2), *_counters(0, n, key.device))
+    return x0 ^ x1
+
+
+def _folded_by_rounds(key: Tensor, low: Tensor) -> Tensor:
+    return torch.stack(encrypted(key, 0, low), -1)
 
 
 def encrypted(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +90,17 @@ def encrypted(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor
         for by in _ROTATIONS[group % 2]:
             # Words used three times a round, expressions repeated, would grow the code by three a round, and take half a
             # minute a draw to compile. In memory, they still fuse into one loop and live in registers.
-            x0 = materialize(x0 + x1)
+            x0 = _kept(x0 + x1)
             # int32 has only the arithmetic right shift; the mask takes the copies of the sign away.
-            x1 = materialize(((x1 << by) | ((x1 >> (32 - by)) & ((1 << by) - 1))) ^ x0)
+            x1 = _kept(((x1 << by) | ((x1 >> (32 - by)) & ((1 << by) - 1))) ^ x0)
         x0 = x0 + schedule[(group + 1) % 3]
         x1 = x1 + (schedule[(group + 2) % 3] + (group + 1))
     return x0, x1
+
+
+def _kept(x: Tensor) -> Tensor:
+    """Gives x itself, which inductor computes once."""
+    return torch.as_strided(x, x.shape, x.stride())
 
 
 def _schedule(key: Key) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,9 +141,11 @@ def _blocks(key: Tensor, n: int, out: Tensor, finish: Callable[[Tensor, Tensor, 
     """Encrypts the counters 0, ..., n - 1 under keys (..., 2), block by block; ``finish`` writes what comes of two words to
     the block's part of out, (keys, n, ...)."""
     keys = key.reshape(-1, 2)
+    if key.is_meta:
+        return out.reshape(*key.shape[:-1], *out.shape[1:])
     columns = max(1, min(n, _BLOCK))
     rows = _BLOCK // columns
-    for i in range(0, 0 if key.is_meta else len(keys), rows):
+    for i in range(0, len(keys), rows):
         schedule = _schedule(keys[i : i + rows].unsqueeze(1))
         for start in range(0, n, columns):
             part = out[i : i + rows, start : start + columns]
@@ -167,9 +203,9 @@ def _with_keys_first(op: str) -> Callable[..., tuple[Tensor, int]]:
 
 _library = torch.library.Library("purevdm", "FRAGMENT")
 for _name, _rest, _run, _batch in (
-    ("threefry_pairs", "int n", _pairs, _with_keys_first("threefry_pairs")),
-    ("threefry_mixed", "int n", _mixed, _with_keys_first("threefry_mixed")),
-    ("threefry_below", "int n, int limit", _below, _with_keys_first("threefry_below")),
+    ("threefry_pairs", "SymInt n", _pairs, _with_keys_first("threefry_pairs")),
+    ("threefry_mixed", "SymInt n", _mixed, _with_keys_first("threefry_mixed")),
+    ("threefry_below", "SymInt n, int limit", _below, _with_keys_first("threefry_below")),
     ("threefry_folded", "Tensor low", _folded, _folded_batch),
 ):
     _library.define(f"{_name}(Tensor key, {_rest}) -> Tensor")
