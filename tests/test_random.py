@@ -13,8 +13,10 @@ import torch
 from goldens import random_arrays
 from hypothesis import given
 from torch._inductor.utils import run_and_get_code
+from versions import since_2_13
 
 from purevdm import random
+from purevdm.module import Module
 from purevdm.random import _draws, _threefry
 
 SHAPES = {"scalar": (), "1": (1,), "7": (7,), "3x5": (3, 5), "2x3x4x5": (2, 3, 4, 5)}
@@ -263,6 +265,28 @@ def test_compiled_draws_are_the_eager_ones():
         # inductor rounds chains of bfloat16 only once
         tolerance = 2**-6 if name == "normal bf16" else 0
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@since_2_13
+def test_a_graph_holds_each_draws_cipher_whole_and_an_exported_program_holds_no_operator_of_ours():
+    found = []
+
+    def names(graph):
+        return [str(node.target) for node in graph.graph.nodes if "purevdm" in str(node.target)]
+
+    def backend(graph, inputs):
+        found.extend(names(graph))
+        return graph.forward
+
+    def draws(key):
+        return random.fold_in(key, 3), random.split(key), torch.func.vmap(random.bits, (0, None))(random.split(key), (5,))
+
+    key = random.key(0)
+    program = torch.export.export(Module(lambda params, key: draws(key), {"w": torch.ones(1)}), (key,))
+    for way in (torch.compile(draws, fullgraph=True, dynamic=True, backend=backend), program.module()):
+        assert all(map(torch.equal, way(key), draws(key)))
+    assert found == [f"purevdm.threefry_{name}" for name in ("folded", "pairs", "pairs", "mixed")]
+    assert not names(program)
 
 
 @given(seeds, st.integers(1, 60), st.integers(1, 60))
