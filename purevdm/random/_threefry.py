@@ -1,9 +1,9 @@
 """The cipher threefry2x32 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011): 20 rounds of
 add, rotate, xor on two 32-bit words, under a key of two words; all int32.
 
-Operators compute it in place, in blocks that stay in a processor's cache: each round is five passes over memory. Inductor,
-which makes code, is given an operator's rounds one by one, and fuses them into one loop. A graph before that holds the
-operator alone: to trace 180 operations for each draw is half of what a small loss takes to compile.
+Operators compute it in place, in blocks that stay in a processor's cache: each round is five passes over memory. A compiler
+traces one operator for a draw, and not some 180 operations. Inductor, which makes code, is told these, and fuses them into
+one loop.
 """
 
 from collections.abc import Callable
