@@ -53,7 +53,7 @@ def elsewhere(file, folder, calls):
     subprocess.run([sys.executable, "-c", CALL, file, folder / "given", folder / "results"], env=environment, check=True)
     with zipfile.ZipFile(file) as archive:
         kernels = {name for name in archive.namelist() if name.endswith(".so")}
-    assert len(kernels) > 3
+    assert kernels
     assert {path.relative_to(cache).as_posix() for path in cache.rglob("*.so")} == kernels
     return torch.load(folder / "results")
 
