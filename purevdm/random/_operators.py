@@ -1,5 +1,6 @@
 """Operators of draws: eager mode runs one at a time, and a compiler traces one node, where there are hundreds of operations.
-Inductor, which makes code, is told the operations, and fuses them into one loop."""
+Inductor, which makes code, is told the operations, and fuses them into one loop: but not in a region within a loop, which it
+does not take apart, so blocks of networks are given their masks."""
 
 from collections.abc import Callable
 from typing import Any
