@@ -168,7 +168,8 @@ def _checkpoints(folder: Path) -> Iterator[Format]:
         "a step that is text": sealed(step="0"),
         "a metric that is a list": sealed(metric=[1.0]),
         "another digest": sealed(sha256="0" * 64),
-        "a later format": sealed(format=3),
+        "a later format": sealed(format=4),
+        "the format of several files": sealed(format=3),
         "a list": b"[]",
         "another step's entry twice": files[f"{path.name}/state.json"].replace(b'"step": 0', b'"step": 0, "step": 1'),
     }

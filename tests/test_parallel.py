@@ -50,8 +50,20 @@ def test_processes_are_one(tmp_path, processes, shards):
     folder = checkpoint.latest(tmp_path / "checkpoints")
     assert checkpoint.notes(folder)["extra"] == {"by": "a group"}
     assert len(list(folder.glob("*.safetensors"))) == processes
-    loaded = checkpoint.load(folder, training.init(worker.unet(), random.key(7)))  # one process, without a launcher
+    start = training.init(worker.unet(), random.key(7))
+    loaded = checkpoint.load(folder, start)  # one process, without a launcher
     assert all(a == b if isinstance(a, int) else torch.equal(a, b) for a, b in zip(tree_leaves(loaded), leaves, strict=True))
+    if processes > 1:
+        last = sorted(folder.glob("*.safetensors"))[-1]
+        content = last.read_bytes()
+        last.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(checkpoint.CheckpointError, match=f"{last.name}: damaged"):
+            checkpoint.load(folder, start)
+        last.unlink()
+        with pytest.raises(checkpoint.CheckpointError, match="missing|of another model"):
+            checkpoint.load(folder, start)
+        with pytest.raises(checkpoint.CheckpointError, match="of another model"):
+            checkpoint.load_params(folder, tiny.state().params)
 
 
 def test_alone_nothing_is_sent():

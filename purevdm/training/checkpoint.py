@@ -241,7 +241,7 @@ def notes(path: str | os.PathLike) -> dict[str, Any]:
         if found.get("notes_sha256") != (None if found["format"] == 1 else _notes_digest(found)):
             raise ValueError("its SHA-256 is not the one in it")
         step, found["metric"] = _checks.integer("step", found["step"], 0), _metric(found["metric"])
-        if "files" in found:
+        if found["format"] == SHARDED:
             named = _checks.instance("files", found["files"], dict, "an object").items()
             if not all(re.fullmatch("[a-z0-9-]+[.]safetensors", name) and isinstance(text, str) for name, text in named):
                 raise ValueError("files: expected names of safetensors files, and the SHA-256 of each")
@@ -282,18 +282,19 @@ def _read(path: Path, trees: dict[str, Any], only: str = "") -> dict[str, Any]:
     """The trees with the tensors of a checkpoint; those whose names do not start with ``only`` may be there besides."""
     noted, like = notes(path), _named(trees)
     device = next((leaf.device for leaf in like.values() if not leaf.is_meta), torch.device("cpu"))
-    file = path / TENSORS if "sha256" in noted else path
+    whole = noted["format"] != SHARDED
+    file = path / TENSORS if whole else path
     try:
-        if "sha256" in noted and _files.regular(file).is_file() and _shards.digest(file) != noted["sha256"]:
+        if whole and _files.regular(file).is_file() and _shards.digest(file) != noted["sha256"]:
             raise CheckpointError(f"{file}: damaged (its SHA-256 is not the one in {NOTES})")
         # First the names and shapes, as numbers of another model may not fit into memory.
-        headers = _files.load(file, "meta")[0] if "sha256" in noted else _shards.shapes(path)
+        headers = _files.load(file, "meta")[0] if whole else _shards.shapes(path)
         shapes = {name: leaf for name, leaf in headers.items() if name.startswith(only)}
         try:
             _checks.matches("state", _checks.leaves(shapes), _checks.structure(like))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: of another model: {error}") from None
-        if "sha256" in noted:
+        if whole:
             found = _sharding.like({name: leaf for name, leaf in _files.load(file, device)[0].items() if name in like}, like)
         else:
             found = _shards.read(path, noted["files"], like, device)
