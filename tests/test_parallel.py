@@ -60,7 +60,7 @@ def test_processes_are_one(tmp_path, processes, shards):
         with pytest.raises(checkpoint.CheckpointError, match=f"{last.name}: damaged"):
             checkpoint.load(folder, start)
         last.unlink()
-        with pytest.raises(checkpoint.CheckpointError, match="missing|of another model"):
+        with pytest.raises(checkpoint.CheckpointError, match=r"missing|of another model"):
             checkpoint.load(folder, start)
         with pytest.raises(checkpoint.CheckpointError, match="of another model"):
             checkpoint.load_params(folder, tiny.state().params)
