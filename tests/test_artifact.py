@@ -37,6 +37,14 @@ assert not counters["frames"]
 pytestmark = since_2_13
 
 
+@pytest.fixture(autouse=True, scope="module")
+def probed():
+    """Inductor tries the processor's instruction sets, by kernels that are part of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TORCHINDUCTOR_VEC_ISA_OK", raising=False)
+        yield
+
+
 def elsewhere(file, folder, calls):
     """Results of calls in another process, whose cache is empty, and which compiles nothing."""
     cache = folder / "cache"

@@ -12,8 +12,11 @@ import pytest
 import torch
 from goldens import random_arrays
 from hypothesis import given
+from torch._inductor.utils import run_and_get_code
+from versions import since_2_13
 
 from purevdm import random
+from purevdm.module import Module
 from purevdm.random import _draws, _threefry
 
 SHAPES = {"scalar": (), "1": (1,), "7": (7,), "3x5": (3, 5), "2x3x4x5": (2, 3, 4, 5)}
@@ -206,23 +209,23 @@ def test_bernoullis_are_uniforms_below_p(p):
     assert torch.equal(random.bernoulli(key, p, (4000,)), want)
 
 
-ALL = {
+ALL = {  # of one size, so that a compiler makes the cipher of few draws
     "bits": lambda k: random.bits(k, (5,)),
     "bits8": lambda k: random.bits(k, (5,), torch.uint8),
     "bits16": lambda k: random.bits(k, (5,), torch.uint16),
     "bits64": lambda k: random.bits(k, (5,), torch.uint64),
     "split": lambda k: random.split(k, 3),
     "fold_in": lambda k: random.fold_in(k, 9),
-    "uniform": lambda k: random.uniform(k, (3, 4), minval=-1.0, maxval=2.0),
+    "uniform": lambda k: random.uniform(k, (5,), minval=-1.0, maxval=2.0),
     "normal": lambda k: random.normal(k, (5003,)),
-    "normal bf16": lambda k: random.normal(k, (33,), torch.bfloat16),
+    "normal bf16": lambda k: random.normal(k, (5,), torch.bfloat16),
     "truncated_normal": lambda k: random.truncated_normal(k, -2.0, 2.0, (5,)),
-    "randint": lambda k: random.randint(k, (7,), -5, 1000),
-    "bernoulli": lambda k: random.bernoulli(k, 0.3, (9,)),
-    "rademacher": lambda k: random.rademacher(k, (9,)),
+    "randint": lambda k: random.randint(k, (5,), -5, 1000),
+    "bernoulli": lambda k: random.bernoulli(k, 0.3, (5,)),
+    "rademacher": lambda k: random.rademacher(k, (5,)),
     "gumbel": lambda k: random.gumbel(k, (5,)),
-    "categorical": lambda k: random.categorical(k, torch.zeros(4, 5)),
-    "permutation": lambda k: random.permutation(k, 30),
+    "categorical": lambda k: random.categorical(k, torch.zeros(1, 5)),
+    "permutation": lambda k: random.permutation(k, 5),
 }
 
 
@@ -255,11 +258,38 @@ def test_compiled_draws_are_the_eager_ones():
         return normals, *(draw(key) for draw in ALL.values())
 
     key, index = random.key(11), torch.tensor(3, dtype=torch.int32)
-    compiled = torch.compile(everything, fullgraph=True)(key, index)
+    compiled, code = run_and_get_code(torch.compile(everything, fullgraph=True), key, index)
+    assert code
+    assert "ops.purevdm" not in "".join(code)  # inductor knows the rounds of each operator
     for name, got, want in zip(("vmap", *ALL), compiled, everything(key, index), strict=True):
         # inductor rounds chains of bfloat16 only once
         tolerance = 2**-6 if name == "normal bf16" else 0
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@since_2_13
+def test_a_graph_holds_each_draw_in_few_operators_and_an_exported_program_holds_no_operator_of_ours():
+    found = []
+
+    def names(graph):
+        targets = (str(node.target).removesuffix(".default") for node in graph.graph.nodes)
+        return [name for name in targets if "purevdm" in name]
+
+    def backend(graph, inputs):
+        found.extend(names(graph))
+        return graph.forward
+
+    def draws(key):
+        keys = random.split(random.fold_in(key, 3))
+        return torch.func.vmap(random.normal, (0, None))(keys, (5,)), random.bernoulli(key, 0.3, (9,))
+
+    key = random.key(0)
+    program = torch.export.export(Module(lambda params, key: draws(key), {"w": torch.ones(1)}), (key,))
+    for way in (torch.compile(draws, fullgraph=True, dynamic=True, backend=backend), program.module()):
+        assert all(map(torch.equal, way(key), draws(key)))
+    ciphers = (f"threefry_{name}" for name in ("folded", "pairs", "mixed"))
+    assert found == [f"purevdm.{name}" for name in (*ciphers, "normals", "threefry_below")]
+    assert not names(program)
 
 
 @given(seeds, st.integers(1, 60), st.integers(1, 60))

@@ -1,6 +1,7 @@
 """Draws from distributions, each made of a key's bits as JAX makes it."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from purevdm._compile import fixed
 from purevdm._stable import erf
 from purevdm.random import _float32, _threefry
 from purevdm.random._keys import split, words
+from purevdm.random._operators import operator
 from purevdm.random._threefry import WORD
 from purevdm.types import Key, Shape
 
@@ -61,9 +63,20 @@ def uniform(
 
 def normal(key: Key, shape: Shape = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Draws standard normals, in float32, float64, float16 or bfloat16: sqrt(2) erfinv(u) of a uniform u on (-1, 1)."""
-    unit = _unit(key, shape, dtype)
+    return _NORMALS(_unit(key, shape, dtype))  # type: ignore[no-any-return]
+
+
+def _normals(unit: Tensor) -> Tensor:
+    """Makes normals of uniforms."""
     # 1 - low rounds to 2, and doubling is exact: no fused multiply-add can change this draw.
-    return _float32.erfinv(unit * 2.0 + fixed(_ABOVE_MINUS_ONE[dtype])) * fixed(_SQRT2[dtype])
+    return _float32.erfinv(unit * 2.0 + fixed(_ABOVE_MINUS_ONE[unit.dtype])) * fixed(_SQRT2[unit.dtype])
+
+
+def _elementwise(overload: Any, n: int, in_dims: tuple[int], unit: Tensor) -> tuple[Tensor, int]:
+    return overload(unit), in_dims[0]
+
+
+_NORMALS = operator("normals(Tensor unit) -> Tensor", _normals, _elementwise, _normals)
 
 
 def truncated_normal(
@@ -158,10 +171,8 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> 
     if not isinstance(p, Tensor):
         if not 0.0 <= _checks.real("p", p) <= 1.0:
             raise ValueError(f"p: expected a probability in [0, 1], got {p}")
-        if not torch.compiler.is_compiling():
-            return _less(key, p, () if shape is None else _checks.shape("shape", shape))
-        p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
-    elif _checks.readable(_checks.floating("p", p)):
+        return _less(key, p, () if shape is None else _checks.shape("shape", shape))
+    if _checks.readable(_checks.floating("p", p)):
         holds = (p >= 0.0) & (p <= 1.0)
         _checks.verify([_checks.Fact(holds, lambda: _checks.outside("probabilities in [0, 1]", "p", p))])
     shape = p.shape if shape is None else _checks.shape("shape", shape)

@@ -1,8 +1,8 @@
 """The cipher threefry2x32 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011): 20 rounds of
 add, rotate, xor on two 32-bit words, under a key of two words; all int32.
 
-In eager mode an operator computes it in place, in blocks that stay in a processor's cache: each round is five passes over
-memory. A compiler is given the rounds one by one, and fuses them into one loop.
+Operators compute it in place, in blocks that stay in a processor's cache: each round is five passes over memory. A compiler
+that makes code is told the rounds one by one.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm._compile import materialize
+from purevdm.random._operators import operator
 from purevdm.types import Key
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -26,31 +26,14 @@ WORD = 0xFFFFFFFF
 _BLOCK = 2**17  # words: three arrays of half a mebibyte, shared by the threads
 
 
-def pairs(key: Key, n: int) -> Tensor:
-    """Encrypts the 64-bit counters 0, ..., n - 1: two words each, (n, 2)."""
-    if torch.compiler.is_compiling():
-        return torch.stack(encrypted(key, *_counters(0, n, key.device)), -1)
-    return _OPS.threefry_pairs(key, n)  # type: ignore[no-any-return]
+def _words(key: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Encrypts the counters 0, ..., n - 1 under keys (..., 2): (..., n)."""
+    return encrypted(key.unsqueeze(-2), *_counters(0, n, key.device))
 
 
-def mixed(key: Key, n: int) -> Tensor:
-    """Encrypts the counters 0, ..., n - 1, and gives the exclusive or of each one's two words, (n,)."""
-    if torch.compiler.is_compiling():
-        x0, x1 = encrypted(key, *_counters(0, n, key.device))
-        return x0 ^ x1
-    return _OPS.threefry_mixed(key, n)  # type: ignore[no-any-return]
-
-
-def below(key: Key, n: int, limit: int) -> Tensor:
-    """Says which numbers of :func:`mixed`, without a sign, are below a limit in [1, 2**32], (n,); in eager mode."""
-    return _OPS.threefry_below(key, n, limit)  # type: ignore[no-any-return]
-
-
-def folded(key: Key, low: Tensor) -> Tensor:
-    """Encrypts one counter of 32 bits, of shape (): (2,)."""
-    if torch.compiler.is_compiling():
-        return torch.stack(encrypted(key, 0, low), -1)
-    return _OPS.threefry_folded(key, low)  # type: ignore[no-any-return]
+def _mixed_by_rounds(key: Tensor, n: int) -> Tensor:
+    x0, x1 = _words(key, n)
+    return x0 ^ x1
 
 
 def encrypted(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +44,17 @@ def encrypted(key: Key, high: Tensor | int, low: Tensor) -> tuple[Tensor, Tensor
         for by in _ROTATIONS[group % 2]:
             # Words used three times a round, expressions repeated, would grow the code by three a round, and take half a
             # minute a draw to compile. In memory, they still fuse into one loop and live in registers.
-            x0 = materialize(x0 + x1)
+            x0 = _kept(x0 + x1)
             # int32 has only the arithmetic right shift; the mask takes the copies of the sign away.
-            x1 = materialize(((x1 << by) | ((x1 >> (32 - by)) & ((1 << by) - 1))) ^ x0)
+            x1 = _kept(((x1 << by) | ((x1 >> (32 - by)) & ((1 << by) - 1))) ^ x0)
         x0 = x0 + schedule[(group + 1) % 3]
         x1 = x1 + (schedule[(group + 2) % 3] + (group + 1))
     return x0, x1
+
+
+def _kept(x: Tensor) -> Tensor:
+    """Gives x itself, which inductor computes once."""
+    return torch.as_strided(x, x.shape, x.stride())
 
 
 def _schedule(key: Key) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,9 +95,11 @@ def _blocks(key: Tensor, n: int, out: Tensor, finish: Callable[[Tensor, Tensor, 
     """Encrypts the counters 0, ..., n - 1 under keys (..., 2), block by block; ``finish`` writes what comes of two words to
     the block's part of out, (keys, n, ...)."""
     keys = key.reshape(-1, 2)
+    if key.is_meta:
+        return out.reshape(*key.shape[:-1], *out.shape[1:])
     columns = max(1, min(n, _BLOCK))
     rows = _BLOCK // columns
-    for i in range(0, 0 if key.is_meta else len(keys), rows):
+    for i in range(0, len(keys), rows):
         schedule = _schedule(keys[i : i + rows].unsqueeze(1))
         for start in range(0, n, columns):
             part = out[i : i + rows, start : start + columns]
@@ -150,29 +140,51 @@ def _folded(key: Tensor, low: Tensor) -> Tensor:
     return torch.stack([x0, x1], -1)
 
 
-def _folded_batch(info: Any, in_dims: tuple[Any, ...], key: Tensor, low: Tensor) -> tuple[Tensor, int]:
-    n = info.batch_size
-    key, low = (
-        x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0) for x, axis in zip((key, low), in_dims, strict=True)
-    )
-    return _OPS.threefry_folded(key, low), 0
+# Operators
 
 
-def _with_keys_first(op: str) -> Callable[..., tuple[Tensor, int]]:
-    def batch(info: Any, in_dims: tuple[Any, ...], key: Tensor, *rest: int) -> tuple[Tensor, int]:
-        return getattr(torch.ops.purevdm, op)(key.movedim(in_dims[0], 0), *rest), 0
-
-    return batch
+def _keys_first(overload: Any, n: int, in_dims: tuple[Any, ...], key: Tensor, *rest: int) -> tuple[Tensor, int]:
+    return overload(key.movedim(in_dims[0], 0), *rest), 0
 
 
-_library = torch.library.Library("purevdm", "FRAGMENT")
-for _name, _rest, _run, _batch in (
-    ("threefry_pairs", "int n", _pairs, _with_keys_first("threefry_pairs")),
-    ("threefry_mixed", "int n", _mixed, _with_keys_first("threefry_mixed")),
-    ("threefry_below", "int n, int limit", _below, _with_keys_first("threefry_below")),
-    ("threefry_folded", "Tensor low", _folded, _folded_batch),
-):
-    _library.define(f"{_name}(Tensor key, {_rest}) -> Tensor")
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_vmap(f"purevdm::{_name}", _batch, lib=_library)
-_OPS = torch.ops.purevdm
+def _both_first(overload: Any, n: int, in_dims: tuple[Any, ...], *given: Tensor) -> tuple[Tensor, int]:
+    whole = (x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0) for x, axis in zip(given, in_dims, strict=True))
+    return overload(*whole), 0
+
+
+_PAIRS = operator(
+    "threefry_pairs(Tensor key, SymInt n) -> Tensor", _pairs, _keys_first, lambda key, n: torch.stack(_words(key, n), -1)
+)
+_MIXED = operator("threefry_mixed(Tensor key, SymInt n) -> Tensor", _mixed, _keys_first, _mixed_by_rounds)
+_BELOW = operator(
+    "threefry_below(Tensor key, SymInt n, int limit) -> Tensor",
+    _below,
+    _keys_first,
+    lambda key, n, limit: (_mixed_by_rounds(key, n) ^ -(2**31)) <= limit - 1 - 2**31,
+)
+_FOLDED = operator(
+    "threefry_folded(Tensor key, Tensor low) -> Tensor",
+    _folded,
+    _both_first,
+    lambda key, low: torch.stack(encrypted(key, 0, low), -1),
+)
+
+
+def pairs(key: Key, n: int) -> Tensor:
+    """Encrypts the 64-bit counters 0, ..., n - 1: two words each, (n, 2)."""
+    return _PAIRS(key, n)  # type: ignore[no-any-return]
+
+
+def mixed(key: Key, n: int) -> Tensor:
+    """Encrypts the counters 0, ..., n - 1, and gives the exclusive or of each one's two words, (n,)."""
+    return _MIXED(key, n)  # type: ignore[no-any-return]
+
+
+def below(key: Key, n: int, limit: int) -> Tensor:
+    """Says which numbers of :func:`mixed`, without a sign, are below a limit in [1, 2**32], (n,)."""
+    return _BELOW(key, n, limit)  # type: ignore[no-any-return]
+
+
+def folded(key: Key, low: Tensor) -> Tensor:
+    """Encrypts one counter of 32 bits, of shape (): (2,)."""
+    return _FOLDED(key, low)  # type: ignore[no-any-return]

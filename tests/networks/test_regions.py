@@ -5,17 +5,18 @@ from collections import Counter
 import optree
 import pytest
 import torch
-from compare import close, decoded_alike
+from compare import close
 from parts import changed
 from perturb import perturbed
 from torch.func import vmap
 from versions import since_2_13
 
 import purevdm
-from purevdm import _apply, networks, random, schedules, training
+from purevdm import _apply, networks, random, schedules, solvers, training
 from purevdm.networks import Condition
 
 OPTIONS = dict(groups=2, heads=1, dropout=0.25)
+SMALL = networks.unet(4, (1,), 1, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +76,10 @@ def test_a_compiler_makes_each_kind_of_block_once_and_the_gradients_are_the_eage
 @since_2_13
 def test_compiled_gradients_are_the_eager_ones_and_parameters_stay_what_they_are():
     """A compiler that writes over what regions save writes over parameters, too."""
-    network = networks.vdm_unet(8, 1, fourier=(), groups=4, dropout=0.0)
-    model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), (1, 8, 8), 16)
+    network = networks.unet(4, (1,), 1, groups=2, heads=1)
+    model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), (1, 4, 4), 16)
     params = perturbed(model.init(random.key(0)), 1, 0.1)
-    x = random.randint(random.key(1), (4, 1, 8, 8), 0, 16)
+    x = random.randint(random.key(1), (4, 1, 4, 4), 0, 16)
     before = optree.tree_map(torch.clone, params)
     got = training.gradients(model, compile=True)(params, x, random.key(2))
     assert all(map(torch.equal, optree.tree_leaves(params), optree.tree_leaves(before)))
@@ -88,17 +89,17 @@ def test_compiled_gradients_are_the_eager_ones_and_parameters_stay_what_they_are
 @since_2_13
 def test_a_compiled_sampler_takes_blocks_with_attention():
     """A region inside a loop is not decomposed: inductor itself must know each of its operations."""
-    network = networks.unet(8, (1,), 1, groups=4, heads=1, attention=(0,), fourier=())
-    model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), (1, 4, 4), 16, dtype=torch.float64)
-    params = perturbed(model.init(random.key(0)), 1, 0.05)
+    network = networks.unet(4, (1,), 1, groups=2, heads=1, attention=(0,))
+    model = purevdm.vdm(network, schedules.learned_linear(-8.0, 4.0), (1, 4, 4), 16)
+    params, key = perturbed(model.init(random.key(0)), 1, 0.05), random.key(1)
+    given = dict(z=random.normal(key, (2, 1, 4, 4)), start=1.0, until=0.0, solver=solvers.ddim())
     sample = torch.compile(model.sample, fullgraph=True)
-    decoded_alike(sample(params, random.key(1), 2, steps=torch.tensor(3)), model.sample(params, random.key(1), 2, steps=3))
+    close(sample(params, key, 2, steps=torch.tensor(3), **given), model.sample(params, key, 2, steps=3, **given), 1e-4)
 
 
 @since_2_13
 def test_what_users_differentiate_has_no_regions_and_what_they_do_not_has():
-    network = networks.vdm_unet(4, 1, fourier=(), **OPTIONS)
-    model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
+    model = purevdm.vdm(SMALL, schedules.learned_linear(), (1, 3, 4), 16)
     params = perturbed(model.init(random.key(0)), 1, 0.1)
     x, found = random.randint(random.key(1), (3, 1, 3, 4), 0, 16), []
 
@@ -131,8 +132,7 @@ def test_nothing_is_written_twice_whatever_the_options():
 
 
 def test_gradients_by_a_backend_for_debugging():
-    network = networks.vdm_unet(4, 1, fourier=(), **OPTIONS)
-    model = purevdm.vdm(network, schedules.learned_linear(), (1, 3, 4), 16)
+    model = purevdm.vdm(SMALL, schedules.learned_linear(), (1, 3, 4), 16)
     params, x = model.init(random.key(0)), random.randint(random.key(1), (3, 1, 3, 4), 0, 16)
     got = training.gradients(model, compile=True, backend="eager")(params, x, random.key(2))
     close(got, training.gradients(model)(params, x, random.key(2)), 1e-4)
@@ -151,7 +151,6 @@ def test_a_network_may_have_blocks_of_many_kinds():
 
 def test_a_network_of_ones_own_around_it_is_applied():
     """What wraps ``apply`` is never passed by."""
-    network = networks.unet(4, (1,), 1, **OPTIONS)
-    assert _apply.has_regions(network) or torch.__version__ < "2.13"
-    assert not _apply.has_regions(changed(network, apply=lambda *args, **kwargs: -network.apply(*args, **kwargs)))
-    assert not _apply.has_regions(networks.Wrapped(network))
+    assert _apply.has_regions(SMALL) or torch.__version__ < "2.13"
+    assert not _apply.has_regions(changed(SMALL, apply=lambda *args, **kwargs: -SMALL.apply(*args, **kwargs)))
+    assert not _apply.has_regions(networks.Wrapped(SMALL))

@@ -25,11 +25,21 @@ TINY = """digits --model.network mlp --model.embed 16 --model.layers 1 --model.l
  --samples 4 --sample-steps 3 --no-compile --data.augment --model.flag --optimizer.ema-rate 0.9""".split()  # noqa: SIM905
 
 
+def trained(*arguments):
+    """What a run in this process printed, on one thread as those in processes of their own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return printed("train.py", *TINY, *arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole")
-    assert "parameters; step 0 of 40" in call("train.py", *TINY, "--out", out)
+    assert "parameters; step 0 of 40" in trained("--out", out)
     return out
 
 
@@ -83,7 +93,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_to_the_bit(whole, tmp_p
             kills += 1
         process.wait()
     assert kills >= 2
-    call("train.py", *TINY, "--out", tmp_path, "--resume")
+    trained("--out", tmp_path, "--resume")
     assert state(tmp_path) == state(whole)
     assert log(tmp_path) == log(whole)
 
