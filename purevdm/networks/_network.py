@@ -1,6 +1,7 @@
 """The base class of score networks; networks of one's own functions, around another, or in another dtype."""
 
 import dataclasses
+import dis
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -224,9 +225,9 @@ def _networks_in(value: Any, seen: set[int]) -> Iterator[Network]:
         parts = [value.__func__, *getattr(value.__self__, "__dict__", {}).values()]
     elif inspect.isfunction(value) and (value.__module__ or "").partition(".")[0] not in ("purevdm", "torch"):
         named = inspect.getclosurevars(value)
-        near = (
-            x for x in named.globals.values() if isinstance(x, Network) or getattr(x, "__module__", None) == value.__module__
-        )
+        read = {step.argval for step in dis.get_instructions(value) if step.opname == "LOAD_GLOBAL"}
+        found = (x for name, x in named.globals.items() if name in read)  # getclosurevars takes attributes for globals, too
+        near = (x for x in found if isinstance(x, Network) or getattr(x, "__module__", None) == value.__module__)
         parts = [*named.nonlocals.values(), *near]
     elif not isinstance(value, (type, torch.nn.Module)) and inspect.ismethod(getattr(value, "__call__", None)):  # noqa: B004
         parts = [value.__call__]

@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
@@ -103,6 +104,17 @@ def test_a_network_in_anothers_apply_needs_its_endpoints(wrapped):
 def test_a_network_among_the_globals_needs_its_endpoints():
     with pytest.raises(ValueError, match="network: its apply calls"):
         purevdm.vdm(networks.Network.of(INNER.init, by_global), schedules.fixed_linear(-8.0, 4.0), (2,), 16)
+
+
+def test_a_global_that_an_attribute_is_named_as_is_not_called():
+    """Python's own list of a function's globals takes ``whole.INNER`` for the global INNER."""
+    told = networks.mlp(8, gamma_min=-8.0, gamma_max=4.0)
+    whole = SimpleNamespace(INNER=told)
+
+    def apply(*args, **kwargs):
+        return whole.INNER.apply(*args, **kwargs)
+
+    purevdm.vdm(networks.Network.of(told.init, apply), schedules.fixed_linear(-8.0, 4.0), (2,), 16)
 
 
 @dataclass(frozen=True)
