@@ -79,9 +79,9 @@ def test_families_go_on_where_they_stopped(tmp_path, monkeypatch):
         assert "| text, bits/character | Bayesian flow |" in output
         assert ("grey, bfn - grey, vdm:" in output) == (rows == "")
         assert kept(tmp_path).items() >= before.items()
-    assert len(before) == 9
+    assert len(before) == 12
     assert (tmp_path / "bfn.png").stat().st_size > 10_000
-    assert (tmp_path / "table.md").read_text().count("\n") == 2 + 9 + 1
+    assert (tmp_path / "table.md").read_text().count("\n") == 2 + 12 + 1
 
 
 def test_objectives_are_run_once(tmp_path, monkeypatch):
