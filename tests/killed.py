@@ -15,8 +15,8 @@ from purevdm.training import checkpoint
 
 def main(path: Path, steps: int, fate: str = "") -> None:
     torch.set_num_threads(1)
-    group = parallel.join("cpu", timeout=4.0 if fate else 60.0)
-    with parallel.answering(group, seconds=2.0):
+    group = parallel.join("cpu", timeout=15.0 if fate else 300.0)
+    with parallel.answering(group, seconds=8.0):
         train(path, steps, fate, group)
     parallel.leave()
 
@@ -32,7 +32,7 @@ def train(path: Path, steps: int, fate: str, group: parallel.Group) -> None:
     with checkpoint.Saver() as saver:
         while state.step < steps:
             if fate and group.rank == 1 and state.step == 2:
-                time.sleep(60.0) if fate == "hang" else os._exit(7)
+                time.sleep(86400.0) if fate == "hang" else os._exit(7)
             x, seeds = tiny.data(seed=state.step), model.seeds(random.fold_in(random.key(3), state.step), 8)
             state, _ = training.train_step(tiny.SETTINGS, grad_fn, state, x[mine], seeds.rows(mine))
             saved = saver.wait()

@@ -64,7 +64,7 @@ def step(model, grad_fn, state, number, mine, **options):
 
 def main(path: Path, shards: int) -> None:
     torch.set_num_threads(1)
-    group = parallel.join("cpu", timeout=60.0)
+    group = parallel.join("cpu", timeout=300.0)
     mesh, mine = parallel.mesh(group, shards), rows(group)
     state, share = trained(group, mesh, mine)
     gradients(mesh, mine, group)
