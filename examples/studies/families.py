@@ -8,6 +8,8 @@ Flow Network have the same network but for its inputs and outputs, the same step
 data. A diffusion model takes black and white for two numbers, and a character for five such bits; that of embeddings takes
 it for 16 fixed numbers, and masked diffusion and uniform noise as it is.
 
+Grey digits have rows for a prediction of v, for DiffEnc and for MuLAN, too (``--rows grey/mulan``), not in the table below.
+
 Writes a file for each run as it ends, so that a second call goes on where the first stopped, table.md, and bfn.png: samples
 of the Bayesian flows of the first seed, and their input distributions on the way.
 

@@ -6,6 +6,9 @@
 Trains a U-Net on noise, in turns without checkpoints, with one that is waited for after every so many steps, and with one
 by ``checkpoint.Saver``. Prints the median time of a turn of each kind as a multiple of one without; the bytes of parameters,
 averages and moments that a process holds, and by how much its memory grew from before the state to after a step.
+
+On two AVX-512 cores, 166 MB of state, a checkpoint after every 8 steps: waited for, a turn takes 1.14 times as long (two
+processes: 1.18 and 1.19), in the background 1.02 (two processes: 1.13 and 1.15), as a core that writes does not compute.
 """
 
 import argparse
