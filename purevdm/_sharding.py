@@ -94,11 +94,13 @@ def scattered(x: Tensor, mesh: Any, placements: Any) -> Any:
 
 def whole(tree: Any) -> Any:
     """A tree with every sharded leaf made whole, the same tree where there is none."""
-    if not sharded(tree):
+    if kind() is None:
         return tree
     leaves: Any
     leaves, spec = optree.tree_flatten(tree)
     owns = [below(leaf) for leaf in leaves]
+    if all(own is None for own in owns):
+        return tree
     if torch.compiler.is_compiling():
         return optree.tree_unflatten(spec, [leaf if own is None else _in_graph(leaf) for leaf, own in zip(leaves, owns)])  # noqa: B905
     wholes = iter(fetched([own for own in owns if own is not None]))
@@ -198,13 +200,14 @@ def like(whole: Any, sharded: Any, *, mean: bool = False) -> Any:
     """A whole tree sharded as another of the same form is; each process has the same one, or, with ``mean``, the mean of
     theirs is meant. Leaves that are sharded already stay."""
 
-    def one(leaf: Tensor, example: Any) -> Any:
-        own = below(example)
-        if own is None or below(leaf) is not None:
-            return leaf
-        return scattered(leaf, own.device_mesh, own.placements) if mean else divided(leaf, own.device_mesh, own.placements)
+    return optree.tree_map(lambda leaf, example: _leaf_like(leaf, example, mean), whole, sharded)
 
-    return optree.tree_map(one, whole, sharded)
+
+def _leaf_like(leaf: Tensor, example: Any, mean: bool) -> Any:
+    own = below(example)
+    if own is None or below(leaf) is not None:
+        return leaf
+    return (scattered if mean else divided)(leaf, own.device_mesh, own.placements)
 
 
 def restored(after: Any, before: Any, sharded: Any) -> Any:
@@ -212,11 +215,7 @@ def restored(after: Any, before: Any, sharded: Any) -> Any:
     is the one that it was made of. Others are the mean over the processes."""
     if after is before:
         return sharded
-
-    def one(new: Tensor, old: Tensor, own: Any) -> Any:
-        return own if new is old else scattered(new, own.device_mesh, own.placements) if below(own) is not None else new
-
-    return optree.tree_map(one, after, before, sharded)
+    return optree.tree_map(lambda new, old, own: own if new is old else _leaf_like(new, own, True), after, before, sharded)
 
 
 def divided(leaf: Tensor, mesh: Any, placements: Any) -> Any:

@@ -4,6 +4,7 @@ What works element by element takes the local parts (:func:`flatten`); what need
 :mod:`purevdm._sharding` makes leaves whole where they are computed with.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -142,8 +143,6 @@ def mean(tree: Any, mesh: Any) -> Any:
     """The mean of each tensor over the processes of a mesh, by one message."""
     leaves: Any
     leaves, spec = optree.tree_flatten(tree)
-    if mesh is None or not leaves:
-        return tree
     flat = total(torch.cat([leaf.detach().reshape(-1).double() for leaf in leaves]), mesh) / mesh.size()
     parts = flat.split([leaf.numel() for leaf in leaves])
     return optree.tree_unflatten(spec, [new.view(old.shape).to(old.dtype) for old, new in zip(leaves, parts, strict=True)])
@@ -162,5 +161,4 @@ def norm(leaves: Sequence[Tensor]) -> Tensor:
 
 
 def _copies(how: Spread) -> int:
-    sizes = [how.mesh.size(i) for i, placement in enumerate(how.placements) if placement.is_replicate()]
-    return int(torch.tensor(sizes or [1]).prod())
+    return math.prod(how.mesh.size(i) for i, placement in enumerate(how.placements) if placement.is_replicate())
