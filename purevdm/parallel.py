@@ -226,6 +226,16 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def place(group: Group | None) -> tuple[int, int]:
+    """Returns this process's rank and the number of those that take turns: a group's, or, without one, itself."""
+    return (0, 1) if group is None else _checks.instance("group", group, Group, "a purevdm.parallel.Group")[:2]
+
+
+def of_all(group: Group | None, value: T) -> list[T]:
+    """Returns the values of those that take turns: :func:`gather` in a group, or, without one, its own."""
+    return [value] if group is None else gather(value)
+
+
 def anywhere(flag: bool) -> bool:
     """Says whether a flag is set in any process of the group."""
     if _size() == 1:

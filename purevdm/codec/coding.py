@@ -186,7 +186,7 @@ def read(
     if cond is not None or not model.schedule.contextual:
         parse(model, params, cond=cond, n=_rows(cond))
 
-    rank, size = _turns(group)
+    rank, size = parallel.place(group)
 
     def fail(number: int, error: CodecError) -> None:
         if skip is None:
@@ -219,8 +219,7 @@ def read(
             for start in range(0, len(wanted), size):
                 turn = wanted[start : start + size]
                 mine = block(turn[rank]) if rank < len(turn) else None
-                outcomes = [mine] if group is None else parallel.gather(mine)
-                for number, outcome in zip(turn, outcomes, strict=False):
+                for number, outcome in zip(turn, parallel.of_all(group, mine), strict=False):
                     if isinstance(outcome, Tensor):
                         yield outcome
                     elif outcome is not None:
@@ -244,7 +243,7 @@ def _pieces(
     group: Group | None = None,
 ) -> Iterator[bytes]:
     """Yields a file's head, its blocks and its index."""
-    rank, size = _turns(group)
+    rank, size = parallel.place(group)
     _check(model, compile, callback)
     params = _sharding.whole(params)
     lanes, portable = _checks.integer("lanes", lanes, 1, _container.MOST_LANES), _checks.boolean("portable", portable)
@@ -255,7 +254,7 @@ def _pieces(
     mine = b""
 
     def turns() -> Iterator[bytes]:
-        for block in [mine] if group is None else parallel.gather(mine):
+        for block in parallel.of_all(group, mine):
             if block:
                 ends.append(ends[-1] + len(block))
                 yield block
@@ -283,11 +282,6 @@ def _pieces(
         raise ValueError("batches: expected at least one, got none")
     yield from turns()
     yield _container.end_bytes(ends)
-
-
-def _turns(group: Group | None) -> tuple[int, int]:
-    """A process's place among those that take turns, and how many there are."""
-    return (0, 1) if group is None else _checks.instance("group", group, Group, "a purevdm.parallel.Group")[:2]
 
 
 def _head(chain: Chain, model: VDM, params: Params, portable: bool, x: Tensor, cond: Any) -> Head:

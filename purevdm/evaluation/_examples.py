@@ -180,7 +180,7 @@ def draws(
     """
     _checks.key("key", key)
     passes = _checks.integer("passes", passes, 1)
-    rank, size = (0, 1) if group is None else _checks.instance("group", group, Group, "a purevdm.parallel.Group")[:2]
+    rank, size = parallel.place(group)
     callback = (lambda n: None) if callback is None else _checks.function("callback", callback)
     mine: list[T] = []
     sums: list[Tensor] = []
@@ -198,7 +198,7 @@ def draws(
     if not sums:
         raise ValueError("batches: expected at least one, got none")
     mine, sums = optree.tree_map(Tensor.cpu, (mine, sums))  # type: ignore[arg-type, assignment]
-    everyone = [(mine, sums)] if group is None else parallel.gather((mine, sums))
+    everyone = parallel.of_all(group, (mine, sums))
     if len(everyone) != size:
         raise ValueError(f"group: expected as many processes as have joined, {len(everyone)}, got {size}")
     if any(len(other) != len(sums) or not all(map(torch.equal, other, sums)) for _, other in everyone):
