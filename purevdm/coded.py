@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm.codes import Code
 from purevdm.model import Model, batch_axes, parse
 from purevdm.types import Key, Params
 
@@ -45,10 +46,14 @@ def of_data(model: Model, params: Params, x: Tensor, noise: Any, cond: Any) -> C
     code = model.code
     if code is None:
         return Coded(cond)
-    f = model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype)
     keys = None if noise.key is None else torch.func.vmap(lambda k: random.fold_in(k, 2))(noise.key)
-    out = code.encode(params["code"], f, keys)
+    out = _encoded(model, code, params, x, cond, keys)
     return Coded(joined(code.draw(out, noise.code), cond), code.kl(out))
+
+
+def _encoded(model: Model, code: Code, params: Params, x: Tensor, cond: Any, keys: Tensor | None = None) -> Tensor:
+    """What q(c given x) is made of."""
+    return code.encode(params["code"], model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype), keys)
 
 
 def of_prior(model: Model, key: Key, n: int, cond: Any) -> Any:
@@ -110,7 +115,7 @@ def weighted(model: Any, params: Params, x: Tensor, keys: Tensor, cond: Any) -> 
     code = model.code
     if code is None:
         return cond, 0.0
-    out = code.encode(params["code"], model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype))
+    out = _encoded(model, code, params, x, cond)
     drawn = code.draw(out, torch.func.vmap(lambda k: code.noise(random.fold_in(k, 2), model.dtype))(keys))
     return joined(drawn, cond), code.log_ratio(out, drawn)
 
