@@ -197,9 +197,9 @@ def bounds(
             total = total + model.nll_bound(run.params, part, Seeds(t, keys), cond).total.double()
         each[j] = total.cpu().numpy() / args.passes
         update(len(part))
-    everyone = parallel.gather(each)
+    parts = programs.in_order(each)
     update(0)
-    return np.concatenate([part for _, part in sorted(item for some in everyone for item in some.items())])
+    return np.concatenate(parts)
 
 
 def in_order(everyone: list[tuple[list[int], list[int]]], n: int, block: int) -> tuple[list[int], list[int]]:

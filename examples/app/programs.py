@@ -9,16 +9,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from readers import DataError
 
 import purevdm
-from purevdm import _files
+from purevdm import _files, parallel
 from purevdm.training import NonFiniteLossError
 from purevdm.training.checkpoint import CheckpointError
 
+T = TypeVar("T")
 OURS = (Path(__file__).resolve().parents[1], Path(purevdm.__file__).resolve().parent)
 
 
@@ -60,6 +61,11 @@ def message(error: Exception) -> str:
     text = " ".join(str(error).split())
     named = isinstance(error, TypeError | ValueError | NonFiniteLossError) and text
     return text if named else f"{type(error).__name__}: {text}"
+
+
+def in_order(parts: dict[int, T]) -> list[T]:
+    """Returns the numbered parts of a piece of work, of which each process has made some, in the order of their numbers."""
+    return [part for _, part in sorted(item for each in parallel.gather(parts) for item in each.items())]
 
 
 def least(low: int, **sizes: int | None) -> None:

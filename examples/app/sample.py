@@ -99,11 +99,11 @@ def sample(args: Arguments, group: parallel.Group, changes: dict[str, str]) -> N
             options |= dict(cond=condition(config, torch.zeros(size, device=device), labels))
             options |= dict(guidance=args.guidance, decode=args.decode, callback=lambda i, z: update(1))
             drawn[j] = model.sample(params, key, size, steps=args.steps, **options).cpu()
-        everyone = parallel.gather(drawn)
+        parts = programs.in_order(drawn)
         update(0)
     if group.rank > 0:
         return
-    x = torch.cat([part for _, part in sorted(item for each in everyone for item in each.items())])
+    x = torch.cat(parts)
     if train.vocab_size is not None:
         kinds = {torch.uint8: 2**8, torch.uint16: 2**16, torch.int32: 2**31}
         x = x.to(next(dtype for dtype, most in kinds.items() if train.vocab_size <= most))
