@@ -96,13 +96,13 @@ def whole(tree: Any) -> Any:
     """A tree with every sharded leaf made whole, the same tree where there is none."""
     if kind() is None:
         return tree
+    if torch.compiler.is_compiling():  # by tree_map, as the compiler cannot flatten an empty dict of optree 0.20
+        return optree.tree_map(lambda leaf: leaf if below(leaf) is None else _in_graph(leaf), tree)
     leaves: Any
     leaves, spec = optree.tree_flatten(tree)
     owns = [below(leaf) for leaf in leaves]
     if all(own is None for own in owns):
         return tree
-    if torch.compiler.is_compiling():
-        return optree.tree_unflatten(spec, [leaf if own is None else _in_graph(leaf) for leaf, own in zip(leaves, owns)])  # noqa: B905
     wholes = iter(fetched([own for own in owns if own is not None]))
     made = [
         leaf if own is None else _Gathered.apply(leaf, next(wholes), own.device_mesh, own.placements)

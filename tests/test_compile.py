@@ -1,9 +1,11 @@
 """What is said to the compiler changes no value."""
 
+import importlib
+
 import pytest
 import torch
 
-from purevdm import _compile, random
+from purevdm import _compile, _sharding, random
 
 NORMALS, MASK = random.normal(random.key(0), (3, 8)), random.bernoulli(random.key(0), 0.5, (3, 8))
 
@@ -37,3 +39,12 @@ def test_a_compiled_loop_passes_no_derivatives_rather_than_wrong_ones(turns, of)
         compiled(**given, turns=torch.tensor(turns))
     with torch.no_grad():
         torch.testing.assert_close(compiled(**given, turns=torch.tensor(turns)), torch.full((2,), 1.5 ** (turns + 1)))
+
+
+def test_empty_branches_compile_where_leaves_may_be_sharded():
+    """As networks and schedules without parameters have them."""
+    importlib.import_module("torch.distributed.tensor")  # as any use of several processes does
+    tree = {"network": {}, "schedule": {"w": torch.ones(2)}}
+    compiled = torch.compile(_sharding.whole, fullgraph=True, backend="eager")
+    assert compiled(tree)["network"] == {}
+    assert torch.equal(compiled(tree)["schedule"]["w"], torch.ones(2))
