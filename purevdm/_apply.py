@@ -49,10 +49,15 @@ def _has(network: "Network", form: str) -> bool:
     return owners[0] is owners[1]
 
 
+def has_batch_form(network: "Network") -> bool:
+    """Says whether a network has a form of ``apply`` for batches, without a map over examples."""
+    return _has(network, "apply_to_batch")
+
+
 def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
     """Returns the form of a network's ``apply`` that takes a batch of these inputs, or None: by regions in a compiled graph,
     if they work there, and ``apply_to_batch`` elsewhere."""
-    if not _has(network, "apply_to_batch"):
+    if not has_batch_form(network):
         return None
     whole = network.apply_to_batch  # type: ignore[attr-defined]
     if OLD or not torch.compiler.is_compiling() or exporting() or transformed() or not has_regions(network):

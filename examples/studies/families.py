@@ -67,7 +67,7 @@ from purevdm.model import Bounded
 from purevdm.networks import Wrapped
 
 KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
-OF_GREY = KINDS | {"v": "diffusion, v", "diffenc": "DiffEnc, v", "mulan": "MuLAN"}
+OF_GREY = KINDS | {"binned": "diffusion, binned", "v": "diffusion, v", "diffenc": "DiffEnc, v", "mulan": "MuLAN"}
 OF_TEXT = KINDS | {
     "embeddings": "embeddings",
     "masked": "masked diffusion",
@@ -99,6 +99,9 @@ def model(data: str, kind: str) -> Bounded:
     match data, kind:
         case "grey", "vdm":
             return purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
+        case "grey", "binned":
+            estimate = networks.binned(network(outputs=2), LEVELS)
+            return purevdm.vdm(estimate, schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
         case "grey", "v":
             return purevdm.vdm(network(predicts="v"), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
         case "grey", "diffenc":

@@ -47,14 +47,6 @@ def bin_log_probs(mean: Tensor, std: Tensor, bins: int) -> Tensor:
     return bin_log_prob(torch.arange(bins, device=mean.device), mean[..., None], std[..., None], bins)
 
 
-def bin_expectation(mean: Tensor, std: Tensor, bins: int) -> Tensor:
-    """Computes the expectation of the bin's centre under N(mean, std**2), without the probabilities: each edge between two
-    bins adds the width of one times the probability of lying above it."""
-    edges = 2.0 * torch.arange(1, bins, device=mean.device).to(mean.dtype) / bins - 1.0
-    above = torch.special.ndtr((mean[..., None] - edges) / std[..., None])
-    return (1.0 / bins - 1.0) + (2.0 / bins) * above.sum(-1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Binned(Discrete):
     """The decoder of :func:`binned`."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from purevdm import random
+from purevdm import _normal, random
 from purevdm._compile import fixed
 from purevdm._stable import expm1
 from purevdm.bfn import distributions
@@ -139,7 +139,7 @@ class Normals(NamedTuple):
         return offset + factor * raw[..., 0], std
 
     def mean(self, out: Out) -> Tensor:
-        return distributions.bin_expectation(out[0], out[1], self._bins)
+        return _normal.bin_expectation(out[0], out[1], self._bins)
 
     def step_loss(self, out: Out, x: Tensor, h: Tensor, gain: Tensor, sender: Any) -> Tensor:
         values = self.encode(torch.arange(self._bins, device=h.device), h.dtype)

@@ -34,6 +34,7 @@ The library's own networks:
 - :func:`egnn` takes points with features, such as atoms, and is equivariant under turns, reflections and permutations.
 - :func:`transformer` takes sets and sequences, (n, d), padded ones by their mask.
 - :func:`unet_encoder` takes images to a few numbers, for a code (:mod:`purevdm.codes`).
+- :func:`binned` makes an estimate of integers by what is known of them: they have levels.
 - :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
 
 **Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. A pattern that cannot be
@@ -48,6 +49,7 @@ training, and always in the bound, which takes two passes and so stays a bound. 
 step.
 """
 
+from purevdm.networks._binned import binned
 from purevdm.networks._condition import Condition
 from purevdm.networks._egnn import egnn
 from purevdm.networks._encoder import unet_encoder
@@ -62,6 +64,7 @@ __all__ = [
     "Condition",
     "Network",
     "Wrapped",
+    "binned",
     "egnn",
     "from_module",
     "load_module",

@@ -149,8 +149,11 @@ class Saver:
         return None if last is None else last.result()
 
     def close(self) -> None:
-        """Ends the thread, after the last save."""
+        """Ends the thread, after the last save, and the group that it spoke over."""
         self._pool.shutdown()
+        group, self._group = self._group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
 
     def __enter__(self) -> "Saver":
         return self
