@@ -63,6 +63,7 @@ def test_configurations_go_through_json(name):
         ("vdm_unet", "monotone_mlp_pinned", "x"),
         ("unet", "constrained_monotone", "v"),
         ("mlp", "learned_linear", "eps"),
+        ("vdm_unet", "learned_linear", "binned"),
     ],
 )
 def test_models_of_every_kind(network, schedule, predicts):
@@ -70,7 +71,7 @@ def test_models_of_every_kind(network, schedule, predicts):
     options = dict(labels=True, cond_drop=0.1, self_condition=True, importance=network == "mlp")
     config = Config(model=replace(m, **options), dtype="bfloat16")
     model = build(config, (1, 8, 8), 17, classes=10)
-    assert model.network.predicts == predicts
+    assert model.network.predicts == ("x" if predicts == "binned" else predicts)
     params, x = model.init(random.key(0)), torch.zeros(2, 1, 8, 8, dtype=torch.int64)
     cond = presets.condition(config, torch.zeros(2), torch.tensor([3, 9]))
     grads, (loss, stats) = training.gradients(model, variance=network == "unet")(params, x, random.key(1), cond)
@@ -119,6 +120,12 @@ def test_configurations_of_version_0_3_predict_the_noise_at_uniform_times_of_the
         for part, name in (("data", "label"), ("data", "background"), ("model", "predicts"), ("model", "importance")):
             del entries[part][name]
         assert presets.from_json(entries) == Config(data=Data(source=source, channels=want))
+
+
+@pytest.mark.parametrize(("kind", "vocab_size", "got"), [("vdm", None, "real data"), ("bfn_discretised", 17, "bfn_disc")])
+def test_bins_are_of_integers_and_diffusion(kind, vocab_size, got):
+    with pytest.raises(ValueError, match=rf"model\.predicts: expected 'binned' only for integers .* got it for {got}"):
+        build(Config(model=presets.Model(kind=kind, predicts="binned")), (1, 8, 8), vocab_size)
 
 
 def test_labels_need_classes():
