@@ -170,7 +170,7 @@ class Config(Checked):
     sample_steps: int = 100
     device: str = "cpu"
     compile: bool = True
-    """Takes a minute or more at the first step, which some 3000 steps on a CPU repay; so the presets of digits do without."""
+    """It takes a minute or more at first, which some 3000 steps on a CPU repay; the presets of digits do without."""
 
 
 # How the unet's feature maps become tokens, by the rank of an event: series, images, volumes.

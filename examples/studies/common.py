@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ from digits import LEVELS, SHAPE, histogram_bits
 
 __all__ = ["LEVELS", "SHAPE", "histogram_bits", "programs"]
 ENDPOINTS, FOURIER = (-8.0, 4.0), (1, 2, 3)
-SPLIT = random.split(random.key(0), 5)[0]  # the key of the split of all runs, and of copy/digits.py
+KEY = random.key(0)
+SPLIT = random.split(KEY, 5)[0]  # the key of the split of all runs, and of copy/digits.py
 SETTINGS = dict(steps=400, batch=64, lr=2e-3, passes=20)
 Figures = dict[tuple[str, ...], list[dict[str, float]]]
 
@@ -89,8 +91,8 @@ class Task(NamedTuple):
     settings: dict[str, float] = SETTINGS
 
 
-def arguments(doc: str, out: str, example: str) -> argparse.Namespace:
-    """Reads the command line of a comparison, whose results go into the folder ``out``."""
+def arguments(doc: str, out: str, example: str, **flags: str) -> argparse.Namespace:
+    """Reads the command line of a comparison, whose results go into the folder ``out``; flags of its own with their help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "default: each row's own"
     parser.add_argument("--steps", type=int, help=f"training steps of each run ({default})")
@@ -101,6 +103,8 @@ def arguments(doc: str, out: str, example: str) -> argparse.Namespace:
     parser.add_argument("--rows", default="", help=f"only the rows that begin so, as {example}")
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--eager", action="store_true", help="do not compile")
+    for name, help in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=help)
     args = parser.parse_args()
     programs.least(1, steps=args.steps, batch=args.batch, passes=args.passes, seeds=args.seeds)
     if args.lr is not None and not 0 < args.lr < math.inf:
@@ -150,6 +154,30 @@ def train(task: Task, grad_fn: Callable, k_init: torch.Tensor, k_train: torch.Te
         x = task.x[random.randint(k_batch, (settings.batch,), 0, len(task.x))]
         state, _ = training.train_step(optimizer, grad_fn, state, x, k_loss)
     return state.ema_params
+
+
+def step_times(
+    rows: dict[tuple[str, ...], Callable[[], Task]], eager: bool, turns: int = 11
+) -> dict[tuple[str, ...], float]:
+    """Times a training step of each row, in turn, in one process: medians, as multiples of the first row's."""
+    steps, seconds = {}, {row: [] for row in rows}
+    for row, make in rows.items():
+        task = make()
+        grad_fn, state = (
+            training.gradients(task.model, variance=task.variance, compile=not eager),
+            training.init(task.model, KEY),
+        )
+        x = task.x[: int(task.settings["batch"])]
+        steps[row] = partial(training.train_step, training.AdamW(), grad_fn, state, x, KEY)
+        steps[row]()
+    for _ in tqdm(range(turns), desc="turns"):
+        for row, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[row].append(time.perf_counter() - started)
+    medians = {row: float(np.median(each)) for row, each in seconds.items()}
+    first = next(iter(medians.values()))
+    return {row: median / first for row, median in medians.items()}
 
 
 def results(rows: Any, args: argparse.Namespace) -> Figures:

@@ -46,7 +46,7 @@ Embeddings, whose estimates are means over characters as those of the Bayesian f
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,6 +77,7 @@ OF = {"grey": OF_GREY, "text": OF_TEXT}
 UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
 TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
 SAMPLE_STEPS = 100
+STEP_TIMES = {("grey", "bfn"): 1.0}  # of grey digits, by --step-times --eager
 CODE = 8  # numbers of MuLAN's code
 BINARY = (-5.0, 5.0)  # endpoints for two values: at -5 they are six deviations apart from where they meet
 TEXT = dict(steps=characters.STEPS, batch=characters.BATCH, lr=characters.LR, passes=8)
@@ -222,10 +223,29 @@ def picture(out: Path) -> None:
     plt.close(figure)
 
 
+def in_equal_time(row: tuple[str, ...], make: Callable[[], Task]) -> Callable[[], Task]:
+    """Makes a task of as many steps as the diffusion model's take time."""
+
+    def made() -> Task:
+        task = make()
+        steps = round(task.settings["steps"] / STEP_TIMES.get(row, 1.0))
+        return task._replace(settings={**task.settings, "steps": steps})
+
+    return made
+
+
 @programs.program
 def main() -> None:
-    args = common.arguments(__doc__, "runs/families", "grey or text/bfn")
-    figures = common.run(ROWS, args, partial(keep, args.out))
+    flags = {"step_times": "only time a training step of each row, in turn, as multiples of the first's"}
+    flags |= {"equal_time": "train grey digits for the time, not the steps, of the diffusion model"}
+    args = common.arguments(__doc__, "runs/families", "grey or text/bfn", **flags)
+    if args.step_times:
+        asked = {row: make for row, make in ROWS.items() if "/".join(row).startswith(args.rows)}
+        for row, ratio in common.step_times(asked, args.eager).items():
+            print(f"{', '.join(row):16}{ratio:6.2f}")
+        return
+    rows = {row: in_equal_time(row, make) for row, make in ROWS.items()} if args.equal_time else ROWS
+    figures = common.run(rows, args, partial(keep, args.out))
     lines = []
     for data, unit in UNITS.items():
         for kind, title in OF.get(data, KINDS).items():
