@@ -1,7 +1,7 @@
 """Docstrings as the site shows them: an extension of griffe for `.ci/mkdocs.yml`.
 
-In `help()` docstrings are plain text. Here their roles become links, their sessions blocks of code, and their formulas LaTeX,
-which `site_hooks.py` renders. A formula is a run of symbols, numbers and operators, as in `z = alpha x + sigma eps`.
+In `help()` docstrings are plain text. Here their roles become links, their sessions blocks of code, and their formulas
+LaTeX, which `site_hooks.py` renders. A formula is a run of symbols, numbers and operators, as in `z = alpha x + sigma eps`.
 """
 
 import ast
@@ -26,7 +26,7 @@ SAID = re.compile(r"\*\*|[ \n](?:[-+/=<]|<=|>=|\|\|)[ \n]|\w'?\(|-log p")
 
 def latex(text):
     """Typesets a formula written in plain text."""
-    tokens = [m for m in TOKEN.finditer(text)]
+    tokens = list(TOKEN.finditer(text))
     bars = 0
 
     def one(i):

@@ -1,7 +1,7 @@
 """What MkDocs does besides Markdown, for `.ci/mkdocs.yml`: the API's pages, the tour, the repository's files, mathematics.
 
-A page links to files of the repository as GitHub wants it, by relative paths. Those outside of the docs' folder become pages of
-the site, and so do the files that these link to. Mathematics becomes MathML when the site is built, so no script runs for it.
+A page links to files of the repository as GitHub wants it, by relative paths. Those outside of the docs' folder become pages
+of the site, and so do the files that these link to. Mathematics becomes MathML when the site is built: no script runs for it.
 """
 
 import html
