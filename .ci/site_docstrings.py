@@ -96,7 +96,7 @@ def formulas(text):
         at = end if found else match.end()
     text = "".join([*done, text[at:]])
     text = re.sub(r"(?<=[\w)])\*\*(?=[\w(])", r"\*\*", text)
-    return re.sub(r"(?<![\w*])\*(?=\w+[,)])", r"\*", text)
+    return re.sub(r"(?<![\w*\\])\*(?=\w+[,)])", r"\*", text)
 
 
 def longest(text, match):

@@ -1,10 +1,11 @@
 """What MkDocs does besides Markdown, for `.ci/mkdocs.yml`: the API's pages, the tour, the repository's files, mathematics.
 
 A page links to files of the repository as GitHub wants it, by relative paths. Those outside of the docs' folder become pages
-of the site, and so do the files that these link to. Mathematics becomes MathML when the site is built: no script runs for it.
+of the site, and so do the files that these link to. Mathematics becomes MathML as the site is built: no script runs for it.
 """
 
 import html
+import importlib.resources
 import inspect
 import os.path
 import re
@@ -111,6 +112,8 @@ def on_files(files, config):
                 body = f"# {other.relative_to(ROOT)}\n\n```{LANGUAGES.get(other.suffix, 'text')}\n{body.rstrip()}\n```\n"
             pages[other] = body
             wait.append(other)
+    font = importlib.resources.files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
+    files.append(File.generated(config, "math.ttf", abs_src_path=str(font)))
     for module in config["modules"]:
         if not API["listed_above"](module):
             page = api_page(module, config["modules"])

@@ -1,4 +1,4 @@
-"""The pages, `examples/docs/*.md`: their code runs, their commands and links lead somewhere, and the site shows docstrings whole."""
+"""The pages, `examples/docs/*.md`: their code runs, commands and links lead somewhere; and how the site shows docstrings."""
 
 import doctest
 import re
@@ -49,9 +49,8 @@ def test_a_page_s_session_runs(page):
 
 def test_commands_name_files_that_exist():
     commands = [code for page in PAGES for language, code in BLOCK.findall(page.read_text()) if language == "sh"]
-    named = {
-        word for code in commands for word in shlex.split(code, comments=True) if re.match(r"(examples|tests|\.ci)/", word)
-    }
+    words = [word for code in commands for word in shlex.split(code, comments=True)]
+    named = {word for word in words if word.startswith(("examples/", "tests/", ".ci/"))}
     assert len(named) > 5
     assert not [name for name in named if not (ROOT / name).exists()]
 
@@ -59,7 +58,7 @@ def test_commands_name_files_that_exist():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_to_files_and_headings(page):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", prose(page.read_text())) if not link.startswith("http")]
-    assert links
+    assert links or page.stem == "glossary"
     for link in links:
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
