@@ -1,7 +1,7 @@
 """Holds a built site against what a reader needs: python .ci/site_check.py FOLDER
 
-All relative links and anchors resolve, nothing is loaded from elsewhere, no mathematics and no role of Sphinx is left raw. Prints
-what is wrong, and exits with 1 where anything is.
+All relative links and anchors resolve, nothing is loaded from elsewhere, no mathematics and no role of Sphinx is left raw.
+Prints what is wrong, and exits with 1 where anything is.
 """
 
 import re
@@ -58,7 +58,10 @@ def wrong(folder):
             if not target.is_file() or (target in pages and unquote(parts.fragment) not in pages[target].ids):
                 found.append(f"{name}: no {link}")
     for path in folder.rglob("*.css"):
-        found += [f"{path.name}: loads {link}" for link in re.findall(r"(?:url\(|@import )[\"']?(https?:[^)\"']+)", path.read_text())]
+        found += [
+            f"{path.name}: loads {link}"
+            for link in re.findall(r"(?:url\(|@import )[\"']?(https?:[^)\"']+)", path.read_text())
+        ]
     return found if pages else ["no pages"]
 
 

@@ -18,7 +18,7 @@ SYMBOL = rf"(?:{'|'.join(GREEK.split())}|abar|SNR|snr|[b-zB-HJ-Z])(?:_[a-z0-9A-Z
 TOKEN = re.compile(
     rf"(?P<symbol>(?<![\w`'])(?:{SYMBOL}|(?:{'|'.join(FUNCTIONS.split())}|E)(?=[ (\[])|given|at(?= t =)))"
     r"|(?P<number>(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?!\w|\.\d))"
-    r"|(?P<operator>(?<=[ \n])(?:<=|>=|\|\||[-+/=<])(?=[ \n])|\.\.\.|\*\*|[-|,^])"
+    r"|(?P<operator>(?<=[ \n])(?:<=|>=|\|\||[-+/=<])(?=[ \n])|\.\.\.|\*\*|[-|,;^])"
     r"|(?P<open>[(\[])|(?P<close>[)\]])|(?P<space>[ \n]+)"
 )
 SAID = re.compile(r"\*\*|[ \n](?:[-+/=<]|<=|>=|\|\|)[ \n]|\w'?\(|-log p")
@@ -90,12 +90,12 @@ def formulas(text):
         start = match.lastgroup in ("symbol", "number", "open") or match[0] in "-|"
         end = longest(text, match) if start and match[0] != "at" else match.start()
         found, before, after = text[match.start() : end], text[: match.start()], text[end:]
-        whole = not (re.search(r"[-+*/=<]\s?$|\w$", before[-2:]) or re.match(r"\s?[*/=+<_]|\(", after))
+        whole = not (re.search(r"[-+*/=<]\s?\Z|\w\Z", before[-2:]) or re.match(r"\s?[*/_]|\(", after))
         said = SAID.search(found) and re.search(r"[a-zA-Z]|\*\*", found) and not re.fullmatch(r"[(\[][^()]*[)\]]", found)
         done.append(f"${latex(' '.join(found.split())).strip()}$" if whole and said else found or match[0])
         at = end if found else match.end()
     text = "".join([*done, text[at:]])
-    text = re.sub(r"(?<=[\w)])\*\*(?=[\w(])", r"\*\*", text)
+    text = re.sub(r"(?<=[\w)|])\*\*(?=[\w(])", r"\*\*", text)
     return re.sub(r"(?<![\w*\\])\*(?=\w+[,)])", r"\*", text)
 
 
@@ -106,7 +106,7 @@ def longest(text, match):
         depth += (match.lastgroup == "open") - (match.lastgroup == "close")
         bars += match[0] == "|"
         whole = match.lastgroup in ("symbol", "number", "close") or match[0] in ("|", "...")
-        if depth < 0 or (depth == 0 and match[0] == ","):
+        if depth < 0 or (depth == 0 and match[0] in ",;"):
             break
         if depth == 0 and bars % 2 == 0 and whole and match[0] not in {*WORDS, *FUNCTIONS.split()}:
             end = match.end()

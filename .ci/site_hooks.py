@@ -132,7 +132,8 @@ def on_page_content(content, page, config, files):
     def render(match):
         try:
             latex = html.unescape(match[2])
-            return typeset.convert_with_local_state(latex, displaystyle=match[1] == "div")
+            shown = typeset.convert_with_local_state(latex, displaystyle=match[1] == "div")
+            return f'<div class="formula">{shown}</div>' if match[1] == "div" else shown
         except math_core.LatexError as error:
             raise ValueError(f"{page.file.src_uri}: {latex}: {error}") from error
 

@@ -105,6 +105,10 @@ def docstrings():
         ("sqrt(1 - g) and N(0, I)", r"$\sqrt{1 - g }$ and $\mathcal{N}(0, I )$"),
         ("latents (B, *event_shape), gamma (B,)", r"latents (B, \*event_shape), gamma (B,)"),
         ("an *input distribution*, **bold**, x's bin, in [0, 1)", "an *input distribution*, **bold**, x's bin, in [0, 1)"),
+        (
+            "and\n-log(s) |x - x_hat|**2 +\nN(z_1; 0, I)",
+            "and\n$" + r"-\log (s ) \lvert x - \hat{x} \rvert ^{2} + \mathcal{N}(z_{1}; 0, I )$",
+        ),
         ("nats**2, a low-order step at t", r"nats\*\*2, a low-order step at t"),
     ],
 )
