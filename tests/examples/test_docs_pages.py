@@ -1,6 +1,8 @@
 """The pages, `examples/docs/*.md`: their code runs, commands and links lead somewhere; and how the site shows docstrings."""
 
 import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 import sys
@@ -9,12 +11,16 @@ import unicodedata
 import pytest
 from processes import ROOT
 
+import purevdm
+
 DOCS = ROOT / "examples" / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 NAMES = (
     "coming_from compression data families glossary index likelihoods networks numerics sampling schedules solvers training "
     "verified"
 )
+MODEL = purevdm.vdm(purevdm.networks.mlp(8), purevdm.schedules.learned_linear(), event_shape=(2,))
+ROOMS = {module.name for module in pkgutil.iter_modules(purevdm.__path__)}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -66,6 +72,25 @@ def test_links_lead_to_files_and_headings(page):
         assert target.is_relative_to(ROOT), link
         if anchor:
             assert anchor in anchors(target.read_text()), link
+
+
+def found(name):
+    """Returns what a name in the library stands for, importing what it has to; `model` stands for a VDM."""
+    first, *rest = name.split(".")
+    path, value = f"purevdm.{first}", MODEL if first == "model" else importlib.import_module(f"purevdm.{first}")
+    for part in rest:
+        path += f".{part}"
+        value = getattr(value, part) if hasattr(value, part) else importlib.import_module(path)
+    return value
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "coming_from"], ids=lambda page: page.stem)
+def test_names_exist(page):
+    """What stands as `module.name` in a line of text is a name of the library, and `model.name` one of a model's."""
+    spans = re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text()))
+    names = [match[0].removeprefix("purevdm.") for span in spans if (match := re.match(r"(?:[a-z_]+\.)+\w+", span))]
+    values = [found(name) for name in names if name.split(".")[0] in {"model", *ROOMS} - {"noise"}]
+    assert values or page.stem == "index"
 
 
 def test_every_page_is_in_the_navigation():
