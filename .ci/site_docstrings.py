@@ -13,10 +13,12 @@ import griffe
 WORDS = {"given": r"\mid ", "at": r"\text{ at }", "log": r"\log ", "exp": r"\exp ", "E": r"\mathbb{E}"}
 ROLE = re.compile(r":\w+:`(~?)([^`]+)`")
 GREEK = "alpha beta gamma delta epsilon eps theta lambda mu pi rho sigma tau phi Phi Gamma"
-FUNCTIONS = "log exp expm1 sqrt sigmoid softplus softmax tanh erf KL cos sin div"
-SYMBOL = rf"(?:{'|'.join(GREEK.split())}|abar|SNR|snr|[b-zB-HJ-Z])(?:_[a-z0-9A-Z]+)*(?![\w.]*\w)'*(?![a-z])|I(?=\))"
+FUNCTIONS = "log exp expm1 sqrt sigmoid softplus softmax tanh sech erf KL cos sin div max min"
+DIFFERENTIAL = r"d(?:gamma|[a-z](?:_\w)?)(?= / d)|(?<=/ )d(?:gamma|[a-z](?:_\w)?)(?!\w)"
+LETTER = rf"{'|'.join(GREEK.split())}|abar|SNR|snr|[b-zB-HJ-Z]"
+SYMBOL = rf"(?:{LETTER})(?:_(?:\{{[^{{}} ]+\}}|[a-z0-9A-Z]+))*(?![\w.]*\w)'*(?![a-z])|I(?=\))"
 TOKEN = re.compile(
-    rf"(?P<symbol>(?<![\w`'])(?:{SYMBOL}|(?:{'|'.join(FUNCTIONS.split())}|E)(?=[ (\[])|given|at(?= t =)))"
+    rf"(?P<symbol>(?<![\w`'])(?:{DIFFERENTIAL}|{SYMBOL}|(?:{'|'.join(FUNCTIONS.split())}|E)(?=[ (\[])|given|at(?= t =)))"
     r"|(?P<number>(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?!\w|\.\d))"
     r"|(?P<operator>(?<=[ \n])(?:<=|>=|\|\||[-+/=<])(?=[ \n])|\.\.\.|\*\*|[-|,;^])"
     r"|(?P<open>[(\[])|(?P<close>[)\]])|(?P<space>[ \n]+)"
@@ -72,13 +74,15 @@ def name(token):
     base, *marks = token.rstrip("'").split("_")
     if base in WORDS:
         return WORDS[base]
+    if len(base) > 1 and base[0] == "d" and base not in GREEK.split() + FUNCTIONS.split():
+        return "d" + name(token[1:])
     base = "\\" + base if base in GREEK.split() else base if len(base) == 1 else rf"\operatorname{{{base}}}"
     base = {r"\eps": r"\epsilon", r"\operatorname{abar}": r"\bar\alpha"}.get(base, base)
     if "hat" in marks:
         marks.remove("hat")
         base = rf"\hat{{{base}}}"
-    marks = [mark if len(mark) == 1 or mark.isdigit() else rf"\mathrm{{{mark}}}" for mark in marks]
-    below = ",".join(marks).replace(r"\mathrm{infinity}", r"\infty")
+    marks = [mark if len(mark) == 1 or mark.isdigit() or mark[0] == "{" else rf"\mathrm{{{mark}}}" for mark in marks]
+    below = ",".join(marks).replace(r"\mathrm{infinity}", r"\infty").replace("|", r"\mid ")
     return base + "'" * token.count("'") + (f"_{{{below}}}" if marks else " ")
 
 
@@ -144,6 +148,14 @@ def shown(text, link):
     return "".join(parts).rstrip()
 
 
+def made_of_fields(part):
+    """Gives the signature of a NamedTuple, as a function."""
+    kind = griffe.ParameterKind.positional_or_keyword
+    fields = [field for field in part.members.values() if field.is_attribute and field.annotation]
+    taken = (griffe.Parameter(f.name, annotation=f.annotation, kind=kind, default=f.value) for f in fields)
+    return griffe.Function("__init__", parameters=griffe.Parameters(griffe.Parameter("self", kind=kind), *taken))
+
+
 class Docstrings(griffe.Extension):
     """Rewrites every docstring of a package once it is read."""
 
@@ -152,6 +164,8 @@ class Docstrings(griffe.Extension):
         while wait:
             part = wait.pop()
             wait += [member for member in getattr(part, "members", {}).values() if not member.is_alias]
+            if part.is_class and "NamedTuple" in map(str, part.bases):
+                part.set_member("__init__", made_of_fields(part))
             if part.docstring:
                 part.docstring.value = shown(part.docstring.value, lambda match, part=part: self.link(match, part))
 

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TOUR = ROOT / "examples" / "tour.ipynb"
 DOCS = ROOT / "examples" / "docs"
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|data:|#)([^)#\s]+)(?=[)#])")
-LANGUAGES = {"": "bash", ".py": "python", ".yml": "yaml", ".toml": "toml", ".json": "json", ".cff": "yaml"}
+PICTURES = (".gif", ".jpg", ".png", ".svg")
+LANGUAGES = {"": "text", ".py": "python", ".yml": "yaml", ".toml": "toml", ".json": "json", ".cff": "yaml"}
 API = runpy.run_path(str(ROOT / ".ci" / "api.py"))
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.M | re.S)
 MATHS = re.compile(r'<(span|div) class="arithmatex">(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])</\1>', re.S)
@@ -36,7 +37,7 @@ def place(path):
     if path == TOUR:
         return "tour.md"
     name = "/".join(["source", *(part.lstrip(".") for part in path.relative_to(ROOT).parts)])
-    return name if path.suffix in (".md", ".png") else name + ".md"
+    return name if path.suffix in (".md", *PICTURES) else name + ".md"
 
 
 def linked(path, text):
@@ -45,8 +46,8 @@ def linked(path, text):
 
     def rewrite(match):
         target = (path.parent / match[1]).resolve()
-        if not target.is_file():
-            raise FileNotFoundError(f"{path}: no file {match[1]}")
+        if not target.exists():
+            raise FileNotFoundError(f"{path}: no {match[1]}")
         found.append(target)
         return os.path.relpath(place(target), os.path.dirname(place(path)))
 
@@ -103,11 +104,11 @@ def on_files(files, config):
         for other in found:
             if other in pages or (other.is_relative_to(DOCS) and other.suffix != ".md"):
                 continue
-            if other.suffix == ".png":
+            if other.suffix in PICTURES:
                 files.append(File.generated(config, place(other), abs_src_path=str(other)))
                 pages[other] = ""
                 continue
-            body = other.read_text()
+            body = "\n".join(sorted(part.name for part in other.iterdir())) if other.is_dir() else other.read_text()
             if other.suffix != ".md":
                 body = f"# {other.relative_to(ROOT)}\n\n```{LANGUAGES.get(other.suffix, 'text')}\n{body.rstrip()}\n```\n"
             pages[other] = body

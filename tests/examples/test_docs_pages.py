@@ -134,6 +134,7 @@ def docstrings():
             "and\n-log(s) |x - x_hat|**2 +\nN(z_1; 0, I)",
             "and\n$" + r"-\log (s ) \lvert x - \hat{x} \rvert ^{2} + \mathcal{N}(z_{1}; 0, I )$",
         ),
+        ("dz / dgamma = sigma_{t|s}**2, to do", r"$dz / d\gamma = \sigma_{{t\mid s}}^{2}$, to do"),
         ("nats**2, a low-order step at t", r"nats\*\*2, a low-order step at t"),
     ],
 )
