@@ -2,7 +2,7 @@
 over the examples; and what to say where torch cannot.
 
 A network of blocks maps only what it does before the first of them, and its blocks take a batch as they take an example. So
-no call of :func:`torch.func.vmap` stands around a block, which could not be computed again in the backward pass there.
+no call of ``torch.func.vmap`` stands around a block, which could not be computed again in the backward pass there.
 
 In a compiled graph a repeated block is a region: a compiler makes the code of one, and calls it for all others of the same
 form. The transforms of ``torch.func`` do not support regions, so they are used only outside of these. All ways compute the

@@ -1,4 +1,4 @@
-"""The door: :func:`parse` checks what a model's function is given, once; behind it nothing is checked again."""
+"""The door: ``parse`` checks what a model's function is given, once; behind it nothing is checked again."""
 
 import math
 from collections.abc import Callable

@@ -9,31 +9,26 @@ In training each process takes a part of every batch, and draws the noise of its
 computes with the whole batch, but for the order of sums. Parameters, their averages and the optimiser's moments are leaves
 that are spread over the processes of a mesh (``torch.distributed.tensor.DTensor``), in ``shards`` parts:
 
-=============  ====================  ======================================================================================
-``shards``     of the state, each    each sends in a step, of P bytes of parameters
-               process holds
-=============  ====================  ======================================================================================
-1              all                   2 P (N - 1) / N: gradients, by all-reduce
-N              1 / N                 3 P (N - 1) / N: parameters twice, by all-gather; gradients, by reduce-scatter
-S between      1 / S                 3 P (S - 1) / S within S processes, 2 (P / S) (N - S) / N across
-=============  ====================  ======================================================================================
+| ``shards`` | of the state, each process holds | each sends in a step, of P bytes of parameters |
+|---|---|---|
+| 1 | all | 2 P (N - 1) / N: gradients, by all-reduce |
+| N | 1 / N | 3 P (N - 1) / N: parameters twice, by all-gather; gradients, by reduce-scatter |
+| S between | 1 / S | 3 P (S - 1) / S within S processes, 2 (P / S) (N - S) / N across |
 
 The paper's networks on GPUs that send 450 GB/s within a machine of 8 and 50 GB/s beyond it, 16 examples each, simulated by
 ``examples/studies/sharding.py`` (no GPU has run it): megabytes that a GPU sends in a step within its machine and beyond it,
 and the computation's share of the step's time.
 
-========  ========  =======================================  ==================================================
-GPUs      shards    CIFAR-10 (P = 122 MB, 6 ms of computing)  ImageNet 64x64 (P = 950 MB, 200 ms of computing)
-========  ========  =======================================  ==================================================
-8         1         214, 0: 0.39                             1663, 0: 1.00
-8         8         321, 0: 0.36                             2495, 0: 0.96
-64        1         0, 241: 0.31                             0, 1871: 1.00
-64        8         321, 27: 0.20                            2495, 208: 0.95
-64        64        0, 361: 0.29                             0, 2807: 0.82
-512       1         0, 244: 0.31                             0, 1897: 1.00
-512       8         321, 30: 0.20                            2495, 234: 0.95
-512       512       0, 366: 0.29                             0, 2846: 0.82
-========  ========  =======================================  ==================================================
+| GPUs | shards | CIFAR-10 (P = 122 MB, 6 ms of computing) | ImageNet 64x64 (P = 950 MB, 200 ms of computing) |
+|---|---|---|---|
+| 8 | 1 | 214, 0: 0.39 | 1663, 0: 1.00 |
+| 8 | 8 | 321, 0: 0.36 | 2495, 0: 0.96 |
+| 64 | 1 | 0, 241: 0.31 | 0, 1871: 1.00 |
+| 64 | 8 | 321, 27: 0.20 | 2495, 208: 0.95 |
+| 64 | 64 | 0, 361: 0.29 | 0, 2807: 0.82 |
+| 512 | 1 | 0, 244: 0.31 | 0, 1897: 1.00 |
+| 512 | 8 | 321, 30: 0.20 | 2495, 234: 0.95 |
+| 512 | 512 | 0, 366: 0.29 | 0, 2846: 0.82 |
 
 U-Nets make the parameters of a block whole, by one message, when it runs, and again in its backward pass; other networks
 make theirs whole for a call. Gradients are reduced leaf by leaf while the backward pass goes on. Compiled gradients, and

@@ -105,7 +105,7 @@ class Decoder(Value):
 
 
 class Elementwise(Decoder):
-    """A decoder whose :meth:`reconstruction` is a formula of the noise, and whose latents have the data's shape."""
+    """A decoder whose ``reconstruction`` is a formula of the noise, and whose latents have the data's shape."""
 
     def log_prob(
         self, params: Params, x: Tensor, z: Tensor, gamma_0: Tensor, cond: Any = None, estimate: Tensor | None = None

@@ -21,7 +21,7 @@ class Part(NamedTuple):
     """A part of a product.
 
     Attributes:
-        name: what messages and :meth:`Product.split` call it.
+        name: what messages and ``Product.split`` call it.
         decoder: its own.
         columns: how many entries of the data's last axis it takes; None for one, without an axis of its own when split.
     """
@@ -210,7 +210,7 @@ def product(**parts: Any) -> Product:
 
     Args:
         parts: by name, in order, a decoder and how many columns it takes, ``positions=(decoders.gaussian(), 3)``, or the
-            decoder only, ``types=decoders.one_hot(5)``, for one column without an axis of its own in :meth:`Product.split`.
+            decoder only, ``types=decoders.one_hot(5)``, for one column without an axis of its own in ``Product.split``.
 
     Returns:
         A decoder, with ``join(positions=..., types=...)``, which makes data of a tree, and ``split(x)``, its inverse.

@@ -76,15 +76,12 @@ def edm(
 
     With s = sigma and d = sigma_data, in the order of ``kind``:
 
-    ========  =====================  ==========================  =================================================
-    kind      F takes                and                         says
-    ========  =====================  ==========================  =================================================
-    "edm"     x_t / sqrt(s^2 + d^2)  log(s) / 4                  v = s (1 - d^2) / (s^2 + d^2) z
-                                                                 - d sqrt((1 + s^2) / (s^2 + d^2)) F
-    "vp"      z                      (M - 1) t, t from s         eps = F
-    "ve"      x_t                    log(s / 2)                  eps = -F
-    "iddpm"   z                      M - 1 - j, u_j nearest s    eps = F, of the first half of the channels
-    ========  =====================  ==========================  =================================================
+    | kind | F takes | and | says |
+    |---|---|---|---|
+    | "edm" | x_t / sqrt(s^2 + d^2) | log(s) / 4 | v = s (1 - d^2) / (s^2 + d^2) z - d sqrt((1 + s^2) / (s^2 + d^2)) F |
+    | "vp" | z | (M - 1) t, t from s | eps = F |
+    | "ve" | x_t | log(s / 2) | eps = -F |
+    | "iddpm" | z | M - 1 - j, u_j nearest s | eps = F, of the first half of the channels |
 
     v is what they call D = c_skip x_t + c_out F in other terms, without its cancellation at a small sigma. M is ``steps``; t
     is where beta_min t + beta_d t**2 / 2 = log(1 + s^2). "iddpm" is told the nearest of its M levels, as in their code, and

@@ -72,13 +72,11 @@ def score_sde(
     """Makes a process of Song et al. 2021 (arXiv 2011.13456) in their continuous time. With B = beta_min t + (beta_max -
     beta_min) t**2 / 2, t from ``epsilon`` to 1:
 
-    ========  ==========  ==================================  ========================  =================
-    kind      alpha       sigma                               the network takes         and says
-    ========  ==========  ==================================  ========================  =================
-    "vp"      exp(-B/2)   sqrt(1 - exp(-B))                   x_t, 999 t                eps = F
-    "subvp"   exp(-B/2)   1 - exp(-B)                         x_t, 999 t                eps = F
-    "ve"      1           sigma_min (sigma_max/sigma_min)^t   x_t, sigma                eps = -sigma F
-    ========  ==========  ==================================  ========================  =================
+    | kind | alpha | sigma | the network takes | and says |
+    |---|---|---|---|---|
+    | "vp" | exp(-B / 2) | sqrt(1 - exp(-B)) | x_t, 999 t | eps = F |
+    | "subvp" | exp(-B / 2) | 1 - exp(-B) | x_t, 999 t | eps = F |
+    | "ve" | 1 | sigma_min (sigma_max / sigma_min)^t | x_t, sigma | eps = -sigma F |
 
     F is what the network itself returns: eps for the first two, which their code divides by -sigma, and the score for "ve".
     gamma is log(exp(B) - 1), 2 log(2 sinh(B / 2)), and 2 log sigma. Their data are in [-1, 1] for the first two, and in

@@ -160,7 +160,7 @@ def from_module(
 
     **Checkpoints** (``torch.utils.checkpoint``) work in ``training.gradients(model, compile=True, remat=True)``. Eager
     gradients refuse them. **Recurrent layers** run in eager mode only, and have no gradients of each example. **Mixed
-    precision** is ``torch.autocast``; see :func:`mixed`.
+    precision** is ``torch.autocast``; see :func:`purevdm.networks.mixed`.
 
     Args:
         module: the module, which is copied, or a function without arguments that makes one: a class, or

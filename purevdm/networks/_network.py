@@ -152,7 +152,7 @@ Functions = dataclasses.make_dataclass(
 
 @dataclass(frozen=True)
 class Wrapped(Network):
-    """A network around another, with the other's parameters and attributes. Derive from it and write :meth:`apply`."""
+    """A network around another, with the other's parameters and attributes. Derive from it and write ``apply``."""
 
     own: Network
 
