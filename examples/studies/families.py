@@ -67,7 +67,8 @@ from purevdm.model import Bounded
 from purevdm.networks import Wrapped
 
 KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
-OF_GREY = KINDS | {"binned": "diffusion, binned", "v": "diffusion, v", "diffenc": "DiffEnc, v", "mulan": "MuLAN"}
+OF_GREY = KINDS | {"binned": "diffusion, binned", "v": "diffusion, v", "diffenc": "DiffEnc, v", "mulan": "MuLAN, Gaussian code"}
+OF_GREY |= {"one_hot": "MuLAN, one-hot code"}
 OF_TEXT = KINDS | {
     "embeddings": "embeddings",
     "masked": "masked diffusion",
@@ -109,8 +110,9 @@ def model(data: str, kind: str) -> Bounded:
             encoder = encoders.learned(networks.vdm_unet(16, 1, fourier=FOURIER, dropout=0.0, groups=8))
             schedule = schedules.learned_linear(*ENDPOINTS)
             return purevdm.vdm(network(predicts="v"), schedule, SHAPE, vocab_size=LEVELS, encoder=encoder)
-        case "grey", "mulan":
-            code = codes.gaussian(networks.unet_encoder(SHAPE, 2 * CODE, 32, 1, groups=8, dropout=0.0), CODE)
+        case "grey", "mulan" | "one_hot":
+            wide, make = (2, codes.gaussian) if kind == "mulan" else (1, codes.one_hot)
+            code = make(networks.unet_encoder(SHAPE, wide * CODE, 32, 1, groups=8, dropout=0.0), CODE)
             schedule = schedules.polynomial(SHAPE, CODE, gamma_min=ENDPOINTS[0], gamma_max=ENDPOINTS[1])
             return purevdm.vdm(network(cond_dim=CODE), schedule, SHAPE, vocab_size=LEVELS, code=code)
         case "grey", "bfn":

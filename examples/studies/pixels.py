@@ -7,6 +7,19 @@ Takes a run whose schedule has a gamma for each dimension. At each time a map sh
 pixels lose their signal sooner, blue ones later. Under a code the schedule is another for each image; the upper maps are
 means over test images, and the lower ones are those of two images. Prints how far pixels are apart, how far images are, and
 how gamma at time 1/2 goes with a pixel's standard deviation over the data (the correlation over pixels). Writes pixels.png.
+
+Of the run above, at 2.063 +- 0.017 bits/dim (evaluate.py, 20 passes; the official k-hot code's count), on 256 test images:
+
+        t    gamma   over pixels   over images
+      0.1    -6.86         0.064         0.088
+      0.3    -4.74         0.158         0.214
+      0.5    -2.48         0.201         0.266
+      0.7    -0.05         0.182         0.235
+      0.9     2.59         0.084         0.106
+    correlation of a pixel's gamma at t = 0.5 with its deviation over the data: 0.63
+
+Pixels that differ much between images lose their signal sooner, those of the margin later. The code's term of the bound is
+0.000003 bits/dim: so a code says nothing of its image here, and images have schedules as different as draws of the prior.
 """
 
 import sys
