@@ -1,4 +1,4 @@
-"""The examples in the docstrings and the README run and print what they say."""
+"""The examples in the docstrings and the code of the README run and print what they say."""
 
 import doctest
 import importlib
@@ -35,13 +35,6 @@ def test_all_is_true(name):
             assert not (isinstance(value, type) and value.__doc__.startswith(f"{entry}(")), entry
 
 
-def test_readme_session_runs():
-    text = "\n".join(re.findall(r"```python\n(>>>.*?)```", README.read_text(), re.S))
-    test = doctest.DocTestParser().get_doctest(text, {}, "README", str(README), 0)
-    assert test.examples
-    assert doctest.DocTestRunner().run(test).failed == 0
-
-
 def test_readme_loop_runs():
     """The ten lines of the custom loop, with small sizes put in."""
     (code,) = re.findall(r"```python\n(import optree.*?)```", README.read_text(), re.S)
@@ -65,7 +58,7 @@ def test_the_index_of_the_api_is_current():
 
 def test_the_readme_is_short_and_names_files_that_exist():
     text = README.read_text()
-    assert len(text.splitlines()) <= 320
+    assert len(text.splitlines()) <= 200
     linked = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("http", "#"))]
     mentioned = re.findall(r"(?:python|bash) ((?:examples|\.ci)/[\w./]+)", text)
     assert linked

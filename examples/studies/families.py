@@ -67,8 +67,8 @@ from purevdm.model import Bounded
 from purevdm.networks import Wrapped
 
 KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
-OF_GREY = KINDS | {"binned": "diffusion, binned", "v": "diffusion, v", "diffenc": "DiffEnc, v", "mulan": "MuLAN, Gaussian code"}
-OF_GREY |= {"one_hot": "MuLAN, one-hot code"}
+OF_GREY = KINDS | {"binned": "diffusion, binned", "v": "diffusion, v", "diffenc": "DiffEnc, v"}
+OF_GREY |= {"mulan": "MuLAN, Gaussian code", "one_hot": "MuLAN, one-hot code"}
 OF_TEXT = KINDS | {
     "embeddings": "embeddings",
     "masked": "masked diffusion",
