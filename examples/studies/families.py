@@ -78,7 +78,7 @@ OF = {"grey": OF_GREY, "text": OF_TEXT}
 UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
 TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
 SAMPLE_STEPS = 100
-STEP_TIMES = {("grey", "bfn"): 1.0}  # of grey digits, by --step-times --eager
+STEP_TIMES = {("grey", "diffenc"): 3.2, ("grey", "mulan"): 1.55, ("grey", "one_hot"): 1.5}  # by --step-times --eager; else 1
 CODE = 8  # numbers of MuLAN's code
 BINARY = (-5.0, 5.0)  # endpoints for two values: at -5 they are six deviations apart from where they meet
 TEXT = dict(steps=characters.STEPS, batch=characters.BATCH, lr=characters.LR, passes=8)
