@@ -173,7 +173,7 @@ def of_bits(run: Run, now: Callable[[], Tensor]) -> None:
         total = bits.mean * x.numel()
         ui.label(f"{bits.mean:.3f} ± {bits.error:.3f} bits/dim").classes("text-2xl")
         ui.label(
-            f"That is bits a pixel: {total:.0f} bits, or {total / 8:.0f} bytes, for all {x.numel()}. Stored plainly, each takes 8."
+            f"Bits a pixel: for all {x.numel()} {total:.0f} bits, or {total / 8:.0f} bytes. Stored plainly, each takes 8."
         )
         with row(4):
             shown(controls.url(x[0]), "the image", 200, "the image")
@@ -227,8 +227,8 @@ def of_samples(run: Run, change: Callable[[Tensor], None]) -> None:
 
 def of_holes(run: Run, now: Callable[[], Tensor], image: np.ndarray, sketches: list[Sketch]) -> None:
     ui.label(
-        "Draw a hole, in red. The model draws what could be there, given the rest. Each step is taken several times, so that "
-        "the filling comes to fit what is around it (RePaint)."
+        "Draw a hole, in red. The model draws what could be there, given the rest. Each step is taken several times, so "
+        "that the filling comes to fit what is around it (RePaint)."
     )
     hole, red = np.zeros(image.shape, bool), np.array([220, 60, 60], np.uint8)
     hole[tuple(slice(side // 3, side * 2 // 3) for side in image.shape)] = True
@@ -265,9 +265,9 @@ def of_holes(run: Run, now: Callable[[], Tensor], image: np.ndarray, sketches: l
 
 def of_files(run: Run, now: Callable[[], Tensor], examples: Tensor) -> None:
     ui.label(
-        "The model as a lossless compressor, by bits-back coding. To pick an image's latents the coder uses up bits that are "
-        "already in the file; decoding gives them back. For the first image there are none yet, so a file starts with random "
-        "bits. This is why one image by itself makes a large file. Put examples beside it, and each costs less."
+        "The model as a lossless compressor, by bits-back coding. To pick an image's latents the coder uses up bits that "
+        "are already in the file; decoding gives them back. For the first image there are none yet, so a file starts with "
+        "random bits. This is why one image by itself makes a large file. Put examples beside it, and each costs less."
     )
     with row():
         n = Number("images in the file", 1, len(examples), 1, note=", yours first")
