@@ -50,7 +50,7 @@ class Number:
 
     def __init__(self, name: str, low: int, high: int, value: int, step: int = 1, note: str = ""):
         self.name, self.limits = name, (low, high)
-        with ui.column().classes("gap-0").style("width: 240px; max-width: 100%"):
+        with ui.column().classes("gap-0").style("width: 260px; max-width: 100%"):
             text = ui.label()
             self.slider = ui.slider(min=low, max=high, value=value, step=step).props(f'aria-label="{name}"')
             text.bind_text_from(self.slider, "value", lambda value: f"{name}{note}: {value}")
@@ -95,14 +95,15 @@ def heat(values: Tensor) -> str:
     image = axes.imshow(values.numpy(), cmap="magma", vmin=0)
     axes.set(xticks=[], yticks=[])
     figure.colorbar(image, ax=axes, label="bits in a pixel")
-    figure.savefig(buffer, dpi=130)
+    figure.savefig(buffer, dpi=180)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def shown(source: str, name: str, width: int, caption: str = "") -> None:
+def shown(source: str, name: str, width: int, caption: str = "", smooth: bool = False) -> None:
     """Shows a picture, at most as wide as the page, with what it is."""
     with ui.column().classes("gap-1").style(f"width: {width}px; max-width: 100%"):
-        picture = f'<img src="{source}" alt="{name}" style="width: 100%; image-rendering: pixelated">'
+        look = "width: 100%" if smooth else "width: 100%; image-rendering: pixelated"
+        picture = f'<img src="{source}" alt="{name}" style="{look}">'
         ui.html(picture, sanitize=False).classes("w-full")
         if caption:
             note(caption)

@@ -111,7 +111,7 @@ def page(run: Run, examples: Tensor) -> None:
         data = run.train.name.removesuffix(" train")
         note(f"Trained on {data}: grey images of {width} x {height} pixels. All is computed on this machine, by the CPU.")
         with row(4):
-            with ui.card().classes("gap-2").style("width: 312px; max-width: 100%"):
+            with ui.card().classes("gap-2").style("flex: 1 1 312px; max-width: 100%"):
                 ui.label("Your image").classes("text-lg font-medium")
                 note("Draw on it, pick an example, or upload a file.")
                 sketches.append(Sketch(lambda: image, lambda touched: change(grey(), touched), lambda: brush()))
@@ -122,7 +122,7 @@ def page(run: Run, examples: Tensor) -> None:
                 note(f"Examples: {'images of the test set' if run.test.size else 'samples of the model'}")
                 controls.choices(examples, "example", 64, change)
                 upload(change, height, width)
-            with ui.card().classes("grow").style("flex-basis: 360px; min-width: 0; max-width: 100%"):
+            with ui.card().style("flex: 999 1 380px; min-width: 0; max-width: 100%"):
                 with ui.tabs().props("no-caps align=left dense").classes("w-full") as tabs:
                     names = [ui.tab(name) for name in ("Bits", "Sample", "Fill in", "Compress")]
                 with ui.tab_panels(tabs, value=names[0], keep_alive=True).classes("w-full"):
@@ -173,15 +173,14 @@ def of_bits(run: Run, now: Callable[[], Tensor]) -> None:
         total = bits.mean * x.numel()
         ui.label(f"{bits.mean:.3f} ± {bits.error:.3f} bits/dim").classes("text-2xl")
         ui.label(
-            f"Bits a pixel: for all {x.numel()} {total:.0f} bits, or {total / 8:.0f} bytes. Stored plainly, each takes 8."
+            f"Bits a pixel: {total:.0f} bits, or {total / 8:.0f} bytes, for the image. Stored plainly, a pixel takes 8 bits."
         )
         with row(4):
             shown(controls.url(x[0]), "the image", 200, "the image")
-            shown(
-                controls.heat(bits.map), "map of all bits", 276, "where the bits lie: texture costs, plain areas are cheap"
-            )
+            every = "where the bits lie: texture costs, plain areas are cheap"
+            shown(controls.heat(bits.map), "map of all bits", 276, every, smooth=True)
             above = "the part spent on what much noise leaves to see, the shape: it is large where the shape surprises"
-            shown(controls.heat(bits.noisy), "map of the bits of shape", 276, above)
+            shown(controls.heat(bits.noisy), "map of the bits of shape", 276, above, smooth=True)
         means = {
             "recon": "reconstruction: rounding the last latent, almost without noise, to whole grey levels",
             "prior": "prior: what the latent with most noise still tells of the image",
@@ -271,7 +270,7 @@ def of_files(run: Run, now: Callable[[], Tensor], examples: Tensor) -> None:
     )
     with row():
         n = Number("images in the file", 1, len(examples), 1, note=", yours first")
-        steps = Number("steps", 10, 50, 50, note=", fewer are faster and cost more")
+        steps = Number("steps", 10, 50, 50, note=" (fewer: faster, larger file)")
 
     def ask() -> Callable[..., Any]:
         x, given = torch.cat([now()[None], examples])[: n()], steps()
@@ -299,7 +298,7 @@ def of_files(run: Run, now: Callable[[], Tensor], examples: Tensor) -> None:
         best = min(peers, key=peers.get, default="")
         if best:
             than = f"{net / len(x):.0f} bytes, where {best} takes {peers[best] / len(x):.0f}"
-            ui.label(f"In a file of many such images, which shares the rest, one would cost about {than}.")
+            ui.label(f"In a file of many such images, which share random bits and head, one would cost about {than}.")
         shown(controls.url(tiles(x, 256, len(x))), "the images in the file", 60 * len(x))
 
     answer("Compress", ask, show)
