@@ -129,7 +129,7 @@ class Sketch:
     def __init__(self, look: Callable[[], np.ndarray], paint: Callable[[np.ndarray], None], thickness: Callable[[], int]):
         self.look, self.paint, self.thickness, self.last = look, paint, thickness, (0.0, 0.0)
         form = f"width: {SIDE}px; height: {SIDE}px; image-rendering: pixelated; touch-action: none; cursor: crosshair"
-        self.view = ui.interactive_image().style(form)
+        self.view = ui.interactive_image().classes("sketch").style(form)
         for event, where, condition in (("pointerdown", True, "true"), ("pointermove", False, "e.buttons")):
             self.view.on(event, partial(self.moved, where), js_handler=f"(e) => {condition} && emit(e.offsetX, e.offsetY)")
         self.draw()

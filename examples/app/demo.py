@@ -125,7 +125,7 @@ def page(run: Run, examples: Tensor) -> None:
             with ui.card().style("flex: 999 1 380px; min-width: 0; max-width: 100%"):
                 with ui.tabs().props("no-caps align=left dense").classes("w-full") as tabs:
                     names = [ui.tab(name) for name in ("Bits", "Sample", "Fill in", "Compress")]
-                with ui.tab_panels(tabs, value=names[0], keep_alive=True).classes("w-full"):
+                with ui.tab_panels(tabs, value=names[0], animated=False, keep_alive=True).classes("w-full"):
                     of_each = (
                         (of_bits, now),
                         (of_samples, change),
