@@ -35,8 +35,8 @@ from purevdm import codec, random, solvers, vdm
 from purevdm.schedules import fixed_linear
 
 KEY = random.key(3)
-CHROMIUM = shutil.which("chromium")
-browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as apt-get install chromium has it")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, such as Debian's package of that name")
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +388,7 @@ def test_bits_in_a_browser(visited, shipped):
         visited.mouse.move(0, 0)
         visited.wait_for_timeout(1000)
         shot = Image.open(io.BytesIO(visited.screenshot(full_page=True))).convert("RGB")
-        shot.quantize(128).save(os.environ["PUREVDM_DEMO_PNG"], optimize=True)
+        shot.quantize(256).save(os.environ["PUREVDM_DEMO_PNG"], optimize=True)
 
 
 @pytest.mark.slow
