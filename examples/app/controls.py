@@ -26,7 +26,7 @@ ending: list[bool] = []
 
 
 class StoppedError(Exception):
-    """The program ends while an answer is computed."""
+    """The program ends, or the visitor leaves, while an answer is computed."""
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
@@ -149,36 +149,43 @@ class Sketch:
 def answer(label: str, ask: Callable[[], Callable[..., Any]], show: Callable[[Any], None]) -> None:
     """Makes a button. ``ask`` reads the page, and returns what to compute, which takes ``progress``; ``show`` draws the
     result. A line below says how long it took, or what went wrong."""
-    part = [0.0]
+    part, client = [0.0], ui.context.client
+
+    def check() -> None:
+        if ending or client.is_deleted:
+            raise StoppedError
 
     def progress(done: float) -> None:
+        check()
         part[0] = done
-        if ending:
-            raise StoppedError
+
+    def look() -> None:
+        if part[0] > 0.0:
+            bar.props(remove="indeterminate").set_value(part[0])
 
     async def press() -> None:
         for change in (button.disable, below.clear, partial(said.set_text, ""), looks.activate):
             change()
-        bar.set_visibility(True)
+        bar.props("indeterminate").set_visibility(True)
         started = time.perf_counter()
         try:
             result = await asyncio.get_running_loop().run_in_executor(POOL, partial(ask(), progress=progress))
+            check()
             with below:
                 show(result)
             said.set_text(f"It took {time.perf_counter() - started:.1f} s.")
         except StoppedError:
-            pass
+            return
         except Exception as error:
             wrong(said, error)
-        finally:
-            looks.deactivate()
-            bar.set_visibility(False)
-            button.enable()
-            part[0] = 0.0
+        looks.deactivate()
+        bar.set_visibility(False)
+        button.enable()
+        part[0] = 0.0
 
     button = ui.button(label, on_click=press).props("no-caps")
     bar = ui.linear_progress(value=0.0, show_value=False).props("instant-feedback")
     bar.set_visibility(False)
-    looks = ui.timer(0.2, lambda: bar.set_value(part[0]), active=False)
+    looks = ui.timer(0.2, look, active=False)
     said = status()
     below = ui.column().classes("w-full gap-4")

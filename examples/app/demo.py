@@ -9,15 +9,20 @@ set where the data are there (--path), and samples of the model otherwise. The p
 from elsewhere, and keeps nothing. Ctrl-C ends it.
 """
 
+import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("TQDM_DISABLE", "1")
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")  # which tqdm reads when it is imported
+if importlib.util.find_spec("nicegui") is None:
+    sys.exit("demo.py needs the package nicegui: pip install -c .ci/constraints.txt '.[demo]'")
 
 import controls
 import numpy as np
@@ -79,7 +84,9 @@ def main() -> None:
     app.middleware("http")(bounded)
     app.on_shutdown(lambda: controls.ending.append(True))
     print(f"http://127.0.0.1:{args.port} (Ctrl-C ends it)", flush=True)
-    options = dict(title="purevdm", favicon="🎲", reload=False, show=False, show_welcome_message=False)
+    options = dict(
+        title="purevdm", favicon="🎲", reload=False, show=False, show_welcome_message=False, reconnect_timeout=10.0
+    )
     ui.run(partial(page, run, examples), host="127.0.0.1", port=args.port, **options)
 
 
@@ -172,9 +179,7 @@ def of_bits(run: Run, now: Callable[[], Tensor]) -> None:
         x, bits = found
         total = bits.mean * x.numel()
         ui.label(f"{bits.mean:.3f} ± {bits.error:.3f} bits/dim").classes("text-2xl")
-        ui.label(
-            f"Bits a pixel: {total:.0f} bits, or {total / 8:.0f} bytes, for the image. Stored plainly, a pixel takes 8 bits."
-        )
+        ui.label(f"Bits per pixel: in all {total:.0f} bits, or {total / 8:.0f} bytes. Stored plainly, a pixel takes 8 bits.")
         with row(4):
             shown(controls.url(x[0]), "the image", 200, "the image")
             every = "where the bits lie: texture costs, plain areas are cheap"
@@ -245,7 +250,7 @@ def of_holes(run: Run, now: Callable[[], Tensor], image: np.ndarray, sketches: l
             small_button("Close the hole", close)
         with ui.column().classes("gap-2"):
             brush, n = Number("brush, pixels", 1, 10, 4), Number("fillings", 1, 4, 3)
-            steps, repeats = Number("steps", 10, 50, 25), Number("times that each is taken", 1, 5, 3)
+            steps, repeats = Number("steps", 10, 40, 25), Number("times that each is taken", 1, 4, 3)
             seed = controls.seeds()
 
     def ask() -> Callable[..., Any]:
@@ -269,11 +274,12 @@ def of_files(run: Run, now: Callable[[], Tensor], examples: Tensor) -> None:
         "random bits. This is why one image by itself makes a large file. Put examples beside it, and each costs less."
     )
     with row():
-        n = Number("images in the file", 1, len(examples), 1, note=", yours first")
+        n = Number("images in the file", 1, 6, 1, note=", yours first")
         steps = Number("steps", 10, 50, 50, note=" (fewer: faster, larger file)")
 
     def ask() -> Callable[..., Any]:
-        x, given = torch.cat([now()[None], examples])[: n()], steps()
+        others = [x for x in examples if not torch.equal(x, now())]
+        x, given = torch.stack([now(), *others])[: n()], steps()
         return lambda progress: (x, playing.pack(run.model, run.params, x, given, progress))
 
     def show(found: tuple[Tensor, playing.Packed]) -> None:

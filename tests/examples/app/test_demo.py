@@ -357,6 +357,13 @@ def drag(page, number, start, end):
     page.mouse.up()
 
 
+def slide(page, name, part):
+    """Sets a slider of the open tab to a part of its range."""
+    track = page.locator(".q-tab-panel:visible").get_by_label(name, exact=True).locator(".q-slider__track-container")
+    box = track.bounding_box()
+    track.click(position=dict(x=min(part * box["width"], box["width"] - 1), y=box["height"] / 2))
+
+
 def soon(page, holds):
     """Waits until something holds of the page."""
     for _ in range(200):
@@ -421,9 +428,12 @@ def test_a_hole_in_a_browser(visited):
     soon(visited, lambda: (sketch(visited, 1)[14, 9:19] == [220, 60, 60]).all())
     hole = (sketch(visited, 1) == [220, 60, 60]).all(-1)
     assert 40 < hole.sum() < 90  # 4 pixels wide and 11 to 15 long
-    visited.get_by_label("fillings").press("Home")
+    slide(visited, "fillings", 0.0)
+    slide(visited, "steps", 1 / 3)
+    soon(visited, lambda: visited.locator(".q-tab-panel:visible").get_by_text("steps: 20", exact=True).count() == 1)
     pressed(visited, "Fill in", "Fill it in")
-    soon(visited, lambda: visited.get_by_alt_text("filling 1").count() == 1)
+    soon(visited, lambda: visited.get_by_alt_text("filling 1", exact=True).count() == 1)
+    assert visited.get_by_alt_text("filling 2", exact=True).count() == 0
     filled = pixels(visited, "filling 1")
     assert np.array_equal(filled[~hole], grey[~hole])
     assert not np.array_equal(filled[hole], grey[hole])
