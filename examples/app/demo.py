@@ -63,6 +63,7 @@ class Arguments:
 @programs.program
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
+    torch.set_num_threads(1)  # several wait for one another where the machine is busy, on work as small as this
     controls.whole("port", args.port, 1, 2**16 - 1)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -274,7 +275,7 @@ def of_files(run: Run, now: Callable[[], Tensor], examples: Tensor) -> None:
         "random bits. This is why one image by itself makes a large file. Put examples beside it, and each costs less."
     )
     with row():
-        n = Number("images in the file", 1, 6, 1, note=", yours first")
+        n = Number("images in the file", 1, 4, 1, note=", yours first")
         steps = Number("steps", 10, 50, 50, note=" (fewer: faster, larger file)")
 
     def ask() -> Callable[..., Any]:
