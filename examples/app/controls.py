@@ -127,18 +127,24 @@ class Sketch:
     """A square of the screen to draw on with a brush."""
 
     def __init__(self, look: Callable[[], np.ndarray], paint: Callable[[np.ndarray], None], thickness: Callable[[], int]):
-        self.look, self.paint, self.thickness, self.last = look, paint, thickness, (0.0, 0.0)
+        self.look, self.paint, self.thickness = look, paint, thickness
+        self.last: tuple[float, float] | None = None
         form = f"width: {SIDE}px; height: {SIDE}px; image-rendering: pixelated; touch-action: none; cursor: crosshair"
         self.view = ui.interactive_image().classes("sketch").style(form)
-        for event, where, condition in (("pointerdown", True, "true"), ("pointermove", False, "e.buttons")):
-            self.view.on(event, partial(self.moved, where), js_handler=f"(e) => {condition} && emit(e.offsetX, e.offsetY)")
+        self.view.on("pointerdown", self.moved, js_handler="(e) => emit(e.offsetX, e.offsetY)")
+        self.view.on("pointermove", self.moved, js_handler="(e) => e.buttons && emit(e.offsetX, e.offsetY)")
+        for event in ("pointerup", "pointerleave"):
+            self.view.on(event, self.lifted, args=[])
         self.draw()
 
-    def moved(self, begins: bool, event: events.GenericEventArguments) -> None:
+    def lifted(self) -> None:
+        self.last = None
+
+    def moved(self, event: events.GenericEventArguments) -> None:
         height, width = self.look().shape[:2]
         x, y = (float(value) / SIDE for value in event.args)
         point = (x * width, y * height)
-        self.paint(playing.stroke(height, width, point if begins else self.last, point, self.thickness()))
+        self.paint(playing.stroke(height, width, self.last or point, point, self.thickness()))
         self.last = point
         self.draw()
 

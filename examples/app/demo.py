@@ -21,8 +21,8 @@ from typing import Annotated, Any
 
 if __name__ == "__main__":
     os.environ.setdefault("TQDM_DISABLE", "1")  # which tqdm reads when it is imported
-if importlib.util.find_spec("nicegui") is None:
-    sys.exit("demo.py needs the package nicegui: pip install -c .ci/constraints.txt '.[demo]'")
+    if importlib.util.find_spec("nicegui") is None:
+        sys.exit("demo.py needs the package nicegui: pip install -c .ci/constraints.txt '.[demo]'")
 
 import controls
 import numpy as np

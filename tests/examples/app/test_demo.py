@@ -450,6 +450,10 @@ def test_a_drawing_is_compressed_in_a_browser(visited):
     x = sketch(visited, 0)
     assert set(np.unique(x)) == {0, 255}
     assert not x[20:, :8].any()
+    drag(visited, 0, (1.05, 0.1), (0.8, 0.1))  # a brush that comes in from outside begins where it comes in
+    soon(visited, lambda: sketch(visited, 0)[2, 24:27].all())
+    assert not sketch(visited, 0)[5:18, 22:].any()
+    x = sketch(visited, 0)
     panel, said = pressed(visited, "Compress", "Compress")
     assert said.startswith("It took")
     assert "decoded: the same image, bit for bit." in panel.inner_text()
