@@ -65,8 +65,12 @@ def test_bits_are_the_bound(small):
     assert found.map.shape == (8, 8)
     assert found.map.mean().item() == pytest.approx(found.mean, rel=1e-5)
     assert sum(found.terms.values()) == pytest.approx(found.mean, rel=1e-5)
-    assert (found.noisy <= found.map).all()
-    assert 0.0 < found.noisy.mean() < found.terms["diffusion"]
+    noisy = []
+    for i in range(5):
+        seeds = model.seeds(random.fold_in(KEY, i), playing.GROUP)
+        levels = model.gamma(params, seeds.t) > playing.NOISY
+        noisy.append(model.terms(params, copies, seeds).diffusion[levels].double().sum((0, 1)) / playing.GROUP)
+    torch.testing.assert_close(found.noisy, sum(noisy) / (5 * math.log(2)), rtol=1e-5, atol=0.0)
 
 
 def test_the_error_of_bits_is_their_spread(small):
@@ -187,6 +191,7 @@ def test_what_is_done_to_an_image_is_said():
         x, said = read(png(image))
         assert said == f"x.png, {image.shape[1]} x {image.shape[0]} pixels: {words}."
         assert np.array_equal(x, np.kron(GREY[::2, ::2], np.ones((2, 2), np.uint8)) if "enlarged" in words else GREY)
+    assert (read(png(np.tile(np.array([[10, 30], [40, 20]], np.uint8), (8, 8))))[0] == 25).all()  # a mean of what was there
     clear = np.stack([GREY, GREY, GREY, np.where(GREY < 100, 0, 255).astype(np.uint8)], -1)
     x, said = read(png(clear))
     assert "transparent parts became black, colours became grey" in said
