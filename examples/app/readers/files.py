@@ -106,7 +106,7 @@ def image_folder(
     def fetch(indices: np.ndarray) -> list[tuple[Any, Any]]:
         return [(files[i], files[i]) for i in indices]
 
-    pixels = _Pixels(size, channels, background)
+    pixels = Pixels(size, channels, background)
     return _decoded(str(folder), fetch, len(files), pixels, labels, classes_of(labels))
 
 
@@ -173,7 +173,7 @@ def huggingface(
         return [(f"{name}, image {i}", x and (io.BytesIO(x["bytes"]) if x["bytes"] else x["path"])) for i, x in items]
 
     classes = 0 if labels is None else getattr(columns[label], "num_classes", classes_of(labels))
-    return _decoded(f"{name} {split}", fetch, len(loaded), _Pixels(size, channels, background), labels, classes)
+    return _decoded(f"{name} {split}", fetch, len(loaded), Pixels(size, channels, background), labels, classes)
 
 
 # Formats of at most 8 bits a channel, as far as Pillow reads them. PNG, TIFF and PPM say their depth; others are refused.
@@ -204,7 +204,7 @@ def _depth(opened: Image.Image, file: Any) -> int | None:
     return None
 
 
-class _Pixels(NamedTuple):
+class Pixels(NamedTuple):
     """How files become pixels: settings of :func:`image_folder`."""
 
     size: int | None
@@ -288,7 +288,7 @@ def _decoded(
     name: str,
     fetch: Callable[[np.ndarray], list[tuple[Any, Any]]],
     n: int,
-    pixels: _Pixels,
+    pixels: Pixels,
     labels: np.ndarray | None,
     classes: int,
 ) -> Dataset:
