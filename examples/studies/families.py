@@ -8,8 +8,8 @@ Flow Network have the same network but for its inputs and outputs, the same step
 data. A diffusion model takes black and white for two numbers, and a character for five such bits; that of embeddings takes
 it for 16 fixed numbers, and masked diffusion and uniform noise as it is.
 
-Grey digits have rows for MuLAN with a Gaussian code, for DiffEnc and for a prediction of v, too; the last two are not in the
-table below.
+Grey digits have rows for binned estimates, for a prediction of v, for DiffEnc, and for MuLAN with two kinds of code, too.
+--equal-time gives DiffEnc and MuLAN only as many steps as take the time of the diffusion model's; all others take it anyway.
 
 Writes a file for each run as it ends, so that a second call goes on where the first stopped, table.md, and bfn.png: samples
 of the Bayesian flows of the first seed, and their input distributions on the way.
@@ -17,27 +17,40 @@ of the Bayesian flows of the first seed, and their input distributions on the wa
 Digits after 400 steps of 64 images, text after 800 steps of 32 windows, means over three seeds with their standard errors;
 then the standard error over test examples, the noise of times included. Text is that of Python 3.11.
 
-    data                    model             test             over examples  train
-    grey, bits/dim          diffusion         2.190 +- 0.007   0.023          2.165 +- 0.003
-    grey, bits/dim          Bayesian flow     1.974 +- 0.003   0.016          1.955 +- 0.003
-    grey, bits/dim          MuLAN             2.618 +- 0.071   0.022          2.592 +- 0.076
-    grey, bits/dim          pixel histograms  2.427            0.012
-    binary, bits/dim        diffusion         0.496 +- 0.004   0.009          0.488 +- 0.002
-    binary, bits/dim        Bayesian flow     0.453 +- 0.002   0.007          0.450 +- 0.003
-    binary, bits/dim        pixel histograms  0.545            0.005
-    text, bits/character    diffusion         3.711 +- 0.007   0.066          3.688 +- 0.024
-    text, bits/character    Bayesian flow     3.131 +- 0.007   0.024          3.146 +- 0.008
-    text, bits/character    embeddings        3.769 +- 0.010   0.076          3.786 +- 0.020
-    text, bits/character    masked diffusion  2.864 +- 0.021   0.029          2.847 +- 0.010
-    text, bits/character    uniform noise     2.986 +- 0.015   0.041          2.948 +- 0.031
-    text, bits/character    1-grams           4.101            0.007
-    text, bits/character    2-grams           3.352            0.011
-    text, bits/character    3-grams           2.511            0.015
-    text, bits/character    4-grams           1.905            0.018
-    text, bits/character    5-grams           1.707            0.021
+    data                    model                test             over examples  train
+    grey, bits/dim          diffusion            2.190 +- 0.007   0.023          2.165 +- 0.003
+    grey, bits/dim          Bayesian flow        1.974 +- 0.003   0.016          1.955 +- 0.003
+    grey, bits/dim          diffusion, binned    2.024 +- 0.003   0.022          2.005 +- 0.006
+    grey, bits/dim          diffusion, v         2.177 +- 0.005   0.023          2.155 +- 0.005
+    grey, bits/dim          DiffEnc, v           2.197 +- 0.005   0.023          2.177 +- 0.002
+    grey, bits/dim          MuLAN, Gaussian code 2.618 +- 0.071   0.022          2.592 +- 0.076
+    grey, bits/dim          MuLAN, one-hot code  2.447 +- 0.010   0.024          2.422 +- 0.012
+    grey, bits/dim          pixel histograms     2.427            0.012
+    binary, bits/dim        diffusion            0.496 +- 0.004   0.009          0.488 +- 0.002
+    binary, bits/dim        Bayesian flow        0.453 +- 0.002   0.007          0.450 +- 0.003
+    binary, bits/dim        pixel histograms     0.545            0.005
+    text, bits/character    diffusion            3.711 +- 0.007   0.066          3.688 +- 0.024
+    text, bits/character    Bayesian flow        3.131 +- 0.007   0.024          3.146 +- 0.008
+    text, bits/character    embeddings           3.769 +- 0.010   0.076          3.786 +- 0.020
+    text, bits/character    masked diffusion     2.864 +- 0.021   0.029          2.847 +- 0.010
+    text, bits/character    uniform noise        2.986 +- 0.015   0.041          2.948 +- 0.031
+    text, bits/character    1-grams              4.101            0.007
+    text, bits/character    2-grams              3.352            0.011
+    text, bits/character    3-grams              2.511            0.015
+    text, bits/character    4-grams              1.905            0.018
+    text, bits/character    5-grams              1.707            0.021
 
-Much of the gain is the output's: it says which values data take. The diffusion model of black and white gives a probability,
-too; one that predicts the noise, as that of grey digits does, spends 0.774 (one seed), more than histograms. Training times
+In the time of the diffusion model's 400 steps, by a step's time on two AVX-512 cores (medians, in turn, in eager mode):
+
+    grey, bits/dim          a step, of diffusion's  steps  test
+    DiffEnc, v              3.2                     125    DIFFENC
+    MuLAN, Gaussian code    1.55                    258    MULAN
+    MuLAN, one-hot code     1.5                     267    HOT
+
+Much of the gain is the output's: it says which values data take. A diffusion model whose estimates are binned has three
+quarters of it. That of black and white gives a probability, too; one that predicts the noise, as that of grey digits does,
+spends 0.774 (one seed), more than histograms. After so few steps neither DiffEnc nor a code pays (wider, and with other
+rates, the preset mulan_digits comes as far as copy/digits.py: ``pixels.py``). Training times
 matter less: drawn by importance, they take the diffusion model of grey digits to 2.138 (``objectives.py``). On text the
 Bayesian flow is ahead of bigrams, and far behind trigrams, though it sees the whole window. It has too few steps: it spends
 as much on training windows as on new ones, and 2.999 bits after 1200 steps (one seed). Masked diffusion is 0.27 bits ahead
