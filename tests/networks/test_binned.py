@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import bfn, networks, process, random, schedules, testing, training
+from purevdm import bfn, codec, networks, process, random, schedules, testing, training
 from purevdm.bfn import distributions
 
 BINS, SHAPE = 5, (1, 4, 4)
@@ -62,6 +62,12 @@ def test_a_model_keeps_the_laws_and_its_gradients_are_one(network):
     torch.testing.assert_close(others["network"], grads["network"], rtol=1e-4, atol=1e-5)
     compiled = torch.compile(own.loss_fn, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(params, x, KEYS[2]), loss)
+
+
+def test_files_come_back():
+    own, x = model(UNET), random.randint(KEYS[0], (4, *SHAPE), 0, BINS)
+    params = own.init(KEYS[1])
+    assert torch.equal(codec.decode(own, params, codec.encode(own, params, x, timesteps=10)), x)
 
 
 @pytest.mark.parametrize(
