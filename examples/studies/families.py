@@ -52,10 +52,10 @@ quarters of it. That of black and white gives a probability, too; one that predi
 spends 0.774 (one seed), more than histograms. After so few steps neither DiffEnc nor a code pays (wider, and with other
 rates, the preset mulan_digits comes as far as copy/digits.py: ``pixels.py``). Training times matter less: drawn by
 importance, they take the diffusion model of grey digits to 2.138 (``objectives.py``). On text the Bayesian flow is ahead of
-bigrams, and far behind trigrams, though it sees the whole window. It has too few steps: it spends as much on training windows
-as on new ones, and 2.999 bits after 1200 steps (one seed). Masked diffusion is 0.27 bits ahead of it after the same steps.
-What shows in it is certain; under uniform noise, 0.12 bits behind, it must be told from noise. Embeddings, whose estimates
-are means over characters as those of the Bayesian flow are, are no better than bits.
+bigrams, and far behind trigrams, though it sees the whole window. It has too few steps: it spends as much on training
+windows as on new ones, and 2.999 bits after 1200 steps (one seed). Masked diffusion is 0.27 bits ahead of it after the same
+steps. What shows in it is certain; under uniform noise, 0.12 bits behind, it must be told from noise. Embeddings, whose
+estimates are means over characters as those of the Bayesian flow are, are no better than bits.
 """
 
 import sys

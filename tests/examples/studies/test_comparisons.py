@@ -1,6 +1,8 @@
 """Comparisons over seeds: tables, differences seed by seed, whole runs that go on where they stopped."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import characters
 import families
@@ -79,9 +81,26 @@ def test_families_go_on_where_they_stopped(tmp_path, monkeypatch):
         assert "| text, bits/character | Bayesian flow |" in output
         assert ("grey, bfn - grey, vdm:" in output) == (rows == "")
         assert kept(tmp_path).items() >= before.items()
-    assert len(before) == 12
+    assert len(before) == 14
     assert (tmp_path / "bfn.png").stat().st_size > 10_000
-    assert (tmp_path / "table.md").read_text().count("\n") == 2 + 12 + 1
+    assert (tmp_path / "table.md").read_text().count("\n") == 2 + 14 + 1
+
+
+def test_steps_are_timed_beside_the_first_row_s(monkeypatch):
+    small = families.Task(families.model("binary", "bfn")._replace(network=networks.mlp(4, outputs=2)), None, None)
+    monkeypatch.setattr(families.common.training, "init", lambda model, key: model)
+    monkeypatch.setattr(families.common.training, "gradients", lambda model, **options: model)
+    clock = []
+    monkeypatch.setattr(families.common.training, "train_step", lambda *given: clock.append(given[2].timesteps))
+    monkeypatch.setattr(families.common, "time", SimpleNamespace(perf_counter=lambda: sum(clock)))
+    tasks = [small._replace(model=small.model._replace(timesteps=n), x=torch.zeros(2)) for n in (2, 40)]
+    rows = {("grey", name): partial(tasks.__getitem__, i) for i, name in enumerate(("vdm", "bfn"))}
+    assert families.common.step_times(rows, True, turns=3) == {("grey", "vdm"): 1.0, ("grey", "bfn"): 20.0}
+
+
+def test_equal_time_is_fewer_steps_of_a_slower_model():
+    for row, steps in ((("grey", "vdm"), 400), (("grey", "diffenc"), 125), (("text", "bfn"), 800)):
+        assert families.in_equal_time(row, families.ROWS[row])().settings["steps"] == steps
 
 
 def test_objectives_are_run_once(tmp_path, monkeypatch):
