@@ -6,8 +6,8 @@ The last layer of the network gets a second output for each pixel, the logarithm
 noise: at first the same everywhere, so that the estimates are next to the old ones. Then the whole model learns on. A second
 call goes on from the last checkpoint. At the end the model lies in --out/model, for evaluate.py, sample.py and compress.py.
 
-By ``evaluate.py runs/binned/model --compare examples/app/fashion_mnist --passes 1``, on the 10,000 test images, after the 1300
-steps above: 2.804 +- 0.012 bits/dim, and 2.862 +- 0.012 before them; -0.0578 +- 0.0011, paired.
+By ``evaluate.py runs/binned/model --compare examples/app/fashion_mnist --passes 1``, on the 10,000 test images, after the
+1300 steps above: 2.804 +- 0.012 bits/dim, and 2.862 +- 0.012 before them; -0.0578 +- 0.0011, paired.
 """
 
 import sys
