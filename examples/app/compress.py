@@ -124,9 +124,8 @@ def main() -> None:
 
 def restored(args: Any) -> Run:
     """Loads the run."""
-    changes = {} if args.path is None else {"data.path": args.path}
     own = isinstance(args, Encode) and args.data is None  # what else needs the run's own images?
-    return load(args.run, args.device, dataless=not own, **changes)
+    return load(args.run, args.device, dataless=not own, **{"data.path": args.path})
 
 
 # Encoding

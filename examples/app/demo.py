@@ -71,7 +71,7 @@ def main() -> None:
             probe.bind(("127.0.0.1", args.port))
         except OSError as error:
             raise ValueError(f"port: expected a free one, got {args.port} ({error.strerror})") from None
-    run = load(args.checkpoint, "cpu", dataless=args.path is None, **({} if args.path is None else {"data.path": args.path}))
+    run = load(args.checkpoint, "cpu", dataless=args.path is None, **{"data.path": args.path})
     shape, levels, form = run.train.event_shape, run.train.vocab_size, run.config.model
     if len(shape) != 3 or shape[0] != 1 or levels != 256 or max(shape) > 64 or form.labels or form.kind != "vdm":
         wanted = "a diffusion model of grey images of 256 levels, at most 64 x 64, without classes"

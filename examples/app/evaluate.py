@@ -189,10 +189,7 @@ def restored(path: Path, args: Arguments, device: torch.device) -> Run:
     """Loads a checkpoint with what the arguments change."""
     if path.suffix == ".flax":
         return official(path, args, device)
-    changes = {} if args.path is None else {"data.path": args.path}
-    if args.timesteps is not None:
-        changes["model.timesteps"] = args.timesteps
-    return load(path, str(device), **changes)
+    return load(path, str(device), **{"data.path": args.path, "model.timesteps": args.timesteps})
 
 
 def beginning(data: Dataset) -> torch.Tensor:

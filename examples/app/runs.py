@@ -45,7 +45,7 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
             unless changed.
         device: where to.
         dataless: whether an exported model does without its data where they are not there.
-        changes: to the configuration's data or model: ``{"data.path": ...}``.
+        changes: to the configuration's data or model, ``{"data.path": ...}``; None leaves an entry as it is.
 
     Raises:
         CheckpointError, DataError: what is missing or damaged.
@@ -65,7 +65,8 @@ def load(path: Path, device: str, *, dataless: bool = False, **changes: Any) -> 
     try:
         for name, value in changes.items():
             part, _, entry = name.partition(".")
-            entries[part][entry] = value
+            if value is not None:
+                entries[part][entry] = value
         config = replace(from_json(entries), device=device)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = "expected a checkpoint of train.py, whose notes hold its configuration, got none"
@@ -134,7 +135,7 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.other(args.out / PARAMS, args.run, args.run / PARAMS)
-    run = load(args.run, "cpu", **({} if args.path is None else {"data.path": args.path}))
+    run = load(args.run, "cpu", **{"data.path": args.path})
     programs.fresh(args.out, args.overwrite, PARAMS, MODEL)
     export(run, args.out, args.dtype)
     size = (args.out / PARAMS).stat().st_size

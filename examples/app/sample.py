@@ -59,18 +59,17 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.least(1, n=args.n, batch=args.batch, steps=args.steps)
-    changes = {} if args.path is None else {"data.path": args.path}
     programs.device(args.device)
     group = parallel.join(args.device)
     try:
-        sample(args, group, changes)
+        sample(args, group)
     finally:
         parallel.leave()
 
 
-def sample(args: Arguments, group: parallel.Group, changes: dict[str, str]) -> None:
+def sample(args: Arguments, group: parallel.Group) -> None:
     device = str(group.device)
-    config, train, _, model, params = load(args.checkpoint, device, dataless=True, **changes)
+    config, train, _, model, params = load(args.checkpoint, device, dataless=True, **{"data.path": args.path})
     out = args.out or programs.beside(args.checkpoint, "samples")
     written = ["samples.png"] * drawable(train.event_shape, train.vocab_size) + ["samples.npy"]
     programs.fresh(out, args.overwrite, *written)
