@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from purevdm import random, training
 from purevdm.training import checkpoint
+from purevdm.training.data import batch
 from purevdm.types import Params
 
 LOG_RATIO = -0.7  # of the deviation at first: half of the noise's
@@ -82,7 +83,7 @@ def main() -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     programs.folder(args.out)
-    run, params = started(load(args.checkpoint, "cpu", **({} if args.path is None else {"data.path": args.path})))
+    run, params = started(load(args.checkpoint, "cpu", **{"data.path": args.path}))
     variance = run.config.model.variance
     rate = dict(lr=args.lr, warmup=min(100, args.steps), decay="cosine", steps=args.steps)
     settings = training.AdamW(**rate, weight_decay=0.0, clip_norm=1.0, ema_rate=0.999, ema_warmup=True)
@@ -95,8 +96,7 @@ def main() -> None:
     while state.step < args.steps:
         k_batch, k_loss = random.split(random.fold_in(key, state.step))
         rows = random.randint(k_batch, (args.batch,), 0, run.train.size).numpy()
-        x = torch.from_numpy(run.train.take(rows)).long()
-        state, metrics = training.train_step(settings, gradients, state, x, k_loss)
+        state, metrics = training.train_step(settings, gradients, state, batch(run.train, rows)[0].long(), k_loss)
         bar.update()
         bar.set_postfix_str(f"{metrics['loss']:.3f} bits/dim", refresh=False)
         if state.step % args.save_every == 0 or state.step == args.steps:

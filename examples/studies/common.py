@@ -10,22 +10,24 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import matplotlib
 import numpy as np
 import optree
 import torch
+import tyro
 from tqdm import tqdm
 
 import purevdm
 from purevdm import process, random, training
 from purevdm.likelihood import flow
 from purevdm.model import Bounded
-from purevdm.training.data import batch
+from purevdm.training.data import Dataset, batch
 
 sys.path[1:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("app", "copy")]
 matplotlib.use("Agg")
@@ -71,6 +73,28 @@ def latents(
     gamma_0 = model.gamma(params, torch.zeros((), device=device, dtype=dtype))
     z = process.diffuse(model.decoder.encode({}, x, dtype=dtype), gamma_0, random.normal(k_eps, x.shape, dtype))
     return model, params, z, flow.draw_probes(random.split(k_probes, len(x)), n, SHAPE, dtype) if n else "exact"
+
+
+@dataclass
+class OfRun:
+    """The arguments of a program that looks at a trained model."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, an exported model's, or digits.py's params.safetensors."""
+    out: Path | None = None
+    """The folder to write into; left out, one in the run's own, of the program's name."""
+    overwrite: bool = False
+    """Whether to write over what an earlier call left in --out."""
+    path: str | None = None
+    """Where the data are, if not where they were in training."""
+    seed: int = 0
+    device: str = "cpu"
+
+
+def some(test: Dataset, n: int, key: torch.Tensor, device: str) -> torch.Tensor:
+    """Takes n examples at random, (n, *event_shape), in the order of the data."""
+    index = random.permutation(key.cpu(), test.size)[:n].numpy()
+    return batch(test, np.sort(index), device)[0].long()
 
 
 class Task(NamedTuple):
@@ -121,7 +145,7 @@ def run(rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespac
         args: of :func:`arguments`.
         keep: called with the row, the seed and the averaged parameters of each run.
     """
-    for row in tqdm([row for row in rows if "/".join(row).startswith(args.rows)], desc="rows"):
+    for row in tqdm(chosen(rows, args), desc="rows"):
         paths = [args.out / f"{'-'.join(row)}-{seed}.json" for seed in range(args.seeds)]
         if all(path.exists() for path in paths):
             continue
@@ -156,19 +180,25 @@ def train(task: Task, grad_fn: Callable, k_init: torch.Tensor, k_train: torch.Te
     return state.ema_params
 
 
+def chosen(rows: Any, args: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Lists the rows that are asked for."""
+    return [row for row in rows if "/".join(row).startswith(args.rows)]
+
+
+def no_such(rows: Any, args: argparse.Namespace) -> NoReturn:
+    sys.exit(f"rows: expected the beginning of {' or '.join('/'.join(row) for row in rows)}, got {args.rows!r}")
+
+
 def step_times(
-    rows: dict[tuple[str, ...], Callable[[], Task]], eager: bool, turns: int = 11
+    rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespace, turns: int = 11
 ) -> dict[tuple[str, ...], float]:
-    """Times a training step of each row, in turn, in one process: medians, as multiples of the first row's."""
-    steps, seconds = {}, {row: [] for row in rows}
-    for row, make in rows.items():
-        task = make()
-        grad_fn, state = (
-            training.gradients(task.model, variance=task.variance, compile=not eager),
-            training.init(task.model, KEY),
-        )
+    """Times a training step of each row that is asked for, in turn, in one process: medians, as multiples of the first's."""
+    steps, seconds = {}, {row: [] for row in chosen(rows, args) or no_such(rows, args)}
+    for row in seconds:
+        task = rows[row]()
+        grad_fn = training.gradients(task.model, variance=task.variance, compile=not args.eager)
         x = task.x[: int(task.settings["batch"])]
-        steps[row] = partial(training.train_step, training.AdamW(), grad_fn, state, x, KEY)
+        steps[row] = partial(training.train_step, training.AdamW(), grad_fn, training.init(task.model, KEY), x, KEY)
         steps[row]()
     for _ in tqdm(range(turns), desc="turns"):
         for row, step in steps.items():
@@ -184,9 +214,7 @@ def results(rows: Any, args: argparse.Namespace) -> Figures:
     """Reads what the runs so far have left, by row."""
     figures = {row: [json.loads(p.read_text()) for p in sorted(args.out.glob(f"{'-'.join(row)}-*.json"))] for row in rows}
     figures = {row: runs for row, runs in figures.items() if runs}
-    if not figures:
-        sys.exit(f"rows: expected the beginning of {' or '.join('/'.join(row) for row in rows)}, got {args.rows!r}")
-    return figures
+    return figures or no_such(rows, args)
 
 
 def summary(values: list[float]) -> str:

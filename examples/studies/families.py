@@ -9,7 +9,8 @@ data. A diffusion model takes black and white for two numbers, and a character f
 it for 16 fixed numbers, and masked diffusion and uniform noise as it is.
 
 Grey digits have rows for binned estimates, for a prediction of v, for DiffEnc, and for MuLAN with two kinds of code, too.
---equal-time gives DiffEnc and MuLAN only as many steps as take the time of the diffusion model's; all others take it anyway.
+--equal-time gives DiffEnc and MuLAN only as many steps as take the time of the diffusion model's, which all others take
+anyway; its files are in --out/equal_time.
 
 Writes a file for each run as it ends, so that a second call goes on where the first stopped, table.md, and bfn.png: samples
 of the Bayesian flows of the first seed, and their input distributions on the way.
@@ -255,11 +256,13 @@ def main() -> None:
     flags |= {"equal_time": "train grey digits for the time, not the steps, of the diffusion model"}
     args = common.arguments(__doc__, "runs/families", "grey or text/bfn", **flags)
     if args.step_times:
-        asked = {row: make for row, make in ROWS.items() if "/".join(row).startswith(args.rows)}
-        for row, ratio in common.step_times(asked, args.eager).items():
+        for row, ratio in common.step_times(ROWS, args).items():
             print(f"{', '.join(row):16}{ratio:6.2f}")
         return
-    rows = {row: in_equal_time(row, make) for row, make in ROWS.items()} if args.equal_time else ROWS
+    rows = ROWS
+    if args.equal_time:  # in a folder of its own, as files are named by rows
+        args.out = programs.folder(args.out / "equal_time")
+        rows = {row: in_equal_time(row, make) for row, make in ROWS.items()}
     figures = common.run(rows, args, partial(keep, args.out))
     lines = []
     for data, unit in UNITS.items():

@@ -13,10 +13,8 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import common  # noqa: F401
-import numpy as np
+import common
 import programs
 import torch
 import tyro
@@ -27,20 +25,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from purevdm import VDM, random
-from purevdm.training.data import batch
 from purevdm.types import Key, Params
 
 
 @dataclass
-class Arguments:
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, an exported model's, or digits.py's params.safetensors."""
-    out: Path | None = None
-    """The folder to write into; left out, maps/ in the run's own."""
-    overwrite: bool = False
-    """Whether to write over what an earlier call left in --out."""
-    path: str | None = None
-    """Where the data are, if not where they were in training."""
+class Arguments(common.OfRun):
     images: int = 64
     side: int = 6
     """Of the square that is changed."""
@@ -50,8 +39,6 @@ class Arguments:
     """The gamma above which a map is given, too."""
     smooth: int = 5
     """The side of the squares over which maps are averaged, odd; 1 for none."""
-    seed: int = 0
-    device: str = "cpu"
 
 
 def changed(x: Tensor, side: int, key: Key) -> tuple[Tensor, Tensor]:
@@ -121,8 +108,7 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.least(1, side=args.side, draws=args.draws, smooth=args.smooth)
     programs.least(2, images=args.images)
-    given = {} if args.path is None else {"data.path": args.path}
-    run = load(args.checkpoint, programs.device(args.device), dataless=args.path is None, **given)
+    run = load(args.checkpoint, programs.device(args.device), dataless=args.path is None, **{"data.path": args.path})
     shape, k_data, k_sample, k_change, k_map = (
         run.test.event_shape,
         *random.split(random.key(args.seed, device=args.device), 4),
@@ -131,8 +117,7 @@ def main() -> None:
         sys.exit(f"checkpoint: expected a model of grey images without classes, larger than the square, got events {shape}")
     out = programs.fresh(args.out or programs.beside(args.checkpoint, "maps"), args.overwrite, "maps.png")
     if run.test.size:
-        index = random.permutation(k_data.cpu(), run.test.size)[: args.images].numpy()
-        x = batch(run.test, np.sort(index), args.device)[0].long()
+        x = common.some(run.test, args.images, k_data, args.device)
     else:
         tqdm.write(f"samples, as no data are there; {args.images} of the model", sys.stderr)
         x = run.model.sample(run.params, k_sample, args.images, steps=100).long()

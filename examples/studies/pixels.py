@@ -25,10 +25,8 @@ Pixels that differ much between images lose their signal sooner, those of the ma
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import common  # noqa: F401
-import numpy as np
+import common
 import programs
 import torch
 import tyro
@@ -37,26 +35,15 @@ from runs import load
 from torch import Tensor
 
 from purevdm import VDM, coded, random
-from purevdm.training.data import batch
 from purevdm.types import Key, Params
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass
-class Arguments:
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, or an exported model's."""
-    out: Path | None = None
-    """The folder to write into; left out, pixels/ in the run's own."""
-    overwrite: bool = False
-    """Whether to write over what an earlier call left in --out."""
-    path: str | None = None
-    """Where the data are, if not where they were in training."""
+class Arguments(common.OfRun):
     images: int = 256
     """The test images over which means are taken."""
-    seed: int = 0
-    device: str = "cpu"
 
 
 @torch.no_grad()
@@ -98,8 +85,7 @@ def picture(path: Path, x: Tensor, gamma: Tensor) -> None:
 def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.least(2, images=args.images)
-    given = {} if args.path is None else {"data.path": args.path}
-    run = load(args.checkpoint, programs.device(args.device), **given)
+    run = load(args.checkpoint, programs.device(args.device), **{"data.path": args.path})
     schedule = getattr(run.model, "schedule", None)
     if getattr(schedule, "event_shape", None) is None or run.test.event_shape[:-2] != (1,) or run.config.model.labels:
         sys.exit(
@@ -107,8 +93,7 @@ def main() -> None:
         )
     out = programs.fresh(args.out or programs.beside(args.checkpoint, "pixels"), args.overwrite, "pixels.png")
     k_data, k_code = random.split(random.key(args.seed, device=args.device))
-    index = random.permutation(k_data.cpu(), run.test.size)[: args.images].numpy()
-    x = batch(run.test, np.sort(index), args.device)[0].long()
+    x = common.some(run.test, args.images, k_data, args.device)
     times = torch.tensor(TIMES, device=args.device, dtype=run.model.dtype)
     gamma = levels(run.model, run.params, x, k_code, times)
     print(f"{'t':>5}{'gamma':>9}{'over pixels':>14}{'over images':>14}   (means and standard deviations, {len(x)} images)")

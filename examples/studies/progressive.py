@@ -12,10 +12,8 @@ its end (codec.curve). Writes progressive.png, as beside this file, and prints t
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import common  # noqa: F401
-import numpy as np
+import common
 import programs
 import torch
 import tyro
@@ -24,28 +22,17 @@ from runs import load
 from torch import Tensor
 
 from purevdm import VDM, codec, process, random
-from purevdm.training.data import batch
 from purevdm.types import Key, Params
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass
-class Arguments:
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, an exported model's, or digits.py's params.safetensors."""
-    out: Path | None = None
-    """The folder to write into; left out, progressive/ in the run's own."""
-    overwrite: bool = False
-    """Whether to write over what an earlier call left in --out."""
-    path: str | None = None
-    """Where the data are, if not where they were in training."""
+class Arguments(common.OfRun):
     images: int = 64
     steps: int = 250
     shown: int = 8
     """How many images to show estimates of."""
-    seed: int = 0
-    device: str = "cpu"
 
 
 def reached(curve: codec.Curve, rates: tuple[float, ...] = RATES) -> list[int]:
@@ -85,15 +72,13 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     programs.least(1, steps=args.steps, shown=args.shown)
     programs.least(2, images=args.images)
-    given = {} if args.path is None else {"data.path": args.path}
-    run = load(args.checkpoint, programs.device(args.device), **given)
+    run = load(args.checkpoint, programs.device(args.device), **{"data.path": args.path})
     shape, size = run.test.event_shape, run.test.vocab_size
     if len(shape) != 3 or size is None or run.config.model.labels:
         sys.exit(f"checkpoint: expected a model of images of integers without classes, got events {shape}")
     out = programs.fresh(args.out or programs.beside(args.checkpoint, "progressive"), args.overwrite, "progressive.png")
     k_data, k_curve, k_shown = random.split(random.key(args.seed, device=args.device), 3)
-    index = np.sort(random.permutation(k_data.cpu(), run.test.size)[: args.images].numpy())
-    x = batch(run.test, index, args.device)[0].long()
+    x = common.some(run.test, args.images, k_data, args.device)
     curve = codec.curve(run.model, run.params, x.split(32), k_curve, timesteps=args.steps)
     for i in [*reached(curve), len(curve.rate) - 2, len(curve.rate) - 1]:
         root = curve.mse[i].sqrt()

@@ -95,12 +95,20 @@ def test_steps_are_timed_beside_the_first_row_s(monkeypatch):
     monkeypatch.setattr(families.common, "time", SimpleNamespace(perf_counter=lambda: sum(clock)))
     tasks = [small._replace(model=small.model._replace(timesteps=n), x=torch.zeros(2)) for n in (2, 40)]
     rows = {("grey", name): partial(tasks.__getitem__, i) for i, name in enumerate(("vdm", "bfn"))}
-    assert families.common.step_times(rows, True, turns=3) == {("grey", "vdm"): 1.0, ("grey", "bfn"): 20.0}
+    args = SimpleNamespace(rows="grey", eager=True)
+    assert families.common.step_times(rows, args, turns=3) == {("grey", "vdm"): 1.0, ("grey", "bfn"): 20.0}
 
 
 def test_equal_time_is_fewer_steps_of_a_slower_model():
     for row, steps in ((("grey", "vdm"), 400), (("grey", "diffenc"), 125), (("text", "bfn"), 800)):
         assert families.in_equal_time(row, families.ROWS[row])().settings["steps"] == steps
+
+
+def test_equal_time_is_not_taken_for_equal_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(families.common, "run", lambda rows, args, keep: families.common.results(rows, args))
+    monkeypatch.setattr(families, "baselines", SIMPLER.__getitem__)
+    leave(tmp_path, ("grey", "vdm"), 0, bits=2.0, error=0.1, train=2.0)
+    assert "rows: expected" in refused("families.py", "--equal-time", "--out", tmp_path)
 
 
 def test_objectives_are_run_once(tmp_path, monkeypatch):
@@ -116,6 +124,6 @@ def test_objectives_are_run_once(tmp_path, monkeypatch):
         assert figures["batch"] < figures["single"]  # even times leave less
 
 
-@pytest.mark.parametrize("program", ["families.py", "objectives.py"])
-def test_rows_that_are_none_are_refused(program, tmp_path):
-    assert "rows: expected the beginning of" in refused(program, "--rows", "none", "--out", tmp_path)
+@pytest.mark.parametrize("words", [("families.py",), ("families.py", "--step-times"), ("objectives.py",)])
+def test_rows_that_are_none_are_refused(words, tmp_path):
+    assert "rows: expected the beginning of" in refused(*words, "--rows", "none", "--out", tmp_path)
