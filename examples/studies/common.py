@@ -115,8 +115,12 @@ class Task(NamedTuple):
     settings: dict[str, float] = SETTINGS
 
 
-def arguments(doc: str, out: str, example: str, **flags: str) -> argparse.Namespace:
-    """Reads the command line of a comparison, whose results go into the folder ``out``; flags of its own with their help."""
+Rows = dict[tuple[str, ...], Callable[[], Task]]
+
+
+def arguments(doc: str, out: str, example: str, path: str | None = None, **flags: str) -> argparse.Namespace:
+    """Reads the command line of a comparison, whose results go into the folder ``out``; the help of an argument that says
+    where its data are, if it needs any, and flags of its own with theirs."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "default: each row's own"
     parser.add_argument("--steps", type=int, help=f"training steps of each run ({default})")
@@ -127,6 +131,8 @@ def arguments(doc: str, out: str, example: str, **flags: str) -> argparse.Namesp
     parser.add_argument("--rows", default="", help=f"only the rows that begin so, as {example}")
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--eager", action="store_true", help="do not compile")
+    if path is not None:
+        parser.add_argument("path", type=Path, help=path)
     for name, help in flags.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=help)
     args = parser.parse_args()
@@ -137,7 +143,7 @@ def arguments(doc: str, out: str, example: str, **flags: str) -> argparse.Namesp
     return args
 
 
-def run(rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespace, keep: Callable | None = None) -> Figures:
+def run(rows: Rows, args: argparse.Namespace, keep: Callable | None = None) -> Figures:
     """Trains every row that is asked for from every seed, unless its file is there, and reads what all runs have left.
 
     Args:
@@ -189,9 +195,19 @@ def no_such(rows: Any, args: argparse.Namespace) -> NoReturn:
     sys.exit(f"rows: expected the beginning of {' or '.join('/'.join(row) for row in rows)}, got {args.rows!r}")
 
 
-def step_times(
-    rows: dict[tuple[str, ...], Callable[[], Task]], args: argparse.Namespace, turns: int = 11
-) -> dict[tuple[str, ...], float]:
+def in_equal_time(rows: Rows, times: dict[tuple[str, ...], float], args: argparse.Namespace) -> Rows:
+    """Gives each task only as many steps as take the time of the steps that it has: ``times`` are those of a step, where
+    they are not 1. Results go into a folder of their own, as files are named by rows."""
+    args.out = programs.folder(args.out / "equal_time")
+
+    def made(row: tuple[str, ...]) -> Task:
+        task = rows[row]()
+        return task._replace(settings={**task.settings, "steps": round(task.settings["steps"] / times.get(row, 1.0))})
+
+    return {row: partial(made, row) for row in rows}
+
+
+def step_times(rows: Rows, args: argparse.Namespace, turns: int = 11) -> dict[tuple[str, ...], float]:
     """Times a training step of each row that is asked for, in turn, in one process: medians, as multiples of the first's."""
     steps, seconds = {}, {row: [] for row in chosen(rows, args) or no_such(rows, args)}
     for row in seconds:

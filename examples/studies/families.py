@@ -60,7 +60,7 @@ estimates are means over characters as those of the Bayesian flow are, are no be
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,32 +68,30 @@ from typing import Any
 
 import characters
 import common
+import members
 import numpy as np
 import pictures
 import programs
 import torch
-from common import ENDPOINTS, FOURIER, LEVELS, SHAPE, SPLIT, Task, summary
+from common import ENDPOINTS, FOURIER, LEVELS, SHAPE, SPLIT, Task
+from members import FAMILIES, MEMBERS
 from pictures import plt
 
 import purevdm
-from purevdm import bfn, codes, encoders, evaluation, interop, networks, random, schedules
+from purevdm import bfn, interop, networks, random, schedules
 from purevdm.model import Bounded
 from purevdm.networks import Wrapped
 
-KINDS = {"vdm": "diffusion", "bfn": "Bayesian flow"}
-OF_GREY = KINDS | {"binned": "diffusion, binned", "v": "diffusion, v", "diffenc": "DiffEnc, v"}
-OF_GREY |= {"mulan": "MuLAN, Gaussian code", "one_hot": "MuLAN, one-hot code"}
-OF_TEXT = KINDS | {
+OF_TEXT = FAMILIES | {
     "embeddings": "embeddings",
     "masked": "masked diffusion",
     "uniform": "uniform noise",
 }
-OF = {"grey": OF_GREY, "text": OF_TEXT}
+OF = {"grey": MEMBERS, "text": OF_TEXT}
 UNITS = {"grey": "bits/dim", "binary": "bits/dim", "text": "bits/character"}
 TIMES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # when the picture shows the input distributions
 SAMPLE_STEPS = 100
 STEP_TIMES = {("grey", "diffenc"): 3.2, ("grey", "mulan"): 1.55, ("grey", "one_hot"): 1.5}  # by --step-times --eager; else 1
-CODE = 8  # numbers of MuLAN's code
 BINARY = (-5.0, 5.0)  # endpoints for two values: at -5 they are six deviations apart from where they meet
 TEXT = dict(steps=characters.STEPS, batch=characters.BATCH, lr=characters.LR, passes=8)
 
@@ -110,27 +108,18 @@ class Probable(Wrapped):
         return torch.sigmoid(self.own.apply(*args, **options)) - 0.5
 
 
+GREY = members.Images(
+    **dict(shape=SHAPE, levels=LEVELS, ends=ENDPOINTS, network=network),
+    mover=lambda: networks.vdm_unet(16, 1, fourier=FOURIER, dropout=0.0, groups=8),
+    coder=lambda outputs: networks.unet_encoder(SHAPE, outputs, 32, 1, groups=8, dropout=0.0),
+)
+
+
 def model(data: str, kind: str) -> Bounded:
     """Makes a model of a kind for some data. Both networks of black and white give the logit of white."""
     match data, kind:
-        case "grey", "vdm":
-            return purevdm.vdm(network(), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
-        case "grey", "binned":
-            estimate = networks.binned(network(outputs=2), LEVELS)
-            return purevdm.vdm(estimate, schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
-        case "grey", "v":
-            return purevdm.vdm(network(predicts="v"), schedules.learned_linear(*ENDPOINTS), SHAPE, vocab_size=LEVELS)
-        case "grey", "diffenc":
-            encoder = encoders.learned(networks.vdm_unet(16, 1, fourier=FOURIER, dropout=0.0, groups=8))
-            schedule = schedules.learned_linear(*ENDPOINTS)
-            return purevdm.vdm(network(predicts="v"), schedule, SHAPE, vocab_size=LEVELS, encoder=encoder)
-        case "grey", "mulan" | "one_hot":
-            wide, make = (2, codes.gaussian) if kind == "mulan" else (1, codes.one_hot)
-            code = make(networks.unet_encoder(SHAPE, wide * CODE, 32, 1, groups=8, dropout=0.0), CODE)
-            schedule = schedules.polynomial(SHAPE, CODE, gamma_min=ENDPOINTS[0], gamma_max=ENDPOINTS[1])
-            return purevdm.vdm(network(cond_dim=CODE), schedule, SHAPE, vocab_size=LEVELS, code=code)
-        case "grey", "bfn":
-            return bfn.discretised(network(outputs=2), SHAPE, bins=LEVELS, sigma_1=0.03)
+        case "grey", _:
+            return members.model(GREY, kind)
         case "binary", "vdm":
             return purevdm.vdm(Probable(network(predicts="x")), schedules.learned_linear(*BINARY), SHAPE, vocab_size=2)
         case "binary", "bfn":
@@ -150,15 +139,12 @@ def examples(data: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def task(data: str, kind: str) -> Task:
-    whole, (x, test) = model(data, kind), examples(data, kind)
-    # As in the paper, training leaves the reconstruction out, and with it the second application of the network.
-    trained = whole._replace(reconstruction=False) if kind == "bfn" else whole
     dimensions = characters.BITS if (data, kind) == ("text", "vdm") else 1
-    row = Task(trained, x, partial(assess, whole, x, test, dimensions))
+    row = members.task(model(data, kind), *examples(data, kind), dimensions)
     return row._replace(settings=TEXT) if data == "text" else row
 
 
-ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in OF.get(data, KINDS)}
+ROWS = {(data, kind): partial(task, data, kind) for data in UNITS for kind in OF.get(data, FAMILIES)}
 
 
 def baselines(data: str) -> dict[str, torch.Tensor]:
@@ -167,16 +153,6 @@ def baselines(data: str) -> dict[str, torch.Tensor]:
         parts = characters.split(SPLIT)
         return {f"{n}-grams": characters.ngram_bits(parts.pieces, parts.test, n) for n in range(1, 6)}
     return {"pixel histograms": common.histogram_bits(*examples(data, "bfn"), 2 if data == "binary" else LEVELS)}
-
-
-def assess(model, x, test, dimensions: int, params, key: torch.Tensor, passes: int) -> dict[str, float]:
-    """Bounds the test examples, and as many that the model was trained on; bits in the table's unit, of which each has
-    so many of the model's dimensions."""
-    k_test, k_train, _ = random.split(key, 3)
-    bound = evaluation.evaluate(model, params, [test], k_test, passes=passes).nll
-    seen = evaluation.evaluate(model, params, [x[: len(test)]], k_train, passes=passes).nll
-    figures = {"bits": bound.mean, "error": bound.error, "train": seen.mean}
-    return {name: value * dimensions for name, value in figures.items()}
 
 
 def keep(out: Path, row: tuple[str, ...], seed: int, params: Any) -> None:
@@ -239,17 +215,6 @@ def picture(out: Path) -> None:
     plt.close(figure)
 
 
-def in_equal_time(row: tuple[str, ...], make: Callable[[], Task]) -> Callable[[], Task]:
-    """Makes a task of as many steps as the diffusion model's take time."""
-
-    def made() -> Task:
-        task = make()
-        steps = round(task.settings["steps"] / STEP_TIMES.get(row, 1.0))
-        return task._replace(settings={**task.settings, "steps": steps})
-
-    return made
-
-
 @programs.program
 def main() -> None:
     flags = {"step_times": "only time a training step of each row, in turn, as multiples of the first's"}
@@ -259,20 +224,12 @@ def main() -> None:
         for row, ratio in common.step_times(ROWS, args).items():
             print(f"{', '.join(row):16}{ratio:6.2f}")
         return
-    rows = ROWS
-    if args.equal_time:  # in a folder of its own, as files are named by rows
-        args.out = programs.folder(args.out / "equal_time")
-        rows = {row: in_equal_time(row, make) for row, make in ROWS.items()}
+    rows = common.in_equal_time(ROWS, STEP_TIMES, args) if args.equal_time else ROWS
     figures = common.run(rows, args, partial(keep, args.out))
     lines = []
     for data, unit in UNITS.items():
-        for kind, title in OF.get(data, KINDS).items():
-            if runs := figures.get((data, kind)):
-                bits, seen = (summary([r[field] for r in runs]) for field in ("bits", "train"))
-                error = np.mean([r["error"] for r in runs])
-                lines.append(f"| {data}, {unit} | {title} | {bits} | ± {error:.3f} | {seen} |")
-        for title, each in baselines(data).items() if any(row[0] == data for row in figures) else ():
-            lines.append(f"| {data}, {unit} | {title} | {each.mean():.3f} | ± {each.std() / len(each) ** 0.5:.3f} | |")
+        simpler = baselines(data) if any(row[0] == data for row in figures) else {}
+        lines += members.lines(figures, data, unit, OF.get(data, FAMILIES), simpler)
     common.table("| data | model | test | over examples | train |", lines, args.out)
     print("\n".join(filter(None, (common.difference(figures, (data, "bfn"), (data, "vdm")) for data in UNITS))))
     picture(args.out)

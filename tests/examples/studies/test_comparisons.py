@@ -55,8 +55,8 @@ def test_both_families_take_the_same_data(monkeypatch):
     parts = characters.split(families.SPLIT)
     monkeypatch.setattr(characters, "split", lambda key: parts)
     for data in families.UNITS:
-        (x_a, test_a), (x_b, test_b) = (families.examples(data, kind) for kind in families.KINDS)
-        a, b = (families.task(data, kind) for kind in families.KINDS)
+        (x_a, test_a), (x_b, test_b) = (families.examples(data, kind) for kind in families.FAMILIES)
+        a, b = (families.task(data, kind) for kind in families.FAMILIES)
         assert a.settings == b.settings
         assert (a.model.event_shape, b.model.event_shape) == (test_a.shape[1:], test_b.shape[1:])
         if data == "text":
@@ -99,9 +99,12 @@ def test_steps_are_timed_beside_the_first_row_s(monkeypatch):
     assert families.common.step_times(rows, args, turns=3) == {("grey", "vdm"): 1.0, ("grey", "bfn"): 20.0}
 
 
-def test_equal_time_is_fewer_steps_of_a_slower_model():
+def test_equal_time_is_fewer_steps_of_a_slower_model(tmp_path):
+    args = SimpleNamespace(out=tmp_path)
+    rows = families.common.in_equal_time(families.ROWS, families.STEP_TIMES, args)
     for row, steps in ((("grey", "vdm"), 400), (("grey", "diffenc"), 125), (("text", "bfn"), 800)):
-        assert families.in_equal_time(row, families.ROWS[row])().settings["steps"] == steps
+        assert rows[row]().settings["steps"] == steps
+    assert args.out == tmp_path / "equal_time"
 
 
 def test_equal_time_is_not_taken_for_equal_steps(tmp_path, monkeypatch):

@@ -1,0 +1,70 @@
+"""Compare the members of the family on Fashion-MNIST, over seeds: diffusion, binned estimates, a prediction of v, DiffEnc,
+MuLAN with two kinds of code, and a Bayesian flow, around one small U-Net.
+
+    python examples/studies/fashion.py DATA --eager
+    python examples/studies/fashion.py DATA --eager --equal-time
+
+DATA is the folder of the four IDX files. All have the same steps, batches and seeds; by --equal-time all have the time of
+the diffusion model's steps, and files in --out/equal_time. Bounds are of 2000 of the 10,000 test images, the same for all.
+
+Writes a file for each run as it ends, so that a second call goes on where the first stopped, and table.md.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import common
+import members
+import numpy as np
+import presets
+import programs
+import torch
+from common import Task
+
+from purevdm import networks, random
+from purevdm.training.data import batch
+
+LEVELS, SHAPE, TEST = 256, (1, 28, 28), 2000
+SETTINGS = dict(steps=400, batch=32, lr=2e-3, passes=1)
+STEP_TIMES: dict[tuple[str, ...], float] = {}  # by --step-times --eager; else 1
+UNET = dict(multipliers=(1, 2, 2), blocks=1, attention=(2,), fourier=(6, 7), groups=8)
+IMAGES = members.Images(
+    **dict(shape=SHAPE, levels=LEVELS, ends=(-13.3, 5.0)),
+    network=partial(networks.unet, 16, **UNET),
+    mover=partial(networks.unet, 8, **UNET),
+    coder=lambda outputs: networks.unet_encoder(SHAPE, outputs, 16, 1, groups=8, dropout=0.0),
+)
+
+
+def examples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads the training images, and the test images that are bounded."""
+    train, test = presets.datasets(presets.Data(source="idx", path=str(path)), random.key(0))
+    if (train.event_shape, train.vocab_size) != (SHAPE, LEVELS):
+        raise ValueError(f"path: expected images of {SHAPE} with {LEVELS} levels, got {train.event_shape}")
+    return batch(train, np.arange(train.size))[0].long(), common.some(test, TEST, common.SPLIT, "cpu")
+
+
+def task(path: Path, kind: str) -> Task:
+    return members.task(members.model(IMAGES, kind), *examples(path))._replace(settings=SETTINGS)
+
+
+@programs.program
+def main() -> None:
+    flags = {"step_times": "only time a training step of each row, in turn, as multiples of the first's"}
+    flags |= {"equal_time": "train for the time, not the steps, of the diffusion model"}
+    args = common.arguments(__doc__, "runs/fashion", "fashion/mulan", "the folder of Fashion-MNIST's IDX files", **flags)
+    rows = {("fashion", kind): partial(task, args.path, kind) for kind in members.MEMBERS}
+    if args.step_times:
+        for row, ratio in common.step_times(rows, args).items():
+            print(f"{', '.join(row):16}{ratio:6.2f}")
+        return
+    rows = common.in_equal_time(rows, STEP_TIMES, args) if args.equal_time else rows
+    figures = common.run(rows, args)
+    histograms = {"pixel histograms": common.histogram_bits(*examples(args.path), LEVELS)}
+    lines = members.lines(figures, "fashion", "bits/dim", members.MEMBERS, histograms)
+    common.table("| data | model | test | over examples | train |", lines, args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
