@@ -24,7 +24,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _spread
+from purevdm import _checks, _spread, _trees
 from purevdm._compile import OLD, constant, exporting, transformed
 from purevdm.types import Params
 
@@ -106,7 +106,7 @@ def region(kind: type[Any]) -> Callable[[F], F]:
 
         def call(settings: Any, params: Params, *inputs: Tensor | None) -> Any:
             leaves = _checks.leaves(params)
-            names = " ".join(_checks.dotted(*path) for path in leaves)
+            names = " ".join(_trees.dotted(*path) for path in leaves)
             return known(names, *settings, *leaves.values(), *inputs)
 
         return call  # type: ignore[return-value]

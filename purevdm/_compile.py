@@ -62,8 +62,8 @@ def exact(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def while_loop(condition: Callable[..., Tensor], body: Callable[..., Tensors], state: Tensors, what: str) -> Tensors:
-    """Is ``torch.while_loop`` without derivatives: its own are wrong, silently, where a start requires no gradient and where
-    the loop takes no turn (PyTorch 2.13 to 2.14.1).
+    """Runs ``torch.while_loop`` without derivatives: its own are wrong, silently, where a start requires no gradient and
+    where the loop takes no turn (PyTorch 2.13 to 2.14.1).
 
     Raises:
         RuntimeError: a start requires a gradient, or a tensor that the body closes over; ``what`` is named.

@@ -23,7 +23,7 @@ def _safetensors() -> ModuleType:
 
 
 def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU; copies, since safetensors refuses tensors that share memory."""
+    """Makes contiguous copies on the CPU; copies, since safetensors refuses tensors that share memory."""
     return {name: leaf.detach().to("cpu", copy=True).contiguous() for name, leaf in tensors.items()}
 
 
@@ -44,7 +44,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors, copied out of it, and its metadata; on the meta device by its header only.
+    """Reads a file's tensors, copied out of it, and its metadata; on the meta device by its header only.
 
     Raises:
         FileNotFoundError: no such file.
@@ -97,8 +97,8 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A new folder beside a path, in which to write what shall be there. It is locked while it is written, and removed at
-    the end, unless it was renamed."""
+    """Makes a new folder beside a path, in which to write what shall be there. It is locked while it is written, and removed
+    at the end, unless it was renamed."""
     while True:
         folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder.mkdir()
@@ -151,7 +151,7 @@ def remove(path: Path) -> None:
 
 
 def stale(path: Path, hours: int) -> bool:
-    """Whether nothing happened to a folder and what is in it for so long."""
+    """Says whether nothing happened to a folder and what is in it for so long."""
     try:
         times = [max(s.st_mtime, s.st_ctime) for s in (p.lstat() for p in (path, *path.glob("*")))]
         return max(times) < time.time() - 3600 * hours
@@ -161,7 +161,7 @@ def stale(path: Path, hours: int) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the system name the file; by itself a write to a full disk does not."""
+    """Makes errors of the system name the file; by itself a write to a full disk does not."""
     try:
         yield
     except OSError as error:

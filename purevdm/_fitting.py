@@ -6,10 +6,10 @@ import warnings
 
 import torch
 
-from purevdm import _checks, _values, random, schedules
+from purevdm import _checks, _trees, _values, random, schedules
+from purevdm._door import structure_of
 from purevdm.codes import Code
 from purevdm.decoders import Decoder, Gaussian, Product, fits, reconstruction_bits
-from purevdm.model import structure_of
 from purevdm.networks import Network
 from purevdm.parts import Encoder
 from purevdm.schedules import Schedule
@@ -42,8 +42,8 @@ def structure(
     encoder: _values.Same,
     event_shape: tuple[int, ...],
     dtype: torch.dtype,
-) -> _checks.Structure:
-    """The leaves of a model's parameters, without computing them where their ``init`` runs on the meta device.
+) -> _trees.Structure:
+    """Lists the leaves of a model's parameters, without computing them where their ``init`` runs on the meta device.
 
     Raises:
         TypeError, ValueError: parts that do not fit together.
@@ -79,7 +79,7 @@ RECONSTRUCTION = 0.02
 
 
 def suited(schedule: Schedule, step: float | None, network: Network, dtype: torch.dtype) -> Schedule:
-    """The schedule, with the gamma_min that suits data of this spacing where it was made without one, and so was the
+    """Gives the schedule the gamma_min that suits data of this spacing where it was made without one, and so was the
     network."""
     gamma_min, high = schedules.GAMMA_MIN, math.inf if schedule.endpoints is None else schedule.endpoints[1]
     if step is not None and network.endpoints is None:
@@ -89,7 +89,7 @@ def suited(schedule: Schedule, step: float | None, network: Network, dtype: torc
 
 
 def ends(schedule: Schedule, dtype: torch.dtype) -> tuple[float, float] | None:
-    """The schedule's endpoints, if they do not depend on a context. Those beyond the dtype's range are refused."""
+    """Gives the schedule's endpoints, if they do not depend on a context. Those beyond the dtype's range are refused."""
     endpoints = schedule.endpoints
     if endpoints is None and not schedule.contextual:
         ends = torch.tensor([0.0, 1.0], dtype=torch.float32, device="cpu")
@@ -111,5 +111,5 @@ def warn_of_reconstruction(values: int, step: float, gamma_0: float) -> None:
 
 
 def between(network: Network, endpoints: tuple[float, float] | None) -> Network:
-    """The network with the schedule's endpoints, if it was given none."""
+    """Gives the network the schedule's endpoints, if it was given none."""
     return network if endpoints is None else network.between(endpoints)

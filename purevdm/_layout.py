@@ -34,7 +34,7 @@ _LAID_OUT = torch.ops.purevdm.laid_out.default
 
 
 def laid_out(leaf: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A parameter as a network is given it, floats in this dtype; its gradient gets its strides, however it is taken."""
+    """Lays out a parameter for a network, floats in this dtype; its gradient gets its strides, however it is taken."""
     if not leaf.is_floating_point():
         return leaf
     if leaf.ndim and torch.is_grad_enabled():

@@ -85,7 +85,7 @@ class _Mean(torch.autograd.Function):
 
 
 def scattered(x: Tensor, mesh: Any, placements: Any) -> Any:
-    """A process's part of the mean over processes, which the caller need not wait for before it goes on."""
+    """Gives a process's part of the mean over processes, which the caller need not wait for before it goes on."""
     from torch.distributed.tensor import DTensor, Partial
 
     parts = DTensor.from_local(x.contiguous() / mesh.size(), mesh, [Partial()] * mesh.ndim, run_check=False)
@@ -93,7 +93,7 @@ def scattered(x: Tensor, mesh: Any, placements: Any) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """A tree with every sharded leaf made whole, the same tree where there is none."""
+    """Makes every sharded leaf of a tree whole, and returns the same tree where there is none."""
     if kind() is None:
         return tree
     if torch.compiler.is_compiling():  # by tree_map, as the compiler cannot flatten an empty dict of optree 0.20
@@ -112,7 +112,7 @@ def whole(tree: Any) -> Any:
 
 
 def _in_graph(leaf: Any) -> Tensor:
-    """A leaf made whole in a compiled graph, with its derivative."""
+    """Makes a leaf whole in a compiled graph, with its derivative."""
     from torch.distributed.tensor import Partial, Replicate
 
     n = leaf.device_mesh.ndim
@@ -121,8 +121,8 @@ def _in_graph(leaf: Any) -> Tensor:
 
 
 def fetched(leaves: Sequence[Any]) -> list[Tensor]:
-    """Sharded leaves made whole, contiguous, without derivatives. Those whose parts are equal travel in one message for each
-    dtype."""
+    """Makes sharded leaves whole, contiguous, without derivatives. Those whose parts are equal travel in one message for
+    each dtype."""
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     done: list[Any] = [None] * len(leaves)
@@ -149,17 +149,17 @@ def fetched(leaves: Sequence[Any]) -> list[Tensor]:
 
 
 def entered(params: Any, dtype: torch.dtype | None) -> Any:
-    """A network's parameters, or a part of them, whole as it computes with them: floats in this dtype."""
+    """Makes a network's parameters, or a part of them, whole as it computes with them: floats in this dtype."""
     return optree.tree_map(lambda leaf: laid_out(leaf, dtype), whole(params))
 
 
 def before_blocks(params: Any, dtype: torch.dtype | None) -> Any:
-    """A network's parameters as its blocks are given them: sharded ones as they are, others as they compute with them."""
+    """Gives a network's parameters as its blocks take them: sharded ones as they are, others as they compute with them."""
     return params if sharded(params) else entered(params, dtype)
 
 
 def block(params: Any, dtype: torch.dtype | None) -> Any:
-    """A part of a network's parameters, made whole if it is sharded."""
+    """Makes a part of a network's parameters whole if it is sharded."""
     return entered(params, dtype) if sharded(params) else params
 
 
@@ -197,7 +197,7 @@ def in_blocks(f: Callable[..., Tensor], dtype: torch.dtype | None, keep: bool) -
 
 
 def like(whole: Any, sharded: Any, *, mean: bool = False) -> Any:
-    """A whole tree sharded as another of the same form is; each process has the same one, or, with ``mean``, the mean of
+    """Shards a whole tree as another of the same form is; each process has the same one, or, with ``mean``, the mean of
     theirs is meant. Leaves that are sharded already stay."""
 
     return optree.tree_map(lambda leaf, example: _leaf_like(leaf, example, mean), whole, sharded)
@@ -211,15 +211,15 @@ def _leaf_like(leaf: Tensor, example: Any, mean: bool) -> Any:
 
 
 def restored(after: Any, before: Any, sharded: Any) -> Any:
-    """A whole tree, made of one that ``sharded`` was made whole as, sharded alike: a leaf that is the same object as before
-    is the one that it was made of. Others are the mean over the processes."""
+    """Shards ``after`` as ``sharded`` is. It was made of ``before``, which is ``sharded`` made whole: a leaf that is still
+    the same object becomes the sharded one again. Others are the mean over the processes."""
     if after is before:
         return sharded
     return optree.tree_map(lambda new, old, own: own if new is old else _leaf_like(new, own, True), after, before, sharded)
 
 
 def divided(leaf: Tensor, mesh: Any, placements: Any) -> Any:
-    """This process's part of a leaf that all have, in memory of its own."""
+    """Gives this process's part of a leaf that all have, in memory of its own."""
     from torch.distributed.tensor import distribute_tensor
 
     made: Any = distribute_tensor(leaf.detach(), mesh, placements, src_data_rank=None)

@@ -13,19 +13,19 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _facts, _trees
 from purevdm._compile import constant, untraced
 
 
 @constant
 def kind() -> Any:
-    """The class of sharded leaves, or None where nothing has imported it yet: that takes half a second."""
+    """Gives the class of sharded leaves, or None where nothing has imported it yet: that takes half a second."""
     module = sys.modules.get("torch.distributed.tensor")
     return None if module is None else module.DTensor
 
 
 def below(leaf: Any) -> Any:
-    """A leaf below every ``torch.func`` transform, if it is sharded there, and else None."""
+    """Gives a leaf below every ``torch.func`` transform, if it is sharded there, and else None."""
     if kind() is None:
         return None
     while not torch.compiler.is_compiling() and isinstance(leaf, Tensor) and _wrapped(leaf):
@@ -38,7 +38,7 @@ def _wrapped(leaf: Tensor) -> bool:
 
 
 def mesh_of(leaves: dict[tuple[Any, ...], Any], name: str) -> Any:
-    """The device mesh of a tree's leaves, by their paths, or None where they are whole.
+    """Gives the device mesh of a tree's leaves, by their paths, or None where they are whole.
 
     Raises:
         ValueError: some are sharded and others are not, or they are on several meshes.
@@ -52,13 +52,13 @@ def mesh_of(leaves: dict[tuple[Any, ...], Any], name: str) -> Any:
         if own != first:
             kinds = ["whole" if each is None else "sharded" for each in (own, first)]
             got = "{} after {} ones".format(*kinds) if None in (own, first) else "on another mesh"
-            at = _checks.dotted(name, *path)
+            at = _trees.dotted(name, *path)
             raise ValueError(f"{name}: expected leaves that are all whole or all sharded over one mesh, got {at} {got}")
     return None if first is ... else first
 
 
-def finite(name: str, leaves: dict[tuple[Any, ...], Any], mesh: Any) -> list[_checks.Fact]:
-    """That sharded leaves are finite, in eager mode: every process raises the error where one finds that they are not."""
+def finite(name: str, leaves: dict[tuple[Any, ...], Any], mesh: Any) -> list[_facts.Fact]:
+    """Makes the fact that sharded leaves are finite, in eager mode: if one process finds otherwise, all raise the error."""
     floats = {path: below(leaf) for path, leaf in leaves.items() if leaf.is_floating_point()}
     if not floats or torch.compiler.is_compiling():
         return []
@@ -67,14 +67,14 @@ def finite(name: str, leaves: dict[tuple[Any, ...], Any], mesh: Any) -> list[_ch
         bad = total(bad.double(), mesh) > 0
 
     def error() -> Exception:
-        at = _checks.dotted(name, *list(floats)[int(bad.nonzero()[0])])
+        at = _trees.dotted(name, *list(floats)[int(bad.nonzero()[0])])
         return ValueError(f"{at}: expected finite numbers, got NaN or an infinity in a part of it")
 
-    return [_checks.Fact(~bad, error)]
+    return [_facts.Fact(~bad, error)]
 
 
 def sharded(params: Any) -> bool:
-    """Whether a tree has sharded leaves."""
+    """Says whether a tree has sharded leaves."""
     return kind() is not None and any(below(leaf) is not None for leaf in optree.tree_leaves(params))
 
 
@@ -96,7 +96,7 @@ class Spread(NamedTuple):
 
 
 def local(leaf: Tensor) -> tuple[Tensor, Spread | None]:
-    """A leaf's part in this process, and how it is spread; a whole one as it is, and None."""
+    """Gives a leaf's part in this process, and how it is spread; a whole one as it is, and None."""
     if below(leaf) is None:
         return leaf, None
     own: Any = leaf
@@ -104,12 +104,12 @@ def local(leaf: Tensor) -> tuple[Tensor, Spread | None]:
 
 
 def arrived(x: Any) -> Tensor:
-    """A tensor whose message may be under way, once it is there."""
+    """Waits for a tensor whose message may be under way, and returns it."""
     return x.wait() if hasattr(x, "wait") else x  # type: ignore[no-any-return]
 
 
 def spread(part: Tensor, how: Spread | None) -> Tensor:
-    """The inverse of :func:`local`."""
+    """Inverts :func:`local`."""
     if how is None:
         return part
     from torch.distributed.tensor import DTensor
@@ -119,7 +119,7 @@ def spread(part: Tensor, how: Spread | None) -> Tensor:
 
 
 def flatten(tree: Any) -> tuple[list[Tensor], Any]:
-    """A tree's leaves, of sharded ones the parts in this process, and the form that :func:`unflatten` takes."""
+    """Lists a tree's leaves, of sharded ones the parts in this process, and gives the form that :func:`unflatten` takes."""
     leaves: Any
     leaves, spec = optree.tree_flatten(tree)
     parts = [local(leaf) for leaf in leaves]
@@ -127,20 +127,20 @@ def flatten(tree: Any) -> tuple[list[Tensor], Any]:
 
 
 def unflatten(form: Any, parts: Any) -> Any:
-    """The tree of this form with these parts."""
+    """Makes the tree of this form with these parts."""
     spec, how = form
     return optree.tree_unflatten(spec, map(spread, parts, how))
 
 
 def total(x: Tensor, mesh: Any) -> Tensor:
-    """The sum over the processes of a mesh, in all of them."""
+    """Computes the sum over the processes of a mesh, in all of them."""
     from torch.distributed.tensor import DTensor, Partial
 
     return DTensor.from_local(x, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor()
 
 
 def mean(tree: Any, mesh: Any) -> Any:
-    """The mean of each tensor over the processes of a mesh, by one message."""
+    """Computes the mean of each tensor over the processes of a mesh, by one message."""
     leaves: Any
     leaves, spec = optree.tree_flatten(tree)
     flat = total(torch.cat([leaf.detach().reshape(-1).double() for leaf in leaves]), mesh) / mesh.size()
@@ -149,7 +149,7 @@ def mean(tree: Any, mesh: Any) -> Any:
 
 
 def norm(leaves: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all leaves together, shape (), whole or sharded over one mesh."""
+    """Computes the Euclidean norm of all leaves together, shape (), whole or sharded over one mesh."""
     parts, how = zip(*map(local, leaves), strict=True) if leaves else ((), ())
     if not how or how[0] is None:
         return torch.nn.utils.get_total_norm(list(parts))

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from purevdm import bound, process, schedules
+from purevdm._door import Batch
 from purevdm.bound import Terms
-from purevdm.model import Batch
 from purevdm.noise import Noise
 
 
@@ -28,7 +28,7 @@ def summary(model: Any, terms: Terms, levels: schedules.Levels, noise: Noise, ba
 
 
 def _mean(term: Tensor, dims: Tensor | float) -> Tensor:
-    """The mean over examples of a term, bits/dim."""
+    """Computes the mean over examples of a term, bits/dim."""
     if isinstance(dims, Tensor):
         return (term / dims).mean() / math.log(2.0)
     return term.mean() * (1.0 / (dims * math.log(2.0)))

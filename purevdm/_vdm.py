@@ -10,12 +10,15 @@ from torch import Tensor
 
 from purevdm import _checks, _fitting, _sharding, _values, bound, coded, denoiser, process, schedules, variance
 from purevdm._compile import constant
+from purevdm._door import Batch, latents, parse, seeded, seeds_of
+from purevdm._facts import verify
 from purevdm._summary import summary
+from purevdm._trees import Structure
 from purevdm.bound import Terms
 from purevdm.codes import Code
 from purevdm.decoders import Decoder, discrete, fits, spacing
 from purevdm.denoiser import Denoiser
-from purevdm.model import Batch, latent_shape, latents, parse, seeded, seeds_of
+from purevdm.model import latent_shape
 from purevdm.networks import Network
 from purevdm.noise import CodedNoise, Noise, Seeds, draw_noise, draw_seeds, kind_of
 from purevdm.parts import Encoder, Reverse, Subspace, Weighting, posterior
@@ -173,7 +176,7 @@ class VDM(NamedTuple):
         per_dim = 1.0 / (batch.dims * math.log(2.0))
         grads, terms, curve = variance.gradients(self, batch, noise, per_dim, cond)
         levels = variance.levels(curve)
-        _checks.verify(schedules.rising(levels))
+        verify(schedules.rising(levels))
         loss, stats = summary(self, terms, levels, noise, batch)
         grads = _sharding.like(grads, params, mean=True)
         return grads, (loss, stats) if has_aux else loss
@@ -401,8 +404,8 @@ class VDM(NamedTuple):
     # What the methods share
 
     @constant
-    def _structure(self) -> _checks.Structure:
-        """The leaves of the parameters, of settings that are held against one another, those of ``_replace``, too."""
+    def _structure(self) -> Structure:
+        """Lists the parameters' leaves, and holds the settings, those of ``_replace``, too, against one another."""
         shape = _checks.shape("event_shape", _checks.instance("event_shape", self.event_shape, tuple, "a tuple of integers"))
         _checks.dtype("dtype", self.dtype, (torch.float32, torch.float64))
         _checks.timesteps(self.timesteps, self.dtype)
@@ -416,18 +419,18 @@ class VDM(NamedTuple):
         return _fitting.structure(*map(_values.Same, parts), shape, self.dtype)
 
     def _noise(self, key: Key | Seeds, n: int, train: bool) -> Any:
-        """The noise of a batch of n, behind the door."""
+        """Draws the noise of a batch of n, behind the door."""
         return draw_noise(seeded(self, key, n), latent_shape(self), _checks.boolean("train", train), self.code)
 
     def _terms(
         self, params: Params, x: Tensor, key: Key | Seeds, cond: Any, mask: Tensor | None, train: bool
     ) -> tuple[Terms, schedules.Levels, Noise, Batch]:
-        """The bound's terms of each element, with the schedule's levels, the noise, and the batch."""
+        """Computes the bound's terms of each element, with the schedule's levels, the noise, and the batch."""
         batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
         own, noise = batch.params, self._noise(key, batch.n, train)
         cond, code = coded.of_data(self, own, batch.x, noise, cond)
         levels = schedules.levels(self.schedule, own["schedule"], noise.t, self.timesteps, cond)
-        _checks.verify(schedules.rising(levels, self.timesteps))
+        verify(schedules.rising(levels, self.timesteps))
         denoise = denoiser.of_model(self, own, cond, noise.key, batch.there)
         terms = bound.with_code(bound.terms(self, denoise, own, batch.x, noise, levels, batch.mask), code)
         return terms, levels, noise, batch

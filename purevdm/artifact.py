@@ -31,7 +31,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files
+from purevdm import _checks, _files, _trees
 from purevdm._compile import OLD, exact, transformed
 
 __all__ = ["ArtifactError", "load", "save"]
@@ -76,7 +76,7 @@ def save(path: str | os.PathLike[str], f: Callable[..., Any], /, *args: Any, **k
     leaves = _leaves(names, *examples)
     for place, leaf in leaves.items():
         wanted = "a tensor, a number or text (bind other options with functools.partial)"
-        _checks.instance(_checks.dotted(*place), leaf, (Tensor, bool, int, float, str), wanted)
+        _checks.instance(_trees.dotted(*place), leaf, (Tensor, bool, int, float, str), wanted)
     gpu = any(isinstance(leaf, Tensor) and leaf.device.type == "cuda" for leaf in leaves.values())
     head = {
         "format": _FORMAT,
@@ -143,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
         for place in wanted | leaves:
             given, want = _described(place, leaves.get(place)), wanted.get(place, _described(place, None))
             if given != want:
-                raise ValueError(f"{_checks.dotted(*place)}: expected {want}, as in the example, got {given}")
+                raise ValueError(f"{_trees.dotted(*place)}: expected {want}, as in the example, got {given}")
         with torch.no_grad(), exact(device):
             inputs = [x if isinstance(x, Tensor) else leaves[x].detach().contiguous() for x in saved["inputs"]]
             made = run(*inputs)
@@ -155,12 +155,12 @@ def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
 
 
 def _example(leaf: Any) -> Any:
-    """An object of its own for each leaf: one tensor given twice would be one argument of the graph."""
+    """Makes an object of its own for each leaf: one tensor given twice would be one argument of the graph."""
     return torch.empty_like(leaf, memory_format=torch.contiguous_format) if isinstance(leaf, Tensor) else leaf
 
 
 def _leaves(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Leaves:
-    """The leaves of arguments by name and path, however they were given."""
+    """Lists the leaves of arguments by name and path, however they were given."""
     if len(args) > len(names):
         raise TypeError(f"expected at most {len(names)} arguments by position ({', '.join(names)}), got {len(args)}")
     given = dict(zip(names, args, strict=False))
@@ -170,15 +170,15 @@ def _leaves(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _described(place: tuple[Any, ...], leaf: Any) -> str:
-    """All of a leaf that is compiled in, in words."""
+    """Describes in words all of a leaf that is compiled in."""
     if not isinstance(leaf, Tensor):
         return "nothing" if leaf is None else _checks.describe(leaf)
-    return f"{_checks.describe(_checks.tensor(_checks.dotted(*place), leaf))} on {leaf.device}"
+    return f"{_checks.describe(_checks.tensor(_trees.dotted(*place), leaf))} on {leaf.device}"
 
 
 def _compiled(f: Callable[..., Any], examples: Any, leaves: Leaves) -> dict[str, Any]:
-    """The graph's code, what it is given (places among the arguments, or tensors that f closes over), and how the result is
-    made of what it returns and of arguments."""
+    """Makes the graph's code, and says what it is given (places among the arguments, or tensors that f closes over), and how
+    the result is made of what it returns and of arguments."""
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.standalone_compile import AOTCompiledArtifact
 
@@ -209,7 +209,7 @@ def _compiled(f: Callable[..., Any], examples: Any, leaves: Leaves) -> dict[str,
     known = places | {id(x): i for i, x in enumerate(made)}
     for place, leaf in _checks.leaves((result,)).items():
         if id(leaf) not in known:
-            raise TypeError(f"{_checks.dotted('result', *place[1:])}: expected a tensor, got {_checks.describe(leaf)}")
+            raise TypeError(f"{_trees.dotted('result', *place[1:])}: expected a tensor, got {_checks.describe(leaf)}")
     outputs: Any
     tree: Any
     outputs, tree = optree.tree_flatten(result)
@@ -222,7 +222,7 @@ def _compiled(f: Callable[..., Any], examples: Any, leaves: Leaves) -> dict[str,
 
 
 def _here(gpu: bool) -> dict[str, str]:
-    """What must be the same where a file is loaded."""
+    """Lists what must be the same where a file is loaded."""
     from purevdm import __version__
 
     here = {
@@ -239,7 +239,7 @@ def _here(gpu: bool) -> dict[str, str]:
 
 
 def _instructions() -> list[str]:
-    """What the processor can do: inductor makes code for this very one."""
+    """Lists what the processor can do: inductor makes code for this very one."""
     return sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True)
 
 

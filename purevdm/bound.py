@@ -12,9 +12,11 @@ from torch import Tensor
 
 from purevdm import _checks, coded, encoders, process, schedules
 from purevdm._compile import exact
+from purevdm._door import parse
+from purevdm._masks import share
 from purevdm._stable import expm1
 from purevdm.denoiser import Denoiser, last_step, of_model
-from purevdm.model import Model, parse, share
+from purevdm.model import Model
 from purevdm.noise import CodedNoise, Noise, kind_of
 from purevdm.schedules import Levels
 from purevdm.types import Params

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm._door import batch_axes, parse
 from purevdm.codes import Code
-from purevdm.model import Model, batch_axes, parse
+from purevdm.model import Model
 from purevdm.types import Key, Params
 
 M = TypeVar("M")
@@ -52,7 +53,7 @@ def of_data(model: Model, params: Params, x: Tensor, noise: Any, cond: Any) -> C
 
 
 def _encoded(model: Model, code: Code, params: Params, x: Tensor, cond: Any, keys: Tensor | None = None) -> Tensor:
-    """What q(c given x) is made of."""
+    """Computes what q(c given x) is made of."""
     return code.encode(params["code"], model.decoder.encode(params.get("decoder", {}), x, cond, model.dtype), keys)
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from purevdm import _apply, _sharding, process, random
+from purevdm._door import batch_axes
 from purevdm.decoders import Decoder
-from purevdm.model import Model, batch_axes
+from purevdm.model import Model
 from purevdm.networks import Network
 from purevdm.parts import Subspace
 from purevdm.types import Params
@@ -76,7 +77,7 @@ def output(
 
 
 def _or_explained(network: Network, run: Callable[[], T]) -> T:
-    """What a run of the network gives, or torch's error about it in our words."""
+    """Returns what a run of the network gives, or raises torch's error about it in our words."""
     try:
         return run()
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -189,7 +190,7 @@ class Denoiser(NamedTuple):
         return Prediction(eps, x), v
 
     def _of_latent(self, z: Tensor, gamma: Tensor, detach: bool) -> tuple[Tensor, Tensor | None]:
-        """The network's output as a function of the latent only."""
+        """Computes the network's output as a function of the latent only."""
         key, x_hat, level = self.key, None, process.align(gamma, z)
         if self.network.self_condition:
             k_first, key, k_coin = split_key(key)
@@ -202,7 +203,7 @@ class Denoiser(NamedTuple):
     def _output(
         self, z: Tensor, gamma: Tensor, cond: Any, key: Tensor | None, x_hat: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """:func:`output`, and v of a network that has a second output for each number of the latent."""
+        """Computes :func:`output`, and v of a network that has a second output for each number of the latent."""
         if self.network.outputs not in (None, 2):
             wanted = "one output for each number of the latent, or two with a learned range"
             raise ValueError(f"network: expected {wanted}, got outputs={self.network.outputs}")

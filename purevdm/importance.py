@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _facts
 from purevdm._compile import constant, fixed
 from purevdm.schedules import Schedule
 from purevdm.types import Key, Params
@@ -184,6 +184,6 @@ def density(schedule: Schedule, params: Params) -> Tensor:
     for name in ("square", "visits"):
         path, x = f"params.warp.{name}", params["warp"][name]
         _checks.shaped(path, x, (schedule.bins,))
-        if _checks.readable(x) and not (_checks.plain(x).isfinite() & (_checks.plain(x) >= 0.0)).all():
+        if _facts.readable(x) and not (_facts.plain(x).isfinite() & (_facts.plain(x) >= 0.0)).all():
             raise _checks.outside("finite numbers of at least 0", path, x)
     return schedule.density(params)

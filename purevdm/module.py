@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from purevdm import _checks
+from purevdm import _checks, _facts, _trees
 from purevdm.types import Params
 
 __all__ = ["Module"]
@@ -70,8 +70,8 @@ class Module(torch.nn.Module):
         """
         own = _checks.leaves(self.tree())
         values = _checks.leaves(params)
-        _checks.matches("params", values, tuple((p, tuple(v.shape), v.dtype) for p, v in own.items()))
-        _checks.verify(_checks.finite("params", values))
+        _trees.matches("params", values, tuple((p, tuple(v.shape), v.dtype) for p, v in own.items()))
+        _facts.verify(_trees.finite("params", values))
         for path, value in values.items():
             own[path].copy_(value)
 
@@ -94,7 +94,7 @@ def _registered(path: str, tree: Any) -> _Branch:
         raise TypeError(f"{path}: expected a dict of tensors, got {_checks.describe(tree)}")
     module, constant = _Branch(), f"{path}.".startswith(tuple(f"{kept}." for kept in _BUFFERS))
     for key, branch in tree.items():
-        here = _checks.dotted(path, key)
+        here = _trees.dotted(path, key)
         if not isinstance(key, str) or not key or "." in key:
             raise ValueError(f"{here}: expected a key that is text, not empty and without dots, got {key!r}")
         name = key

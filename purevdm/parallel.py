@@ -279,5 +279,5 @@ def answering(group: Group, seconds: float = 30.0) -> Iterator[None]:
 
 
 def _of_a_message(error: RuntimeError) -> bool:
-    """Whether an error is of a message between processes; gloo's are plain ones."""
+    """Says whether an error is of a message between processes; gloo's are plain ones."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

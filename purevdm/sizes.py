@@ -44,7 +44,7 @@ class Sizes(Value):
         return (weights / weights.sum()).log()
 
     def log_prob(self, n: Tensor) -> Tensor:
-        """log p(n) of sizes, integers of any shape, nats, float64; minus infinity for a size of probability 0.
+        """Computes log p(n) of sizes, integers of any shape, nats, float64; minus infinity for a size of probability 0.
 
         Raises:
             TypeError, ValueError: no integers; in eager mode, sizes below 1 or above the largest.
@@ -53,13 +53,13 @@ class Sizes(Value):
         return self._log_probs(n)[n - 1]
 
     def sample(self, key: Key, n: int) -> Tensor:
-        """n sizes, int64 (n,)."""
+        """Draws n sizes, int64 (n,)."""
         logits = self._log_probs(_checks.key("key", key))
         return random.categorical(key, logits, shape=(_checks.integer("n", n, 1),)).to(torch.int64) + 1
 
 
 def counts(n: Tensor, most: int, *, smoothing: float = 1.0) -> Sizes:
-    """The distribution that the sizes of training data count out, with ``smoothing`` more of each from 1 to ``most``.
+    """Makes the distribution that the sizes of training data count out, with ``smoothing`` more of each from 1 to ``most``.
 
     Args:
         n: the sizes, integers in [1, most].
@@ -79,7 +79,7 @@ def counts(n: Tensor, most: int, *, smoothing: float = 1.0) -> Sizes:
 
 
 def mask(n: Tensor, event_shape: Shape) -> Tensor:
-    """The mask of sets whose first n elements exist, as it broadcasts to a batch of events (elements, ...): bool,
+    """Makes the mask of sets whose first n elements exist, as it broadcasts to a batch of events (elements, ...): bool,
     (B, elements, 1, ...).
 
     Args:
@@ -104,7 +104,7 @@ def mask(n: Tensor, event_shape: Shape) -> Tensor:
 
 
 def _sizes(name: str, n: Tensor, most: int) -> Tensor:
-    """Sizes in [1, most], int64; read in eager mode only."""
+    """Checks that sizes lie in [1, most], reading them in eager mode only; gives them in int64."""
     n = _checks.tensor(name, n)
     if n.is_floating_point() or n.is_complex() or n.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers, the sizes, got {_checks.describe(n)}")

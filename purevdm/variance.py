@@ -13,9 +13,10 @@ from torch import Tensor
 
 from purevdm import bound, process, schedules
 from purevdm._compile import exact
+from purevdm._door import Batch
 from purevdm.bound import NLLBound
 from purevdm.denoiser import of_model
-from purevdm.model import Batch, Model
+from purevdm.model import Model
 from purevdm.noise import Noise
 from purevdm.schedules import Levels, Schedule
 from purevdm.types import Params

@@ -1,5 +1,6 @@
 """The examples in the docstrings and the code of the README run and print what they say."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -19,6 +20,15 @@ MODULES = ["purevdm", *(found.name for found in pkgutil.walk_packages(purevdm.__
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "purevdm").rglob("*.py")), ids=lambda path: path.stem)
+def test_docstrings_of_functions_begin_with_a_verb(path):
+    """In the third person; those of properties name what they are. Nouns in the plural pass."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and not any("property" in ast.unparse(d) for d in node.decorator_list):
+            first = ast.get_docstring(node) or "Says"
+            assert re.match(r"(?!This|Its|As|Is)[A-Z][a-z-]*s\b", first), f"{node.name}: {first}"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "._" not in name])

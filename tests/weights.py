@@ -1,8 +1,8 @@
 """One log w of the flow's likelihood, with all noise explicit."""
 
 from purevdm import likelihood
+from purevdm._masks import zeroed
 from purevdm.likelihood import _dequantise
-from purevdm.model import zeroed
 
 
 def log_weight(model, params, x, eps, cond=None, *, mask=None, dequantisation=None, **options):

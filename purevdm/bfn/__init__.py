@@ -39,8 +39,9 @@ have no floor.
 """
 
 from purevdm.bfn import bound, bridge, flows, outputs, solvers
+from purevdm.bfn._kinds import continuous, discrete, discretised
 from purevdm.bfn.distributions import binned
-from purevdm.bfn.model import BFN, continuous, discrete, discretised
+from purevdm.bfn.model import BFN
 from purevdm.bfn.sampling import Sample
 
 __all__ = [

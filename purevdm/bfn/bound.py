@@ -14,10 +14,10 @@ from torch.func import vmap
 from purevdm import _checks, denoiser, random
 from purevdm import noise as noises
 from purevdm._compile import fixed
+from purevdm._door import parse
 from purevdm.bfn.flows import latent
 from purevdm.bfn.outputs import Out, Point, squared_loss
 from purevdm.bound import NLLBound, summed
-from purevdm.model import parse
 from purevdm.noise import Seeds
 from purevdm.process import align
 from purevdm.types import Params

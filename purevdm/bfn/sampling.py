@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from purevdm import _checks, random
+from purevdm import _checks, _facts, _trees, random
+from purevdm._masks import inside, of_events, zeroed
 from purevdm.bfn import bound
 from purevdm.bfn.solvers import Path, Solver
-from purevdm.model import inside, of_events, zeroed
 from purevdm.sampling import trajectory
 from purevdm.sampling.trajectory import Options
 from purevdm.types import Key, Params
@@ -91,13 +91,13 @@ def sample(
         first = (w.new_zeros((n, *flow.network_shape(model.event_shape))),) if self_condition else ()
         how: Any = dict(trajectory=options.trajectory, callback=options.callback, unroll=options.differentiable)
         path, *rest = trajectory.loop(step, (w, *first, *solver.init(w)), options.steps, **how)
-        _checks.verify(_checks.finite("latents", {(): path}))
+        _facts.verify(_trees.finite("latents", {(): path}))
         x = None
         if until is None:
             out = outputs(
                 path[-1] if options.trajectory else path, torch.ones_like(end), rest[0] if self_condition else None
             )
-            _checks.verify(_checks.finite("network's output", {(i,): part for i, part in enumerate(out)}))
+            _facts.verify(_trees.finite("network's output", {(i,): part for i, part in enumerate(out)}))
             x = zeroed(output.decode(None if decode == "argmax" else k_decode, out), there)
         if not options.trajectory:
             return path if x is None else x

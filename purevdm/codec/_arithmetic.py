@@ -20,19 +20,19 @@ _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
 
 def exp(x: Floats) -> Floats:
-    """exp(x) to an error of a few 1e-16 of it, for x in [-700, 700]."""
+    """Computes exp(x) to an error of a few 1e-16 of it, for x in [-700, 700]."""
     n = np.rint(x * (1.0 / math.log(2.0)))
     return np.ldexp(1.0 + _series((x - n * _LN2_HIGH) - n * _LN2_LOW), n.astype(np.int32))
 
 
 def expm1(x: Floats) -> Floats:
-    """exp(x) - 1 to an error of a few 1e-16 of it."""
+    """Computes exp(x) - 1 to an error of a few 1e-16 of it."""
     near = np.abs(x) < 0.35
     return np.where(near, _series(np.where(near, x, 0.0)), exp(x) - 1.0)
 
 
 def _series(r: Floats) -> Floats:
-    """exp(r) - 1 for |r| <= 0.35, by its power series up to r**15."""
+    """Computes exp(r) - 1 for |r| <= 0.35, by its power series up to r**15."""
     p = np.zeros_like(r)
     for k in range(15, 1, -1):
         p = (p + 1.0) * (r * (1.0 / k))
@@ -40,8 +40,8 @@ def _series(r: Floats) -> Floats:
 
 
 def rounded(values: Floats, dither: int) -> tuple[Integers, float]:
-    """Numbers rounded with a dither, which adds 1/2 and up to a thirty-second more or less before rounding down, and how far
-    the nearest of them is from a boundary, where it would go elsewhere."""
+    """Rounds numbers with a dither, which adds 1/2 and up to a thirty-second more or less before rounding down, and says how
+    far the nearest of them is from a boundary, where it would go elsewhere."""
     moved = values + (0.5 + 2.0**-10 * ((dither + 1) // 2 if dither % 2 else -(dither // 2)))
     down = np.floor(moved)
     part = moved - down
@@ -50,7 +50,7 @@ def rounded(values: Floats, dither: int) -> tuple[Integers, float]:
 
 
 def guarded(values: Floats, guard: float = GUARD) -> tuple[Integers, int]:
-    """Numbers rounded with the first dither that keeps all of them ``guard`` away from a boundary, and that dither.
+    """Rounds numbers with the first dither that keeps all of them ``guard`` away from a boundary, and gives that dither.
 
     Numbers that differ by less than ``guard``, rounded with the same dither, give the same integers. The first dither serves
     n numbers spread evenly with a probability of exp(-2 n guard). If none does, the one with the widest margin is taken.
@@ -64,5 +64,5 @@ def guarded(values: Floats, guard: float = GUARD) -> tuple[Integers, int]:
 
 
 def widest(values: Floats) -> int:
-    """The dither with the widest margin."""
+    """Finds the dither with the widest margin."""
     return max(range(DITHERS), key=lambda dither: rounded(values, dither)[1])

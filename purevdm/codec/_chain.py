@@ -40,24 +40,24 @@ class Chain(NamedTuple):
     fixed: Levels | None
 
     def swap(self, cond: Any, n: int, dither: int | None = None) -> Swap:
-        """What both ends know of n examples with these conditions."""
+        """Gives what both ends know of n examples with these conditions."""
         model, params = self.denoise.model, self.denoise.params
         return Swap(self.denoise, self.fixed or levels(model, params, self.timesteps, n, cond, dither), cond)
 
     def cast(self, cond: Any) -> Any:
-        """A condition in the dtype that the network computes in."""
+        """Casts a condition to the dtype that the network computes in."""
         return cast(cond, self.denoise.model.dtype)
 
 
 def chain_of(denoise: Denoiser, timesteps: int, seed: int, dither: int | None = None) -> Chain:
-    """The chain of a file; ``dither`` is the one that the file says."""
+    """Makes the chain of a file; ``dither`` is the one that the file says."""
     model = denoise.model
     fixed = None if model.schedule.contextual else levels(model, denoise.params, timesteps, 1, None, dither)
     return Chain(denoise, timesteps, seed, fixed)
 
 
 def encode(chain: Chain, number: int, x: Tensor, cond: Any, callback: Callback | None = None) -> Payload:
-    """A block of examples x, (n, *event_shape)."""
+    """Encodes a block of examples x, (n, *event_shape)."""
     rows = x.reshape(x.shape[0], -1).to(torch.int64).cpu().numpy()
     digest, cond = cond_digest(cond), chain.cast(cond)
     one = chain.swap(_codes.stand_in(chain.denoise, part_of(cond, 0, 1), 1), 1)
@@ -71,7 +71,7 @@ def encode(chain: Chain, number: int, x: Tensor, cond: Any, callback: Callback |
 def push_rounds(
     chain: Chain, number: int, rows: Integers, cond: Any, initial: int, need: float, callback: Callback | None = None
 ) -> tuple[tuple[int, ...], NDArray[np.uint32]] | None:
-    """The sizes of a block's rounds, and its words; None if there are too few initial words for a single example."""
+    """Pushes a block in rounds: their sizes and its words, or None if initial words are too few for a single example."""
     stack, rounds, at = Stack(initial_words(chain.seed, number, initial)), [], 0
     while at < len(rows):
         before, kept = stack.bits, stack.words()
@@ -100,7 +100,7 @@ def push_rounds(
 
 
 def decode(chain: Chain, number: int, payload: Payload, cond: Any, callback: Callback | None = None) -> Integers:
-    """A block's examples, int64 (n, D); a CodecError if they are not those that were encoded."""
+    """Decodes a block's examples, int64 (n, D); raises a CodecError if they are not those that were encoded."""
     cond = chain.cast(cond)
     if not len(payload.words) or payload.words[-1] == 0:
         raise CodecError("damaged")
@@ -129,12 +129,12 @@ def decode(chain: Chain, number: int, payload: Payload, cond: Any, callback: Cal
 
 
 def part_of(cond: Any, at: int, size: int) -> Any:
-    """The condition of some examples."""
+    """Takes the condition of some examples."""
     return optree.tree_map(lambda leaf: leaf[at : at + size], cond)
 
 
 def initial_words(seed: int, number: int, n: int) -> NDArray[np.uint32]:
-    """The words that a block's stack starts with: random ones, of which the last is not 0."""
+    """Makes the words that a block's stack starts with: random ones, of which the last is not 0."""
     bits = random.bits(random.fold_in(random.key(seed, device="cpu"), number), (n,))
     words = bits.view(torch.int32).numpy().view(np.uint32).copy()
     words[-1] |= 1
@@ -142,19 +142,19 @@ def initial_words(seed: int, number: int, n: int) -> NDArray[np.uint32]:
 
 
 def data_digest(rows: Integers, number: int) -> bytes:
-    """8 bytes by which other data differ from these."""
+    """Computes 8 bytes by which other data differ from these."""
     digest = hashlib.blake2b(f"{number} {rows.shape}".encode(), digest_size=8)
     digest.update(np.ascontiguousarray(rows, "<i8").tobytes())
     return digest.digest()
 
 
 def cond_digest(cond: Any) -> bytes:
-    """8 bytes by which another condition differs from this one; none for none."""
+    """Computes 8 bytes by which another condition differs from this one; none for none."""
     return b"" if cond is None else tree_digest(cond, 8)
 
 
 def tree_digest(tree: Any, size: int, text: str = "") -> bytes:
-    """A digest of a tree's tensors with their paths, whatever their floating-point dtype, and of a text."""
+    """Computes a digest of a tree's tensors with their paths, whatever their floating-point dtype, and of a text."""
     digest = hashlib.blake2b(text.encode(), digest_size=size)
     paths, leaves, _ = optree.tree_flatten_with_path(tree)
     for path, leaf in zip(paths, leaves, strict=True):

@@ -48,12 +48,12 @@ def codable(code: Code | None) -> None:
 
 
 def needed(code: Code | None) -> float:
-    """About how many bits the code of one example takes from the stack at most."""
+    """Estimates how many bits the code of one example takes from the stack at most."""
     return 0.0 if code is None else code.size * math.log2(8.0 / _STEP)
 
 
 def stand_in(denoise: Denoiser, cond: Any, n: int) -> Any:
-    """A condition of n examples with codes of zeros, to see what levels there are."""
+    """Makes a condition of n examples with codes of zeros, to see what levels there are."""
     code = denoise.model.code
     return cond if code is None else _joined(denoise, np.zeros((n, code.size)), cond)
 
@@ -136,7 +136,7 @@ def give_back(stack: Stack, denoise: Denoiser, x: Integers, cond: Any, codes: In
 
 
 def joined(denoise: Denoiser, codes: Integers, cond: Any) -> Any:
-    """The condition of examples with their codes, as networks are given it."""
+    """Gives the condition of examples with their codes, as networks take it."""
     code = denoise.model.code
     values: Floats = codes * _STEP if isinstance(code, Gaussian) else np.eye(code.size)[codes].sum(1)  # type: ignore[union-attr, assignment]
     return _joined(denoise, values, cond)
@@ -150,7 +150,7 @@ def _joined(denoise: Denoiser, values: Floats, cond: Any) -> Any:
 
 
 def _outputs(denoise: Denoiser, x: Integers, cond: Any) -> Tensor:
-    """What the encoder says of examples (n, D), float64, some at a time, as the network sees them."""
+    """Computes what the encoder says of examples (n, D), float64, some at a time, as the network sees them."""
     model, params, device = denoise.model, denoise.params, device_of(denoise.params)
     parts = []
     with torch.no_grad(), exact(device):
@@ -165,7 +165,7 @@ def _outputs(denoise: Denoiser, x: Integers, cond: Any) -> Tensor:
 
 
 def _normal(code: Gaussian, out: Tensor, fix: Fix) -> tuple[Integers, Integers]:
-    """The means, in phases, and the width indices of q(c given x)."""
+    """Computes the means, in phases, and the width indices of q(c given x)."""
     mean, variance = (part.numpy() for part in code.moments(out))
     width = fix((0.5 * np.log(variance) - math.log(_STEP)) * _PER_NAT)
     width = np.clip((width + COARSE // 2) // COARSE * COARSE, 0, len(WIDTHS) - 1)
@@ -173,16 +173,16 @@ def _normal(code: Gaussian, out: Tensor, fix: Fix) -> tuple[Integers, Integers]:
 
 
 def _rows(out: Tensor, fix: Fix) -> Any:
-    """The frequencies of classes, (n, m)."""
+    """Computes the frequencies of classes, (n, m)."""
     return data_rows(fix(np.maximum(torch.log_softmax(out, 1).numpy(), -FLOOR) * NATS))
 
 
 def _chances(weights: Floats) -> Any:
-    """Rows of frequencies in these proportions."""
+    """Makes rows of frequencies in these proportions."""
     return frequencies(np.floor(weights * 2.0**30).astype(np.int64))
 
 
 def _coins(numbers: int) -> Any:
-    """For a first of so many numbers, the frequencies of 0 and 1 where 0, ..., ``numbers`` of them are ones."""
+    """Gives, for a first of so many numbers, the frequencies of 0 and 1 where 0, ..., ``numbers`` of them are ones."""
     ones = np.arange(numbers + 1.0)
     return _chances(np.stack([numbers - ones, ones], 1) / numbers)

@@ -173,17 +173,17 @@ def block_bytes(number: int, payload: Payload) -> bytes:
 
 
 def end_bytes(ends: list[int]) -> bytes:
-    """The index and the tail, from where the head and each block end."""
+    """Gives the index and the tail, from where the head and each block end."""
     return sealed(_I + struct.pack(f"<I{len(ends) - 1}Q", len(ends) - 1, *ends[:-1])) + struct.pack("<Q", ends[-1]) + _E
 
 
 def sealed(content: bytes) -> bytes:
-    """Content and its checksum."""
+    """Gives content and its checksum."""
     return content + _CRC.pack(zlib.crc32(content))
 
 
 def _varints(numbers: list[int]) -> bytes:
-    """Each integer in groups of 7 bits, the lowest first, the last without its eighth bit."""
+    """Writes each integer in groups of 7 bits, the lowest first, the last without its eighth bit."""
     written = bytearray()
     for number in numbers:
         while number > 127:
@@ -244,7 +244,7 @@ def _block(file: BinaryIO, offset: int, end: int) -> Block | None:
 
 
 def _find_blocks(file: BinaryIO, end: int) -> tuple[Block, ...]:
-    """The blocks whose heads are whole. What is between them is passed over."""
+    """Finds the blocks whose heads are whole. What is between them is passed over."""
     blocks: dict[int, Block] = {}
     at = 0
     while at < end:
@@ -260,7 +260,7 @@ def _find_blocks(file: BinaryIO, end: int) -> tuple[Block, ...]:
 
 
 def read_payload(file: BinaryIO, block: Block, head: Head) -> Payload:
-    """A block's content; a CodecError if it is damaged."""
+    """Reads a block's content; raises a CodecError if it is damaged."""
     record = _at(file, block.offset, block.size)
     content = record[_BLOCK.size + 4 :]
     if record[16:20] == _CRC.pack(zlib.crc32(content)):

@@ -10,11 +10,12 @@ from torch import Tensor
 from purevdm import _checks, process, random, schedules
 from purevdm._batches import pairs
 from purevdm._compile import exact
+from purevdm._door import parse
 from purevdm._vdm import VDM
 from purevdm.bound import latent_loss, prior_loss
 from purevdm.codec.coding import STEPS
 from purevdm.denoiser import last_step, of_model
-from purevdm.model import direct, parse
+from purevdm.model import direct
 from purevdm.types import Key, Params
 
 
@@ -89,7 +90,7 @@ def curve(model: VDM, params: Params, batches: Iterable[Any], key: Key, *, times
 
 
 def _of_batch(model: VDM, params: Params, x: Tensor, key: Key, cond: Any) -> Tensor:
-    """Rates and squared errors of each of n examples, (2, n, T + 2), float64."""
+    """Computes rates and squared errors of each of n examples, (2, n, T + 2), float64."""
     batch = parse(model, params, x, key, cond)
     params, decoder, n, steps = batch.params, model.decoder, batch.n, model.timesteps
     noise, denoise = model.draw(key, n, train=False), of_model(model, params, cond)

@@ -59,7 +59,7 @@ _EDGES = exp((np.arange(1, 20 << 10, dtype=np.float64) - 0.5) * 2.0**-10)
 
 
 def width_index(width: Floats) -> Integers:
-    """The indices of the nearest of ``WIDTHS``; widths are at least 1."""
+    """Finds the indices of the nearest of ``WIDTHS``; widths are at least 1."""
     if not (width < _EDGES[-1]).all():
         raise ValueError("schedule: expected neighbouring steps of comparable size, got one 4e8 times another")
     return np.searchsorted(_EDGES, width).astype(np.int64)
@@ -67,7 +67,7 @@ def width_index(width: Floats) -> Integers:
 
 @functools.lru_cache(maxsize=4096)
 def table(index: int, escape: bool) -> Table:
-    """The table of a width: with an escape, 8 standard deviations to each side; without one, 6."""
+    """Makes the table of a width: with an escape, 8 standard deviations to each side; without one, 6."""
     width, parts = float(WIDTHS[index]), int(PHASES[index])
     shift = max(0, math.frexp(width / _WIDEST)[1] - 1)
     half = int(np.ceil((8.0 if escape else 6.0) * width / 2**shift)) + 1
@@ -79,8 +79,8 @@ def table(index: int, escape: bool) -> Table:
 
 
 def frequencies(weights: Integers, beyond: int | None = None) -> NDArray[np.float32]:
-    """Rows of weights as rows of frequencies that add up to 2**24 less the number of symbols; what rounding leaves goes to
-    the likeliest symbol. ``beyond`` is the frequency of a further symbol at the end."""
+    """Turns rows of weights into rows of frequencies that add up to 2**24 less the number of symbols; what rounding leaves
+    goes to the likeliest symbol. ``beyond`` is the frequency of a further symbol at the end."""
     n, symbols = weights.shape
     total = 2**24 - symbols - (0 if beyond is None else beyond + 1)
     rows = np.floor(weights * (float(total) / weights.sum(1, keepdims=True)))
@@ -117,8 +117,8 @@ class Levels(NamedTuple):
 
 
 def levels(model: VDM, params: Params, steps: int, n: int, cond: Any = None, dither: int | None = None) -> Levels:
-    """The levels of a schedule, for all examples, or for n examples where gamma depends on their conditions; rounded with
-    the dither given, or with the one that keeps gamma furthest from boundaries."""
+    """Computes the levels of a schedule, for all examples, or for n examples where gamma depends on their conditions;
+    rounded with the dither given, or with the one that keeps gamma furthest from boundaries."""
     times = torch.arange(steps + 1, dtype=torch.float64, device=device_of(params)) / steps
     own, cond = cast(params["schedule"], torch.float64), cast(cond, torch.float64)
     with torch.no_grad():

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from purevdm import denoiser
-from purevdm import model as door
+from purevdm import _checks, denoiser
 from purevdm._compile import exact
 from purevdm._vdm import VDM
 from purevdm.codec._arithmetic import Floats
@@ -42,8 +41,8 @@ class Denoiser(NamedTuple):
     pad: bool
 
     def outputs(self, z: Floats, gamma: Floats, cond: Any, last: bool = False) -> list[Floats]:
-        """What the network says of latents (n, D), at gamma (n or 1, D or 1): float64 (n, D), first the noise, or the data
-        for the ``last`` step, and then v, if there is one."""
+        """Computes what the network says of latents (n, D), at gamma (n or 1, D or 1): float64 (n, D), first the noise, or
+        the data for the ``last`` step, and then v, if there is one."""
         n, shape, device = len(z), (len(z), *self.model.event_shape), device_of(self.params)
         latents = torch.from_numpy(z).reshape(shape).to(device, self.model.dtype)
         level = torch.from_numpy(gamma.copy()).to(device, self.model.dtype).expand(n, -1)
@@ -61,7 +60,7 @@ class Denoiser(NamedTuple):
 
 
 def denoiser_of(model: VDM, params: Params, portable: bool, lanes: int, compile: bool) -> Denoiser:
-    """A model as files need it."""
+    """Gives a model as files need it."""
     if portable:
         model = model._replace(network=model.network.computing_in(None), dtype=torch.float64)
         params = cast(params, torch.float64)
@@ -71,7 +70,7 @@ def denoiser_of(model: VDM, params: Params, portable: bool, lanes: int, compile:
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:
-    """A tree of tensors, or None, with its floating-point numbers in a dtype."""
+    """Gives a tree of tensors, or None, with its floating-point numbers in a dtype."""
     return optree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
 
 
@@ -85,12 +84,12 @@ def _last(model: VDM, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> Ou
 
 
 def device_of(params: Params) -> torch.device:
-    """Where the parameters are; the CPU if there are none."""
-    return door.device_of(params) or torch.device("cpu")
+    """Gives the parameters' device; the CPU if there are none."""
+    return next((leaf.device for leaf in _checks.leaves(params).values()), torch.device("cpu"))
 
 
 def machine(denoise: Denoiser) -> str:
-    """What decides the last digits of a network's output, as JSON text."""
+    """Gives what decides the last digits of a network's output, as JSON text."""
     device = device_of(denoise.params)
     cuda = device.type == "cuda"
     return json.dumps(

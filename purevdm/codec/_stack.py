@@ -125,7 +125,7 @@ class Stack:
 
 
 def _noise(seed: int, n: int) -> NDArray[np.uint32]:
-    """Pseudo-random words: SplitMix64 (Steele, Lea, Flood 2014) of consecutive integers."""
+    """Makes pseudo-random words: SplitMix64 (Steele, Lea, Flood 2014) of consecutive integers."""
     x = (np.arange(n, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -142,14 +142,14 @@ def _taken(rows: NDArray[np.float32], which: Integers | None, part: slice) -> ND
 
 
 def _digits(bits: Integers) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.int32]]]:
-    """Where each digit starts, which integers have it, and how many values it has."""
+    """Yields where each digit starts, which integers have it, and how many values it has."""
     for at in range(0, int(bits.max(initial=0)), _DIGIT):
         some = bits > at
         yield at, some, (1 << np.minimum(bits[some] - at, _DIGIT)).astype(np.int32)
 
 
 def _groups(widths: Integers, shape: tuple[int, ...], escape: bool) -> Iterator[tuple[Table, Any]]:
-    """The tables of numbers of a shape, and where each is used."""
+    """Yields the tables of numbers of a shape, and where each is used."""
     if widths.size == 1:
         yield table(int(widths.item()), escape), slice(None)
         return

@@ -77,7 +77,7 @@ def push(stack: Stack, swap: Swap, x: Integers) -> None:
 
 
 def _drawn(stack: Stack, mean: Integers, levels: Levels, i: int) -> Integers:
-    """z_i, popped under q."""
+    """Pops z_i under q."""
     k = stack.pop_points(mean, levels.width_q[i], False)
     if stack.bits < RESERVE:
         raise UnderflowError
@@ -100,20 +100,20 @@ def pop(stack: Stack, swap: Swap, n: int) -> Integers:
 
 
 def needed(levels: Levels, size: int) -> float:
-    """About how many bits one example of this size must find on the stack: those of z_0 and z_1."""
+    """Estimates how many bits one example of this size must find on the stack: those of z_0 and z_1."""
     # Exponentials of the widths' indices only serve an estimate here.
     return size * float(sum(np.log2(4.1327 * np.exp(levels.width_q[i] / 1024.0)).mean() for i in (0, 1)))
 
 
 def _encoded(swap: Swap, x: Integers) -> Floats:
-    """The mean of q(z_0 given x), in phases, before rounding."""
+    """Computes the mean of q(z_0 given x), in phases, before rounding."""
     model, levels = swap.denoise.model, swap.levels
     f = model.decoder.encode({}, torch.from_numpy(x).reshape(-1, *model.event_shape), dtype=torch.float64)
     return f.reshape(x.shape).numpy() * levels.forward[0] * PHASES[levels.width_q[0]]
 
 
 def _forward(levels: Levels, i: int, k: Integers) -> Integers:
-    """The mean of q(z_i given z_{i-1}), in phases: the same on every machine."""
+    """Computes the mean of q(z_i given z_{i-1}), in phases: the same on every machine."""
     mean = k * levels.forward[i] * PHASES[levels.width_q[i]]
     if not (np.abs(mean) < _FAR).all():
         raise CodingError("latents out of range")
@@ -121,7 +121,7 @@ def _forward(levels: Levels, i: int, k: Integers) -> Integers:
 
 
 def _backward(swap: Swap, i: int, k: Integers, fix: Fix) -> tuple[Integers, Integers]:
-    """The mean of p(z_{i-1} given z_i), in phases, and its width index."""
+    """Computes the mean of p(z_{i-1} given z_i), in phases, and its width index."""
     levels, reverse = swap.levels, swap.denoise.model.reverse
     eps, *v = _outputs(swap, i, k)
     width = levels.width_p[i - 1]
@@ -133,7 +133,7 @@ def _backward(swap: Swap, i: int, k: Integers, fix: Fix) -> tuple[Integers, Inte
 
 
 def _given(swap: Swap, k: Integers, fix: Fix) -> tuple[Floats, ...]:
-    """What the decoder is given besides z_0: gamma_0, or the logarithm of its variance and the estimate."""
+    """Computes what the decoder is given besides z_0: gamma_0, or the logarithm of its variance and the estimate."""
     model, gamma_0 = swap.denoise.model, swap.levels.gamma[0]
     if not model.decoder.takes_estimate:
         return (gamma_0,)
@@ -145,7 +145,7 @@ def _given(swap: Swap, k: Integers, fix: Fix) -> tuple[Floats, ...]:
 
 
 def _outputs(swap: Swap, i: int, k: Integers) -> list[Floats]:
-    """The network's outputs at z_i."""
+    """Computes the network's outputs at z_i."""
     levels = swap.levels
     outputs = swap.denoise.outputs(k * levels.delta[i], levels.gamma[i], swap.cond, last=i == 0)
     if not all(np.isfinite(part).all() for part in outputs):
@@ -155,20 +155,20 @@ def _outputs(swap: Swap, i: int, k: Integers) -> list[Floats]:
 
 
 def _events(swap: Swap, values: Floats) -> Tensor:
-    """Numbers (n or 1, D or 1) in the shape of events, or to broadcast against it."""
+    """Gives numbers (n or 1, D or 1) in the shape of events, or to broadcast against it."""
     shape = swap.denoise.model.event_shape
     return torch.from_numpy(values.copy()).reshape(-1, *(shape if values.shape[1] > 1 else (1,) * len(shape)))
 
 
 def _numbers(swap: Swap, events: Tensor) -> Floats:
-    """A single number, (1, 1), or those of events, (n or 1, D)."""
+    """Gives a single number, (1, 1), or those of events, (n or 1, D)."""
     if events.numel() == 1:
         return events.reshape(1, 1).double().numpy()
     return events.expand(-1, *swap.denoise.model.event_shape).reshape(len(events), -1).double().numpy()
 
 
 def _blocks(values: Floats) -> list[Floats]:
-    """The numbers that share a dither."""
+    """Splits numbers into blocks that share a dither."""
     flat = values.reshape(-1)
     if not (np.abs(flat) < _HUGE).all():
         raise CodingError(f"network: expected noise of about 1, got means up to {np.abs(flat).max():.3g} parts of one")
@@ -219,7 +219,7 @@ def pop_dithers(stack: Stack, n: int, guard: float = GUARD) -> list[int]:
 
 @functools.lru_cache(maxsize=64)
 def _dither_rows(n: int, guard: float) -> NDArray[np.float32]:
-    """The frequencies of the dithers of n numbers: the next serves with odds of 1 - exp(-2 guard) for each."""
+    """Computes the frequencies of the dithers of n numbers: the next serves with odds of 1 - exp(-2 guard) for each."""
     sizes = np.array([min(_BLOCK, n - i) for i in range(0, n, _BLOCK)], np.float64)
     one = exp(-2.0 * guard * sizes)[:, None]
     left = np.cumprod(np.concatenate([np.ones_like(one), np.repeat(1.0 - one, DITHERS - 1, 1)], 1), axis=1)
@@ -253,7 +253,7 @@ def _examples(swap: Swap, n: int) -> list[slice]:
 
 
 def _log_probs(swap: Swap, k: Integers, given: tuple[Floats, ...], part: slice) -> Floats:
-    """log p(v given z_0) of some examples for every value v, (numbers, values), 256ths of a nat, before rounding."""
+    """Computes log p(v given z_0) of some examples for every value v, (numbers, values), 256ths of a nat, unrounded."""
     model = swap.denoise.model
     each = (np.broadcast_to(a, k.shape)[part].copy() for a in (k * swap.levels.clean, *given))
     z, level, *estimate = (torch.from_numpy(a).reshape(-1, *model.event_shape) for a in each)

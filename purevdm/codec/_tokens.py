@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from purevdm import _checks, random
+from purevdm._door import batch_axes, parse
 from purevdm.codec import _container
 from purevdm.codec._arithmetic import DITHERS, Floats, Integers, exp, guarded, rounded
 from purevdm.codec._chain import cond_digest, data_digest, tree_digest
@@ -30,7 +31,6 @@ from purevdm.codec._network import Float64Only, cast, device_of
 from purevdm.codec._stack import Stack
 from purevdm.masked import MaskedDiffusion, order
 from purevdm.masked.bound import log_probs
-from purevdm.model import batch_axes, parse
 from purevdm.types import Params
 
 __all__ = ["decode_tokens", "encode_tokens"]
@@ -188,17 +188,17 @@ def _coder(model: MaskedDiffusion, params: Params, cond: Any, n: int, steps: int
 
 
 def _values(log_p: Floats) -> Floats:
-    """Log probabilities in units of their rounding."""
+    """Gives log probabilities in units of their rounding."""
     if not np.isfinite(log_p).all():
         raise ValueError("network: expected an output that is finite, got one that is not")
     return np.maximum(log_p, _LEAST) * _PARTS
 
 
 def _table(integers: Integers) -> NDArray[np.float32]:
-    """Rows of frequencies of rounded log probabilities."""
+    """Makes rows of frequencies of rounded log probabilities."""
     return frequencies(np.floor(exp(integers / _PARTS) * 2.0**40).astype(np.int64))
 
 
 def _digest(model: MaskedDiffusion, params: Params) -> bytes:
-    """16 bytes by which another model differs from this one: its parameters, and what a network's output means."""
+    """Computes 16 bytes by which another model differs from this one: its parameters, and what a network's output means."""
     return tree_digest(params, 16, f"{model.corruption} {model.event_shape} {model.classes_last} {model.network.residual}")

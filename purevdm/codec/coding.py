@@ -10,12 +10,13 @@ from torch import Tensor
 
 from purevdm import _checks, _files, _sharding, parallel, parts
 from purevdm._batches import pairs
+from purevdm._door import parse
 from purevdm._vdm import VDM
 from purevdm.codec import _chain, _codes, _container
 from purevdm.codec._chain import Callback, Chain
 from purevdm.codec._container import Block, CodecError, Head, Info, info
 from purevdm.codec._network import denoiser_of, machine, require_float64
-from purevdm.model import direct, parse
+from purevdm.model import direct
 from purevdm.parallel import Group
 from purevdm.types import Params
 
@@ -300,7 +301,7 @@ def _head(chain: Chain, model: VDM, params: Params, portable: bool, x: Tensor, c
 
 
 def _part(cond: Any, digest: bytes, at: int, n: int) -> Any:
-    """A block's part of a condition: behind those of the blocks before it, or else wherever its digest is the block's."""
+    """Finds a block's part of a condition: behind those of the blocks before it, or wherever its digest is the block's."""
     for start in (at, *range(_rows(cond) - n + 1)):
         part = _chain.part_of(cond, start, n)
         if _chain.cond_digest(part) == digest:
@@ -309,13 +310,13 @@ def _part(cond: Any, digest: bytes, at: int, n: int) -> Any:
 
 
 def _rows(cond: Any) -> int:
-    """How many examples a condition is for, by its first tensor."""
+    """Counts the examples that a condition is for, by its first tensor."""
     first = next((leaf for leaf in _checks.leaves(cond).values() if isinstance(leaf, Tensor)), None)
     return 1 if first is None or first.ndim == 0 else len(first)
 
 
 def _chain_for(head: Head, model: VDM, params: Params, cond: Any, lanes: int | None, compile: bool) -> Chain:
-    """The network and the levels as a file needs them; a CodecError if it is of another model, or for another machine."""
+    """Makes the network and levels a file needs; raises a CodecError if it is of another model or for another machine."""
     expected = f"{head.event_shape} of {head.vocab_size} values"
     given = f"{model.event_shape} of {model.decoder.vocab_size} values"
     if expected != given:
@@ -349,7 +350,7 @@ def _check(model: VDM, compile: bool, callback: Callback | None) -> None:
 
 
 def _digest(model: VDM, params: Params) -> bytes:
-    """16 bytes by which another model differs from this one: in its parameters, and in what a network's output means."""
+    """Computes 16 bytes by which another model differs from this: in its parameters and in what a network's output means."""
     network, reverse, decoder = model.network, model.reverse, model.decoder
     text = f"{network.predicts} {network.self_condition} {network.residual}"
     if reverse != parts.posterior() or decoder.takes_estimate:  # the first files had no others

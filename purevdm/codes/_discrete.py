@@ -120,7 +120,7 @@ class KHot(Code):
 
     @constant
     def _log_count(self) -> float:
-        """log of how many codes there are."""
+        """Computes the log of how many codes there are."""
         return math.log(math.comb(self.size, self.k))
 
 

@@ -11,13 +11,14 @@ real numbers, classes.
 """
 
 # What is not listed is for the other rooms.
+from purevdm.decoders._counts import negative_binomial
 from purevdm.decoders._decoder import Decoder, fits, is_class, plain, spacing  # noqa: F401
 from purevdm.decoders._denoised import denoised, discretised_gaussian
 from purevdm.decoders._discrete import Discrete, discrete, reconstruction_bits  # noqa: F401
 from purevdm.decoders._gaussian import Gaussian, gaussian  # noqa: F401
 from purevdm.decoders._integers import integers, one_hot
 from purevdm.decoders._learned import Map, learned, perceptron
-from purevdm.decoders._observation import Observation, categorical, negative_binomial, normal
+from purevdm.decoders._observation import Observation, categorical, normal
 from purevdm.decoders._product import Product, product  # noqa: F401
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _facts, _trees
 from purevdm._compile import fixed, untraced
 from purevdm._values import Value
 from purevdm.types import Key, Params, Shape
@@ -64,7 +64,7 @@ class Decoder(Value):
         return mask
 
     def check(self, x: Tensor) -> Tensor:
-        """Tells whether each element is in the support, a bool tensor of x's shape.
+        """Says whether each element is in the support, a bool tensor of x's shape.
 
         Raises:
             TypeError: x is not a tensor of such data at all.
@@ -113,9 +113,9 @@ class Elementwise(Decoder):
         gamma_0, holds = level(gamma_0, z), self.check(x)
         _checks.together("x", _checks.broadcasting("x", x, z.shape), z.device)
         f = self.encode(params, x, cond, z.dtype)
-        if _checks.readable(x):
+        if _facts.readable(x):
             wanted = f"{self.support} whose latents {z.dtype} holds"
-            _checks.verify([_checks.Fact(holds & f.isfinite(), lambda: _checks.outside(wanted, "x", x))])
+            _facts.verify([_facts.Fact(holds & f.isfinite(), lambda: _checks.outside(wanted, "x", x))])
         return -self.reconstruction(params, x, (z - f) * torch.exp(-0.5 * gamma_0), gamma_0)
 
 
@@ -167,16 +167,16 @@ def level(gamma_0: Tensor, z: Tensor) -> Tensor:
     """Gives a noise level that broadcasts against latents; in eager mode, both must be finite."""
     _checks.broadcasting("gamma_0", _checks.floating("gamma_0", gamma_0), _checks.floating("z", z).shape)
     _checks.together("gamma_0", gamma_0, z.device)
-    _checks.verify([*_checks.finite("gamma_0", {(): gamma_0}), *_checks.finite("z", {(): z})])
+    _facts.verify([*_trees.finite("gamma_0", {(): gamma_0}), *_trees.finite("z", {(): z})])
     return gamma_0
 
 
 def finite(z: Tensor) -> Tensor:
-    """Tells whether each latent is finite; in eager mode, all must be."""
+    """Says whether each latent is finite; in eager mode, all must be."""
     holds = _checks.floating("z", z).isfinite()
-    if _checks.readable(z):
+    if _facts.readable(z):
         error = ValueError("z: expected finite latents to decode, got NaN or infinity")
-        _checks.verify([_checks.Fact(holds, lambda: error)])
+        _facts.verify([_facts.Fact(holds, lambda: error)])
     return holds
 
 
@@ -224,7 +224,7 @@ def spacing(decoder: Decoder, event_shape: Shape) -> float | None:
 
 
 def plain(decoder: Decoder, event_shape: Shape) -> bool:
-    """Tells whether a decoder has nothing to learn, and latents of its data's shape."""
+    """Says whether a decoder has nothing to learn, and latents of its data's shape."""
     return not decoder.learned and decoder.latent_shape(event_shape) == tuple(event_shape)
 
 

@@ -45,9 +45,10 @@ class Denoised(Gaussian):
 
 
 def denoised(*, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] = 1.0) -> Decoder:
-    """Real numbers as in :func:`purevdm.decoders.gaussian`, with a density centred at the network's estimate of the data in
-    z_0 in place of z_0 / alpha_0: the last step of a DDPM, and that of molecules (Hoogeboom et al. 2022). It is of the same
-    deviation, exp(gamma_0 / 2) scale, unless the model's reverse process says another (``parts.posterior(log_last=...)``).
+    """Makes the decoder of real numbers as in :func:`purevdm.decoders.gaussian`, with a density centred at the network's
+    estimate of the data in z_0 in place of z_0 / alpha_0: the last step of a DDPM, and that of molecules (Hoogeboom et al.
+    2022). It is of the same deviation, exp(gamma_0 / 2) scale, unless the model's reverse process says another
+    (``parts.posterior(log_last=...)``).
 
     With a good network reconstruction costs less, the more so the larger gamma_0 is. Each bound applies the network once
     more.
@@ -107,8 +108,8 @@ class DiscretisedGaussian(Discrete):
 def discretised_gaussian(
     vocab_size: int = 256, *, loc: float | Sequence[Any] = 0.0, scale: float | Sequence[Any] | None = None
 ) -> Decoder:
-    """Integers v in [0, vocab_size), with the mass in v's bin of a normal around the network's estimate of the data: the
-    last step of a DDPM (Ho, Jain, Abbeel 2020, eq. 13). The first and the last bin are open.
+    """Makes the decoder of integers v in [0, vocab_size), with the mass in v's bin of a normal around the network's estimate
+    of the data: the last step of a DDPM (Ho, Jain, Abbeel 2020, eq. 13). The first and the last bin are open.
 
     The normal's variance is the reverse process's last one, ``parts.posterior(log_last=...)`` and its kin, or exp(gamma_0).
     Each bound applies the network once more. A model whose z_0 is noisy needs this: at a deviation of 0.01, where a linear

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, random
+from purevdm import _checks, _facts, random
 from purevdm._compile import fixed, materialize
 from purevdm.decoders._decoder import FLOATS, Decoder, Elementwise, affine, checked_affine, data, finite, level
 from purevdm.types import Key, Params
@@ -131,9 +131,9 @@ class Discrete(Elementwise):
         Within the range z is at most half a step off the nearest, so the logit of the k-th value beside that one is at least
         k (k - 1) step**2 / 2 below. Beyond the ends it is lower still.
         """
-        if step.device.type != "cpu" or not _checks.readable(step) or not step.numel():
+        if step.device.type != "cpu" or not _facts.readable(step) or not step.numel():
             return self.values
-        least = _checks.plain(step).min().item()
+        least = _facts.plain(step).min().item()
         if not least > 1e-6:
             return self.values
         return min(self.values, math.floor(0.5 + math.sqrt(0.25 + 2.0 * _LOWEST / least**2)))

@@ -24,7 +24,7 @@ LARGEST = 2**22
 
 
 def _log_bin(distance: Tensor, std: Tensor, floor: float) -> Tensor:
-    """The log mass of a normal within 1/2 of a number at this distance from its mean, computed in float64."""
+    """Computes the log mass of a normal within 1/2 of a number at this distance from its mean, in float64."""
     d, s = distance.double().abs(), std.double()  # by symmetry, and so never a difference of numbers close to 1
     near, far = log_ndtr((0.5 - d) / s), log_ndtr((-0.5 - d) / s)
     mass = near + torch.log(-expm1(far - near))
@@ -33,7 +33,7 @@ def _log_bin(distance: Tensor, std: Tensor, floor: float) -> Tensor:
 
 
 def log_mass(x: Tensor, distance: Tensor, std: Tensor, ends: tuple[int | None, int | None], floor: float = 0.0) -> Tensor:
-    """The log mass of x's bin, at this distance from the normal's mean; the ends, if there are any, hold the tails."""
+    """Computes the log mass of x's bin, at this distance from the normal's mean; the ends, if any, hold the tails."""
     mass = _log_bin(distance, std, floor)
     for end, sign in zip(ends, (-1.0, 1.0), strict=True):
         if end is not None:
@@ -102,8 +102,8 @@ class Integers(Decoder):
 def integers(
     least: int | None = None, most: int | None = None, *, loc: float = 0.0, scale: float = 1.0, floor: float = 0.0
 ) -> Decoder:
-    """Integers v, such as charges, that go to (v - loc) / scale. p(v given z) is the mass of N(z, exp(gamma_0)) in v's unit
-    bin (Hoogeboom et al. 2022, arXiv 2203.17003, app. B); the first and the last value hold the tails.
+    """Makes a decoder of integers v, such as charges, that go to (v - loc) / scale. p(v given z) is the mass of N(z,
+    exp(gamma_0)) in v's unit bin (Hoogeboom et al. 2022, arXiv 2203.17003, app. B); the first and last value hold the tails.
 
     Args:
         least, most: the first and the last value, or None for no end (2**22 either way, as float32 holds no more of them).
@@ -171,7 +171,7 @@ class OneHot(Decoder):
         return torch.full_like(like, low), torch.full_like(like, high)
 
     def _normalised(self, distance: Tensor, std: Tensor) -> Tensor:
-        """The log probability of each class from the distances of 1 to its number in the latent."""
+        """Computes the log probability of each class from the distances of 1 to its number in the latent."""
         bins = self.form == "bins"
         return torch.log_softmax(_log_bin(distance, std, self.floor) if bins else -distance / std.square(), dim=-1)
 
@@ -206,8 +206,8 @@ class OneHot(Decoder):
 
 
 def one_hot(classes: int, *, form: str = "softmax", loc: float = 0.0, scale: float = 1.0, floor: float = 0.0) -> Decoder:
-    """Classes in [0, classes), such as types of atoms, as unit vectors: a latent has a last axis of ``classes`` more than
-    the data, (unit - loc) / scale.
+    """Makes the decoder of classes in [0, classes), such as types of atoms, as unit vectors: a latent has a last axis of
+    ``classes`` more than the data, (unit - loc) / scale.
 
     Args:
         classes: how many, at least 2.

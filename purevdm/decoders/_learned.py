@@ -57,7 +57,7 @@ class Perceptron(Value):
 
 
 def perceptron(shape: Shape, hidden: Sequence[int], out: Shape) -> Any:
-    """A map by dense layers: from (B, *shape) to (B, *out), through hidden layers of these widths with swish between.
+    """Makes a map by dense layers: from (B, *shape) to (B, *out), through hidden layers of these widths with swish between.
 
     Raises:
         TypeError, ValueError: sizes below 1.
@@ -128,7 +128,7 @@ class Learned(Decoder):
 
 
 def learned(observation: Observation, encoder: Any, decoder: Any, *, latent: Shape, event_shape: Shape) -> Decoder:
-    """A learned encoder and decoder around the diffusion, trained with it on the bound.
+    """Makes a learned encoder and decoder around the diffusion, trained with it on the bound.
 
     Take a schedule whose endpoints learn: gamma_0 is then the noise that the encoder leaves in its codes.
 

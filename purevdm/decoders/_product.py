@@ -41,7 +41,7 @@ class Part(NamedTuple):
         return tuple(self.decoder.latent_shape((self.width,)))
 
     def data(self, columns: Tensor) -> Tensor:
-        """Columns as its decoder takes them; what is no number that it has becomes one that it refuses."""
+        """Gives columns as its decoder takes them; what is no number that it has becomes one that it refuses."""
         if not self.decoder.integral:
             return columns
         return columns.nan_to_num(nan=-(2.0**31)).clamp(-(2.0**31), 2.0**31).round().to(torch.int64)
@@ -72,8 +72,8 @@ class Product(Decoder):
     # The parts of trees
 
     def join(self, **tree: Tensor) -> Tensor:
-        """Data of their parts by name, each (..., columns), or (...) for a part without columns: floating-point, of the
-        dtype of the first part that is, or else float32.
+        """Makes data of their parts by name, each (..., columns), or (...) for a part without columns: floating-point, of
+        the dtype of the first part that is, or else float32.
 
         Raises:
             TypeError, ValueError: other names, something that is not a tensor, or parts of other shapes.
@@ -90,7 +90,7 @@ class Product(Decoder):
         return torch.cat([x.to(dtype) for x in columns], -1)
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
-        """The parts of data, as :meth:`join` takes them; integers as int64."""
+        """Gives the parts of data, as :meth:`join` takes them; integers as int64."""
         found = {}
         for part, columns in self._data(_checks.tensor("x", x)):
             own = part.data(columns)
@@ -104,7 +104,7 @@ class Product(Decoder):
         return zip(self.parts, x.split(widths, -1), strict=True)
 
     def _latents(self, *given: Tensor | None) -> Iterator[tuple[Any, ...]]:
-        """Each part with its columns of latents, shaped as its decoder has them; one column stands for all."""
+        """Yields each part with its columns of latents, shaped as its decoder has them; one column stands for all."""
         sizes, at = [math.prod(part.latent) for part in self.parts], 0
 
         def columns(x: Tensor | None, part: Part, size: int) -> Tensor | None:
@@ -202,8 +202,8 @@ class Product(Decoder):
 
 
 def product(**parts: Any) -> Product:
-    """Data of several kinds, side by side along the last axis, each kind with a decoder of its own: p(x given z_0) is the
-    product of theirs. So an atom is a position, a type and a charge, in one tensor of floating-point numbers, (atoms, 5).
+    """Makes the decoder of data of several kinds, side by side along the last axis, each with its own decoder: p(x given
+    z_0) is the product of theirs. So an atom is a position, a type and a charge, in one floating-point tensor, (atoms, 5).
 
     Where one kind is real, bounds are in nats. In a subspace of zero centre, the first part are the coordinates:
     ``subspace=parts.zero_centre(columns=3)``.

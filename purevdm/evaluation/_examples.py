@@ -11,10 +11,11 @@ from torch import Tensor
 
 from purevdm import _checks, _sharding, likelihood, parallel, random
 from purevdm._batches import triples
+from purevdm._masks import dims, mask_of
 from purevdm.bound import CodedNLLBound, NLLBound
 from purevdm.evaluation._figures import Evaluation, PerExample
 from purevdm.likelihood import Estimate
-from purevdm.model import Bounded, bounded, dims, mask_of
+from purevdm.model import Bounded, bounded
 from purevdm.parallel import Group
 from purevdm.types import Key, Params
 

@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 
 
 def _decimals(error: float) -> int:
-    """Four, and up to six where two digits of the error need them."""
+    """Counts the decimals to show: four, and up to six where two digits of the error need them."""
     return min(max(1 - math.floor(math.log10(error)), 4), 6) if 0.0 < error < math.inf else 4
 
 

@@ -126,7 +126,7 @@ def adapt(
 
 
 def _range(decoder: Decoder, event_shape: Shape) -> tuple[float, float]:
-    """The range of encoded data, the same for all dimensions."""
+    """Gives the range of encoded data, the same for all dimensions."""
     bounds = decoder.bounds(torch.zeros(tuple(event_shape), dtype=torch.float64, device="cpu"))
     ends = [] if bounds is None else [end.unique().tolist() for end in bounds]
     if [len(end) for end in ends] != [1, 1]:

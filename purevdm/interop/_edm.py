@@ -116,7 +116,7 @@ def edm(
 
 
 def _iddpm_sigmas(steps: int, c_1: float, c_2: float) -> list[float]:
-    """The noise scales u_M = 0, ..., u_0 of EDM's iDDPM."""
+    """Computes the noise scales u_M = 0, ..., u_0 of EDM's iDDPM."""
 
     def bar(j: int) -> float:
         return math.sin(0.5 * math.pi * j / steps / (c_2 + 1.0)) ** 2

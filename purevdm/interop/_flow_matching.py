@@ -48,7 +48,7 @@ class FlowMatching(Process):
         return t if self.path == "condot" else t ** (1.0 / fixed(self.power))
 
     def _path(self, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma, alpha' and sigma sigma', from gamma."""
+        """Computes alpha, sigma, alpha' and sigma sigma', from gamma."""
         if self.path in ("cosine", "linear_vp", "vp"):
             a, s = alpha(gamma), sigma(gamma)
             if self.path == "cosine":

@@ -31,7 +31,7 @@ def _named(name: str, given: Any, choices: dict[str, str]) -> str:
 
 
 def _pixels(decoder: Decoder | None, event_shape: Shape) -> Decoder | None:
-    """The decoder, which latents of an autoencoder need."""
+    """Returns the decoder, which latents of an autoencoder need."""
     if decoder is None and event_shape[0] not in (1, 3):
         raise ValueError(f"decoder: expected one for {event_shape[0]} channels, such as decoders.denoised() for latents")
     return decoder
@@ -130,7 +130,7 @@ def from_diffusers(
 
 
 def _process(scheduler: Any, twice: bool) -> Process:
-    """The process of a scheduler; ``twice`` says that the network has twice the channels."""
+    """Makes the process of a scheduler; ``twice`` says that the network has twice the channels."""
     name, config = type(scheduler).__name__, dict(scheduler.config)
     if name.startswith("FlowMatch"):
         return flow_matching(reversed=True, time_scale=config["num_train_timesteps"])

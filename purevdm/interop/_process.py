@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _facts
 from purevdm._compile import fixed
 from purevdm._values import Value
 from purevdm.interop._betas import levels_of
@@ -122,15 +122,15 @@ def _whole(at: Tensor) -> Tensor:
     """Gives times that are integers up to rounding; others are refused, or in a compiled graph NaN."""
     whole = at.round()
     near = (at - whole).abs() < 0.01
-    if not _checks.readable(at):
+    if not _facts.readable(at):
         return torch.where(near, whole, math.nan)
 
     def error() -> ValueError:
-        off = _checks.plain(at)[~_checks.plain(near)].flatten()[0].item()
+        off = _facts.plain(at)[~_facts.plain(near)].flatten()[0].item()
         told = "the model's own steps (timesteps=..., and in samplers grid='time' with steps that divide them)"
         return ValueError(f"network: expected integer times, which it was trained on, got time {off:.6g}; take {told}")
 
-    _checks.verify([_checks.Fact(near, error)])
+    _facts.verify([_facts.Fact(near, error)])
     return whole
 
 
@@ -190,11 +190,11 @@ def ddpm(
 
 
 def wide(gamma: Tensor) -> Tensor:
-    """c = sqrt(1 + exp(gamma)), the scale of data plus noise of scale exp(gamma / 2)."""
+    """Computes c = sqrt(1 + exp(gamma)), the scale of data plus noise of scale exp(gamma / 2)."""
     return 1.0 / alpha(gamma)
 
 
 def vp_time(total: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    """The time t at which B = beta_min t + (beta_max - beta_min) t**2 / 2 is ``total``."""
+    """Computes the time t at which B = beta_min t + (beta_max - beta_min) t**2 / 2 is ``total``."""
     low, rise = fixed(beta_min), fixed(beta_max - beta_min)
     return 2.0 * total / (low + torch.sqrt(low**2 + 2.0 * rise * total))

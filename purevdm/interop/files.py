@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files, _spread
+from purevdm import _checks, _files, _spread, _trees
 from purevdm.interop.flax import DTYPES
 from purevdm.types import Params
 
@@ -55,15 +55,15 @@ def save_params(path: str | os.PathLike, params: Params) -> None:
 
 
 def _flatten(tree: Any, path: tuple[str, ...], leaves: dict[str, Tensor], empty: list[str]) -> None:
-    name = _checks.dotted("params", *path)
+    name = _trees.dotted("params", *path)
     if isinstance(tree, Tensor):
         if tree.dtype not in DTYPES.values() or tree.layout != torch.strided or tree.is_meta:
             raise TypeError(f"{name}: expected a dense tensor of one of {', '.join(DTYPES)}, got {_checks.describe(tree)}")
-        leaves[_checks.dotted(*path)] = tree
+        leaves[_trees.dotted(*path)] = tree
     elif not isinstance(tree, dict):
         raise TypeError(f"{name}: expected a dict or a tensor, got {_checks.describe(tree)}")
     elif not tree:
-        empty.append(_checks.dotted(*path))
+        empty.append(_trees.dotted(*path))
     else:
         for key, branch in tree.items():
             if not isinstance(key, str):
@@ -98,7 +98,7 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
     """
     path, device = _checks.path("path", path), _checks.device("device", device)
     if like is not None:
-        structure = _checks.structure(_checks.instance("like", like, dict, "nested dicts of tensors"), "like")
+        structure = _trees.structure(_checks.instance("like", like, dict, "nested dicts of tensors"), "like")
     shapes, metadata = _files.load(path, "meta")
     if metadata.get("purevdm") != FORMAT:
         raise ValueError(f"{path}: expected 'purevdm': {FORMAT!r} in its metadata, as save_params writes it, got {metadata}")
@@ -111,7 +111,7 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
         raise damaged
     if like is not None:  # before room is made for any number
         try:
-            _checks.matches("params", _checks.leaves(_nested(path, shapes, empty)), structure)
+            _trees.matches("params", _checks.leaves(_nested(path, shapes, empty)), structure)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: of another model: {error}") from None
     leaves, again = _files.load(path)
@@ -122,7 +122,7 @@ def load_params(path: str | os.PathLike, like: Params | None = None, device: str
     leaves = {name: leaf.to(device) for name, leaf in leaves.items()}
     if like is None:
         return _nested(path, leaves, empty)
-    return optree.tree_map_with_path(lambda p, _: leaves[_checks.dotted(*p)], like)  # type: ignore[arg-type, return-value]
+    return optree.tree_map_with_path(lambda p, _: leaves[_trees.dotted(*p)], like)  # type: ignore[arg-type, return-value]
 
 
 def _nested(path: Path, leaves: dict[str, Tensor], empty: list[str]) -> Params:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _files
+from purevdm import _checks, _facts, _files, _trees
 from purevdm.interop import _mulan
 from purevdm.types import Params
 
@@ -161,8 +161,8 @@ def to_flax(params: Params) -> dict[str, Any]:
     _checks.instance("params", params, dict, "nested dicts of tensors")
     leaves = dict(_leaves(_mulan.to_theirs(params) if "code" in params else params))
     for name, leaf in leaves.items():
-        _checks.tensor(_checks.dotted("params", *name.split("/")), leaf)
-    _checks.verify(_checks.finite("params", {tuple(name.split("/")): leaf for name, leaf in leaves.items()}))
+        _checks.tensor(_trees.dotted("params", *name.split("/")), leaf)
+    _facts.verify(_trees.finite("params", {tuple(name.split("/")): leaf for name, leaf in leaves.items()}))
     image = any(name.startswith("network/conv_in/") for name in leaves)
     rules = [(ours, theirs) for theirs, ours in (_IMAGE if image else _POINTS)]
     tree: dict[str, Any] = {}
@@ -171,7 +171,7 @@ def to_flax(params: Params) -> dict[str, Any]:
         if theirs is None:
             raise ValueError(f"params: the official VDM has no parameter for {name!r}")
         if name in _SCALARS:
-            leaf = _checks.shaped(_checks.dotted("params", *name.split("/")), leaf, ()).reshape(1)
+            leaf = _checks.shaped(_trees.dotted("params", *name.split("/")), leaf, ()).reshape(1)
         leaf = leaf.permute(2, 3, 1, 0) if leaf.ndim == 4 else leaf
         _put(tree, theirs, _array_of(leaf.detach().cpu().contiguous()), f"params: {name}")
     return tree

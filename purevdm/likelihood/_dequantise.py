@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process, random
+from purevdm._masks import share
 from purevdm._stable import erf
 from purevdm._vdm import VDM
 from purevdm.bound import reconstruction
 from purevdm.decoders import Decoder, Gaussian, Product
 from purevdm.denoiser import Denoiser, last_step, of_model
 from purevdm.likelihood._estimate import log_normal, summed
-from purevdm.model import share
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params
 
@@ -98,7 +98,7 @@ class Dequantisation(NamedTuple):
 
 
 def _without_noise(decoder: Decoder) -> Decoder:
-    """The decoder with the noise of z_0, where it has one of its own."""
+    """Gives the decoder the noise of z_0, where it has one of its own."""
     if isinstance(decoder, Product):
         return decoder._replace(parts=tuple(part._replace(decoder=_without_noise(part.decoder)) for part in decoder.parts))
     return decoder._replace(noise=None) if isinstance(decoder, Gaussian) else decoder

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, coded, random
+from purevdm._door import latents, parse
+from purevdm._masks import inside, share
 from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
 from purevdm.likelihood import flow
 from purevdm.likelihood._dequantise import dequantised, fitting
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import direct, inside, latents, parse, share
+from purevdm.model import direct
 from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 

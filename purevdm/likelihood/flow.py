@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, ode, process, random, schedules
+from purevdm._door import latents, parse
+from purevdm._masks import inside
 from purevdm._vdm import VDM
 from purevdm.denoiser import of_model
-from purevdm.model import Model, direct, inside, latent_shape, latents, parse
+from purevdm.model import Model, direct, latent_shape
 from purevdm.ode import Integrator
 from purevdm.sampling.trajectory import level
 from purevdm.types import Params, Shape

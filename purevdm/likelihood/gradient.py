@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, ode, random
+from purevdm import _checks, _facts, ode, random
+from purevdm._door import parse
 from purevdm._vdm import VDM
 from purevdm.likelihood import flow
 from purevdm.likelihood._dequantise import dequantised, fitting
 from purevdm.likelihood._estimate import Estimate, combine, sample_keys
 from purevdm.likelihood.density import log_density
-from purevdm.model import Model, direct, parse
+from purevdm.model import Model, direct
 from purevdm.ode import Integrator
 from purevdm.types import Key, Params
 
@@ -74,7 +75,7 @@ def log_prob_and_grad(
     batch = parse(model, params, x, _checks.key("key", key), cond, mask=mask)
     n, params, there = batch.n, batch.params, batch.there
     kind = fitting(model.decoder, "none")
-    if not torch.compiler.is_compiling() and any(map(_checks.differentiated, _checks.leaves((params, x, cond)).values())):
+    if not torch.compiler.is_compiling() and any(map(_facts.differentiated, _checks.leaves((params, x, cond)).values())):
         wanted = "expected tensors that torch.func takes no derivatives of, as none pass here, got some"
         raise ValueError(f"params, x, cond: {wanted}; differentiate likelihood.log_prob")
     k_probe = torch.func.vmap(random.split)(sample_keys(key, n, 1))[:, 1]

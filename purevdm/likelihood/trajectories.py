@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, coded, process, random
+from purevdm._door import parse
 from purevdm._stable import expm1
 from purevdm._vdm import VDM
 from purevdm.denoiser import last_step, of_model
 from purevdm.likelihood._estimate import Estimate, combine, log_normal, repeated, sample_keys, summed
-from purevdm.model import direct, parse
+from purevdm.model import direct
 from purevdm.sampling import loop
 from purevdm.sampling.trajectory import level
 from purevdm.types import Key, Params

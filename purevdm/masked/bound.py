@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from purevdm import _checks, denoiser, random, schedules
+from purevdm import _checks, _facts, denoiser, random, schedules
 from purevdm._compile import exact, fixed
+from purevdm._door import parse
 from purevdm.bound import NLLBound, summed
 from purevdm.decoders import is_class
 from purevdm.masked import corruptions
-from purevdm.model import parse
 from purevdm.noise import Seeds
 from purevdm.process import align
 from purevdm.schedules import Levels
@@ -133,9 +133,9 @@ def bound(
         raise ValueError(f"noise.others: expected {'classes' if uniform else 'None'} for {model.corruption!r}")
     if noise.others is not None:
         _checks.within("noise.others", noise.others, 0, model.corruption.classes - 1)
-    if _checks.readable(noise.u):
+    if _facts.readable(noise.u):
         holds = (noise.u >= 0.0) & (noise.u < 1.0)
-        _checks.verify([_checks.Fact(holds, lambda: _checks.outside(wanted, "noise.u", noise.u))])
+        _facts.verify([_facts.Fact(holds, lambda: _checks.outside(wanted, "noise.u", noise.u))])
     params = batch.params
     levels = schedules.levels(model.schedule, params["schedule"], noise.t, model.timesteps, cond)
     return summed(terms(model, params["network"], batch.x, noise, levels, cond, batch.mask))

@@ -11,15 +11,15 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _fitting, _sharding, _values, denoiser, random, schedules
+from purevdm import _checks, _facts, _fitting, _sharding, _trees, _values, denoiser, random, schedules
 from purevdm._classes import Layout
 from purevdm._compile import constant
+from purevdm._door import Batch, parse, seeded, seeds_of, structure_of
 from purevdm.bound import NLLBound, summed
 from purevdm.decoders import Decoder, Discrete
 from purevdm.masked import bound, sampling
 from purevdm.masked.bound import Noise
 from purevdm.masked.corruptions import Corruption, Masking, Uniform
-from purevdm.model import Batch, parse, seeded, seeds_of, structure_of
 from purevdm.networks import Network
 from purevdm.noise import Seeds, draw_seeds
 from purevdm.process import align
@@ -236,7 +236,7 @@ class MaskedDiffusion(NamedTuple):
     # What the methods share
 
     @constant
-    def _structure(self) -> _checks.Structure:
+    def _structure(self) -> _trees.Structure:
         """Gives the leaves of the parameters, once the settings fit together, those of ``_replace``, too."""
         shape = _checks.shape("event_shape", _checks.instance("event_shape", self.event_shape, tuple, "a tuple of integers"))
         _checks.dtype("dtype", self.dtype, (torch.float32, torch.float64))
@@ -257,7 +257,7 @@ class MaskedDiffusion(NamedTuple):
         batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
         noise = self._noise(key, batch.n, train)
         levels = schedules.levels(self.schedule, batch.params["schedule"], noise.t, self.timesteps, cond)
-        _checks.verify(schedules.rising(levels, self.timesteps))
+        _facts.verify(schedules.rising(levels, self.timesteps))
         return bound.terms(self, batch.params["network"], batch.x, noise, levels, cond, batch.mask), noise.t, batch
 
 
@@ -274,7 +274,7 @@ def _structure(
     event_shape: Shape,
     classes_last: bool,
     dtype: torch.dtype,
-) -> _checks.Structure:
+) -> _trees.Structure:
     """Gives the leaves of a model's parameters, without computing them where ``init`` runs on the meta device.
 
     Raises:

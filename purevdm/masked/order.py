@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.func import vmap
 
 from purevdm import _checks, random, schedules
+from purevdm._door import parse, seeded
 from purevdm.bound import NLLBound, summed
 from purevdm.masked import corruptions
 from purevdm.masked.bound import log_probs, within
-from purevdm.model import parse, seeded
 from purevdm.noise import Seeds
 from purevdm.types import Key, Params
 

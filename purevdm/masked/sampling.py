@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, random
+from purevdm import _checks, _facts, random
 from purevdm._compile import fixed
+from purevdm._masks import of_events, zeroed
 from purevdm.masked import corruptions
 from purevdm.masked.bound import log_probs
-from purevdm.model import of_events, zeroed
 from purevdm.sampling import trajectory
 from purevdm.sampling.trajectory import Options
 from purevdm.types import Key, Params
@@ -99,12 +99,12 @@ def _given(
         raise TypeError(f"known: expected a bool tensor, got {_checks.describe(known)}")
     known, x = known.expand(shape), _checks.together("x", _checks.shaped("x", x, shape), device)
     holds = model.decoder.check(x) | ~known
-    if _checks.readable(known):
+    if _facts.readable(known):
         hidden = ~known.reshape(shape[0], -1).all(1)
         nothing = "known: expected something that is not known in every sample, got all known"
         facts = [
-            _checks.Fact(holds, lambda: _checks.outside(f"{model.decoder.support} where known", "x", x)),
-            _checks.Fact(hidden, lambda: ValueError(nothing)),
+            _facts.Fact(holds, lambda: _checks.outside(f"{model.decoder.support} where known", "x", x)),
+            _facts.Fact(hidden, lambda: ValueError(nothing)),
         ]
-        _checks.verify(facts)
+        _facts.verify(facts)
     return known, x.to(torch.int64)

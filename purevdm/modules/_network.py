@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from purevdm import _checks
+from purevdm import _checks, _facts, _trees
 from purevdm.modules import _dropout
 from purevdm.modules._source import Source, Tensors
 from purevdm.networks import Network
@@ -209,8 +209,8 @@ def load_module(network: Network, params: Params, module: Module) -> Module:
     source = _source(network)
     own = source.read(_checks.instance("module", module, Module, "a torch.nn.Module"))
     leaves = _checks.leaves(params)
-    _checks.matches("params", leaves, _checks.structure(own))
-    _checks.verify(_checks.finite("params", leaves))
+    _trees.matches("params", leaves, _trees.structure(own))
+    _facts.verify(_trees.finite("params", leaves))
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
         for name, leaf in source.flat(params).items():

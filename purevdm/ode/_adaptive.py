@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _facts
 from purevdm.ode._integrator import Field, Integrator, Solution, State
 from purevdm.ode._runge_kutta import (
     DOPRI5,
@@ -62,9 +62,9 @@ def dopri5(
 def _tolerance(name: str, x: float | Tensor) -> float | Tensor:
     if isinstance(x, Tensor):
         _checks.shaped(name, _checks.floating(name, x), ())
-        if _checks.readable(x):
-            error = ValueError(f"{name}: expected a finite number above 0, got {_checks.plain(x).item()}")
-            _checks.verify([_checks.Fact((x > 0) & x.isfinite(), lambda: error)])
+        if _facts.readable(x):
+            error = ValueError(f"{name}: expected a finite number above 0, got {_facts.plain(x).item()}")
+            _facts.verify([_facts.Fact((x > 0) & x.isfinite(), lambda: error)])
     else:
         _checks.positive(name, x)
     return x
@@ -158,8 +158,8 @@ class Adaptive(Integrator):
         zero = torch.zeros(1, dtype=torch.int64, device=device)
         begin = (zero, zero.clone(), span.clone(), span.abs(), torch.zeros_like(start, dtype=torch.int64))
         _, _, left, size, taken, *rest = loop(unfinished, evaluate, (*begin, *state, *slopes))
-        if self.failures == "raise" and _checks.readable(left):
-            _checks.verify([_checks.Fact(left == 0, lambda: _stopped(left, size, taken, stop))])
+        if self.failures == "raise" and _facts.readable(left):
+            _facts.verify([_facts.Fact(left == 0, lambda: _stopped(left, size, taken, stop))])
         ends = tuple(torch.where(column(left == 0, y), y, math.nan) for y in rest[:parts])
         return Solution(ends, 1 + (points - 1) * taken)
 
@@ -191,7 +191,7 @@ def _size(e: State, y: State, rtol: Tensor, atol: Tensor) -> Tensor:
 
 def _stopped(left: Tensor, size: Tensor, taken: Tensor, stop: Tensor) -> ValueError:
     """Names the first example that did not arrive, and why."""
-    left, size, taken, stop = (_checks.plain(x) for x in (left, size, taken, stop))
+    left, size, taken, stop = (_facts.plain(x) for x in (left, size, taken, stop))
     i = int((left != 0).nonzero()[0])
     where = f"example {i} stopped at {(stop - left)[i]:.6g} on its way to {stop[i]:.6g}, after {int(taken[i])} steps"
     if size[i] > 0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _facts
 from purevdm.ode._integrator import Field, Integrator, Solution, State
 from purevdm.ode._runge_kutta import HEUN, RK4, Tableau, column, in_tensors, loop, plus, point, put, total
 
@@ -66,12 +66,12 @@ class Fixed(Integrator):
         _, _, broken, *rest = loop(unfinished, evaluate, begin)
 
         def error() -> Exception:
-            at_step, times = (_checks.plain(x) for x in (broken, start + h * broken))
+            at_step, times = (_facts.plain(x) for x in (broken, start + h * broken))
             i = int((at_step >= 0).nonzero()[0])
             got = f"NaN or infinity in example {i}, step {at_step[i]}, from {times[i]:.6g}"
             return ValueError(f"field: expected finite slopes, got {got}")
 
-        if self.failures == "raise" and _checks.readable(broken):
-            _checks.verify([_checks.Fact(broken < 0, error)])
+        if self.failures == "raise" and _facts.readable(broken):
+            _facts.verify([_facts.Fact(broken < 0, error)])
         ends = tuple(torch.where(column(broken < 0, y), y, math.nan) for y in rest[:width])
         return Solution(ends, (count * n).expand(len(start)).clone())

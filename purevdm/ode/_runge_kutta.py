@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _facts
 from purevdm._compile import exact, while_loop
 from purevdm.ode._integrator import State
 
@@ -144,7 +144,7 @@ def loop(condition: Callable[..., Tensor], step: Callable[..., State], state: St
         return while_loop(condition, step, state, "integrator")
     while True:
         going = condition(*state)
-        if _checks.mapped(going):
+        if _facts.mapped(going):
             raise RuntimeError(
                 "integrator: torch.func.vmap cannot map over a loop that ends when every example has arrived; give all "
                 "examples in one batch, or integrate by a fixed grid such as purevdm.ode.rk4"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _facts
 from purevdm._compile import fixed
 from purevdm._stable import erf
 from purevdm.random import _float32, _threefry
@@ -94,9 +94,9 @@ def truncated_normal(
     unit = _unit(key, shape, dtype)
     low, high = (_end(name, x, unit) for name, x in (("lower", lower), ("upper", upper)))
     if isinstance(lower, Tensor) or isinstance(upper, Tensor):
-        if _checks.readable(low, high):
+        if _facts.readable(low, high):
             error = ValueError("lower, upper: expected lower < upper everywhere, got others")
-            _checks.verify([_checks.Fact(low < high, lambda: error)])
+            _facts.verify([_facts.Fact(low < high, lambda: error)])
     elif not lower < upper:
         raise ValueError(f"lower, upper: expected lower < upper, got {lower} and {upper}")
     root = fixed(_SQRT2[dtype])
@@ -172,9 +172,9 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> 
         if not 0.0 <= _checks.real("p", p) <= 1.0:
             raise ValueError(f"p: expected a probability in [0, 1], got {p}")
         return _less(key, p, () if shape is None else _checks.shape("shape", shape))
-    if _checks.readable(_checks.floating("p", p)):
+    if _facts.readable(_checks.floating("p", p)):
         holds = (p >= 0.0) & (p <= 1.0)
-        _checks.verify([_checks.Fact(holds, lambda: _checks.outside("probabilities in [0, 1]", "p", p))])
+        _facts.verify([_facts.Fact(holds, lambda: _checks.outside("probabilities in [0, 1]", "p", p))])
     shape = p.shape if shape is None else _checks.shape("shape", shape)
     _checks.together("p", _checks.broadcasting("p", p, shape), key.device)
     return uniform(key, shape, p.dtype) < p.to(key.device)
@@ -223,10 +223,10 @@ def categorical(key: Key, logits: Tensor, shape: Shape | None = None) -> Tensor:
     lead = len(shape) - len(batch)
     if lead < 0 or shape[lead:] != batch:
         raise ValueError(f"shape: expected a shape that ends in {batch}, the logits' without their last axis, got {shape}")
-    if _checks.readable(logits) and logits.numel():
+    if _facts.readable(logits) and logits.numel():
         wanted = "logits: expected numbers or -infinity, with one above it in each distribution"
         error = ValueError(f"{wanted}, got {_checks.describe(logits)} without")
-        _checks.verify([_checks.Fact(logits.amax(-1).isfinite(), lambda: error)])
+        _facts.verify([_facts.Fact(logits.amax(-1).isfinite(), lambda: error)])
     return torch.argmax(gumbel(key, (*shape[:lead], *logits.shape), logits.dtype) + logits, dim=-1)
 
 

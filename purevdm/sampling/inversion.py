@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process
+from purevdm import _checks, _facts, _trees, process
+from purevdm._door import latents, parse
+from purevdm._masks import inside, of_events
 from purevdm.denoiser import of_model
-from purevdm.model import Model, inside, latents, of_events, parse
+from purevdm.model import Model
 from purevdm.sampling import trajectory as trajectories
 from purevdm.sampling.reverse import Sample
 from purevdm.solvers import Solver, dpmpp_2m
@@ -97,7 +99,7 @@ def invert(
     if x is not None:
         at = process.alpha(trajectories.level(model, params, begin, len(at), cond)) * at
     z_1, _ = trajectories.solve(model, params, at, begin, end, options)
-    _checks.verify(_checks.finite("latents", {(): z_1}))
+    _facts.verify(_trees.finite("latents", {(): z_1}))
     return Sample(None, z_1) if trajectory else z_1
 
 
@@ -122,11 +124,11 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Tensor) -> Tensor:
     a, b = (z / torch.linalg.vector_norm(z) for z in (z_a, z_b))
     # Of the half angle the sine and the cosine, twice: exact where the latents are close, too.
     sine, cosine = torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a + b)
-    if _checks.readable(z_a, z_b, weights):
+    if _facts.readable(z_a, z_b, weights):
         given = (("z_a", z_a), ("z_b", z_b), ("weights", weights))
-        facts = [fact for name, value in given for fact in _checks.finite(name, {(): value})]
+        facts = [fact for name, value in given for fact in _trees.finite(name, {(): value})]
         apart = ValueError("z_a, z_b: expected directions, neither zero nor opposite, which no one circle joins")
-        _checks.verify([*facts, _checks.Fact(cosine > math.sqrt(torch.finfo(z_a.dtype).eps), lambda: apart)])
+        _facts.verify([*facts, _facts.Fact(cosine > math.sqrt(torch.finfo(z_a.dtype).eps), lambda: apart)])
     parallel, w = sine == 0.0, weights.reshape(-1, *(1,) * z_a.ndim)
     angle = torch.where(parallel, 1.0, 2.0 * torch.atan2(sine, cosine))
     of_a, of_b = (torch.where(parallel, v, torch.sin(v * angle) / torch.sin(angle)) for v in (1.0 - w, w))

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, random
+from purevdm import _checks, _facts, _trees, process, random
 from purevdm._compile import fixed
+from purevdm._masks import inside, of_events, zeroed
 from purevdm.denoiser import last_step, of_model
-from purevdm.model import Model, inside, latent_shape, of_events, zeroed
+from purevdm.model import Model, latent_shape
 from purevdm.sampling.trajectory import Options, checked, solve, started, times
 from purevdm.solvers import Carry, Denoise, Solver, Step, ancestral
 from purevdm.types import Key, Params
@@ -64,7 +65,7 @@ def sample(
     # A copy, as a compiled loop may not take two views of one tensor.
     latents, gamma = solve(model, params, z, begin, end, options, k_steps, k_project.clone())
     if until is not None:
-        _checks.verify(_checks.finite("latents", {(): latents}))
+        _facts.verify(_trees.finite("latents", {(): latents}))
         return Sample(None, latents) if options.trajectory else latents
     z_0 = latents[-1] if options.trajectory else latents
     level, x_hat = gamma, None
@@ -108,7 +109,7 @@ def inpaint(x: Tensor, known: Tensor) -> Callable[[Tensor, Tensor, Tensor, Key],
 def _partly(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Gives finite data, and which of them are known."""
     shape = _checks.floating("x", x).shape
-    _checks.verify(_checks.finite("x", {(): x}))
+    _facts.verify(_trees.finite("x", {(): x}))
     return x, _checks.alike("known", known, shape, torch.bool)
 
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import _checks, process, random, schedules
+from purevdm import _checks, _facts, _trees, process, random, schedules
 from purevdm._compile import exporting, fixed, transformed
+from purevdm._door import batch_axes
 from purevdm.denoiser import Prediction, of_model
-from purevdm.model import Model, batch_axes, latent_shape
+from purevdm.model import Model, latent_shape
 from purevdm.sampling.loops import State, loop, step_count
 from purevdm.types import Key, Params
 
@@ -55,14 +56,14 @@ def times(low_name: str, low: float | Tensor, high_name: str, high: float | Tens
         return torch.tensor(fixed(_checks.real(name, t)), dtype=like.dtype, device=like.device)
 
     def error() -> ValueError:
-        given = " and ".join(str(_checks.plain(t).item() if isinstance(t, Tensor) else t) for t in (low, high))
+        given = " and ".join(str(_facts.plain(t).item() if isinstance(t, Tensor) else t) for t in (low, high))
         return ValueError(f"{low_name}, {high_name}: expected 0 <= {low_name} < {high_name} <= 1, got {given}")
 
     a, b = time(low_name, low), time(high_name, high)
     if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not 0.0 <= low < high <= 1.0:
         raise error()
-    if _checks.readable(a, b):  # rounded to the dtype, too
-        _checks.verify([_checks.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
+    if _facts.readable(a, b):  # rounded to the dtype, too
+        _facts.verify([_facts.Fact((a >= 0.0) & (a < b) & (b <= 1.0), error)])
     return a, b
 
 
@@ -71,7 +72,7 @@ def started(
 ) -> Tensor:
     """Gives the latents to start from: z, checked, or standard normal noise where the start is the first time of all."""
     if z is not None:
-        _checks.verify(_checks.finite("z", {(): _checks.alike("z", z, shape, dtype)}))
+        _facts.verify(_trees.finite("z", {(): _checks.alike("z", z, shape, dtype)}))
         return _checks.together("z", z, key.device)
     if isinstance(start, Tensor) or start != first:
         raise ValueError("z: expected the latents at the time `start`, because start was given, got None")
@@ -106,7 +107,7 @@ def _refuse_lost_gradients(options: Options, inputs: Any) -> None:
     if torch.compiler.is_compiling():
         if transformed():
             raise ValueError(f"differentiable: {wanted}; a compiled loop passes no transform, and True unrolls it")
-    elif any(_checks.differentiated(t) for t in _checks.leaves(inputs).values() if isinstance(t, Tensor)):
+    elif any(_facts.differentiated(t) for t in _checks.leaves(inputs).values() if isinstance(t, Tensor)):
         raise ValueError(f"differentiable: {wanted}; or detach the inputs")
 
 
@@ -158,7 +159,7 @@ def solve(
         denoiser = of_model(model, params, cond, mask=there)._replace(guidance=weight, clip=options.clip)
         first, last = gamma(start), gamma(until)
         univariate = first[0].numel() == 1
-        watched, sense, falls = _checks.readable(z), torch.sign(start - until), [until.new_zeros(())]
+        watched, sense, falls = _facts.readable(z), torch.sign(start - until), [until.new_zeros(())]
 
         def after(i: Tensor) -> Tensor:
             """Gives gamma after i steps."""
@@ -193,10 +194,10 @@ def solve(
 
     def falling() -> ValueError:
         wanted = "schedule: expected gamma(t) to be finite and to increase from each step's time to the next"
-        return ValueError(f"{wanted}, got one that falls by {_checks.plain(falls[0]).max().item():.4g}")
+        return ValueError(f"{wanted}, got one that falls by {_facts.plain(falls[0]).max().item():.4g}")
 
     if watched:
-        _checks.verify([_checks.Fact(falls[0] <= schedules.slack(z.dtype), falling)])
+        _facts.verify([_facts.Fact(falls[0] <= schedules.slack(z.dtype), falling)])
     return latents, last
 
 
@@ -216,7 +217,7 @@ def guidance_weight(options: Options, z: Tensor) -> float | Tensor | None:
     if isinstance(weight, Tensor):
         if _checks.floating("guidance", weight).ndim:
             _checks.shaped("guidance", weight, z.shape[:1])
-        _checks.verify(_checks.finite("guidance", {(): weight}, z.dtype))
+        _facts.verify(_trees.finite("guidance", {(): weight}, z.dtype))
         weight = weight.to(z)
     elif (weight := fixed(_checks.real("guidance", weight))) == 1.0:
         return None

@@ -74,7 +74,7 @@ class Polynomial(Multivariate):
         c = 1e-3 + F.softplus(c)
 
         def area(t: Tensor) -> Tensor:
-            """The integral of the square from 0 to t, a sum of terms of at least 0."""
+            """Computes the integral of the square from 0 to t, a sum of terms of at least 0."""
             return t * sum(w * (a * (t * x).square() + b * (t * x) + c).square() for x, w in _NODES)
 
         risen = pinned(area(t) / area(torch.ones_like(t)), t)

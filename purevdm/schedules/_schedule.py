@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks
+from purevdm import _checks, _facts
 from purevdm._compile import exact, exporting
 from purevdm._layout import laid_out
 from purevdm._stable import expm1
@@ -209,10 +209,10 @@ def slack(dtype: torch.dtype) -> float:
     return 256.0 * torch.finfo(dtype).eps
 
 
-def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = None) -> list[_checks.Fact]:
+def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = None) -> list[_facts.Fact]:
     """Gives the fact that gamma is finite, within its dtype's limit, and increases, in the dtype and on the device of
     ``like``: at nine times; under a context at five, for every example."""
-    if not _checks.readable(like):
+    if not _facts.readable(like):
         return []
     with torch.no_grad():
         t = torch.linspace(0.0, 1.0, 5 if schedule.contextual else 9, dtype=like.dtype, device=like.device)
@@ -224,7 +224,7 @@ def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = 
     most = limit(like.dtype)
 
     def error() -> Exception:
-        at_times = _checks.plain(values).double().cpu().reshape(len(t), n, -1)
+        at_times = _facts.plain(values).double().cpu().reshape(len(t), n, -1)
         bad = ~(at_times.isfinite() & (at_times.abs() <= most))
         bad[1:] |= ~(at_times.diff(dim=0) > 0)
         i = int(bad.any(2).any(0).int().argmax())
@@ -235,18 +235,18 @@ def increasing(schedule: Schedule, params: Params, like: Tensor, context: Any = 
         times = "at t = 0, 1/4, 1/2, 3/4, 1"
         return ValueError(f"schedule: expected gamma(t) to be {wanted}, got {got} {times}{means}{example}")
 
-    return [_checks.Fact((values.abs() <= most).all() & (values.diff(dim=0) > 0).all(), error)]
+    return [_facts.Fact((values.abs() <= most).all() & (values.diff(dim=0) > 0).all(), error)]
 
 
-def rising(levels: Levels, timesteps: int = 0) -> list[_checks.Fact]:
+def rising(levels: Levels, timesteps: int = 0) -> list[_facts.Fact]:
     """Gives the fact that gamma is finite and does not fall where a batch's bound looks at it, for every example."""
     gamma_0, gamma_1, gamma_t, weight = levels
-    if not _checks.readable(gamma_t):
+    if not _facts.readable(gamma_t):
         return []
     few = slack(gamma_t.dtype)
 
     def error() -> Exception:
-        low, high, least = (_checks.plain(v).double().min() for v in (gamma_t - gamma_0, gamma_1 - gamma_t, weight))
+        low, high, least = (_facts.plain(v).double().min() for v in (gamma_t - gamma_0, gamma_1 - gamma_t, weight))
         rise = "its derivative" if timesteps == 0 else f"{timesteps} expm1 of its rise"
         return ValueError(
             "schedule: expected gamma(t) to be finite and to increase at the times of every example, got "
@@ -254,4 +254,4 @@ def rising(levels: Levels, timesteps: int = 0) -> list[_checks.Fact]:
         )
 
     inside = (gamma_t - gamma_0 >= -few) & (gamma_1 - gamma_t >= -few)
-    return [_checks.Fact(inside & (weight >= -few * max(timesteps, 16)) & weight.isfinite(), error)]
+    return [_facts.Fact(inside & (weight >= -few * max(timesteps, 16)) & weight.isfinite(), error)]

@@ -118,14 +118,14 @@ def _frequencies(counts: Tensor, p: Tensor, at: str) -> None:
 
 
 def _same(found: Tensor, values: Tensor, law: str, text: str, see: str) -> None:
-    """Every value decodes to itself; ``text`` is given the first that does not, and what it decodes to."""
+    """Checks that every value decodes to itself; ``text`` is given the first that does not, and what it decodes to."""
     if len(wrong := (found != values).nonzero()):
         first = tuple(wrong[0].tolist())
         require(False, law, text.format(int(values[first]), int(found[first])), see)
 
 
 def _integers(decoder: Decoder, params: Params, event_shape: Shape, gamma_0: Tensor, key: Key) -> None:
-    """Integers without a vocabulary."""
+    """Checks a decoder of integers without a vocabulary."""
     (k_z, k_draw), at = random.split(key), f"at gamma_0 = {gamma_0:g}"
     z, see = random.normal(k_z, event_shape, torch.float64), "decoder.sample(params, key, z, gamma_0)"
     latents = z.expand(DRAWS, *event_shape)

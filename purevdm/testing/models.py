@@ -60,7 +60,7 @@ def check_model(
     _independent(model, params, x, cond, k_noise)
 
     def bounds(antithetic: bool) -> Tensor:
-        """Of each pass and example."""
+        """Estimates the bound of each pass and example."""
         varied = model._replace(antithetic=antithetic)
         return torch.stack([varied.nll_bound(params, x, k, cond).total.double() for k in random.split(k_times, passes)])
 
@@ -89,7 +89,7 @@ def check_model(
 
 
 def _independent(model: Any, params: Params, x: Tensor, cond: Any, key: Key) -> None:
-    """A permuted batch with its seeds, and a part of it."""
+    """Checks a permuted batch with its seeds, and a part of it, against the batch."""
     seeds = model.seeds(key, len(x))
 
     def at(index: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def check_density(
 
 
 def _box(model: VDM, params: Params, cond: Any, integrator: Integrator, points: int) -> Tensor:
-    """A grid of latents at time 0 over the box that holds the model's mass, (n, *event_shape)."""
+    """Makes a grid of latents at time 0 over the box that holds the model's mass, (n, *event_shape)."""
     dims = math.prod(model.event_shape)
     angle = torch.linspace(0.0, 2.0 * math.pi, 65, dtype=model.dtype)[:-1]
     circle = torch.stack([angle.cos(), angle.sin()], 1) if dims == 2 else torch.tensor([[-1.0], [1.0]], dtype=model.dtype)

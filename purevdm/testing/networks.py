@@ -94,14 +94,14 @@ def check_network(
 
 
 def _moved(params: Params, key: Key) -> Params:
-    """Every floating-point leaf a little larger, so that nothing is zero and what is positive stays so."""
+    """Makes every floating-point leaf a little larger, so that nothing is zero and what is positive stays so."""
     leaves, with_others = floats(params)
     keys = zip(leaves.items(), random.split(key, max(len(leaves), 1)), strict=False)
     return with_others({name: leaf + 0.05 * random.uniform(k, leaf.shape).to(leaf) for (name, leaf), k in keys})
 
 
 def _pure(run: Any, keys: Tensor) -> None:
-    """Twice the same, without a key and with one, wherever torch's generator stands."""
+    """Checks that outputs are the same twice, without a key and with one, wherever torch's generator stands."""
     for name, key, see in (("without a key", None, SEE), ("for the same key", keys, WITH_KEYS)):
         with torch.random.fork_rng(devices=[]):
             first, state = run(key=key), torch.get_rng_state()
@@ -127,7 +127,7 @@ def _gradients(run: Any, params: Params) -> None:
 
 
 def _derivatives(network: Network, params: Params, z: Tensor, gamma: Tensor, cond: Any) -> None:
-    """The derivative of the output in the latent, and that of it in latent and parameters, against differences."""
+    """Checks the derivative of the output in the latent, and that of it in latent and parameters, against differences."""
     leaves, with_others = floats(wide(params))
     v, still = wave(z, 0.3), {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
 
@@ -135,7 +135,7 @@ def _derivatives(network: Network, params: Params, z: Tensor, gamma: Tensor, con
         return denoiser.output(network, with_others(p), z, gamma, cond)
 
     def product(at: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
-        """A derivative of the output in the latent, as the divergence takes it."""
+        """Computes a derivative of the output in the latent, as the divergence takes it."""
         return (torch.func.vjp(partial(output, p=at[1]), at[0])[1](v)[0] * v).sum()  # type: ignore[misc]
 
     try:

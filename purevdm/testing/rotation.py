@@ -80,12 +80,12 @@ def check_rotation(
 
 
 def _orthogonal(key: Key, d: int, sign: float) -> Tensor:
-    """A turn in d dimensions, or with a negative sign one with a reflection, (d, d)."""
+    """Draws a turn in d dimensions, or with a negative sign one with a reflection, (d, d)."""
     q = torch.linalg.qr(random.normal(key, (d, d), torch.float64))[0]
     return torch.cat([q[:, :1] * torch.linalg.det(q).sign() * sign, q[:, 1:]], 1)
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    """x with the first entries of its last axis turned."""
+    """Turns the first entries of x's last axis."""
     d = len(turn)
     return torch.cat([(x[..., :d].double() @ turn.to(x.device)).to(x.dtype), x[..., d:]], -1)

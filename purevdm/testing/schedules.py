@@ -97,7 +97,7 @@ def check_schedule(
 
 
 def _rising(at: Any, params: Params, t: Tensor) -> Tensor:
-    """gamma at the times, (n, dimensions), which must rise from each to the next."""
+    """Computes gamma at the times, (n, dimensions), which must rise from each to the next."""
     g = at(t, params).reshape(t.shape[0], -1)
     falls = ~(g.diff(dim=0) > 0).all(1)
     i = int(falls.nonzero()[0]) if falls.any() else 0
@@ -110,14 +110,14 @@ def _rising(at: Any, params: Params, t: Tensor) -> Tensor:
 
 
 def _slope_learns(schedule: Schedule, params: Params, t: Tensor, context: Any) -> None:
-    """The gradient of gamma's derivative, along each leaf that gamma or its derivative passes a gradient to. It need hold at
-    one of several points, as a step may cross a kink."""
+    """Checks the gradient of gamma's derivative, along each leaf that gamma or its derivative passes a gradient to. It need
+    hold at one of several points, as a step may cross a kink."""
     leaves, with_others = floats(params)
     weights = torch.cos(torch.arange(len(t), dtype=torch.float64))
     for name, leaf in leaves.items():
 
         def part(j: int, leaf: Tensor, name: str = name) -> Tensor:
-            """Of gamma, or of its derivative, a number."""
+            """Reduces gamma, or its derivative, to a number."""
             found = gamma_and_slope(schedule, with_others({name: leaf}), t, repeated(context, len(t)))[j]
             return (found.reshape(t.shape[0], -1).mean(1) * weights).sum()
 

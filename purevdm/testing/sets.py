@@ -96,7 +96,7 @@ def _network(
     gamma: tuple[float, float] | None,
     key: Key | None,
 ) -> tuple[Any, Tensor, Tensor, Key]:
-    """The network as a function of latents and mask, latents of three examples, their sizes, which all differ, and a key."""
+    """Gives the network as a function of latents and mask, latents of three examples, their unequal sizes, and a key."""
     _checks.instance("network", network, Network, "a Network such as purevdm.networks.transformer()")
     event_shape = _checks.shape("event_shape", event_shape)
     if not event_shape or event_shape[0] < EXAMPLES:
@@ -117,5 +117,5 @@ def _at(mask: Tensor | None, order: Tensor) -> Tensor | None:
 
 
 def _off(found: Tensor, wanted: Tensor, here: Tensor) -> float:
-    """By what part of its norm an output is missed where something exists; there may be several numbers for each of z's."""
+    """Says by what part of its norm an output is off where something exists; it may have several numbers for each of z's."""
     return off(found[here], wanted[here])

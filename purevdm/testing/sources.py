@@ -17,7 +17,7 @@ __all__ = ["Mixture", "categorical", "entropy", "gaussian"]
 
 
 def _network(denoise: Callable[[Tensor, Tensor], Tensor]) -> Network:
-    """The network whose noise goes with ``denoise(z, gamma)``, the mean of the data given z."""
+    """Makes the network whose noise goes with ``denoise(z, gamma)``, the mean of the data given z."""
     return Network.of(_init, partial(_apply, denoise))
 
 
@@ -98,11 +98,11 @@ def entropy(p: Tensor) -> float:
 
 
 def gaussian_pmf(std: float, vocab: int) -> Tensor:
-    """Probabilities of the values of ``decoders.discrete(vocab)`` in proportion to the density of N(0, std**2)."""
+    """Computes probabilities of the values of ``decoders.discrete(vocab)`` in proportion to the density of N(0, std**2)."""
     f = decoders.discrete(vocab).encode({}, torch.arange(vocab), dtype=torch.float64)
     return torch.softmax(-0.5 * (f / std) ** 2, 0)
 
 
 def mean_and_error(x: Tensor) -> tuple[float, float]:
-    """The mean of independent numbers, and its standard error."""
+    """Computes the mean of independent numbers, and its standard error."""
     return x.mean().item(), x.std().item() / math.sqrt(len(x))

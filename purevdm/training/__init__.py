@@ -14,7 +14,8 @@ as if it had never stopped. N processes compute what one computes with the whole
 imported by name: the extra ``train`` brings both.
 """
 
+from purevdm.training._gradients import gradients
 from purevdm.training.optimizer import AdamW, Moments, learning_rate
-from purevdm.training.state import NonFiniteLossError, TrainState, gradients, init, train_step
+from purevdm.training.state import NonFiniteLossError, TrainState, init, train_step
 
 __all__ = ["AdamW", "Moments", "NonFiniteLossError", "TrainState", "gradients", "init", "learning_rate", "train_step"]

@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Computes a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def agreed(run: Callable[[], T], group: Any) -> list[T]:
-    """What ``run`` returns in each process of a group; where it raises in one, all raise that error."""
+    """Lists what ``run`` returns in each process of a group; where it raises in one, all raise that error."""
     outcome: Any
     try:
         outcome = (run(), None)
@@ -66,7 +66,7 @@ def write(folder: Path, leaves: dict[str, Tensor], group: Any) -> dict[str, str]
 
 
 def shapes(folder: Path) -> dict[str, Tensor]:
-    """The leaves of a folder's files by name, on the meta device."""
+    """Lists the leaves of a folder's files by name, on the meta device."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     with _plain_errors():

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from purevdm import _checks, _files, _sharding, _spread
+from purevdm import _checks, _files, _sharding, _spread, _trees
 from purevdm.training import _shards
 from purevdm.training.optimizer import Moments
 from purevdm.training.state import TrainState
@@ -68,7 +68,7 @@ def save(
 
 
 def _save(folder: Any, state: TrainState, metric: float | None, extra: Any, keep: int, group: Any) -> Path:
-    """:func:`save`, with the processes' messages in a group of their own."""
+    """Does :func:`save` with the processes' messages in a group of their own."""
     folder, keep = _checks.path("folder", folder), _checks.integer("keep", keep, 1)
     _checks.instance("state", state, TrainState, "a TrainState")
     step = _checks.integer("state.step", state.step, 0, 10**18 - 1)
@@ -77,7 +77,7 @@ def _save(folder: Any, state: TrainState, metric: float | None, extra: Any, keep
         json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"extra: expected what JSON holds, got {error}") from None
-    leaves, final = _named(_trees(state)), folder / f"{step:08d}"
+    leaves, final = _named(_of_state(state)), folder / f"{step:08d}"
     if _spread.mesh_of(_checks.leaves(leaves), "state") is None:
         leaves = _files.plain(leaves)
         with _draft(final) as draft:
@@ -96,7 +96,7 @@ def _save(folder: Any, state: TrainState, metric: float | None, extra: Any, keep
 
 @contextmanager
 def _draft(final: Path) -> Iterator[Path]:
-    """A folder to write a checkpoint into; it is removed where it is not finished, and so are those of killed writers."""
+    """Makes a folder to write a checkpoint into; an unfinished one is removed, and so are those of killed writers."""
     final.parent.mkdir(parents=True, exist_ok=True)
     _files.sweep(final.parent, _NUMBER)
     with _files.drafted(final) as draft:
@@ -166,14 +166,14 @@ class Saver:
             self.close()
 
 
-def _trees(state: TrainState) -> dict[str, Any]:
+def _of_state(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "ema_params": state.ema_params, **state.moments._asdict()}
 
 
 def _named(trees: dict[str, Any]) -> dict[str, Tensor]:
-    """The leaves by their paths, joined by dots."""
+    """Names the leaves by their paths, joined by dots."""
     paths, leaves, _ = optree.tree_flatten_with_path(trees)  # type: ignore[arg-type, var-annotated]
-    names = [_checks.dotted(*path) for path in paths]
+    names = [_trees.dotted(*path) for path in paths]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
         raise ValueError(f"state: expected leaves whose paths differ when joined by dots, got {twice!r} twice")
@@ -181,13 +181,13 @@ def _named(trees: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _metric(metric: Any) -> float | None:
-    """A metric that can be compared, or None."""
+    """Gives a metric that can be compared, or None."""
     infinite = isinstance(metric, float) and not math.isfinite(metric)
     return None if metric is None or infinite else _checks.real("metric", metric)
 
 
 def _notes_digest(found: dict[str, Any]) -> str:
-    """The SHA-256 of notes, their own left out."""
+    """Computes the SHA-256 of notes, their own left out."""
     rest = {name: value for name, value in found.items() if name != "notes_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -210,7 +210,7 @@ def _prune(folder: Path, keep: int, new: Path) -> None:
 
 
 def _all(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
+    """Lists the checkpoints of a folder, oldest first."""
     named = (path for path in folder.glob("*") if re.fullmatch(_NUMBER, path.name) and path.is_dir())
     return sorted(named, key=lambda path: int(path.name))
 
@@ -264,7 +264,7 @@ def load(path: str | os.PathLike, like: TrainState) -> TrainState:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.
     """
     path = _checks.path("path", path)
-    trees = _read(path, _trees(_checks.instance("like", like, TrainState, "a TrainState")))
+    trees = _read(path, _of_state(_checks.instance("like", like, TrainState, "a TrainState")))
     return TrainState(notes(path)["step"], trees["params"], trees["ema_params"], Moments(trees["mu"], trees["nu"]))
 
 
@@ -277,12 +277,12 @@ def load_params(path: str | os.PathLike, like: Any, *, ema: bool = True) -> Any:
         CheckpointError: it is missing or damaged, or its leaves have other names, shapes or dtypes.
     """
     name = "ema_params" if _checks.boolean("ema", ema) else "params"
-    _checks.structure(like, "like")
+    _trees.structure(like, "like")
     return _read(_checks.path("path", path), {name: like}, f"{name}.")[name]
 
 
 def _read(path: Path, trees: dict[str, Any], only: str = "") -> dict[str, Any]:
-    """The trees with the tensors of a checkpoint; those whose names do not start with ``only`` may be there besides."""
+    """Returns the trees with a checkpoint's tensors; those whose names do not start with ``only`` may be there besides."""
     noted, like = notes(path), _named(trees)
     device = next((leaf.device for leaf in like.values() if not leaf.is_meta), torch.device("cpu"))
     whole = noted["format"] != SHARDED
@@ -294,7 +294,7 @@ def _read(path: Path, trees: dict[str, Any], only: str = "") -> dict[str, Any]:
         headers = _files.load(file, "meta")[0] if whole else _shards.shapes(path)
         shapes = {name: leaf for name, leaf in headers.items() if name.startswith(only)}
         try:
-            _checks.matches("state", _checks.leaves(shapes), _checks.structure(like))
+            _trees.matches("state", _checks.leaves(shapes), _trees.structure(like))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: of another model: {error}") from None
         if whole:
@@ -303,4 +303,4 @@ def _read(path: Path, trees: dict[str, Any], only: str = "") -> dict[str, Any]:
             found = _shards.read(path, noted["files"], like, device)
     except (ValueError, FileNotFoundError) as error:
         raise CheckpointError(str(error)) from None
-    return optree.tree_map_with_path(lambda path, _: found[_checks.dotted(*path)], trees)  # type: ignore[return-value, arg-type]
+    return optree.tree_map_with_path(lambda path, _: found[_trees.dotted(*path)], trees)  # type: ignore[return-value, arg-type]

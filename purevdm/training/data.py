@@ -83,7 +83,7 @@ def batch(data: Dataset, indices: np.ndarray, device: torch.device | str = "cpu"
 
 
 def _tensor(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    """An array as a tensor, if it is of this shape and nothing in it is masked."""
+    """Makes a tensor of an array, if it is of this shape and nothing in it is masked."""
     if np.ma.is_masked(x):
         raise TypeError(f"{name}: expected a plain array, got a masked one; fill it, or leave out what is masked")
     if np.shape(x) != shape:

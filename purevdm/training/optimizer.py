@@ -58,7 +58,7 @@ class Moments(NamedTuple):
 
 
 def checked(settings: AdamW) -> AdamW:
-    """The settings, or an error that names the bad one."""
+    """Returns the settings, or raises an error that names the bad one."""
     for name in ("lr", "eps", "weight_decay", "schedule_lr"):
         if _checks.real(name, getattr(settings, name)) < 0:
             raise ValueError(f"{name}: expected a number of at least 0, got {getattr(settings, name)}")
@@ -91,7 +91,7 @@ def learning_rate(settings: AdamW, step: int) -> float:
 
 
 def decayed(params: Params) -> Params:
-    """Which leaves decay, True or False in a tree like the parameters. (The official filter lets scales of group norms.)"""
+    """Says which leaves decay, True or False in a tree like theirs. (The official filter lets scales of group norms.)"""
 
     def decays(path: tuple[Any, ...], leaf: Tensor) -> bool:
         if path[:1] == ("network",) and path[1] in ("params", "buffers"):
@@ -102,17 +102,17 @@ def decayed(params: Params) -> Params:
 
 
 def init(params: Params) -> Moments:
-    """Zeros."""
+    """Makes zeros."""
     return Moments(*(optree.tree_map(torch.zeros_like, params) for _ in range(2)))  # type: ignore[arg-type]
 
 
 def global_norm(grads: Params) -> Tensor:
-    """The Euclidean norm of all leaves together, shape ()."""
+    """Computes the Euclidean norm of all leaves together, shape ()."""
     return _spread.norm(optree.tree_leaves(grads))  # type: ignore[arg-type]
 
 
 def clip(grads: Params, most: float) -> Params:
-    """Gradients scaled down to a global norm of at most ``most``."""
+    """Scales gradients down to a global norm of at most ``most``."""
     leaves, form = _spread.flatten(grads)
     if not leaves:
         return grads
@@ -120,7 +120,7 @@ def clip(grads: Params, most: float) -> Params:
 
 
 def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Moments) -> tuple[Params, Moments]:
-    """One step of AdamW; ``step`` counts from 0. A leaf without a gradient (None) stays, and so do its moments."""
+    """Takes one step of AdamW; ``step`` counts from 0. A leaf without a gradient (None) stays, and so do its moments."""
     lr, form = learning_rate(settings, step), _spread.flatten(params)[1]
     listed: Any = optree.tree_leaves(grads, none_is_leaf=True)  # type: ignore[arg-type]
     grad: Any = [None if leaf is None else _spread.local(leaf)[0] for leaf in listed]
@@ -151,7 +151,7 @@ def apply(settings: AdamW, step: int, params: Params, grads: Params, moments: Mo
 
 
 def update_average(settings: AdamW, step: int, average: Params, params: Params) -> Params:
-    """The exponential moving average of the parameters after a step: average + (1 - rate) (params - average)."""
+    """Gives the exponential moving average of the parameters after a step: average + (1 - rate) (params - average)."""
     rate = min(settings.ema_rate, (1 + step) / (10 + step)) if settings.ema_warmup else settings.ema_rate
     (leaves, form), (others, _) = _spread.flatten(average), _spread.flatten(params)
     with torch.no_grad():

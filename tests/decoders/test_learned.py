@@ -10,7 +10,7 @@ import torch
 
 import purevdm
 from purevdm import decoders, networks, random, schedules
-from purevdm.decoders import _observation
+from purevdm.decoders import _counts
 
 F64, KEY = torch.float64, random.key(0)
 TABLE = np.load(goldens.HERE / "negative_binomial.npz")
@@ -24,7 +24,7 @@ def test_negative_binomials_are_exact_over_the_table():
     """Against 60 digits: counts to 50,000, means from 1e-6, theta from 1e-4 to the Poisson limit; and the derivatives."""
     count, mean, theta = table("table/count")[:, None, None], table("table/mean")[:, None], table("table/theta")
     log_mean, log_theta = (x.log().expand(8, 7, 9).clone().requires_grad_() for x in (mean, theta))
-    log_p = _observation.negative_binomial_log_prob(count, log_mean, log_theta)
+    log_p = _counts.negative_binomial_log_prob(count, log_mean, log_theta)
     of_mean, of_theta = torch.autograd.grad(log_p.sum(), (log_mean, log_theta))
     for got, name in ((log_p, "log_p"), (of_mean, "dlog_p_dlog_mean"), (of_theta, "dlog_p_dlog_theta")):
         want = table(f"table/{name}")
@@ -43,9 +43,9 @@ def test_cells_are_decoded_as_the_official_program_does():
 def test_totals_have_a_distribution_of_their_own():
     params = torch.tensor([2.0, math.log(0.7)], dtype=F64)
     n = torch.arange(200_000, dtype=F64)
-    log_p = _observation._log_total(n, params)
+    log_p = _counts._log_total(n, params)
     torch.testing.assert_close(log_p.exp().sum(), torch.ones((), dtype=F64), rtol=1e-12, atol=0)
-    far = _observation._log_total(torch.tensor([1e9], dtype=F64), params)  # where the distribution function is 1
+    far = _counts._log_total(torch.tensor([1e9], dtype=F64), params)  # where the distribution function is 1
     log_normal = torch.distributions.LogNormal(2.0, 0.7).log_prob(torch.tensor([1e9], dtype=F64))
     torch.testing.assert_close(far, log_normal, rtol=1e-6, atol=0)
     counts = decoders.negative_binomial(library="total", log_total=(2.0, 0.7))
@@ -54,7 +54,7 @@ def test_totals_have_a_distribution_of_their_own():
     with_total = counts.log_prob(own, x, out).sum(1)
     given = decoders.negative_binomial(library=lambda cond: cond)
     torch.testing.assert_close(
-        with_total, given.log_prob(own, x, out, x.sum(1)).sum(1) + _observation._log_total(x.sum(1).double(), params)
+        with_total, given.log_prob(own, x, out, x.sum(1)).sum(1) + _counts._log_total(x.sum(1).double(), params)
     )
 
 
