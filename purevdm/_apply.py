@@ -18,6 +18,7 @@ stay 0.2 off, relative.
 import re
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optree
@@ -43,21 +44,35 @@ def has_regions(network: "Network") -> bool:
     return not OLD and _has(network, "apply_by_regions")
 
 
+def _owners(network: "Network", name: str) -> list[type]:
+    """Lists the classes of a network that define a method, the one that counts first."""
+    return [kind for kind in type(network).__mro__ if name in vars(kind)]
+
+
 def _has(network: "Network", form: str) -> bool:
     """Says whether a network has another form of ``apply``: not where a subclass overrides only one of the two."""
-    owners = [next((kind for kind in type(network).__mro__ if name in vars(kind)), None) for name in ("apply", form)]
-    return owners[0] is owners[1]
+    return _owners(network, "apply")[:1] == _owners(network, form)[:1]
 
 
-def has_batch_form(network: "Network") -> bool:
-    """Says whether a network has a form of ``apply`` for batches, without a map over examples."""
-    return _has(network, "apply_to_batch")
+def _converts(network: "Network") -> bool:
+    """Says whether a network only converts the output of another: its ``apply`` is the one of ``networks.Wrapped``."""
+    return _owners(network, "apply")[:1] == _owners(network, "convert")[-1:]
+
+
+def _converted(
+    network: Any, apply: Callable[..., Tensor], params: Params, z: Tensor, gamma: Tensor, **options: Any
+) -> Tensor:
+    """Applies the network that another one converts the output of, by one of its forms."""
+    return network.convert(apply(params, z, gamma, **options), z, gamma)  # type: ignore[no-any-return]
 
 
 def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
     """Returns the form of a network's ``apply`` that takes a batch of these inputs, or None: by regions in a compiled graph,
     if they work there, and ``apply_to_batch`` elsewhere."""
-    if not has_batch_form(network):
+    if _converts(network):
+        own = for_batch(network.own, *inputs)  # type: ignore[attr-defined]
+        return None if own is None else partial(_converted, network, own)
+    if not _has(network, "apply_to_batch"):
         return None
     whole = network.apply_to_batch  # type: ignore[attr-defined]
     if OLD or not torch.compiler.is_compiling() or exporting() or transformed() or not has_regions(network):

@@ -1,14 +1,12 @@
 """Estimates of data that have levels: the mean over bins of a normal distribution."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from purevdm import _apply, _checks, _normal, process
+from purevdm import _checks, _normal, process
 from purevdm.networks._network import Network, Wrapped
-from purevdm.types import Params
 
 
 @dataclass(frozen=True)
@@ -21,25 +19,11 @@ class Binned(Wrapped):
     residual = False
     outputs = None
 
-    def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._estimate(self.own.apply(params, z, gamma, *args, **kwargs), z, gamma)
-
-    def _estimate(self, outputs: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
-        eps, log_ratio = outputs.to(z.dtype).unbind(-1)
+    def convert(self, out: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
+        eps, log_ratio = out.to(z.dtype).unbind(-1)
         gamma = process.align(gamma, z)
         mean = process.x_from_eps(z, z + eps, gamma)
         return _normal.bin_expectation(mean, torch.exp(0.5 * gamma + log_ratio), self.bins)
-
-
-@dataclass(frozen=True)
-class BinnedBatch(Binned):
-    """The same around a network that has a form for batches."""
-
-    def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return super().apply(params, z, gamma, *args, **kwargs)
-
-    def apply_to_batch(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._estimate(self.own.apply_to_batch(params, z, gamma, *args, **kwargs), z, gamma)  # type: ignore[attr-defined]
 
 
 def binned(network: Network, bins: int = 256) -> Network:
@@ -71,5 +55,4 @@ def binned(network: Network, bins: int = 256) -> Network:
     if (network.outputs, network.predicts) != (2, "eps"):
         got = f"outputs={network.outputs}, predicts={network.predicts!r}"
         raise ValueError(f"network: expected outputs=2 and predicts='eps', got {got}")
-    kind = BinnedBatch if _apply.has_batch_form(network) else Binned
-    return kind(network, _checks.integer("bins", bins, 2, 2**22))
+    return Binned(network, _checks.integer("bins", bins, 2, 2**22))

@@ -152,9 +152,17 @@ Functions = dataclasses.make_dataclass(
 
 @dataclass(frozen=True)
 class Wrapped(Network):
-    """A network around another, with the other's parameters and attributes. Derive from it and write ``apply``."""
+    """A network around another, with the other's parameters and attributes. Derive from it and write ``convert``, or
+    ``apply`` where more is to change than the output."""
 
     own: Network
+
+    def convert(self, out: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
+        """Makes this network's output of the other's, of one example or of a batch, (B, ...), with gamma (B,)."""
+        return out
+
+    def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.convert(self.own.apply(params, z, gamma, *args, **kwargs), z, gamma)
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return self.own.init(key, event_shape)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import bfn, codec, networks, process, random, schedules, testing, training
+from purevdm import _apply, bfn, codec, networks, process, random, schedules, testing, training
 from purevdm.bfn import distributions
 
 BINS, SHAPE = 5, (1, 4, 4)
@@ -48,8 +48,9 @@ def test_batches_whole_and_by_example_are_one():
     params = network.init(KEYS[0], SHAPE)
     z, gamma = random.normal(KEYS[1], (3, *SHAPE)), torch.tensor([-7.0, 0.0, 3.0])
     by_example = torch.func.vmap(lambda z, gamma: network.apply(params, z, gamma))(z, gamma)
-    torch.testing.assert_close(network.apply_to_batch(params, z, gamma), by_example, rtol=1e-5, atol=1e-5)
-    assert not hasattr(networks.binned(networks.mlp(4, outputs=2), BINS), "apply_to_batch")
+    whole = _apply.for_batch(network, params, z, gamma)
+    torch.testing.assert_close(whole(params, z, gamma), by_example, rtol=1e-5, atol=1e-5)
+    assert _apply.for_batch(networks.binned(networks.mlp(4, outputs=2), BINS), params, z, gamma) is None
 
 
 @pytest.mark.parametrize("network", [UNET, networks.mlp(8, outputs=2)], ids=["unet", "mlp"])

@@ -154,3 +154,22 @@ def test_a_network_of_ones_own_around_it_is_applied():
     assert _apply.has_regions(SMALL) or torch.__version__ < "2.13"
     assert not _apply.has_regions(changed(SMALL, apply=lambda *args, **kwargs: -SMALL.apply(*args, **kwargs)))
     assert not _apply.has_regions(networks.Wrapped(SMALL))
+
+
+class Minus(networks.Wrapped):
+    def convert(self, out, z, gamma):
+        return -out
+
+
+class Zero(Minus):
+    def apply(self, params, z, gamma, *args, **kwargs):
+        return torch.zeros_like(z)
+
+
+def test_a_network_that_converts_the_output_of_another_has_its_forms():
+    z, gamma = random.normal(random.key(3), (2, 1, 4, 4)), torch.tensor([-1.0, 1.0])
+    params = perturbed(SMALL.init(random.key(0), (1, 4, 4)), 1, 0.1)
+    whole = _apply.for_batch(Minus(SMALL), params, z, gamma)
+    assert torch.equal(whole(params, z, gamma), -SMALL.apply_to_batch(params, z, gamma))
+    assert _apply.for_batch(Zero(SMALL), params, z, gamma) is None
+    assert _apply.for_batch(Minus(networks.mlp(4)), params, z, gamma) is None
