@@ -54,24 +54,17 @@ def _has(network: "Network", form: str) -> bool:
     return _owners(network, "apply")[:1] == _owners(network, form)[:1]
 
 
-def _converts(network: "Network") -> bool:
-    """Says whether a network only converts the output of another: its ``apply`` is the one of ``networks.Wrapped``."""
-    return _owners(network, "apply")[:1] == _owners(network, "convert")[-1:]
-
-
-def _converted(
-    network: Any, apply: Callable[..., Tensor], params: Params, z: Tensor, gamma: Tensor, **options: Any
-) -> Tensor:
-    """Applies the network that another one converts the output of, by one of its forms."""
-    return network.convert(apply(params, z, gamma, **options), z, gamma)  # type: ignore[no-any-return]
+def _is_around(network: "Network") -> bool:
+    """Says whether a network takes any form of another: its ``apply`` is the one of ``networks.Wrapped``."""
+    return _owners(network, "apply")[:1] == _owners(network, "around")[-1:]
 
 
 def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
     """Returns the form of a network's ``apply`` that takes a batch of these inputs, or None: by regions in a compiled graph,
     if they work there, and ``apply_to_batch`` elsewhere."""
-    if _converts(network):
+    if _is_around(network):
         own = for_batch(network.own, *inputs)  # type: ignore[attr-defined]
-        return None if own is None else partial(_converted, network, own)
+        return None if own is None else partial(network.around, own)  # type: ignore[attr-defined]
     if not _has(network, "apply_to_batch"):
         return None
     whole = network.apply_to_batch  # type: ignore[attr-defined]

@@ -99,6 +99,8 @@ class Model(Checked):
     self_condition: bool = False
     predicts: Literal["eps", "x", "v", "binned"] = "eps"
     """What the network predicts: the noise, the data, v, or a distribution over the data's levels (networks.binned)."""
+    mirrored: bool = False
+    """Whether the estimate is the mean of those of an image and of its mirror image (networks.mirrored): twice the time."""
     remat: bool = False
     """Whether blocks are computed again in the backward pass, for less memory."""
     schedule: Literal[
@@ -374,6 +376,7 @@ def build(config: Config, event_shape: tuple[int, ...], vocab_size: int | None, 
             options |= dict(heads=m.heads, adapter=ADAPTERS.get(len(event_shape), ADAPTERS[3]))
             network = networks.unet(m.embed, m.multipliers, m.layers, attention=m.attention, **options)
     network = networks.binned(network, vocab_size) if binned else network
+    network = networks.mirrored(network) if m.mirrored else network
     if config.dtype == "bfloat16":
         network = networks.mixed(network)
     shape = dict(event_shape=event_shape, timesteps=m.timesteps)

@@ -26,7 +26,8 @@ def built(run: Run, config: Config) -> Model:
     return build(config, run.train.event_shape, run.train.vocab_size, run.train.classes)
 
 
-def _rebuilt(run: Run, **form: Any) -> Run:
+def rebuilt(run: Run, **form: Any) -> Run:
+    """Builds the model anew after changes of its form, which keep its parameters."""
     config = replace(run.config, model=replace(run.config.model, **form))
     return run._replace(config=config, model=built(run, config))
 
@@ -54,7 +55,7 @@ def binned(run: Run) -> Run:
             out[1::2] = LOG_RATIO
         return out
 
-    new = _rebuilt(run, predicts="binned")
+    new = rebuilt(run, predicts="binned")
     return new._replace(params=optree.tree_map(put, new.model.init(random.key(0)), run.params))
 
 
@@ -71,7 +72,7 @@ def wider(run: Run, key: Key, spread: float = 0.25) -> Run:
     form = run.config.model
     if form.network != "unet" or form.labels or form.flag:
         raise ValueError(f"checkpoint: expected a unet without labels and a flag, got {form}")
-    new = _rebuilt(run, embed=2 * form.embed)
+    new = rebuilt(run, embed=2 * form.embed)
     empty = new.model.init(random.key(0))
     paths, leaves, treedef = optree.tree_flatten_with_path(empty["network"])
     old = optree.tree_leaves(run.params["network"])

@@ -104,8 +104,8 @@ def network(**options) -> networks.Network:
 class Probable(Wrapped):
     """The mean of an x that is -1/2 or 1/2, as two values are encoded, of a network that gives a logit."""
 
-    def convert(self, out: torch.Tensor, z: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(out) - 0.5
+    def around(self, apply, *args, **options) -> torch.Tensor:
+        return torch.sigmoid(apply(*args, **options)) - 0.5
 
 
 GREY = members.Images(

@@ -28,8 +28,9 @@ from purevdm.training.data import batch
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A run's folder, or an exported model's."""
-    change: tuple[Literal["binned", "wider"], ...] = ()
-    """Estimates over the data's levels; twice as many channels."""
+    change: tuple[Literal["binned", "wider", "mirrored"], ...] = ()
+    """Estimates over the data's levels; twice as many channels; means over an image and its mirror image, for which the
+    network is trained alone on images of which half are mirrored."""
     gamma: tuple[float, float] | None = None
     """Other endpoints of a learned schedule."""
     out: Path = Path("runs/further")
@@ -47,7 +48,7 @@ class Arguments:
 
 
 def started(run: Run, args: Arguments) -> Run:
-    """Makes the changes, in the order in which they are named."""
+    """Makes the changes that training starts from."""
     if "binned" in args.change:
         run = changes.binned(run)
     if "wider" in args.change:
@@ -76,14 +77,17 @@ def main() -> None:
         state = checkpoint.load(last, state)
     bar = tqdm(total=args.steps, initial=state.step, desc="train")
     while state.step < args.steps:
-        k_batch, k_loss = random.split(random.fold_in(key, state.step))
-        rows = random.randint(k_batch, (args.batch,), 0, run.train.size).numpy()
-        state, metrics = training.train_step(settings, gradients, state, batch(run.train, rows)[0].long(), k_loss)
+        k_batch, k_loss, k_mirror = random.split(random.fold_in(key, state.step), 3)
+        x = batch(run.train, random.randint(k_batch, (args.batch,), 0, run.train.size).numpy())[0].long()
+        if "mirrored" in args.change:
+            x = torch.where(random.bernoulli(k_mirror, 0.5, (args.batch, 1, 1, 1)), x.flip(-1), x)
+        state, metrics = training.train_step(settings, gradients, state, x, k_loss)
         bar.update()
         bar.set_postfix_str(f"{metrics['loss']:.3f} bits/dim", refresh=False)
         if state.step % args.save_every == 0 or state.step == args.steps:
             checkpoint.save(folder, state, keep=2)
     bar.close()
+    run = changes.rebuilt(run, mirrored=True) if "mirrored" in args.change else run
     export(run._replace(params=state.ema_params), args.out / "model", "float32")
     print(f"{args.out / 'model'}: after {state.step} steps; evaluate.py bounds it")
 

@@ -35,6 +35,7 @@ The library's own networks:
 - :func:`transformer` takes sets and sequences, (n, d), padded ones by their mask.
 - :func:`unet_encoder` takes images to a few numbers, for a code (:mod:`purevdm.codes`).
 - :func:`binned` makes an estimate of integers by what is known of them: they have levels.
+- :func:`mirrored` makes any network as good at the mirror image: a mean of two estimates, for twice the time.
 - :func:`mixed` makes any network compute in bfloat16. Parameters, schedule, random numbers and losses stay float32.
 
 **Attention** in :func:`unet` is given as an einops pattern, the way a feature map becomes tokens. A pattern that cannot be
@@ -53,6 +54,7 @@ from purevdm.networks._binned import binned
 from purevdm.networks._condition import Condition
 from purevdm.networks._egnn import egnn
 from purevdm.networks._encoder import unet_encoder
+from purevdm.networks._mirrored import mirrored
 from purevdm.networks._mlp import mlp
 from purevdm.networks._network import Network, Wrapped, mixed
 from purevdm.networks._transformer import transformer
@@ -68,6 +70,7 @@ __all__ = [
     "egnn",
     "from_module",
     "load_module",
+    "mirrored",
     "mixed",
     "mlp",
     "module_params",

@@ -1,12 +1,15 @@
 """Estimates of data that have levels: the mean over bins of a normal distribution."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from purevdm import _checks, _normal, process
 from purevdm.networks._network import Network, Wrapped
+from purevdm.types import Params
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,10 @@ class Binned(Wrapped):
     residual = False
     outputs = None
 
-    def convert(self, out: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
-        eps, log_ratio = out.to(z.dtype).unbind(-1)
+    def around(
+        self, apply: Callable[..., Tensor], params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        eps, log_ratio = apply(params, z, gamma, *args, **kwargs).to(z.dtype).unbind(-1)
         gamma = process.align(gamma, z)
         mean = process.x_from_eps(z, z + eps, gamma)
         return _normal.bin_expectation(mean, torch.exp(0.5 * gamma + log_ratio), self.bins)

@@ -152,17 +152,19 @@ Functions = dataclasses.make_dataclass(
 
 @dataclass(frozen=True)
 class Wrapped(Network):
-    """A network around another, with the other's parameters and attributes. Derive from it and write ``convert``, or
-    ``apply`` where more is to change than the output."""
+    """A network around another, with the other's parameters and attributes. Derive from it and write ``around``."""
 
     own: Network
 
-    def convert(self, out: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
-        """Makes this network's output of the other's, of one example or of a batch, (B, ...), with gamma (B,)."""
-        return out
+    def around(
+        self, apply: Callable[..., Tensor], params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Computes the output by the other network's ``apply``, or by its form for batches: then z and the rest have a
+        leading axis."""
+        return apply(params, z, gamma, *args, **kwargs)
 
     def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.convert(self.own.apply(params, z, gamma, *args, **kwargs), z, gamma)
+        return self.around(self.own.apply, params, z, gamma, *args, **kwargs)
 
     def init(self, key: Key, event_shape: Shape) -> Params:
         return self.own.init(key, event_shape)

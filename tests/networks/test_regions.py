@@ -157,8 +157,8 @@ def test_a_network_of_ones_own_around_it_is_applied():
 
 
 class Minus(networks.Wrapped):
-    def convert(self, out, z, gamma):
-        return -out
+    def around(self, apply, *args, **kwargs):
+        return -apply(*args, **kwargs)
 
 
 class Zero(Minus):
@@ -166,7 +166,7 @@ class Zero(Minus):
         return torch.zeros_like(z)
 
 
-def test_a_network_that_converts_the_output_of_another_has_its_forms():
+def test_a_network_around_another_has_its_forms():
     z, gamma = random.normal(random.key(3), (2, 1, 4, 4)), torch.tensor([-1.0, 1.0])
     params = perturbed(SMALL.init(random.key(0), (1, 4, 4)), 1, 0.1)
     whole = _apply.for_batch(Minus(SMALL), params, z, gamma)

@@ -82,7 +82,7 @@ def test_between_moves_the_endpoints_and_nothing_else():
 def test_a_run_goes_on_and_leaves_a_model(tmp_path, monkeypatch):
     given = run_of_digits(**UNET)
     monkeypatch.setattr(further, "load", lambda *args, **options: given)
-    short = ("somewhere", "--change", "binned", "wider", "--gamma", -9, 6, "--batch", 4, "--save-every", 2)
+    short = ("somewhere", "--change", "binned", "wider", "mirrored", "--gamma", -9, 6, "--batch", 4, "--save-every", 2)
     arguments = further.Arguments(tmp_path, change=("binned", "wider"), gamma=(-9.0, 6.0))
 
     def whole(out, steps):
@@ -97,7 +97,8 @@ def test_a_run_goes_on_and_leaves_a_model(tmp_path, monkeypatch):
     assert ended.step == again.step == 4
     monkeypatch.undo()
     run = further.load(tmp_path / "b" / "model", "cpu")
-    assert (run.config.model.predicts, run.config.model.embed) == ("binned", 32)
+    form = run.config.model
+    assert (form.predicts, form.embed, form.mirrored) == ("binned", 32, True)
     assert all(map(torch.equal, *map(optree.tree_leaves, (run.params, again.ema_params))))
     assert run.model.nll_bound(run.params, batch(run.test, np.arange(2))[0].long(), random.key(3)).total.isfinite().all()
 
