@@ -109,7 +109,7 @@ class Probable(Wrapped):
 
 
 GREY = members.Images(
-    **dict(shape=SHAPE, levels=LEVELS, ends=ENDPOINTS, network=network),
+    **dict(shape=SHAPE, levels=LEVELS, ends=ENDPOINTS, sigma_1=0.03, network=network),
     mover=lambda: networks.vdm_unet(16, 1, fourier=FOURIER, dropout=0.0, groups=8),
     coder=lambda outputs: networks.unet_encoder(SHAPE, outputs, 32, 1, groups=8, dropout=0.0),
 )

@@ -4,6 +4,12 @@
 
 A second call goes on from the last checkpoint. At the end the model lies in --out/model, for evaluate.py, sample.py,
 compress.py, and for a further change.
+
+By ``evaluate.py runs/further/model --compare examples/app/fashion_mnist --passes 1``, on the 10,000 test images, after the
+1300 steps above: 2.804 +- 0.012 bits/dim, and 2.862 +- 0.012 before them; -0.0578 +- 0.0011, paired. Double width had gained
+nothing over that after 400 more steps at a rate of 3e-4, each of which takes 2.7 times as long. Means over mirror images,
+with gamma from -14.6 to 7, were 0.017 behind it after 1000 more steps at a rate of 8e-4, before the rate falls, and 0.007
+better than the same network's single estimates (1000 test images).
 """
 
 import sys
@@ -77,10 +83,11 @@ def main() -> None:
         state = checkpoint.load(last, state)
     bar = tqdm(total=args.steps, initial=state.step, desc="train")
     while state.step < args.steps:
-        k_batch, k_loss, k_mirror = random.split(random.fold_in(key, state.step), 3)
+        k_batch, k_loss = random.split(random.fold_in(key, state.step))
         x = batch(run.train, random.randint(k_batch, (args.batch,), 0, run.train.size).numpy())[0].long()
         if "mirrored" in args.change:
-            x = torch.where(random.bernoulli(k_mirror, 0.5, (args.batch, 1, 1, 1)), x.flip(-1), x)
+            half = random.bernoulli(random.fold_in(k_batch, 1), 0.5, (args.batch, 1, 1, 1))
+            x = torch.where(half, x.flip(-1), x)
         state, metrics = training.train_step(settings, gradients, state, x, k_loss)
         bar.update()
         bar.set_postfix_str(f"{metrics['loss']:.3f} bits/dim", refresh=False)

@@ -25,6 +25,7 @@ class Images(NamedTuple):
     Attributes:
         shape, levels: of an image, and how many levels a pixel has.
         ends: the endpoints of gamma at first.
+        sigma_1: the Bayesian flow's last deviation, below the distance of two levels.
         network: makes the network, of ``outputs``, ``predicts`` and ``cond_dim``.
         mover: makes the network that moves DiffEnc's means.
         coder: makes the encoder of MuLAN's code, of so many outputs.
@@ -33,6 +34,7 @@ class Images(NamedTuple):
     shape: tuple[int, ...]
     levels: int
     ends: tuple[float, float]
+    sigma_1: float
     network: Callable[..., Network]
     mover: Callable[[], Network]
     coder: Callable[[int], Any]
@@ -42,7 +44,7 @@ def model(images: Images, kind: str) -> Bounded:
     """Makes a member."""
     network, shape, levels = images.network, images.shape, images.levels
     if kind == "bfn":
-        return bfn.discretised(network(outputs=2), shape, bins=levels, sigma_1=0.03)
+        return bfn.discretised(network(outputs=2), shape, bins=levels, sigma_1=images.sigma_1)
     if kind in ("mulan", "one_hot"):
         wide, make = (2, codes.gaussian) if kind == "mulan" else (1, codes.one_hot)
         schedule = schedules.polynomial(shape, CODE, gamma_min=images.ends[0], gamma_max=images.ends[1])

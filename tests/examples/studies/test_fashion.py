@@ -28,7 +28,7 @@ def small(monkeypatch):
 
 
 def test_all_members_in_equal_steps_and_in_equal_time(tmp_path, small, monkeypatch):
-    monkeypatch.setattr(fashion, "STEP_TIMES", {("fashion", "diffenc"): 2.0})
+    monkeypatch.setattr(fashion, "EAGER", {"diffenc": 2.0})
     leave(tmp_path, 28)
     line = ("fashion.py", tmp_path, "--seeds", 1, "--eager", "--batch", 4, "--steps", 2, "--out", tmp_path / "out")
     titles = fashion.members.MEMBERS.values()
