@@ -114,9 +114,11 @@ class Bridged(Wrapped):
     def update(self) -> Callable[..., Params] | None:  # type: ignore[override]
         return None if self.own.update is None else self._update
 
-    def apply(self, params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def around(
+        self, apply: Callable[..., Tensor], params: Params, z: Tensor, gamma: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         mean, t = self._shown(z, gamma)
-        output = self.own.apply(params, mean, t, *args, **kwargs)
+        output = apply(params, mean, t, *args, **kwargs)
         return mean + output if self.own.residual else output
 
     def _update(self, params: Params, z: Tensor, gamma: Tensor, **given: Any) -> Params:
