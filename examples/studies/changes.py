@@ -1,6 +1,6 @@
 """Changes of a trained model that keep what it has learned: estimates over levels, double width, other endpoints of gamma.
 
-Each takes a run and returns the run and the parameters after the change.
+Each takes a run with its parameters, and returns it after the change.
 """
 
 import math
@@ -10,26 +10,21 @@ from typing import Any
 import common  # noqa: F401
 import optree
 import torch
-from presets import Config, build
+from presets import build
 from runs import Run
 from torch import Tensor
 
 from purevdm import nn, random
-from purevdm.model import Model
 from purevdm.types import Key, Params
 
 LOG_RATIO = -0.7  # of the deviation of binned estimates at first: half of the noise's
 
 
-def built(run: Run, config: Config) -> Model:
-    """Builds the model of another configuration of the same data."""
-    return build(config, run.train.event_shape, run.train.vocab_size, run.train.classes)
-
-
-def rebuilt(run: Run, **form: Any) -> Run:
-    """Builds the model anew after changes of its form, which keep its parameters."""
-    config = replace(run.config, model=replace(run.config.model, **form))
-    return run._replace(config=config, model=built(run, config))
+def rebuilt(run: Run, dtype: str | None = None, **form: Any) -> Run:
+    """Builds the model anew after changes of its form, which keep its parameters; ``dtype`` is what its network computes in
+    from now on."""
+    config = replace(run.config, model=replace(run.config.model, **form), dtype=dtype or run.config.dtype)
+    return run._replace(config=config, model=build(config, run.train.event_shape, run.train.vocab_size, run.train.classes))
 
 
 def binned(run: Run) -> Run:
@@ -97,12 +92,12 @@ def _doubled(path: tuple, leaf: Tensor, own: Tensor, key: Key, spread: float) ->
             more = 0.5 * spread * random.normal(key, own.shape if axis == 0 else out[:, ::2].shape)
             out = out * (0.5 + torch.stack([more, -more], axis + 1).flatten(axis, axis + 1))
     # q and k of an attention have twice as many numbers, so that their product, over its root, is sqrt(2) times as large
-    return out * 0.5**0.5 if len(path) > 1 and path[-2] == "q" else out
+    return out * 0.5**0.5 if path[-2] == "q" else out
 
 
 def _refitted(kernel: Tensor, scale: float, ends: tuple[float, float] | None) -> Tensor:
     """Fits what reads the doubled embedding of gamma, in double width, to what read the old one, with a small ridge."""
-    t = scale * torch.linspace(-0.1, 1.1, 4001, dtype=torch.float64) if ends else torch.linspace(-20.0, 20.0, 4001).double()
+    t = scale * torch.linspace(*((-0.1, 1.1) if ends else (-20.0, 20.0)), 4001, dtype=torch.float64)
     old, new = (torch.stack([nn.timestep_embedding(one, n) for one in t]) for n in (len(kernel), 2 * len(kernel)))
     ridge = torch.eye(new.shape[1], dtype=torch.float64) * 1e-4 * len(t)
     fitted = torch.linalg.solve(new.T @ new + ridge, new.T @ (old @ kernel.double()))

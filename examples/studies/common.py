@@ -226,6 +226,11 @@ def step_times(rows: Rows, args: argparse.Namespace, turns: int = 11) -> dict[tu
     return {row: median / first for row, median in medians.items()}
 
 
+def print_step_times(rows: Rows, args: argparse.Namespace) -> None:
+    for row, ratio in step_times(rows, args).items():
+        print(f"{', '.join(row):16}{ratio:6.2f}")
+
+
 def results(rows: Any, args: argparse.Namespace) -> Figures:
     """Reads what the runs so far have left, by row."""
     figures = {row: [json.loads(p.read_text()) for p in sorted(args.out.glob(f"{'-'.join(row)}-*.json"))] for row in rows}

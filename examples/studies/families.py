@@ -217,12 +217,9 @@ def picture(out: Path) -> None:
 
 @programs.program
 def main() -> None:
-    flags = {"step_times": "only time a training step of each row, in turn, as multiples of the first's"}
-    flags |= {"equal_time": "train grey digits for the time, not the steps, of the diffusion model"}
-    args = common.arguments(__doc__, "runs/families", "grey or text/bfn", **flags)
+    args = common.arguments(__doc__, "runs/families", "grey or text/bfn", **members.FLAGS)
     if args.step_times:
-        for row, ratio in common.step_times(ROWS, args).items():
-            print(f"{', '.join(row):16}{ratio:6.2f}")
+        common.print_step_times(ROWS, args)
         return
     rows = common.in_equal_time(ROWS, STEP_TIMES, args) if args.equal_time else ROWS
     figures = common.run(rows, args, partial(keep, args.out))
@@ -230,7 +227,7 @@ def main() -> None:
     for data, unit in UNITS.items():
         simpler = baselines(data) if any(row[0] == data for row in figures) else {}
         lines += members.lines(figures, data, unit, OF.get(data, FAMILIES), simpler)
-    common.table("| data | model | test | over examples | train |", lines, args.out)
+    common.table(members.HEADER, lines, args.out)
     print("\n".join(filter(None, (common.difference(figures, (data, "bfn"), (data, "vdm")) for data in UNITS))))
     picture(args.out)
 

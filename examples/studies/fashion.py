@@ -27,7 +27,7 @@ seed by seed. After 300 steps of 32 images the diffusion model was still above t
 """
 
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import common
@@ -53,6 +53,7 @@ IMAGES = members.Images(
 )
 
 
+@cache
 def examples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the training images, and the test images that are bounded."""
     train, test = presets.datasets(presets.Data(source="idx", path=str(path)), random.key(0))
@@ -67,20 +68,19 @@ def task(path: Path, kind: str) -> Task:
 
 @programs.program
 def main() -> None:
-    flags = {"step_times": "only time a training step of each row, in turn, as multiples of the first's"}
-    flags |= {"equal_time": "train for the time, not the steps, of the diffusion model in eager mode"}
-    args = common.arguments(__doc__, "runs/fashion", "fashion/mulan", "the folder of Fashion-MNIST's IDX files", **flags)
+    args = common.arguments(
+        __doc__, "runs/fashion", "fashion/mulan", "the folder of Fashion-MNIST's IDX files", **members.FLAGS
+    )
     rows = {("fashion", kind): partial(task, args.path, kind) for kind in members.MEMBERS}
     if args.step_times:
-        for row, ratio in common.step_times(rows, args).items():
-            print(f"{', '.join(row):16}{ratio:6.2f}")
+        common.print_step_times(rows, args)
         return
     times = {("fashion", kind): time for kind, time in EAGER.items()}
     rows = common.in_equal_time(rows, times, args) if args.equal_time else rows
     figures = common.run(rows, args)
     histograms = {"pixel histograms": common.histogram_bits(*examples(args.path), LEVELS)}
     lines = members.lines(figures, "fashion", "bits/dim", members.MEMBERS, histograms)
-    common.table("| data | model | test | over examples | train |", lines, args.out)
+    common.table(members.HEADER, lines, args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ better than the same network's single estimates (1000 test images).
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,8 +61,7 @@ def started(run: Run, args: Arguments) -> Run:
         run = changes.wider(run, random.key(args.seed))
     if args.gamma is not None:
         run = changes.between(run, *args.gamma)
-    config = replace(run.config, dtype="bfloat16")
-    return run._replace(config=config, model=changes.built(run, config))
+    return changes.rebuilt(run, dtype="bfloat16")
 
 
 @programs.program

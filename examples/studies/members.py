@@ -17,6 +17,11 @@ FAMILIES = {"vdm": "diffusion", "bfn": "Bayesian flow"}
 MEMBERS = FAMILIES | {"binned": "diffusion, binned", "v": "diffusion, v", "diffenc": "DiffEnc, v"}
 MEMBERS |= {"mulan": "MuLAN, Gaussian code", "one_hot": "MuLAN, one-hot code"}
 CODE = 8  # numbers of MuLAN's code
+HEADER = "| data | model | test | over examples | train |"
+FLAGS = {
+    "step_times": "only time a training step of each row, in turn, as multiples of the first's",
+    "equal_time": "train for the time, not the steps, of the diffusion model, as a step of each takes in eager mode",
+}
 
 
 class Images(NamedTuple):
