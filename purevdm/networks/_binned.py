@@ -38,7 +38,7 @@ def binned(network: Network, bins: int = 256) -> Network:
     This is the output of a Bayesian flow of discretised data (Graves et al. 2023, sec. 5.3), in a diffusion model. The
     distribution has the mean (z - sigma (z + o_1)) / alpha and the deviation exp(o_2) sigma / alpha, for two outputs o of
     ``network``. An estimate that is sure of a level is then exact, which an estimate of the noise cannot be: on grey digits
-    it saves 0.17 of 2.19 bits/dim (``examples/studies/families.py``). It costs ``bins`` evaluations of Phi for each
+    it saves 0.17 of 2.19 bits/dim (``examples/studies/families.py``). It costs ``bins`` evaluations of erf for each
     dimension.
 
     Args:
