@@ -14,9 +14,11 @@ large. Without dithers, noise of 1e-11 would change a number in one of fifty fil
 larger is refused by the checksum of its data, never decoded wrongly.
 """
 
+from purevdm.codec._container import Block, CodecError, Info, info
 from purevdm.codec._curve import Curve, curve
+from purevdm.codec._reading import decode, read
 from purevdm.codec._tokens import decode_tokens, encode_tokens
-from purevdm.codec.coding import Block, CodecError, Info, decode, encode, info, read, write
+from purevdm.codec._writing import encode, write
 
 __all__ = [
     "Block",

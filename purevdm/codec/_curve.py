@@ -13,7 +13,7 @@ from purevdm._compile import exact
 from purevdm._door import parse
 from purevdm._vdm import VDM
 from purevdm.bound import latent_loss, prior_loss
-from purevdm.codec.coding import STEPS
+from purevdm.codec._model import STEPS
 from purevdm.denoiser import last_step, of_model
 from purevdm.model import direct
 from purevdm.types import Key, Params

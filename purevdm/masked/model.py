@@ -1,9 +1,7 @@
 """Diffusion over tokens: a network, a schedule and a corruption, and the functions of parameters and keys that they make
 together."""
 
-import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,13 +9,13 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _checks, _facts, _fitting, _sharding, _trees, _values, denoiser, random, schedules
+from purevdm import _checks, _facts, _fitting, _sharding, _trees, _values, denoiser, schedules
 from purevdm._classes import Layout
 from purevdm._compile import constant
-from purevdm._door import Batch, parse, seeded, seeds_of, structure_of
+from purevdm._door import Batch, parse, seeded, seeds_of
 from purevdm.bound import NLLBound, summed
 from purevdm.decoders import Decoder, Discrete
-from purevdm.masked import bound, sampling
+from purevdm.masked import _parts, bound, sampling
 from purevdm.masked.bound import Noise
 from purevdm.masked.corruptions import Corruption, Masking, Uniform
 from purevdm.networks import Network
@@ -30,8 +28,6 @@ from purevdm.types import Key, Params, Shape
 __all__ = ["MaskedDiffusion", "diffusion"]
 
 KINDS: dict[str, Callable[[int], Corruption]] = {"masking": Masking, "uniform": Uniform}
-ENDS = 0.02
-"""Bits a token of reconstruction and prior from which a model warns of its schedule's ends."""
 
 
 class MaskedDiffusion(NamedTuple):
@@ -87,7 +83,7 @@ class MaskedDiffusion(NamedTuple):
         """Draws fresh parameters: ``{"network": ..., "schedule": ...}``."""
         self._structure()
         shape = self.event_shape if self.network.outputs else self.layout.shape(self.event_shape)
-        params = _init(self.network, self.schedule, shape, _checks.key("key", key))
+        params = _parts.init(self.network, self.schedule, shape, _checks.key("key", key))
         return optree.tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, params)  # type: ignore[arg-type, return-value]
 
     def seeds(self, key: Key, n: int) -> Seeds:
@@ -244,7 +240,7 @@ class MaskedDiffusion(NamedTuple):
         for name in ("antithetic", "classes_last"):
             _checks.boolean(name, getattr(self, name))
         parts = map(_values.Same, (self.network, self.schedule, self.corruption))
-        return _structure(*parts, shape, self.classes_last, self.dtype)
+        return _parts.structure(*parts, shape, self.classes_last, self.dtype)
 
     def _noise(self, key: Key | Seeds, n: int, train: bool) -> Noise:
         """Draws the noise of a batch of n, behind the door."""
@@ -259,43 +255,6 @@ class MaskedDiffusion(NamedTuple):
         levels = schedules.levels(self.schedule, batch.params["schedule"], noise.t, self.timesteps, cond)
         _facts.verify(schedules.rising(levels, self.timesteps))
         return bound.terms(self, batch.params["network"], batch.x, noise, levels, cond, batch.mask), noise.t, batch
-
-
-def _init(network: Network, schedule: Schedule, shape: tuple[int, ...], key: Key) -> Params:
-    k_network, k_schedule = random.split(key).unbind(0)
-    return {"network": network.init(k_network, shape), "schedule": schedule.init(k_schedule)}
-
-
-@functools.lru_cache(maxsize=256)
-def _structure(
-    network: _values.Same,
-    schedule: _values.Same,
-    corruption: _values.Same,
-    event_shape: Shape,
-    classes_last: bool,
-    dtype: torch.dtype,
-) -> _trees.Structure:
-    """Gives the leaves of a model's parameters, without computing them where ``init`` runs on the meta device.
-
-    Raises:
-        TypeError, ValueError: parts that do not fit together.
-    """
-    for part, kind in ((network, Network), (schedule, Schedule)):
-        _checks.instance(kind.__name__.lower(), part.value, kind, f"a purevdm {kind.__name__}")
-    kinds = "a Masking or Uniform of purevdm.masked.corruptions"
-    noise: Any = _checks.instance("corruption", corruption.value, (Masking, Uniform), kinds)
-    _checks.integer("classes", noise.classes, 2, 2**22)
-    if (outputs := network.value.outputs) not in (None, noise.classes):
-        wanted = f"one of logits in its input's shape (outputs=None), or of tokens (outputs={noise.classes}, the classes)"
-        raise ValueError(f"network: expected {wanted}, got outputs={outputs}")
-    if network.value.self_condition:
-        raise ValueError("network: expected one with self_condition=False, as tokens are not estimated by numbers")
-    if 0 in event_shape or not event_shape:
-        raise ValueError(f"event_shape: expected one axis or more, of sizes of at least 1, got {event_shape}")
-    if _fitting.between(network.value, _fitting.ends(schedule.value, dtype)) != network.value:
-        raise ValueError("network: expected one that knows the schedule's endpoints; make the model by purevdm.masked")
-    shape = tuple(event_shape) if outputs else Layout(noise.symbols, classes_last).shape(event_shape)
-    return structure_of(lambda key: _init(network.value, schedule.value, shape, key), dtype)
 
 
 def diffusion(
@@ -349,7 +308,7 @@ def diffusion(
     _checks.dtype("dtype", dtype, (torch.float32, torch.float64))
     endpoints = _fitting.ends(schedule, dtype)
     if endpoints is not None:
-        _warn_of_ends(noise, endpoints)
+        _parts.warn_of_ends(noise, endpoints)
     model = MaskedDiffusion(
         _fitting.between(network, endpoints),
         schedule,
@@ -362,12 +321,3 @@ def diffusion(
     )
     model._structure()  # refuses what does not fit; an init that does not take this event_shape says so here
     return model
-
-
-def _warn_of_ends(noise: Corruption, endpoints: tuple[float, float]) -> None:
-    """Warns where reconstruction and prior alone cost much, which no training mends."""
-    low, high = (torch.tensor(end, dtype=torch.float64, device="cpu") for end in endpoints)
-    bits = (noise.reconstruction(low) + noise.prior(high)).item() / math.log(2.0)
-    if bits > ENDS:
-        message = f"its ends alone cost {bits:.3g} bits a token; take wider ones, as schedules.power() has"
-        warnings.warn(f"schedule: at gamma_0 = {endpoints[0]:.4g}, gamma_1 = {endpoints[1]:.4g} {message}", stacklevel=3)

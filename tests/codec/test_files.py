@@ -17,7 +17,7 @@ from parts import changed
 from tiny_codec import OTHERS, images, model_and_params
 
 from purevdm import codec, networks, random
-from purevdm.codec import _container, coding
+from purevdm.codec import _container, _model, _writing
 
 N = 12
 # What version 1 of the format made of 6 examples on an x86-64 CPU with AVX-512.
@@ -212,7 +212,7 @@ def damaged_copies(data, n):
 def test_a_thousand_damaged_files_give_right_data_or_a_clear_error(made, salvaged):
     """Whatever block comes back is one that was written."""
     batches, file = [batch[:3] for batch in made[2]], io.BytesIO()
-    file.writelines(coding._pieces(*made[:2], batches, 1, coding.LANES, True, False, 0, None))
+    file.writelines(_writing._pieces(*made[:2], batches, 1, _model.LANES, True, False, 0, None))
     refused = partly = 0
     for i, copy in enumerate(damaged_copies(file.getvalue(), 1000)):
         try:
