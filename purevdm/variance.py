@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purevdm import bound, process, schedules
+from purevdm import _autograd, bound, process, schedules
 from purevdm._compile import exact
 from purevdm._door import Batch
 from purevdm.bound import NLLBound
@@ -73,7 +73,7 @@ def gradients(
         return (terms.total * scale).mean(), terms
 
     others = {name: branch for name, branch in params.items() if name != "schedule"}
-    (grads, of_curve), (_, terms) = torch.func.grad_and_value(mean, argnums=(0, 1), has_aux=True)(others, at)
+    (grads, of_curve), (_, terms) = _autograd.grad_and_value(mean, others, at)
     # Example i's r and slope enter only its own loss L_i, so the gradient of the mean of L_i**2 is theirs times 2 L_i.
     twice = process.align(2.0 * (terms.diffusion * scale), of_curve.r)
     cotangent = of_curve._replace(r=twice * of_curve.r, slope=twice * of_curve.slope)

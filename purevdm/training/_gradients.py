@@ -1,15 +1,13 @@
 """Gradients of a model's loss, compiled or not, of a batch whole or in pieces."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor
-from torch._functorch import config
 
-from purevdm import _apply, _checks, _spread, _trees
+from purevdm import _apply, _autograd, _checks, _spread, _trees
 from purevdm._batches import unpacked
 from purevdm._compile import OLD, exact, transformed
 from purevdm._door import batch_axes, seeded
@@ -91,7 +89,6 @@ def gradients(
         with exact(loss.device):
             return pull(torch.ones_like(loss))[0], (loss, stats)
 
-    # torch.func.grad keeps its backward pass differentiable, which costs the kernels of norms and of swish.
     outside = _from_outside(model.loss_and_stats)
     # A backend "eager" does not differentiate regions.
     regions = compile and not variance and options.get("backend") != "eager" and _apply.has_regions(model.network)
@@ -175,31 +172,12 @@ def _without(frozen: Sequence[str], grad_fn: GradFn) -> GradFn:
     return some
 
 
-def _backward_exact(device: torch.device) -> AbstractContextManager[Any]:
-    """Gives a block in which a compiler makes backward passes without the user's autocast."""
-    if not torch.is_autocast_enabled(device.type) or not hasattr(config, "backward_pass_autocast"):
-        return nullcontext()
-    return config.patch(backward_pass_autocast="off")  # type: ignore[no-any-return]
-
-
 def _from_outside(loss_and_stats: Callable[..., tuple[Tensor, dict[str, Any]]], remat: bool = False) -> GradFn:
     """Makes the gradients of a loss by ``torch.autograd``, which knows checkpoints as ``torch.func`` does not."""
 
     def grad_fn(params: Params, x: Tensor, key: Key | Seeds, cond: Any = None, **masks: Any) -> Any:
-        leaves: Any
-        leaves, spec = optree.tree_flatten(params)  # type: ignore[arg-type]
-        # A copy of what was made in inference mode, as it takes no gradient.
-        leaves = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves]
         x, cond = optree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (x, cond))  # type: ignore[arg-type, assignment]
-        with torch.enable_grad(), _backward_exact(x.device):
-            loss, stats = loss_and_stats(optree.tree_unflatten(spec, leaves), x, key, cond, **masks)
-        with exact(loss.device):
-            if remat:  # reentrant checkpoints do not know torch.autograd.grad
-                loss.backward()
-                grads: Any = [leaf.grad for leaf in leaves]
-            else:
-                grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
-        return optree.tree_unflatten(spec, grads), (loss.detach(), optree.tree_map(torch.detach, stats))  # type: ignore[arg-type]
+        (grads,), found = _autograd.outside(lambda own: loss_and_stats(own, x, key, cond, **masks), params, remat=remat)
+        return grads, found
 
     return grad_fn
