@@ -65,25 +65,16 @@ class _Moments(torch.autograd.Function):
         ctx.save_for_forward(mean, std)
 
     @staticmethod
-    def slopes(mean: Tensor, std: Tensor, bins: int, order: int) -> list[tuple[Tensor, Tensor]]:
-        """Computes the derivatives of each sum by mean and by std."""
-        m = _Moments.apply(mean, std, bins, order + 2)
-        # of f(v): by mean, the sum of f'(v) / (sqrt(2) std), and by std, that of -v f'(v) / std
-        if order < 0:
-            by_v = [(2.0 / math.sqrt(math.pi) * m[0], 2.0 / math.sqrt(math.pi) * m[1])]
-        else:
-            by_v = [((n * m[n - 1] if n else 0.0) - 2.0 * m[n + 1], n * m[n] - 2.0 * m[n + 2]) for n in range(order + 1)]
-        return [(math.sqrt(0.5) * first / std, -times_v / std) for first, times_v in by_v]
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        each = _Moments.slopes(*ctx.saved_tensors, ctx.bins, ctx.order)
+        mean, std = ctx.saved_tensors
+        each = _slopes(mean, std, ctx.bins, ctx.order)
         by_mean, by_std = (sum(g * slope[i] for g, slope in zip(grads, each, strict=True)) for i in (0, 1))
         return by_mean, by_std, None, None
 
     @staticmethod
     def jvp(ctx: Any, d_mean: Tensor | None, d_std: Tensor | None, *_: None) -> Any:
-        each = _Moments.slopes(*ctx.saved_tensors, ctx.bins, ctx.order)
+        mean, std = ctx.saved_tensors
+        each = _slopes(mean, std, ctx.bins, ctx.order)
         tangents = [(i, d) for i, d in enumerate((d_mean, d_std)) if d is not None]
         return tuple(sum(slope[i] * d for i, d in tangents) for slope in each)
 
@@ -94,3 +85,14 @@ class _Moments(torch.autograd.Function):
             for x, axis in zip((mean, std), in_dims, strict=False)
         ]
         return _Moments.apply(*rows, bins, order), (0,) * (1 if order < 0 else order + 1)
+
+
+def _slopes(mean: Tensor, std: Tensor, bins: int, order: int) -> list[tuple[Tensor, Tensor]]:
+    """Computes the derivatives of each sum of :class:`_Moments` by mean and by std."""
+    m = _Moments.apply(mean, std, bins, order + 2)
+    # of f(v): by mean, the sum of f'(v) / (sqrt(2) std), and by std, that of -v f'(v) / std
+    if order < 0:
+        by_v = [(2.0 / math.sqrt(math.pi) * m[0], 2.0 / math.sqrt(math.pi) * m[1])]
+    else:
+        by_v = [((n * m[n - 1] if n else 0.0) - 2.0 * m[n + 1], n * m[n] - 2.0 * m[n + 2]) for n in range(order + 1)]
+    return [(math.sqrt(0.5) * first / std, -times_v / std) for first, times_v in by_v]
