@@ -11,15 +11,15 @@ same for all.
 Writes a file for each run as it ends, so that a second call goes on where the first stopped, and table.md.
 
 Means over three seeds with their standard errors; then the standard error over test images; a step's time is in multiples of
-the diffusion model's, on two AVX-512 cores (medians, in turn):
+the diffusion model's, on two AVX-512 cores (medians, in turn); last, the bound in equal time:
 
-    model                  test             over images  train             a step
+    model                  test             over images  train             a step  equal time
     diffusion              4.179 +- 0.027   0.116        4.054 +- 0.055    1
-    Bayesian flow          3.732 +- 0.018   0.065        3.626 +- 0.016    1.51
-    diffusion, binned      3.657 +- 0.028   0.099        3.534 +- 0.013    1.56
-    diffusion, v           4.048 +- 0.007   0.112        3.926 +- 0.038    0.97
-    DiffEnc, v             4.051 +- 0.011   0.112        3.933 +- 0.025    3.97
-    MuLAN, Gaussian code   6.022 +- 0.070   0.156        5.960 +- 0.074    2.14
+    Bayesian flow          3.732 +- 0.018   0.065        3.626 +- 0.016    1.05    3.738 +- 0.022
+    diffusion, binned      3.657 +- 0.028   0.099        3.534 +- 0.013    1.08
+    diffusion, v           4.048 +- 0.007   0.112        3.926 +- 0.038    0.98
+    DiffEnc, v             4.051 +- 0.011   0.112        3.933 +- 0.025    3.94    5.623 +- 0.045
+    MuLAN, Gaussian code   6.022 +- 0.070   0.156        5.960 +- 0.074    2.06    7.394 +- 0.059
     pixel histograms       4.621            0.036
 
 Binned estimates are 0.076 +- 0.012 ahead of the Bayesian flow, and DiffEnc 0.004 +- 0.015 behind diffusion that predicts v,
