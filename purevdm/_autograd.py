@@ -16,11 +16,12 @@ from torch._functorch import config
 from purevdm._compile import exact, transformed
 
 
-def grad_and_value(f: Callable[..., tuple[Tensor, Any]], *trees: Any) -> tuple[Any, tuple[Tensor, Any]]:
+def grad_and_value(f: Callable[..., tuple[Tensor, Any]], *trees: Any, given: Any = None) -> tuple[Any, tuple[Tensor, Any]]:
     """Differentiates ``f(*trees) -> (value, aux)`` by all trees, as ``torch.func.grad_and_value`` does; and by that one in a
-    compiled graph, within a transform, and where a leaf requires a gradient, as derivatives of the gradients may follow."""
-    leaves = optree.tree_leaves(trees)  # type: ignore[arg-type, var-annotated]
-    further = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+    compiled graph, within a transform, and where a tensor of these or of what else f is ``given`` requires a gradient, as
+    derivatives of the gradients may follow."""
+    leaves: Any = optree.tree_leaves((trees, given))  # type: ignore[arg-type]
+    further = torch.is_grad_enabled() and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
     if torch.compiler.is_compiling() or transformed() or further:
         return torch.func.grad_and_value(f, argnums=tuple(range(len(trees))), has_aux=True)(*trees)  # type: ignore[no-any-return]
     return outside(f, *trees)

@@ -73,7 +73,8 @@ def gradients(
         return (terms.total * scale).mean(), terms
 
     others = {name: branch for name, branch in params.items() if name != "schedule"}
-    (grads, of_curve), (_, terms) = _autograd.grad_and_value(mean, others, at)
+    given = (batch.x, noise, cond)
+    (grads, of_curve), (_, terms) = _autograd.grad_and_value(mean, others, at, given=given)
     # Example i's r and slope enter only its own loss L_i, so the gradient of the mean of L_i**2 is theirs times 2 L_i.
     twice = process.align(2.0 * (terms.diffusion * scale), of_curve.r)
     cotangent = of_curve._replace(r=twice * of_curve.r, slope=twice * of_curve.slope)

@@ -11,7 +11,7 @@ from compare import close
 from optree import tree_leaves, tree_map
 
 import purevdm
-from purevdm import denoiser, networks, random, schedules, variance
+from purevdm import decoders, denoiser, networks, random, schedules, variance
 
 SCHEDULES = {
     "line": schedules.learned_linear(),
@@ -30,6 +30,19 @@ def ready(schedule, dtype=torch.float64, n=5):
     moved = [leaf + 0.3 * random.normal(k, leaf.shape, dtype) for k, leaf in zip(keys, leaves, strict=True)]
     params = optree.tree_unflatten(spec, moved)
     return model, params, random.randint(random.key(2), (n, 2), 0, 16)
+
+
+def test_gradients_have_derivatives_where_a_tensor_asks_for_them():
+    model, params, _ = ready(SCHEDULES["line"])
+    model = model._replace(decoder=decoders.gaussian())
+    x, key = random.normal(random.key(2), (5, 2), torch.float64), random.key(3)
+    plain = tree_leaves(model.vlb_and_variance_grads(params, x, key)[0])
+    assert not any(leaf.requires_grad for leaf in plain)
+    for own, data in ((params, x.clone().requires_grad_()), (tree_map(lambda p: p.clone().requires_grad_(), params), x)):
+        found = model.vlb_and_variance_grads(own, data, key)[0]
+        close(tree_map(torch.detach, tree_leaves(found)), plain, 1e-12)
+        wanted = data if data.requires_grad else own["network"]["dense1"]["kernel"]
+        assert torch.autograd.grad(tree_leaves(found["network"])[0].sum(), wanted)[0].norm() > 0
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
