@@ -173,7 +173,8 @@ class VDM(NamedTuple):
             raise ValueError("weighting, subspace, code: expected None, as the variance is of the bound's loss an example")
         batch = parse(self, params, x, key, cond, mask=mask, sharded=True)
         noise = self._noise(key, batch.n, train)
-        per_dim = 1.0 / (batch.dims * math.log(2.0))
+        dims = batch.dims.to(self.dtype) if isinstance(batch.dims, Tensor) else batch.dims  # a count would give float32
+        per_dim = 1.0 / (dims * math.log(2.0))
         grads, terms, curve = variance.gradients(self, batch, noise, per_dim, cond)
         levels = variance.levels(curve)
         verify(schedules.rising(levels))

@@ -436,13 +436,15 @@ def test_what_has_no_formula_for_other_latents_refuses_them(name, tmp_path):
 
 
 def test_the_variance_s_gradients_know_masks_and_learned_decoders():
-    model = classes()
+    model = classes(dtype=torch.float64)
     params, x = model.init(KEY), random.randint(random.key(1), (4, 3), 0, 4)
     seeds, mask = model.seeds(random.key(2), 4), (torch.arange(3) < 2)[None]
     for there in (None, mask):
         grads, _ = model.vlb_and_variance_grads(params, x, seeds, mask=there)
         want = torch.func.grad(model.loss_fn)(params, x, seeds, mask=there)
-        close({"network": grads["network"], "decoder": grads["decoder"]}, {n: want[n] for n in ("network", "decoder")}, 1e-6)
+        close(
+            {"network": grads["network"], "decoder": grads["decoder"]}, {n: want[n] for n in ("network", "decoder")}, 1e-12
+        )
 
 
 def test_the_bound_of_one_has_noise_of_the_latents():
