@@ -1,4 +1,4 @@
-"""Hints to the compiler, which do nothing in eager mode, and the modes that a call runs under."""
+"""Hints to the compiler, which do nothing in eager mode, the modes that a call runs under, and what batching rules share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -47,6 +47,11 @@ def transformed() -> bool:
     if OLD and torch.compiler.is_compiling():
         return False
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
+def in_front(x: Tensor, axis: int | None, n: int) -> Tensor:
+    """Gives a tensor, to a batching rule of ``torch.func.vmap``, its mapped axis in front, or n times itself without one."""
+    return x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
 
 
 def exporting() -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purevdm._compile import fixed
+from purevdm._compile import fixed, in_front
 
 _ROOT_HALF = math.sqrt(0.5)
 _FAR = 9.0  # where erf is 1, and exp(-v**2) is 1e-35, which no sum notices
@@ -46,17 +46,8 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(mean: Tensor, std: Tensor, bins: int, order: int) -> Any:
         rows = max(1, 2**17 // bins) if mean.is_cpu else max(1, mean.numel())
-        parts = []
-        for m, s in zip(mean.flatten().split(rows), std.flatten().split(rows), strict=True):
-            v = _below(m, s, bins).clamp_(-_FAR, _FAR)  # exponentials are slow where they underflow
-            if order < 0:
-                parts.append([v.erf_().sum(-1)])
-                continue
-            power = v.square().neg_().exp_()
-            sums = [power.sum(-1)]
-            for _ in range(order):
-                sums.append(power.mul_(v).sum(-1))
-            parts.append(sums)
+        pieces = zip(mean.flatten().split(rows), std.flatten().split(rows), strict=True)
+        parts = [_sums(_below(m, s, bins), order) for m, s in pieces]
         return tuple(torch.cat(part).view(mean.shape) for part in zip(*parts, strict=True))
 
     @staticmethod
@@ -81,11 +72,18 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, mean: Tensor, std: Tensor, bins: int, order: int) -> Any:
-        rows = [
-            x.movedim(axis, 0) if axis is not None else x.expand(info.batch_size, *x.shape)
-            for x, axis in zip((mean, std), in_dims, strict=False)
-        ]
-        return _Moments.apply(*rows, bins, order), (0,) * (1 if order < 0 else order + 1)
+        whole = (in_front(x, axis, info.batch_size) for x, axis in zip((mean, std), in_dims, strict=False))
+        sums = _Moments.apply(*whole, bins, order)
+        return sums, (0,) * len(sums)
+
+
+def _sums(v: Tensor, order: int) -> list[Tensor]:
+    """Sums over the last axis as :class:`_Moments` does, in the memory of v."""
+    v = v.clamp_(-_FAR, _FAR)  # exponentials are slow where they underflow
+    if order < 0:
+        return [v.erf_().sum(-1)]
+    power = v.square().neg_().exp_()
+    return [power.sum(-1), *(power.mul_(v).sum(-1) for _ in range(order))]
 
 
 def _slopes(mean: Tensor, std: Tensor, bins: int, order: int) -> list[tuple[Tensor, Tensor]]:

@@ -13,12 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from purevdm._compile import in_front
+
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-def _whole(x: Tensor, axis: int | None, n: int) -> Tensor:
-    """Gives a tensor its mapped axis in front, or n times itself where it has none."""
-    return x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
 
 
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: list[int]) -> Tensor:
@@ -42,9 +39,9 @@ def _convolve_batch(
         return y.unflatten(0, (n, -1)), 0
 
     # A batch of kernels: as many groups of channels.
-    x, kernel = _whole(x, axis, n), _whole(kernel, kernel_axis, n)
+    x, kernel = in_front(x, axis, n), in_front(kernel, kernel_axis, n)
     x = (x.unsqueeze(1) if one else x).movedim(0, 1).flatten(1, 2)
-    bias = None if bias is None else _whole(bias, bias_axis, n).flatten()
+    bias = None if bias is None else in_front(bias, bias_axis, n).flatten()
     convolution = _CONVOLUTIONS[kernel.ndim - 3]
     y = convolution(x, kernel.flatten(0, 1), bias, stride=stride, padding=padding, groups=n)  # type: ignore[operator]
     y = y.unflatten(1, (n, -1)).movedim(0, 1)
@@ -57,7 +54,7 @@ def _concatenate(xs: list[Tensor], axis: int) -> Tensor:
 
 def _concatenate_batch(info: Any, in_dims: tuple[Any, ...], xs: list[Tensor], axis: int) -> tuple[Tensor, int]:
     n = info.batch_size
-    whole = [_whole(x, at, n) for x, at in zip(xs, in_dims[0], strict=True)]
+    whole = [in_front(x, at, n) for x, at in zip(xs, in_dims[0], strict=True)]
     return _CONCATENATE(whole, axis + 1 if axis >= 0 else axis), 0
 
 
@@ -72,7 +69,7 @@ def _group_norm_batch(
 ) -> tuple[Tensor, int]:
     axis, scale_axis, bias_axis = in_dims[0], in_dims[2], in_dims[3]
     n = info.batch_size
-    x = _whole(x, axis, n)
+    x = in_front(x, axis, n)
     if scale_axis is None and bias_axis is None:
         return _GROUP_NORM(x.flatten(0, 1), groups, scale, bias, eps).unflatten(0, (n, -1)), 0
     one = scale.new_ones(x.shape[2])

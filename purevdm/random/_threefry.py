@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purevdm._compile import in_front
 from purevdm.random._operators import operator
 from purevdm.types import Key
 
@@ -148,8 +149,7 @@ def _keys_first(overload: Any, n: int, in_dims: tuple[Any, ...], key: Tensor, *r
 
 
 def _both_first(overload: Any, n: int, in_dims: tuple[Any, ...], *given: Tensor) -> tuple[Tensor, int]:
-    whole = (x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0) for x, axis in zip(given, in_dims, strict=True))
-    return overload(*whole), 0
+    return overload(*(in_front(x, axis, n) for x, axis in zip(given, in_dims, strict=True))), 0
 
 
 _PAIRS = operator(
