@@ -1,6 +1,7 @@
 """Training a model on after a change: what each change keeps, a run that is stopped and goes on, models that do not fit."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import changes
 import further
@@ -101,6 +102,19 @@ def test_a_run_goes_on_and_leaves_a_model(tmp_path, monkeypatch):
     assert (form.predicts, form.embed, form.mirrored) == ("binned", 32, True)
     assert all(map(torch.equal, *map(optree.tree_leaves, (run.params, again.ema_params))))
     assert run.model.nll_bound(run.params, batch(run.test, np.arange(2))[0].long(), random.key(3)).total.isfinite().all()
+
+
+def test_a_model_of_mirrored_means_trains_its_network_alone_again():
+    given = changes.rebuilt(run_of_digits(**UNET, mirrored=True), dtype="bfloat16")
+    given = given._replace(params=drawn(given.params))
+    again = further.started(given, further.Arguments(Path("a run"), change=("mirrored",)))
+    assert not again.config.model.mirrored
+    args = again.params["network"], Z, GAMMA
+    alone = again.model.network.apply_to_batch(*args)
+    assert torch.equal(alone, given.model.network.own.apply_to_batch(*args))
+    means = torch.func.vmap(given.model.network.apply, (None, 0, 0))(*args)
+    assert (means - alone).abs().max() > 0.1 * alone.std()
+    assert further.started(given, further.Arguments(Path("a run"))).config.model.mirrored
 
 
 FITTING = "expected a U-Net's diffusion model of integers"
