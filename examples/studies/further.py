@@ -68,9 +68,9 @@ def started(run: Run, args: Arguments) -> Run:
         run = changes.wider(run, random.key(args.seed))
     if args.gamma is not None:
         run = changes.between(run, *args.gamma)
-    if "mirrored" in args.change:  # the network alone is trained, also where the checkpoint's model has such means
-        run = changes.rebuilt(run, mirrored=False)
-    return changes.rebuilt(run, dtype="bfloat16")
+    # the network alone is trained for mirrored means, also where the checkpoint's model has them
+    alone = {"mirrored": False} if "mirrored" in args.change else {}
+    return changes.rebuilt(run, dtype="bfloat16", **alone)
 
 
 @programs.program
