@@ -1,6 +1,7 @@
 """What the programs share at their door: failures that a user can mend become one line and an exit status, and what would
 stop a run at its end is noticed at its start."""
 
+import ctypes
 import functools
 import json
 import os
@@ -26,10 +27,12 @@ OURS = (Path(__file__).resolve().parents[1], Path(purevdm.__file__).resolve().pa
 def program(main: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a program's ``main`` so that it ends with a line on stderr and the exit status 1 where the user can mend what
     failed: data, files, settings, a full disk, too little memory. Any other error is a fault of the program's, and keeps its
-    traceback."""
+    traceback. Freed memory stays with the program, unless the environment says what malloc does."""
 
     @functools.wraps(main)
     def run(*args: Any, **options: Any) -> Any:
+        if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+            keep_memory()
         try:
             return main(*args, **options)
         except KeyboardInterrupt:
@@ -41,6 +44,21 @@ def program(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(message(error))
 
     return run
+
+
+def keep_memory(keep: bool = True) -> bool:
+    """Has glibc keep the memory that PyTorch frees for its next tensors, or not.
+
+    Else glibc gives a free end of its heap back to the system, and the next step takes it again, page by page.
+    Returns whether this system has these settings; others stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    trim, mmap_above, mmaps = -1, -3, -4  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
+    # The second setting is what glibc's own come to once a program has freed a tensor of 32 MiB.
+    settings = ((trim, -1), (mmaps, 0)) if keep else ((trim, 2**26), (mmap_above, 2**25), (mmaps, 2**16))
+    return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def expected(error: Exception) -> bool:

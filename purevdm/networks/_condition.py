@@ -79,7 +79,8 @@ def read(kinds: Kinds, params: Params, cond: Any, like: Tensor, key: Key | None 
     if not kinds:
         return cond
     params = params.get("cond", {})
-    keep = random.bernoulli(key, 1.0 - fixed(kinds.drop), ()) if key is not None and kinds.drop > 0.0 else None
+    drop = fixed(kinds.drop)
+    keep = random.bernoulli(key, 1.0 - drop, ()) if key is not None and drop > 0.0 else None
 
     def or_none(value: Tensor | None, stand_in: Tensor) -> Tensor:
         if value is None:
@@ -123,7 +124,7 @@ def _sorted(kinds: Kinds, cond: Any) -> Condition:
             raise TypeError(f"cond: expected a Condition with {wanted()}, got {_checks.describe(cond)}")
         raise ValueError(f"cond: expected None, as this network takes none (cond_dim=0), got {_checks.describe(cond)}")
     if cond is None or all(value is None for value in cond):
-        if taken and kinds.drop == 0.0:
+        if taken and fixed(kinds.drop) == 0.0:
             raise ValueError(f"cond: expected {wanted()}, got None; a network with cond_drop > 0 learns to go without")
         return Condition()
     for name, size in sizes.items():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import warnings
 from dataclasses import replace
@@ -228,3 +229,21 @@ def test_faults_of_the_program_keep_their_traceback():
             broken(error)
         assert "\n" not in ended.value.code
     assert programs.message(MemoryError()) == "MemoryError: "
+
+
+@pytest.mark.skipif(not programs.keep_memory(), reason="this system's malloc has no such settings")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    def pages():
+        """Counts the pages that the last of some equal tensors takes from the system."""
+        for _ in range(4):
+            torch.ones(2**24)  # 64 MiB
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    try:
+        assert programs.keep_memory(False)
+        given_back = pages()
+    finally:
+        programs.keep_memory()
+    assert pages() < 0.1 * given_back
