@@ -8,7 +8,7 @@ In a compiled graph a repeated block is a region: a compiler makes the code of o
 form. The transforms of ``torch.func`` do not support regions, so they are used only outside of these. All ways compute the
 same.
 
-Under gradients, the inductor of PyTorch 2.13 to 2.14.1 reuses the memory of what a region saves for the backward pass, even
+Under gradients, the inductor of PyTorch 2.13 to 2.15 reuses the memory of what a region saves for the backward pass, even
 if that is an input such as a parameter. So regions are used under gradients only if the network's ``owned_buffers`` says
 that the compiler was given the options of :func:`without_reuse`, which are part of the key of its cache. To set
 ``torch._functorch.config.donated_buffer = False`` is not enough: gradients of a small U-Net, ``vdm_unet(4, 1)`` on 4 x 4,
@@ -51,12 +51,14 @@ def _owners(network: "Network", name: str) -> list[type]:
 
 def _has(network: "Network", form: str) -> bool:
     """Says whether a network has another form of ``apply``: not where a subclass overrides only one of the two."""
-    return _owners(network, "apply")[:1] == _owners(network, form)[:1]
+    owners = _owners(network, form)
+    return bool(owners) and owners[0] is _owners(network, "apply")[0]
 
 
 def _is_around(network: "Network") -> bool:
     """Says whether a network takes any form of another: its ``apply`` is the one of ``networks.Wrapped``."""
-    return _owners(network, "apply")[:1] == _owners(network, "around")[-1:]
+    owners = _owners(network, "around")
+    return bool(owners) and owners[-1] is _owners(network, "apply")[0]
 
 
 def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
@@ -70,7 +72,7 @@ def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
     whole = network.apply_to_batch  # type: ignore[attr-defined]
     if OLD or not torch.compiler.is_compiling() or exporting() or transformed() or not has_regions(network):
         return whole  # type: ignore[no-any-return]
-    leaves: list[Any] = optree.tree_leaves(inputs)  # type: ignore[arg-type]
+    leaves = _checks.leaves(inputs).values()
     differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
     works = (not differentiated or network.owned_buffers) and not _spread.sharded(inputs)  # type: ignore[attr-defined]
     return network.apply_by_regions if works else whole  # type: ignore[attr-defined, no-any-return]

@@ -11,6 +11,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import _disable_current_modes
 
 OLD = TorchVersion(torch.__version__) < "2.13"
+ZEROS = TorchVersion(torch.__version__) < "2.12"
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", int, float)
@@ -49,6 +50,24 @@ def transformed() -> bool:
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
+@constant
+def _inference() -> bool:
+    return torch.is_inference_mode_enabled()
+
+
+def derivative() -> None:
+    """Stands where ``torch.func`` is about to differentiate, and refuses what gives zeros there without a word.
+
+    Raises:
+        RuntimeError: inference mode, with a PyTorch older than 2.12 (its issue 177318).
+    """
+    if ZEROS and _inference():
+        raise RuntimeError(
+            f"torch.inference_mode: PyTorch {torch.__version__} takes derivatives for 0 in it, and this needs some; "
+            "use torch.no_grad()"
+        )
+
+
 def in_front(x: Tensor, axis: int | None, n: int) -> Tensor:
     """Gives a tensor, to a batching rule of ``torch.func.vmap``, its mapped axis in front, or n times itself without one."""
     return x.expand(n, *x.shape) if axis is None else x.movedim(axis, 0)
@@ -68,7 +87,7 @@ def exact(device: torch.device) -> AbstractContextManager[Any]:
 
 def while_loop(condition: Callable[..., Tensor], body: Callable[..., Tensors], state: Tensors, what: str) -> Tensors:
     """Runs ``torch.while_loop`` without derivatives: its own are wrong, silently, where a start requires no gradient and
-    where the loop takes no turn (PyTorch 2.13 to 2.14.1).
+    where the loop takes no turn (PyTorch 2.13 to 2.15).
 
     Raises:
         RuntimeError: a start requires a gradient, or a tensor that the body closes over; ``what`` is named.

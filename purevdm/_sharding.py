@@ -210,12 +210,12 @@ def _leaf_like(leaf: Tensor, example: Any, mean: bool) -> Any:
     return (scattered if mean else divided)(leaf, own.device_mesh, own.placements)
 
 
-def restored(after: Any, before: Any, sharded: Any) -> Any:
-    """Shards ``after`` as ``sharded`` is. It was made of ``before``, which is ``sharded`` made whole: a leaf that is still
-    the same object becomes the sharded one again. Others are the mean over the processes."""
-    if after is before:
-        return sharded
-    return optree.tree_map(lambda new, old, own: own if new is old else _leaf_like(new, own, True), after, before, sharded)
+def restored(after: Any, before: Any, owns: Any) -> Any:
+    """Shards ``after`` as ``owns`` is. It was made of ``before``, which is ``owns`` made whole: a leaf that is still the
+    same object becomes the sharded one again. Others are the mean over the processes."""
+    if not sharded(owns):
+        return after
+    return optree.tree_map(lambda new, old, own: own if new is old else _leaf_like(new, own, True), after, before, owns)
 
 
 def divided(leaf: Tensor, mesh: Any, placements: Any) -> Any:

@@ -13,7 +13,7 @@ import optree
 import torch
 from torch import Tensor
 
-from purevdm import _facts, _trees
+from purevdm import _checks, _facts, _trees
 from purevdm._compile import constant, untraced
 
 
@@ -75,7 +75,8 @@ def finite(name: str, leaves: dict[tuple[Any, ...], Any], mesh: Any) -> list[_fa
 
 def sharded(params: Any) -> bool:
     """Says whether a tree has sharded leaves."""
-    return kind() is not None and any(below(leaf) is not None for leaf in optree.tree_leaves(params))
+    # Not by optree, which a compiler follows step by step, at a tenth of the time that it takes to trace a model.
+    return kind() is not None and any(below(leaf) is not None for leaf in _checks.leaves(params).values())
 
 
 # Parts

@@ -1,8 +1,8 @@
 """exp(x) - 1 and erf that are right for small arguments in compiled graphs, too.
 
 Inductor's vector code for CPUs takes exp(x) - 1 for ``expm1`` and, in float32, 1 minus a number near 1 for ``erf`` (torch
-2.13; 2.14.1 mends ``expm1`` only): at 1e-6 they are some per cent off, and 0 at 1e-8. So every room takes these two, which
-are torch's own in eager mode and on other devices, and have derivatives in both modes and batching rules everywhere.
+2.13 to 2.15; ``expm1`` in 2.13 only): at 1e-6 they are some per cent off, and 0 at 1e-8. So every room takes these two,
+which are torch's own in eager mode and on other devices, and have derivatives in both modes and batching rules everywhere.
 ``atanh``, which nothing here needs, cancels as well; ``log1p``, ``sinh``, ``asinh``, ``tanh``, ``erfc`` and ``softplus`` do
 not.
 """

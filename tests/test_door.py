@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import purevdm
-from purevdm import Noise, Seeds, bfn, decoders, likelihood, networks, ode, random, sampling, schedules, training
+from purevdm import Noise, Seeds, _compile, bfn, decoders, likelihood, networks, ode, random, sampling, schedules, training
 from purevdm import bound as diffusion_bound
 from purevdm.bfn import bound
 from purevdm.bfn.flows import Normal
+from purevdm.likelihood import flow
 
 KEY = random.key(0)
 NETWORK = functools.partial(networks.mlp, 4, 1, fourier=())
@@ -257,9 +258,25 @@ def test_parameters_made_in_inference_mode_are_as_any_others():
         lambda params: sampling.invert(model, params, X, steps=2),
     ):
         assert all(map(torch.equal, optree.tree_leaves(call(made)), optree.tree_leaves(call(params))))
+    if not _compile.ZEROS:
+        with torch.inference_mode():
+            assert torch.equal(log_p(made), log_p(params))
+
+
+def test_inference_mode_is_refused_where_derivatives_would_be_zero(monkeypatch):
+    monkeypatch.setattr(_compile, "ZEROS", True)
+    model = purevdm.vdm(networks.mlp(8), LINE, (2,), 8)
+    params = model.init(KEY)
     with torch.inference_mode():
-        inside = log_p(made)
-    assert torch.equal(inside, log_p(params))
+        model.sample(params, KEY, 2, steps=2)  # which needs none
+        for call in (
+            lambda: model.nll_bound(params, X, KEY),
+            lambda: model.vlb_and_variance_grads(params, X, KEY),
+            lambda: likelihood.log_prob(model, params, X, KEY),
+            lambda: flow.divergence(torch.sin, Z, "exact"),
+        ):
+            with pytest.raises(RuntimeError, match=r"^torch.inference_mode: .* use torch.no_grad\(\)$"):
+                call()
 
 
 def test_large_parameters_are_finite():

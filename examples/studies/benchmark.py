@@ -26,9 +26,6 @@ CUDA graphs, on a GPU. The peaks are those of bfloat16. With --device cuda it pr
 
     python examples/studies/benchmark.py --device cuda --parts ways --embed 128 --layers 32 --batch 128 --samples 64
 
-The part "memory" times an eager step by ``training.gradients`` as the programs run it, and as glibc runs it by itself, which
-gives freed memory back to the system (Linux).
-
 The part "flow" integrates log p of images, by the model that ``copy/digits.py`` trained and one probe each: by adaptive
 steps in one graph, with the divergence at all stages and at the ends of steps (``quadrature=2``); by Heun's method in
 as many steps as --steps says; by the first in eager; and by SciPy's RK45 driven from Python, as public code of score models
@@ -60,7 +57,7 @@ import purevdm
 from purevdm import likelihood, ode, random, solvers, training
 from purevdm.likelihood import flow as likelihood_flow
 
-PARTS = ("step", "sample", "memory", "ways", "flow")
+PARTS = ("step", "sample", "ways", "flow")
 DEFAULT = PARTS[:2]
 WAYS = (("float32", "default"), ("bfloat16", "default"), ("bfloat16", "reduce-overhead"))
 PAPER = dict(solver=solvers.ancestral(), grid="time")  # the sampler of all that are compared
@@ -154,15 +151,6 @@ def ways(args: argparse.Namespace, model: purevdm.VDM, params: Any, x: torch.Ten
     return results
 
 
-def giving_back(call: Callable[[], Any]) -> Any:
-    """Calls as a program does that leaves the settings of glibc's malloc as they are."""
-    programs.keep_memory(False)
-    try:
-        return call()
-    finally:
-        programs.keep_memory()
-
-
 def flow(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Times log p of digits by the probability flow, in one graph, in eager mode, and by SciPy."""
     model, params, z, probes = common.latents(args.digits, args.images, 1, args.device)
@@ -245,9 +233,6 @@ def main() -> None:
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this PyTorch sees no such device")
 
-    if "memory" in args.parts and not programs.keep_memory():
-        parser.error("--parts memory: expected Linux with glibc, whose malloc has these settings")
-
     programs.file(args.out)
     shape = (3, args.size, args.size)
     network = purevdm.networks.vdm_unet(args.embed, args.layers)
@@ -270,15 +255,10 @@ def main() -> None:
             "purevdm, compiled": lambda: sample(params, key, args.samples, steps=count),
             "purevdm, eager": lambda: model.sample(params, key, args.samples, steps=count, **PAPER),
         },
-        "memory": {
-            "freed memory kept": lambda: gradients(params, x, key),
-            "given back, as glibc does": lambda: giving_back(lambda: gradients(params, x, key)),
-        },
     }
     flops = {
         "step": lambda: loss_and_grad(params, x, key),
         "sample": lambda: model.sample(params, key, args.samples, steps=1, **PAPER),
-        "memory": lambda: loss_and_grad(params, x, key),
     }
     sizes = (args.embed, args.layers, args.size, args.batch, args.samples, args.steps)
     for other in (

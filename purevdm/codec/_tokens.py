@@ -182,7 +182,7 @@ def _coder(model: MaskedDiffusion, params: Params, cond: Any, n: int, steps: int
     device = device_of(params)
     model = model._replace(network=model.network.computing_in(None), dtype=torch.float64)
     keys, tokens = random.split(random.key(seed, device=device), n), torch.Size(model.event_shape).numel()
-    drawn = torch.func.vmap(lambda key: random.bits(key, (tokens,)).view(torch.int32))(keys)
+    drawn = torch.func.vmap(lambda key: random.bits(key, (tokens,)))(keys).view(torch.int32)
     rank = drawn.argsort(dim=1, stable=True).argsort(dim=1)
     return Coder(model, cast(params, torch.float64), cast(cond, torch.float64), rank, steps, lanes)
 
