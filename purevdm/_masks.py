@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks
+from purevdm._compile import OLD
 from purevdm._facts import Fact, readable, verify
 
 
@@ -50,7 +51,11 @@ def of_events(model: Any, mask: Any, n: int, device: torch.device) -> Tensor | N
 
 def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
     """Gives the data with zeros where nothing exists."""
-    return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    if mask is None:
+        return x
+    if OLD and x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for which it has no `where`
+        return zeroed(x.to(torch.int64), mask).to(x.dtype)
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def dims(model: Any, n: int, mask: Tensor | None, device: torch.device) -> Tensor | float:

@@ -23,6 +23,7 @@ from versions import since_2_13
 
 import purevdm
 from purevdm import bound, decoders, importance, networks, nn, random, schedules
+from purevdm.decoders._discrete import INTEGERS
 
 seeds = st.integers(0, 2**31)
 tree_map = optree.tree_map
@@ -398,6 +399,15 @@ def test_data_of_unsigned_integers_beyond_the_vocabulary_are_named():
         x = torch.tensor([[1, 9]]).to(dtype)
         with pytest.raises(ValueError, match=r"x: expected integers in \[0, 7\], got values from 1"):
             model.nll_bound(params, x, random.key(1))
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, False]])], ids=["whole", "masked"])
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_data_of_every_integer_dtype_are_the_same_data(dtype, mask):
+    model = purevdm.vdm(networks.mlp(4), schedules.learned_linear(), (2,), 8)
+    params, x = model.init(random.key(0)), torch.arange(6).reshape(3, 2)
+    found, want = (model.nll_bound(params, data, random.key(1), mask=mask).total for data in (x.to(dtype), x))
+    assert torch.equal(found, want)
 
 
 def test_parameters_that_no_memory_holds_are_refused_before_any_is_made():
