@@ -55,11 +55,12 @@ def _inference() -> bool:
     return torch.is_inference_mode_enabled()
 
 
-def derivative() -> None:
-    """Stands where ``torch.func`` is about to differentiate, and refuses what gives zeros there without a word.
+def refuse_zero_derivatives() -> None:
+    """Refuses inference mode where ``torch.func`` is about to differentiate: an older PyTorch finds zeros in it, without a
+    word (its issue 177318).
 
     Raises:
-        RuntimeError: inference mode, with a PyTorch older than 2.12 (its issue 177318).
+        RuntimeError: inference mode, with a PyTorch older than 2.12.
     """
     if ZEROS and _inference():
         raise RuntimeError(

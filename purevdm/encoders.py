@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, process
-from purevdm._compile import derivative
+from purevdm._compile import refuse_zero_derivatives
 from purevdm._stable import expm1
 from purevdm.denoiser import Denoiser, output
 from purevdm.model import Model
@@ -145,7 +145,7 @@ def of_batch(model: Model, params: Params, f: Tensor, levels: Levels, denoise: D
 def _with_motion(shift: Any, gamma: Tensor) -> tuple[Tensor, Tensor]:
     """Gives f_t - f and its derivative in gamma, (B,), by reverse mode twice, as :func:`purevdm.schedules.gamma_and_slope`
     does, and for its reasons."""
-    derivative()
+    refuse_zero_derivatives()
     gamma = gamma.clone()
 
     def backward(cotangent: Tensor) -> tuple[Tensor, Tensor]:

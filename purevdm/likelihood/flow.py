@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, ode, process, random, schedules
-from purevdm._compile import derivative
+from purevdm._compile import refuse_zero_derivatives
 from purevdm._door import latents, parse
 from purevdm._masks import inside
 from purevdm._vdm import VDM
@@ -71,7 +71,7 @@ def divergence(
     >>> div
     tensor([15., 27.])
     """
-    derivative()
+    refuse_zero_derivatives()
     probes, dims = checked_probes(probe_noise, z), z[0].numel()
     n = dims if probes is None else len(probes)
     chunk = n if chunk is None else min(_checks.integer("chunk", chunk, 1), n)

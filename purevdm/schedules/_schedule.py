@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from purevdm import _checks, _facts
-from purevdm._compile import derivative, exact, exporting
+from purevdm._compile import exact, exporting, refuse_zero_derivatives
 from purevdm._layout import laid_out
 from purevdm._stable import expm1
 from purevdm._values import Value
@@ -135,7 +135,7 @@ def gamma_and_slope(schedule: Schedule, params: Params, t: Tensor, context: Any 
         values, pull = torch.func.vjp(partial(of, params), flat)  # type: ignore[misc]
         return values, pull(torch.ones_like(values) if cotangent is None else cotangent)[0]
 
-    derivative()
+    refuse_zero_derivatives()
     with exact(t.device):
         if exporting():
             # The parameters get zero tangents made here: those that PyTorch makes itself have no storage.
