@@ -74,7 +74,8 @@ def for_batch(network: "Network", *inputs: Any) -> Callable[..., Any] | None:
         return whole  # type: ignore[no-any-return]
     leaves = _checks.leaves(inputs).values()
     differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-    works = (not differentiated or network.owned_buffers) and not _spread.sharded(inputs)  # type: ignore[attr-defined]
+    whole_leaves = all(_spread.below(leaf) is None for leaf in leaves)
+    works = (not differentiated or network.owned_buffers) and whole_leaves  # type: ignore[attr-defined]
     return network.apply_by_regions if works else whole  # type: ignore[attr-defined, no-any-return]
 
 

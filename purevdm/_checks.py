@@ -18,6 +18,7 @@ from purevdm._facts import Fact, plain, readable, verify
 from purevdm.types import PyTree
 
 T = TypeVar("T")
+WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # for which PyTorch has few operations
 
 
 def describe(x: object) -> str:
@@ -255,7 +256,7 @@ def outside(wanted: str, name: str, x: Tensor) -> ValueError:
     """Makes the error for values that are not all among those wanted."""
     if x.is_floating_point() and plain(x).isnan().any():
         return ValueError(f"{name}: expected {wanted}, got NaN in {describe(x)}")
-    wide = plain(x).double() if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else plain(x)  # no order of their own
+    wide = plain(x).double() if x.dtype in WIDE_UNSIGNED else plain(x)  # no order of their own
     low, high = (v.item() for v in wide.aminmax())
     return ValueError(f"{name}: expected {wanted}, got values from {low} to {high}")
 

@@ -53,7 +53,7 @@ def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
     """Gives the data with zeros where nothing exists."""
     if mask is None:
         return x
-    if OLD and x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for which it has no `where`
+    if OLD and x.dtype in _checks.WIDE_UNSIGNED:  # for which it has no `where`
         return zeroed(x.to(torch.int64), mask).to(x.dtype)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 

@@ -46,19 +46,15 @@ def program(main: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def keep_memory(keep: bool = True) -> bool:
-    """Has glibc keep the memory that PyTorch frees for its next tensors, or not.
+def keep_memory() -> bool:
+    """Has glibc keep the memory that PyTorch frees for its next tensors.
 
     Else glibc gives a free end of its heap back to the system, and the next step takes it again, page by page.
     Returns whether this system has these settings; others stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    trim, mmap_above, mmaps = -1, -3, -4  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
-    # The second setting is what glibc's own come to once a program has freed a tensor of 32 MiB.
-    settings = ((trim, -1), (mmaps, 0)) if keep else ((trim, 2**26), (mmap_above, 2**25), (mmaps, 2**16))
-    return all(mallopt(name, value) == 1 for name, value in settings)
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    return mallopt is not None and mallopt(trim_threshold, -1) == 1 and mallopt(mmap_max, 0) == 1
 
 
 def expected(error: Exception) -> bool:
